@@ -1,0 +1,1 @@
+"""A payment provider for machines without one: speaks Stripe's HTTP protocol on loopback."""

@@ -1,0 +1,70 @@
+"""`python -m deploy.sandbox`: runs the payment sandbox until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import signal
+import sys
+import time
+
+from deploy.sandbox import http, journal, settings
+
+log = logging.getLogger("deploy.sandbox")
+
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, with whatever was given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update({name: value for name, value in vars(record).items() if name not in _PLAIN})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+async def run(options: settings.Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then ends in order."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    running = await http.start(options)
+    log.info("listening", extra={"url": running.url, "state": str(options.state)})
+    await stop.wait()
+    log.info("stopping")
+    await running.stop()
+    log.info("stopped")
+
+
+def main(argv: list[str]) -> int:
+    """Exit code 2 means: not started, and the last log line says why."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    options = settings.parse(argv)
+    try:
+        asyncio.run(run(options))
+    except (journal.Busy, journal.Damaged) as error:
+        log.error("not started: %s", error)
+        return 2
+    except OSError as error:
+        reason = "the port is taken" if error.errno == errno.EADDRINUSE else str(error)
+        log.error("not started: %s", reason, extra={"listen": f"{options.host}:{options.port}"})
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,27 @@
+"""Which currencies exist, and how many of their minor units make one that people say."""
+
+from __future__ import annotations
+
+ZERO_DECIMAL = frozenset("bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf".split())
+THREE_DECIMAL = frozenset("bhd jod kwd omr tnd".split())
+TWO_DECIMAL = frozenset(
+    "usd aed afn all amd ang aoa ars aud awg azn bam bbd bdt bgn bmd bnd bob brl bsd bwp byn bzd cad cdf chf "
+    "cny cop crc cve czk dkk dop dzd egp etb eur fjd fkp gbp gel gip gmd gtq gyd hkd hnl hrk htg huf idr ils "
+    "inr isk jmd kes kgs khr kyd kzt lak lbp lkr lrd lsl mad mdl mkd mmk mnt mop mro mur mvr mwk mxn myr mzn "
+    "nad ngn nio nok npr nzd pab pen pgk php pkr pln qar ron rsd rub sar sbd scr sek sgd shp sle sos srd std "
+    "szl thb tjs top try ttd twd tzs uah ugx uyu uzs wst xcd yer zar zmw".split()
+)
+CURRENCIES = ZERO_DECIMAL | THREE_DECIMAL | TWO_DECIMAL
+
+# Networks settle three-decimal currencies to two places, and two currencies lost their minor unit
+# but kept the old notation: amounts must be a multiple of this.
+AMOUNT_STEP = {**dict.fromkeys(THREE_DECIMAL, 10), "isk": 100, "ugx": 100}
+
+
+def readable(amount: int, currency: str) -> str:
+    """An amount as a person writes it, for messages."""
+    places = 0 if currency in ZERO_DECIMAL else 3 if currency in THREE_DECIMAL else 2
+    if not places:
+        return f"{amount} {currency}"
+    whole, rest = divmod(amount, 10**places)
+    return f"{whole}.{rest:0{places}d} {currency}"

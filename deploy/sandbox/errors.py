@@ -1,0 +1,88 @@
+"""Stripe's error answers. Raise them anywhere below the HTTP layer, which turns them into JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy.sandbox.values import Intent
+
+
+class ApiError(Exception):
+    """An answer that is not the object asked for.
+
+    `saved` says whether the answer belongs to the idempotency key: Stripe keeps what an endpoint
+    decided (a decline, a wrong state), not what was refused before it began (bad parameters).
+    `intent` is the payment the answer is about; it is shown inside the error.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        saved: bool = False,
+        intent: Intent | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.saved = saved
+        self.intent = intent
+        body = {"type": kind, "code": code, "message": message, "param": param, **more}
+        self.body = {name: value for name, value in body.items() if value is not None}
+
+
+def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    """A request that cannot be meant as it is written."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def missing_param(name: str) -> ApiError:
+    return invalid(f"Missing required param: {name}.", param=name, code="parameter_missing")
+
+
+def no_such(noun: str, identifier: str, *, param: str = "id", status: int = 404) -> ApiError:
+    return ApiError(status, f"No such {noun}: '{identifier}'", param=param, code="resource_missing")
+
+
+def unauthorised(message: str) -> ApiError:
+    return ApiError(401, message)
+
+
+def rate_limited() -> ApiError:
+    return ApiError(
+        429,
+        "Request rate limit exceeded. Learn more about rate limits here https://stripe.com/docs/rate-limits.",
+        code="rate_limit",
+    )
+
+
+def server_error(*, saved: bool = False) -> ApiError:
+    return ApiError(
+        500,
+        "An unknown error occurred.",
+        kind="api_error",
+        saved=saved,
+    )
+
+
+def key_in_use(key: str) -> ApiError:
+    return ApiError(
+        409,
+        "There is currently another in-progress request using this Idempotent Key (that probably means you "
+        f"submitted twice, and the other request is still going through): {key}.",
+        kind="idempotency_error",
+        code="idempotency_key_in_use",
+    )
+
+
+def key_reused(key: str) -> ApiError:
+    return ApiError(
+        400,
+        "Keys for idempotent requests can only be used with the same parameters they were first used with. "
+        f"Try using a key other than '{key}' if you meant to execute a different request.",
+        kind="idempotency_error",
+    )

@@ -1,0 +1,158 @@
+"""Things that go wrong with a payment provider, switched on from outside."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploy.sandbox.errors import invalid
+from deploy.sandbox.values import Json
+
+NEXT_MAX = 1_000_000
+DELAY_MS_MAX = 600_000
+
+
+class Switch:
+    """Fires for the next N chances, or by chance with a seed; off when new."""
+
+    __slots__ = ("_chance", "_left", "_random", "_said")
+
+    def __init__(self, said: Any = None) -> None:
+        self._said = said
+        self._left = 0
+        self._chance = 0.0
+        self._random = random.Random(0)  # noqa: S311 - chance for tests, repeatable by its seed
+        match said:
+            case None | False:
+                pass
+            case True:
+                self._chance = 1.0
+            case int() if 0 <= said <= NEXT_MAX:
+                self._left = said
+            case float() if 0 <= said <= 1:
+                self._chance = said
+            case {"next": int(left), **rest} if 0 <= left <= NEXT_MAX and not rest:
+                self._left = left
+            case {"probability": int() | float() as chance, **rest} if 0 <= chance <= 1 and set(rest) <= {
+                "seed"
+            }:
+                self._chance = float(chance)
+                self._random.seed(str(rest.get("seed", 0)))
+            case _:
+                raise invalid(
+                    'A fault is true, false, a count, a probability below one, {"next": N} '
+                    'or {"probability": P, "seed": S}.'
+                )
+
+    def fires(self) -> bool:
+        if self._left:
+            self._left -= 1
+            return True
+        return self._chance > 0 and self._random.random() < self._chance
+
+    def shown(self) -> Any:
+        """What was asked for, and how many are left of a count."""
+        if isinstance(self._said, (int, dict)) and not isinstance(self._said, bool) and not self._chance:
+            return {"next": self._left}
+        return self._said or False
+
+
+@dataclass(slots=True)
+class WebhookFaults:
+    """What happens to webhooks on their way."""
+
+    delay_ms: int = 0
+    duplicate: Switch = field(default_factory=Switch)
+    reorder: Switch = field(default_factory=Switch)
+    drop: Switch = field(default_factory=Switch)
+
+    def change(self, wanted: Json) -> None:
+        for name, value in wanted.items():
+            if name == "delay_ms":
+                self.delay_ms = milliseconds(value)
+            elif name in ("duplicate", "reorder", "drop"):
+                setattr(self, name, Switch(value))
+            else:
+                raise invalid(f"Unknown webhook fault: {name}", param=name)
+
+
+@dataclass(slots=True)
+class Faults:
+    """All switches. `change` touches only what it names; everything is off after a restart."""
+
+    latency_ms: int = 0
+    jitter_ms: int = 0
+    drop_after_charge: Switch = field(default_factory=Switch)
+    drop_after_refund: Switch = field(default_factory=Switch)
+    rate_limit_429: Switch = field(default_factory=Switch)
+    error_500: Switch = field(default_factory=Switch)
+    error_500_saved: bool = False
+    webhooks: WebhookFaults = field(default_factory=WebhookFaults)
+    _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
+
+    def change(self, wanted: Any) -> None:
+        """Applies a JSON object of switches; raises before the first one if the object is no object."""
+        if not isinstance(wanted, dict):
+            raise invalid("Faults are a JSON object.")
+        for name, value in wanted.items():
+            if name == "latency_ms":
+                spread = value if isinstance(value, dict) else {"fixed": value}
+                self.latency_ms = milliseconds(spread.get("fixed", 0))
+                self.jitter_ms = milliseconds(spread.get("jitter", 0))
+            elif name == "error_500":
+                said = dict(value) if isinstance(value, dict) else value
+                self.error_500_saved = isinstance(said, dict) and said.pop("saved", False) is True
+                self.error_500 = Switch(said)
+            elif name in ("drop_after_charge", "drop_after_refund", "rate_limit_429"):
+                setattr(self, name, Switch(value))
+            elif name == "webhooks" and isinstance(value, dict):
+                self.webhooks.change(value)
+            else:
+                raise invalid(f"Unknown fault: {name}", param=name)
+
+    def clear(self, *, latency_ms: int) -> None:
+        """Switches everything off, but for the latency the process was started with."""
+        self.change(
+            {
+                "latency_ms": latency_ms,
+                "webhooks": {"delay_ms": 0, "duplicate": False, "reorder": False, "drop": False},
+                **dict.fromkeys(
+                    ("drop_after_charge", "drop_after_refund", "rate_limit_429", "error_500"), False
+                ),
+            }
+        )
+
+    def latency_s(self) -> float:
+        """How long this request takes before it is worked on."""
+        if not self.latency_ms and not self.jitter_ms:
+            return 0.0
+        return (self.latency_ms + self._random.random() * self.jitter_ms) / 1000
+
+    def loses_answer(self, effects: set[str]) -> bool:
+        """Whether the client never hears of what was just done."""
+        charged = "charge" in effects and self.drop_after_charge.fires()
+        return charged or ("refund" in effects and self.drop_after_refund.fires())
+
+    def shown(self) -> Json:
+        hooks = self.webhooks
+        return {
+            "latency_ms": {"fixed": self.latency_ms, "jitter": self.jitter_ms},
+            "drop_after_charge": self.drop_after_charge.shown(),
+            "drop_after_refund": self.drop_after_refund.shown(),
+            "rate_limit_429": self.rate_limit_429.shown(),
+            "error_500": self.error_500.shown(),
+            "error_500_saved": self.error_500_saved,
+            "webhooks": {
+                "delay_ms": hooks.delay_ms,
+                "duplicate": hooks.duplicate.shown(),
+                "reorder": hooks.reorder.shown(),
+                "drop": hooks.drop.shown(),
+            },
+        }
+
+
+def milliseconds(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= DELAY_MS_MAX:
+        raise invalid(f"A time is a whole number of milliseconds from 0 to {DELAY_MS_MAX}.")
+    return value

@@ -1,0 +1,242 @@
+"""Stripe's protocol around the rules: keys, parameters, idempotency, answers and lost answers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from deploy.sandbox import api, control, idempotency, render
+from deploy.sandbox.errors import ApiError, invalid, rate_limited, server_error, unauthorised
+from deploy.sandbox.forms import Params, Tree, parse
+from deploy.sandbox.journal import KeyRecord
+from deploy.sandbox.service import Sandbox
+from deploy.sandbox.settings import Settings
+from deploy.sandbox.values import Work
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES_MAX = 128 * 1024
+SHUTDOWN_S = 5.0
+FORM = "application/x-www-form-urlencoded"
+# Stripe lets any page call it: what protects an intent is its client secret.
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET, HEAD, PUT, PATCH, POST, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Stripe-Version",
+    "Access-Control-Expose-Headers": "Request-Id, Idempotent-Replayed, Stripe-Should-Retry",
+    "Access-Control-Max-Age": "300",
+}
+
+
+class Front:
+    """Answers HTTP requests for one sandbox."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._secret = _digest(sandbox.settings.api_key)
+        self._publishable = _digest(sandbox.settings.publishable_key)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        if path.startswith("/v1/"):
+            if request.method == "OPTIONS":
+                return web.Response(headers=CORS)
+            return await self._stripe(request, path)
+        return await control.handle(self._sandbox, request)
+
+    async def _stripe(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+        request_id = f"req_{os.urandom(7).hex()}"
+        buyer = False
+        try:
+            tree = await _parameters(request)
+            buyer = self._authorise(request.headers, tree)
+            operation, identifier = api.route(request.method, path)
+            if buyer and operation not in api.FOR_BUYERS:
+                raise ApiError(
+                    403,
+                    "This API call cannot be made with a publishable API key. Please use a secret API key.",
+                    code="secret_key_required",
+                )
+            if self._sandbox.faults.rate_limit_429.fires():
+                raise rate_limited()
+            key = request.headers.get("Idempotency-Key") if request.method == "POST" else None
+            work = self._sandbox.work(request_id, key or None)
+            call = api.Call(identifier, Params(tree), buyer, work)
+            if key:
+                mark = idempotency.fingerprint(request.method, path, tree)
+                return await self._once(request, operation, call, key, mark)
+            await self._slowly()
+            status, body, _saved = self._execute(operation, call)
+            self._sandbox.commit(work, body=body)
+            return self._answer(request, status, body, request_id, work)
+        except ApiError as error:
+            body = _encoded_error(error, request_id, buyer)
+            return self._answer(request, error.status, body, request_id)
+
+    async def _once(
+        self, request: web.BaseRequest, operation: api.Operation, call: api.Call, key: str, mark: str
+    ) -> web.StreamResponse:
+        """Executes under an idempotency key, or repeats what was answered under it before."""
+        sandbox, work = self._sandbox, call.work
+        request_id = work.request_id or ""
+        found = sandbox.keys.begin(key, mark, work.now)
+        if found is not None:
+            body = sandbox.journal.body_at(found.offset)
+            return self._answer(request, found.status, body, request_id, replay_of=found)
+        try:
+            await self._slowly()
+            status, body, saved = self._execute(operation, call)
+            record = KeyRecord(key, mark, work.now, status, request_id) if saved else None
+            sandbox.commit(work, record, body)
+        finally:
+            # A key that was saved has left the running ones already.
+            sandbox.keys.leave(key)
+        return self._answer(request, status, body, request_id, work)
+
+    async def _slowly(self) -> None:
+        wait_s = self._sandbox.faults.latency_s()
+        if wait_s:
+            await asyncio.sleep(wait_s)
+
+    def _execute(self, operation: api.Operation, call: api.Call) -> tuple[int, bytes, bool]:
+        """Status, body, and whether the answer belongs to the idempotency key."""
+        faults = self._sandbox.faults
+        request_id = call.work.request_id or ""
+        try:
+            if faults.error_500.fires():
+                raise server_error(saved=faults.error_500_saved)
+            body = api.perform(self._sandbox.store, operation, call)
+            return 200, render.dumps(body).encode(), True
+        except ApiError as error:
+            if not error.saved:
+                call.work.changes.clear()
+                call.work.effects.clear()
+            return error.status, _encoded_error(error, request_id, call.buyer), error.saved
+
+    def _answer(
+        self,
+        request: web.BaseRequest,
+        status: int,
+        body: bytes,
+        request_id: str,
+        work: Work | None = None,
+        *,
+        replay_of: KeyRecord | None = None,
+    ) -> web.StreamResponse:
+        if work is not None and work.effects and self._sandbox.faults.loses_answer(work.effects):
+            # The money has moved; the client finds a connection that ended without an answer.
+            if request.transport is not None:
+                request.transport.abort()
+            log.warning("answer lost on purpose", extra={"request_id": request_id})
+            return web.Response(status=503)
+        headers: CIMultiDict[str] = CIMultiDict(CORS)
+        headers["Request-Id"] = request_id
+        headers["Stripe-Version"] = request.headers.get("Stripe-Version", render.API_VERSION)
+        headers["Cache-Control"] = "no-cache, no-store"
+        if request.method == "POST" and (key := request.headers.get("Idempotency-Key")):
+            headers["Idempotency-Key"] = key
+            headers["Original-Request"] = replay_of.request_id if replay_of else request_id
+        if replay_of is not None:
+            headers["Idempotent-Replayed"] = "true"
+        if status == 409:
+            headers["Stripe-Should-Retry"] = "true"
+        elif status == 401:
+            headers["WWW-Authenticate"] = 'Basic realm="Stripe"'
+        return web.Response(status=status, body=body, headers=headers, content_type="application/json")
+
+    def _authorise(self, headers: Mapping[str, str], tree: Tree) -> bool:
+        """True for a publishable key, False for the secret one; raises 401 for all others."""
+        given = _given_key(headers) or tree.get("key")
+        if not isinstance(given, str) or not given:
+            raise unauthorised(
+                "You did not provide an API key. You need to provide your API key in the Authorization header, "
+                "using Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY')."
+            )
+        # Digests have one length, so the comparison takes one time.
+        digest = _digest(given)
+        if secrets.compare_digest(digest, self._secret):
+            return False
+        if secrets.compare_digest(digest, self._publishable):
+            return True
+        shown = given[:8] + "*" * 12 + given[-4:] if len(given) > 16 else "*" * 12
+        raise unauthorised(f"Invalid API Key provided: {shown}")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).digest()
+
+
+def _encoded_error(error: ApiError, request_id: str, buyer: bool) -> bytes:
+    return render.dumps(render.error(error, request_id, for_buyer=buyer)).encode()
+
+
+def _given_key(headers: Mapping[str, str]) -> str | None:
+    scheme, _, value = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[0]
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+
+
+async def _parameters(request: web.BaseRequest) -> Tree:
+    if request.method != "POST":
+        return parse(request.rel_url.raw_query_string)
+    if (request.content_length or 0) > BODY_BYTES_MAX:
+        raise ApiError(413, "The request body is too large.")
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise ApiError(413, "The request body is too large.") from None
+    if not raw:
+        return {}
+    if request.content_type != FORM:
+        raise invalid(f"Invalid request (check that your POST content type is {FORM}).")
+    try:
+        return parse(raw.decode("ascii"))
+    except UnicodeDecodeError:
+        raise invalid("Invalid request: the body has bytes that are not percent-encoded.") from None
+
+
+class Running:
+    """A sandbox that listens. Made by `start`; give it back with `stop`."""
+
+    def __init__(self, sandbox: Sandbox, runner: web.ServerRunner, url: str) -> None:
+        self.sandbox = sandbox
+        self.url = url
+        self._runner = runner
+
+    async def stop(self) -> None:
+        """Lets running requests end, then stops webhooks and closes the state."""
+        await self._runner.cleanup()
+        await self.sandbox.stop()
+
+
+async def start(settings: Settings) -> Running:
+    """Loads the state and listens; raises `OSError` when the address is taken."""
+    sandbox = Sandbox(settings)
+    server = web.Server(Front(sandbox).handle, access_log=None)
+    runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, settings.port, backlog=1024).start()
+    except OSError:
+        await runner.cleanup()
+        await sandbox.stop()
+        raise
+    host, port = runner.addresses[0][:2]
+    sandbox.base_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    sandbox.start()
+    return Running(sandbox, runner, sandbox.base_url)

@@ -1,0 +1,233 @@
+"""The saved state: one append-only file of lines, written before an answer leaves the process.
+
+A line is `{"c": changes, "k": key record, "d": delivered events}`, all optional, and, where a key
+record is there, a tab and the answer's body. Bodies and old events stay in the file and are read back
+by their offset when somebody asks, so memory holds numbers instead of text. An event follows the state
+it reports in the same line, which makes every line readable on its own.
+
+The operating system has a line before the client has its answer; that survives the death of the
+process, not of the machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deploy.sandbox.render import dumps
+from deploy.sandbox.values import Change, Charge, Event, Intent, Refund, Subject
+
+# Where an event stands: the offset of its line, and its index among the changes there.
+Place = tuple[int, int]
+
+LINE_MAX = 1 << 20
+NOTES_MAX = 64
+_CHUNK = 16_384
+
+_TAGS: dict[type[Any], str] = {Intent: "pi", Charge: "ch", Refund: "re"}
+_TYPES: dict[str, Any] = {"pi": Intent, "ch": Charge, "re": Refund}
+
+
+class Busy(Exception):
+    """Another process uses this state file."""
+
+
+class Damaged(Exception):
+    """The state file has a line in its middle that cannot be read."""
+
+
+class KeyRecord(NamedTuple):
+    """What a saved idempotency key answers; `offset` is where its line is in the journal."""
+
+    key: str
+    fingerprint: str
+    created: int
+    status: int
+    request_id: str
+    offset: int = 0
+
+
+class Record(NamedTuple):
+    """One line, read back."""
+
+    offset: int
+    changes: list[Change]
+    key: KeyRecord | None
+    delivered: list[str]
+    body: bytes
+
+
+class Journal:
+    """The open state file. One process at a time; a second one gets `Busy`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A lock of its own: compaction replaces the state file, and a lock on it with it.
+        self._lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise Busy(f"{path} is in use by another sandbox") from None
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._end = os.fstat(self._file).st_size
+        self._delivered: list[str] = []
+
+    @property
+    def size(self) -> int:
+        return self._end
+
+    def append(self, changes: Sequence[Change] = (), key: KeyRecord | None = None, body: bytes = b"") -> int:
+        """Writes one line and returns its offset; nothing may be believed before this returns."""
+        line = encode(changes, key, self._delivered, body)
+        offset = self._end
+        written = os.pwrite(self._file, line, offset)
+        if written != len(line):
+            os.ftruncate(self._file, offset)
+            raise OSError(f"only {written} of {len(line)} bytes fitted into {self._path}")
+        self._end = offset + written
+        self._delivered = []
+        return offset
+
+    def note_delivered(self, event_id: str) -> None:
+        """Remembers a delivery with the next line; losing a note only repeats a webhook."""
+        self._delivered.append(event_id)
+        if len(self._delivered) >= NOTES_MAX:
+            self.append()
+
+    def body_at(self, offset: int) -> bytes:
+        """The answer that was saved in the line at `offset`."""
+        return self._line_at(offset).partition(b"\t")[2]
+
+    def event_at(self, offset: int, index: int) -> Event:
+        """The event at place `index` of the line at `offset`."""
+        event = decode(offset, self._line_at(offset)).changes[index]
+        assert isinstance(event, Event)
+        return event
+
+    def read(self) -> Iterator[Record]:
+        """All lines from the start. A torn last line was never answered, and is cut off."""
+        offset = 0
+        with self._path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    os.ftruncate(self._file, offset)
+                    self._end = offset
+                    return
+                try:
+                    yield decode(offset, line[:-1])
+                except (ValueError, KeyError, TypeError, IndexError) as error:
+                    raise Damaged(f"{self._path} cannot be read at byte {offset}: {error}") from error
+                offset += len(line)
+
+    def compact(
+        self,
+        *,
+        current: dict[str, Subject],
+        events: Collection[str],
+        pending: Collection[str],
+        keys: Collection[str],
+    ) -> None:
+        """Rewrites the file without what nobody can ask for any more. Call before anything is served."""
+        fresh = self._path.with_name(self._path.name + ".new")
+        seen: set[str] = set()
+        with fresh.open("wb") as out:
+            for record in self.read():
+                changes = _still_wanted(record.changes, seen, current, events, pending)
+                key = record.key if record.key is not None and record.key.key in keys else None
+                if changes or key:
+                    out.write(encode(changes, key, [], record.body if key else b""))
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(self._path)
+        os.close(self._file)
+        self._file = os.open(self._path, os.O_RDWR)
+        self._end = os.fstat(self._file).st_size
+
+    def close(self) -> None:
+        if self._delivered:
+            self.append()
+        os.fsync(self._file)
+        os.close(self._file)
+        os.close(self._lock)
+
+    def _line_at(self, offset: int) -> bytes:
+        line = b""
+        while b"\n" not in line:
+            part = os.pread(self._file, _CHUNK, offset + len(line))
+            if not part or len(line) > LINE_MAX:
+                raise Damaged(f"{self._path} has no whole line at byte {offset}")
+            line += part
+        return line.partition(b"\n")[0]
+
+
+def encode(changes: Sequence[Change], key: KeyRecord | None, delivered: Sequence[str], body: bytes) -> bytes:
+    """One line, newline included."""
+    parts: dict[str, Any] = {}
+    if changes:
+        parts["c"] = [
+            ["ev", (c.id, c.type, c.created, c.request_id, c.idempotency_key, c.pending)]
+            if isinstance(c, Event)
+            else [_TAGS[type(c)], c]
+            for c in changes
+        ]
+    if key is not None:
+        parts["k"] = key[:5]
+    if delivered:
+        parts["d"] = delivered
+    head = dumps(parts).encode()
+    return head + b"\t" + body + b"\n" if key is not None else head + b"\n"
+
+
+def decode(offset: int, line: bytes) -> Record:
+    """The opposite of `encode`, without the newline."""
+    head, _, body = line.partition(b"\t")
+    parts = json.loads(head)
+    changes: list[Change] = []
+    subject: Subject | None = None
+    for tag, fields in parts.get("c", ()):
+        if tag != "ev":
+            subject = _TYPES[tag](*fields)
+            changes.append(subject)
+            continue
+        if subject is None:
+            raise ValueError("an event without its subject")
+        identifier, kind, created, request_id, idempotency_key, pending = fields
+        changes.append(Event(identifier, kind, created, subject, request_id, idempotency_key, pending))
+    key = KeyRecord(*parts["k"], offset) if "k" in parts else None
+    return Record(offset, changes, key, parts.get("d", []), body)
+
+
+def _still_wanted(
+    changes: Sequence[Change],
+    seen: set[str],
+    current: dict[str, Subject],
+    events: Collection[str],
+    pending: Collection[str],
+) -> list[Change]:
+    """Events that can still be asked for or must be sent, and the states they report.
+
+    The first state of each object stays as well, because it decides its place in the lists; the
+    last one stays because it is the object.
+    """
+    kept: list[Change] = []
+    waiting: Subject | None = None
+    for change in changes:
+        if isinstance(change, Event):
+            if change.id in events or change.id in pending:
+                if waiting is not None:
+                    kept.append(waiting)
+                    waiting = None
+                kept.append(change._replace(pending=change.id in pending))
+            continue
+        waiting = change
+        if change.id not in seen or current[change.id] == change:
+            seen.add(change.id)
+            kept.append(change)
+            waiting = None
+    return kept

@@ -1,0 +1,51 @@
+"""Giving money back, as pure rules over a charge."""
+
+from __future__ import annotations
+
+from deploy.sandbox.currencies import readable
+from deploy.sandbox.errors import ApiError, invalid
+from deploy.sandbox.forms import Params
+from deploy.sandbox.intents import AMOUNT_MAX
+from deploy.sandbox.values import Charge, Refund, Work
+
+CREATE = frozenset("payment_intent charge amount reason metadata expand".split())
+REASONS = ("duplicate", "fraudulent", "requested_by_customer")
+
+
+def create(work: Work, charge: Charge, params: Params) -> Refund:
+    """Refunds `amount`, or what is left of the charge; never more than was taken."""
+    left = charge.amount - charge.amount_refunded
+    if charge.failure is not None:
+        raise ApiError(400, f"This charge ({charge.id}) failed, so there is nothing to refund.", saved=True)
+    reason = params.choice("reason", REASONS)
+    metadata = params.metadata()
+    asked = params.integer("amount", least=1, most=AMOUNT_MAX)
+    if left == 0:
+        raise ApiError(
+            400,
+            f"Charge {charge.id} has already been refunded.",
+            code="charge_already_refunded",
+            saved=True,
+        )
+    amount = left if asked is None else asked
+    if amount > left:
+        whole = "charge amount" if left == charge.amount else "unrefunded amount on charge"
+        raise invalid(
+            f"Refund amount ({readable(amount, charge.currency)}) is greater than {whole} "
+            f"({readable(left, charge.currency)})",
+            param="amount",
+        )
+    refund = Refund(
+        id=work.new_id("re"),
+        charge=charge.id,
+        intent=charge.intent,
+        amount=amount,
+        currency=charge.currency,
+        created=work.now,
+        metadata=metadata,
+        reason=reason,
+    )
+    work.put(refund, "refund.created")
+    work.put(charge._replace(amount_refunded=charge.amount_refunded + amount), "charge.refunded")
+    work.effects.add("refund")
+    return refund

@@ -1,0 +1,119 @@
+"""The sandbox put together: state, journal, keys, webhooks, and the one way to change any of them."""
+
+from __future__ import annotations
+
+import time
+
+from deploy.sandbox.faults import Faults
+from deploy.sandbox.idempotency import Keys
+from deploy.sandbox.journal import Journal, KeyRecord, Place
+from deploy.sandbox.settings import Settings
+from deploy.sandbox.store import Store
+from deploy.sandbox.values import Event, Subject, Work
+from deploy.sandbox.webhooks import Webhooks
+
+# A smaller file is read faster than it is rewritten.
+COMPACT_ABOVE_BYTES = 1 << 20
+
+
+class Sandbox:
+    """One provider. Loads its state when made; `start` and `stop` concern the webhooks only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.faults = Faults(latency_ms=settings.latency_ms)
+        self.base_url = ""
+        self.journal = Journal(settings.state)
+        self.store = Store()
+        self.keys = Keys()
+        pending = self._load()
+        if self.journal.size > COMPACT_ABOVE_BYTES:
+            self._compact(pending)
+            self.store, self.keys = Store(), Keys()
+            pending = self._load()
+        self.webhooks: Webhooks | None = None
+        if settings.webhook_url is not None:
+            self.webhooks = Webhooks(
+                url=settings.webhook_url,
+                secret=settings.webhook_secret,
+                faults=self.faults.webhooks,
+                read=self.journal.event_at,
+                done=self._delivered,
+            )
+            for place in pending.values():
+                self.webhooks.offer(None, place)
+
+    def now(self) -> int:
+        """The second it is; never earlier than anything stored, as lists are in order of time."""
+        return max(int(time.time()), self.store.newest)
+
+    def work(self, request_id: str, idempotency_key: str | None = None) -> Work:
+        return Work(
+            now=self.now(),
+            request_id=request_id,
+            idempotency_key=idempotency_key,
+            base_url=self.base_url,
+            wants_webhook=self.settings.wants,
+        )
+
+    def commit(self, work: Work, key: KeyRecord | None = None, body: bytes = b"") -> None:
+        """Saves, then believes, then tells: the only place where state changes.
+
+        There is no await in here, so no two requests ever see each other half done.
+        """
+        if not work.changes and key is None:
+            return
+        offset = self.journal.append(work.changes, key, body)
+        self.store.apply(work.changes)
+        if key is not None:
+            self.keys.finish(key._replace(offset=offset))
+        if self.webhooks is not None:
+            for index, change in enumerate(work.changes):
+                if isinstance(change, Event) and change.pending:
+                    self.webhooks.offer(change, (offset, index))
+
+    def start(self) -> None:
+        if self.webhooks is not None:
+            self.webhooks.start()
+
+    async def stop(self) -> None:
+        if self.webhooks is not None:
+            await self.webhooks.stop()
+        self.journal.close()
+
+    def _delivered(self, event: Event) -> None:
+        self.journal.note_delivered(event.id)
+        self._settle(event.id)
+
+    def _settle(self, event_id: str) -> None:
+        event = self.store.events.rows.get(event_id)
+        if event is not None:
+            self.store.events.rows[event_id] = event._replace(pending=False)
+
+    def _load(self) -> dict[str, Place]:
+        """Replays the journal; returns where the events stand that were not delivered."""
+        pending: dict[str, Place] = {}
+        for record in self.journal.read():
+            self.store.apply(record.changes)
+            for index, change in enumerate(record.changes):
+                if isinstance(change, Event) and change.pending:
+                    pending[change.id] = (record.offset, index)
+            for event_id in record.delivered:
+                pending.pop(event_id, None)
+                self._settle(event_id)
+            if record.key is not None:
+                self.keys.load(record.key)
+        return pending
+
+    def _compact(self, pending: dict[str, Place]) -> None:
+        current: dict[str, Subject] = {
+            **self.store.intents.rows,
+            **self.store.charges.rows,
+            **self.store.refunds.rows,
+        }
+        self.journal.compact(
+            current=current,
+            events=self.store.events.rows.keys(),
+            pending=pending.keys(),
+            keys=self.keys.names(self.now()),
+        )

@@ -1,0 +1,84 @@
+"""The sandbox's options, from the command line or else from the environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+DEFAULT_KEY = "sk_test_sandbox"
+LATENCY_MS_MAX = 60_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How one sandbox runs; the publishable key follows from the secret one."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    state: Path
+    api_key: str = DEFAULT_KEY
+    webhook_url: str | None = None
+    webhook_secret: str = ""
+    webhook_events: tuple[str, ...] = ("*",)
+    latency_ms: int = 0
+
+    @property
+    def publishable_key(self) -> str:
+        return "pk_" + self.api_key.removeprefix("sk_")
+
+    def wants(self, event_type: str) -> bool:
+        """Whether a webhook is sent for events of this type."""
+        if self.webhook_url is None:
+            return False
+        return "*" in self.webhook_events or event_type in self.webhook_events
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Reads the options; argparse exits with 2 and a message when one is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.sandbox",
+        description="A payment provider without money: speaks Stripe's HTTP protocol, with switchable faults.",
+        epilog="Every option can also be given in the environment under the name in its help.",
+    )
+
+    def option(flag: str, variable: str, text: str, default: str | None = None) -> None:
+        shown = "" if default is None else f", default {default or 'none'}"
+        parser.add_argument(flag, default=environ.get(variable, default), help=f"{text} ({variable}{shown})")
+
+    option("--listen", "SANDBOX_LISTEN", "address and port, port 0 for any free one", "127.0.0.1:12111")
+    option("--state", "SANDBOX_STATE", "file that keeps everything across restarts")
+    option("--api-key", "SANDBOX_API_KEY", "the secret key; pk_… follows from sk_…", DEFAULT_KEY)
+    option("--webhook-url", "SANDBOX_WEBHOOK_URL", "where events are sent", "")
+    option("--webhook-secret", "SANDBOX_WEBHOOK_SECRET", "signs the events, whsec_…", "")
+    option("--webhook-events", "SANDBOX_WEBHOOK_EVENTS", "event types to send, separated by commas", "*")
+    option("--latency-ms", "SANDBOX_LATENCY_MS", "time every answer takes", "0")
+    given = parser.parse_args(argv)
+
+    host, _, port = str(given.listen).rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        parser.error("--listen is ADDRESS:PORT")
+    if not given.state:
+        parser.error("--state is needed: it names the file that keeps the payments")
+    if not str(given.api_key).startswith("sk_test_"):
+        parser.error("--api-key starts with sk_test_: a live key has no place in a sandbox")
+    if not str(given.latency_ms).isdigit() or int(given.latency_ms) > LATENCY_MS_MAX:
+        parser.error(f"--latency-ms is a number from 0 to {LATENCY_MS_MAX}")
+    if given.webhook_url and urlsplit(given.webhook_url).scheme not in ("http", "https"):
+        parser.error("--webhook-url is an http or https address")
+    if given.webhook_url and not given.webhook_secret:
+        parser.error("--webhook-secret is needed with --webhook-url")
+    return Settings(
+        host=host,
+        port=int(port),
+        state=Path(given.state),
+        api_key=given.api_key,
+        webhook_url=given.webhook_url or None,
+        webhook_secret=given.webhook_secret,
+        webhook_events=tuple(part.strip() for part in str(given.webhook_events).split(",") if part.strip()),
+        latency_ms=int(given.latency_ms),
+    )

@@ -1,0 +1,142 @@
+"""Everything the sandbox knows, in memory; each question is one look-up."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+from deploy.sandbox.values import Change, Charge, Event, Intent, Json, Refund
+
+# Stripe keeps events for 30 days; the sandbox keeps the newest, so that memory has an end.
+EVENTS_KEPT = 200_000
+
+Row = TypeVar("Row", Intent, Charge, Refund, Event)
+
+
+class Table(Generic[Row]):
+    """Rows by id, and their ids in the order they were made."""
+
+    def __init__(self, kept: int | None = None) -> None:
+        self.rows: dict[str, Row] = {}
+        self._order: list[str] = []
+        self._kept = kept
+
+    def put(self, row: Row) -> Row | None:
+        """Stores `row` and returns the one it replaces."""
+        before = self.rows.get(row.id)
+        self.rows[row.id] = row
+        if before is None:
+            self._order.append(row.id)
+            # Forgetting a tenth at a time makes the shift of the list cost next to nothing per row.
+            if self._kept is not None and len(self._order) > self._kept * 1.1:
+                surplus = len(self._order) - self._kept
+                for old in self._order[:surplus]:
+                    del self.rows[old]
+                del self._order[:surplus]
+        return before
+
+    def newest_first(self, *, after: str | None = None, until: int | None = None) -> Iterator[Row]:
+        """Rows made before `after`, and not later than the second `until`, newest first.
+
+        Ids stand in order of their time, so the start is found by halving.
+        """
+        if after is not None:
+            until = self.rows[after].created
+        end = len(self._order)
+        if until is not None:
+            end = bisect_right(self._order, until, key=lambda key: self.rows[key].created)
+        waiting = after is not None
+        for position in range(end - 1, -1, -1):
+            row = self.rows[self._order[position]]
+            if not waiting:
+                yield row
+            elif row.id == after:
+                waiting = False
+
+    def oldest_first(self) -> Iterator[Row]:
+        return (self.rows[key] for key in list(self._order) if key in self.rows)
+
+
+class Store:
+    """The tables, and the running totals that make the ledger free to read."""
+
+    def __init__(self) -> None:
+        self.intents: Table[Intent] = Table()
+        self.charges: Table[Charge] = Table()
+        self.refunds: Table[Refund] = Table()
+        self.events: Table[Event] = Table(EVENTS_KEPT)
+        self.charges_of: dict[str, tuple[str, ...]] = {}
+        self.refunds_of: dict[str, tuple[str, ...]] = {}
+        self.newest: int = 0
+        self._totals: dict[str, Counter[str]] = {}
+        self._statuses: dict[str, Counter[str]] = {}
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Takes over what a request decided, after it is safe in the journal."""
+        for change in changes:
+            self.newest = max(self.newest, change.created)
+            if isinstance(change, Event):
+                self.events.put(change)
+            elif isinstance(change, Intent):
+                self._apply_intent(change)
+            elif isinstance(change, Charge):
+                self._apply_charge(change)
+            else:
+                self._apply_refund(change)
+
+    def charge_of(self, intent: Intent) -> Charge | None:
+        """The charge that took the intent's money, if one did."""
+        if intent.status != "succeeded" or intent.latest_charge is None:
+            return None
+        return self.charges.rows[intent.latest_charge]
+
+    def ledger(self) -> Json:
+        """Totals per currency, as the books of the provider would show them."""
+        return {
+            currency: {
+                "captured": totals["captured"],
+                "refunded": totals["refunded"],
+                "payments": totals["payments"],
+                "refunds": totals["refunds"],
+                "intents": {status: count for status, count in self._statuses[currency].items() if count},
+            }
+            for currency, totals in self._totals.items()
+        }
+
+    def paid(self) -> Iterator[Json]:
+        """One entry for each payment that succeeded, oldest first."""
+        for intent in self.intents.oldest_first():
+            charge = self.charge_of(intent)
+            if charge is not None:
+                yield {
+                    "id": intent.id,
+                    "amount": charge.amount,
+                    "currency": charge.currency,
+                    "amount_refunded": charge.amount_refunded,
+                    "metadata": intent.metadata,
+                }
+
+    def _apply_intent(self, intent: Intent) -> None:
+        before = self.intents.put(intent)
+        statuses = self._statuses.setdefault(intent.currency, Counter())
+        self._totals.setdefault(intent.currency, Counter())
+        if before is not None:
+            statuses[before.status] -= 1
+        statuses[intent.status] += 1
+
+    def _apply_charge(self, charge: Charge) -> None:
+        before = self.charges.put(charge)
+        totals = self._totals.setdefault(charge.currency, Counter())
+        if before is None:
+            self.charges_of[charge.intent] = (*self.charges_of.get(charge.intent, ()), charge.id)
+            if charge.failure is None:
+                totals["captured"] += charge.amount
+                totals["payments"] += 1
+        totals["refunded"] += charge.amount_refunded - (before.amount_refunded if before else 0)
+
+    def _apply_refund(self, refund: Refund) -> None:
+        if self.refunds.put(refund) is None:
+            self.refunds_of[refund.intent] = (*self.refunds_of.get(refund.intent, ()), refund.id)
+            self._totals.setdefault(refund.currency, Counter())["refunds"] += 1

@@ -1,0 +1,238 @@
+"""Sending events to the configured URL: signed, again until it is taken, never in a request's way.
+
+Memory is bounded: at most `QUEUE_MAX` events wait in it, and `RETRIES_MAX` of them for another try.
+Whatever is beyond waits in the journal, and here as one number each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import heapq
+import hmac
+import logging
+import random
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+
+import aiohttp
+
+from deploy.sandbox.faults import WebhookFaults
+from deploy.sandbox.journal import Place
+from deploy.sandbox.render import dumps
+from deploy.sandbox.render import event as rendered
+from deploy.sandbox.values import Event, Json
+
+log = logging.getLogger(__name__)
+
+CONCURRENCY = 16
+QUEUE_MAX = 10_000
+RETRIES_MAX = 2_000
+ATTEMPTS_MAX = 16
+TIMEOUT_S = 10.0
+BACKOFF_FIRST_S = 0.25
+BACKOFF_MAX_S = 60.0
+REORDER_S = 0.25
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One event on its way, and how often it was tried."""
+
+    event: Event
+    attempts: int = 0
+    shaken: bool = False
+
+
+def signature(secret: str, payload: str, now: int) -> str:
+    """The `Stripe-Signature` header: one HMAC over time and body, so that neither can be changed."""
+    mac = hmac.new(secret.encode(), f"{now}.{payload}".encode(), hashlib.sha256)
+    return f"t={now},v1={mac.hexdigest()}"
+
+
+class Webhooks:
+    """The outgoing queue. `offer` never waits; `start` begins to send, `stop` leaves the rest saved."""
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        secret: str,
+        faults: WebhookFaults,
+        read: Callable[[int, int], Event],
+        done: Callable[[Event], None],
+    ) -> None:
+        self._url = url
+        self._secret = secret
+        self._faults = faults
+        self._read = read
+        self._done = done
+        self._ready: deque[Delivery] = deque()
+        # Offset and index of waiting events beyond the queue: eight bytes each, oldest at `_spill_head`.
+        self._spilled: array[int] = array("Q")
+        self._spill_head = 0
+        self._later: list[tuple[float, int, Delivery]] = []
+        self._number = count()
+        self._wake = asyncio.Event()
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._flying: set[asyncio.Task[None]] = set()
+        self._runner: asyncio.Task[None] | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self.delivered = 0
+        self.failed_attempts = 0
+        self.given_up = 0
+        self.dropped = 0
+
+    def offer(self, event: Event | None, place: Place) -> None:
+        """Queues an event that is in the journal at `place`; pass None to have it read when its turn comes."""
+        if event is not None and len(self._ready) < QUEUE_MAX and not self.spilled:
+            self._ready.append(Delivery(event))
+        else:
+            self._spilled.append(place[0] << 8 | place[1])
+        self._wake.set()
+
+    @property
+    def spilled(self) -> int:
+        return len(self._spilled) - self._spill_head
+
+    @property
+    def waiting(self) -> int:
+        """Events accepted and not yet delivered or given up."""
+        return len(self._ready) + len(self._later) + self.spilled + len(self._flying)
+
+    def counts(self) -> Json:
+        return {
+            "waiting": self.waiting,
+            "spilled": self.spilled,
+            "delivered": self.delivered,
+            "failed_attempts": self.failed_attempts,
+            "given_up": self.given_up,
+            "dropped": self.dropped,
+        }
+
+    def start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CONCURRENCY),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+            headers={"Content-Type": "application/json; charset=utf-8", "User-Agent": "Stripe/1.0 (sandbox)"},
+        )
+        self._runner = asyncio.create_task(self._run(), name="webhooks")
+
+    async def stop(self) -> None:
+        """Stops at once; what is not delivered is still marked so in the journal."""
+        tasks = [task for task in (self._runner, *self._flying) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _run(self) -> None:
+        while True:
+            await self._slots.acquire()
+            delivery = await self._next()
+            task = asyncio.create_task(self._attempt(delivery))
+            self._flying.add(task)
+            task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._flying.discard(task)
+        self._slots.release()
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("webhook delivery broke", exc_info=error)
+
+    async def _next(self) -> Delivery:
+        """The next delivery that is due: second tries first, as they are older."""
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            if self._later and self._later[0][0] <= now:
+                return heapq.heappop(self._later)[2]
+            if not self._ready and self.spilled:
+                self._refill()
+            if self._ready and len(self._later) < RETRIES_MAX:
+                delivery = self._ready.popleft()
+                if not self._shaken(delivery, now):
+                    return delivery
+                continue
+            timeout = self._later[0][0] - now if self._later else None
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _refill(self) -> None:
+        stop = min(len(self._spilled), self._spill_head + QUEUE_MAX // 20)
+        for packed in self._spilled[self._spill_head : stop]:
+            self._ready.append(Delivery(self._read(packed >> 8, packed & 0xFF)))
+        self._spill_head = stop
+        if self._spill_head * 2 >= len(self._spilled):
+            del self._spilled[: self._spill_head]
+            self._spill_head = 0
+
+    def _shaken(self, delivery: Delivery, now: float) -> bool:
+        """Applies the switched-on faults; says whether the delivery is dealt with for now."""
+        faults = self._faults
+        if delivery.shaken:
+            return False
+        delivery.shaken = True
+        if faults.drop.fires():
+            self.dropped += 1
+            self._done(delivery.event)
+            return True
+        if faults.duplicate.fires():
+            self._postpone(Delivery(delivery.event, shaken=True), now)
+        wait_s = faults.delay_ms / 1000
+        if faults.reorder.fires():
+            wait_s += random.random() * REORDER_S  # noqa: S311 - spreads arrivals, hides nothing
+        if wait_s:
+            self._postpone(delivery, now + wait_s)
+        return wait_s > 0
+
+    def _postpone(self, delivery: Delivery, due: float) -> None:
+        heapq.heappush(self._later, (due, next(self._number), delivery))
+        self._wake.set()
+
+    async def _attempt(self, delivery: Delivery) -> None:
+        delivery.attempts += 1
+        problem = await self._send(delivery.event)
+        if problem is None:
+            self.delivered += 1
+            self._done(delivery.event)
+            return
+        self.failed_attempts += 1
+        if delivery.attempts >= ATTEMPTS_MAX:
+            self.given_up += 1
+            log.error("webhook given up", extra={"event": delivery.event.id, "problem": problem})
+            self._done(delivery.event)
+            return
+        if delivery.attempts == 1:
+            log.warning("webhook refused", extra={"event": delivery.event.id, "problem": problem})
+        backoff_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (delivery.attempts - 1))
+        # Jitter keeps a crowd of failed events from coming back as a crowd.
+        spread = 0.5 + random.random() / 2  # noqa: S311
+        self._postpone(delivery, time.monotonic() + backoff_s * spread)
+
+    async def _send(self, event: Event) -> str | None:
+        """Posts one event; None when it was taken, otherwise what went wrong."""
+        assert self._session is not None
+        payload = dumps(rendered(event))
+        header = signature(self._secret, payload, int(time.time()))
+        try:
+            async with self._session.post(
+                self._url,
+                data=payload.encode(),
+                headers={"Stripe-Signature": header},
+                allow_redirects=False,
+            ) as answer:
+                # Draining a short answer is what lets the connection be used again.
+                await answer.content.read(4096)
+                return None if 200 <= answer.status < 300 else f"HTTP {answer.status}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return f"{type(error).__name__}: {error}"

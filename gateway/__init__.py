@@ -1,0 +1,1 @@
+"""The edge of the mesh: one Envoy configuration, derived from the contract."""

@@ -1,0 +1,144 @@
+"""Who may call what: declared in the .proto, enforced here before any handler runs."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import jwt
+from google.protobuf import descriptor_pool
+
+from services.chassis.calls import NOBODY, Caller
+from services.chassis.errors import PermissionDenied, Unauthenticated
+from stampede.access.v1 import access_pb2
+
+ISSUER = "https://stampede.local"
+AUDIENCE = "stampede"
+MESH_ISSUER = "stampede-mesh"
+MESH_HEADER = "x-mesh-token"
+_MESH_SECONDS = 600
+_CACHE_MOST = 20_000
+_REFETCH_SECONDS = 2.0
+_LEEWAY_SECONDS = 5
+
+Metadata = dict[str, str | bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A method's declared access."""
+
+    access: int
+    callers: frozenset[str]
+
+
+def rule_of(method: str) -> Rule:
+    """The rule of `/package.Service/Method`, as gRPC spells it. An undeclared one lets nobody in."""
+    name = method.lstrip("/").replace("/", ".")
+    options = descriptor_pool.Default().FindMethodByName(name).GetOptions()
+    return Rule(options.Extensions[access_pb2.access], frozenset(options.Extensions[access_pb2.callers]))
+
+
+class MeshIdentity:
+    """This service's own name, and proof of it for others: a short-lived token signed with the mesh's secret."""
+
+    def __init__(self, service: str, secret: str) -> None:
+        self.service = service
+        self._secret = secret
+        self._token, self._renew_at = "", 0.0
+
+    def token(self) -> str:
+        """A token good for at least five minutes."""
+        now = time.time()
+        if now >= self._renew_at:
+            claims = {"iss": MESH_ISSUER, "sub": self.service, "exp": int(now) + _MESH_SECONDS}
+            self._token = jwt.encode(claims, self._secret, algorithm="HS256")
+            self._renew_at = now + _MESH_SECONDS / 2
+        return self._token
+
+    def verify(self, token: str) -> tuple[Caller, float]:
+        """The service that made `token`, and when it expires; raises `Unauthenticated`."""
+        try:
+            claims = jwt.decode(
+                token, self._secret, algorithms=["HS256"], issuer=MESH_ISSUER, leeway=_LEEWAY_SECONDS,
+                options={"require": ["exp", "sub"]},
+            )  # fmt: skip
+        except jwt.InvalidTokenError:
+            raise Unauthenticated() from None
+        return Caller(service=claims["sub"]), claims["exp"]
+
+
+class Gatekeeper:
+    """Decides whether a call may pass. Verifies each token once and remembers it until it expires."""
+
+    def __init__(self, mesh: MeshIdentity, fetch_jwks: Callable[[], Awaitable[bytes]]) -> None:
+        """`fetch_jwks` gets identity's public keys as a JSON Web Key Set."""
+        self._mesh, self._fetch_jwks = mesh, fetch_jwks
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._fetched_at = -_REFETCH_SECONDS
+        self._fetching = asyncio.Lock()
+        self._known: dict[str, tuple[Caller, float]] = {}
+
+    async def admit(self, rule: Rule, metadata: Metadata) -> Caller:
+        """The caller, where `rule` lets them in; raises `Unauthenticated` or `PermissionDenied`."""
+        if rule.access == access_pb2.ACCESS_PUBLIC:
+            return NOBODY
+        if rule.access == access_pb2.ACCESS_MESH:
+            caller = await self._remembered(str(metadata.get(MESH_HEADER, "")), mesh=True)
+            allowed = caller.service in rule.callers
+        else:
+            scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
+            if scheme.lower() != "bearer":
+                raise Unauthenticated()
+            caller = await self._remembered(token, mesh=False)
+            allowed = _role_suffices(rule.access, caller)
+        if not allowed:
+            raise PermissionDenied()
+        return caller
+
+    async def _remembered(self, token: str, *, mesh: bool) -> Caller:
+        known = self._known.get(token)
+        # One cache serves both kinds, so a user's token must not pass as a service's, or the reverse.
+        if known and known[1] > time.time() and bool(known[0].service) == mesh:
+            return known[0]
+        if not token:
+            raise Unauthenticated()
+        caller, expires = self._mesh.verify(token) if mesh else await self._verify_user(token)
+        if len(self._known) >= _CACHE_MOST:
+            self._known.clear()  # rare, and cheaper than to keep an order of use on every call
+        self._known[token] = caller, expires
+        return caller
+
+    async def _verify_user(self, token: str) -> tuple[Caller, float]:
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid", "")
+            key = self._keys.get(key_id) or await self._refetched(key_id)
+            claims = jwt.decode(
+                token, key, algorithms=["ES256"], audience=AUDIENCE, issuer=ISSUER, leeway=_LEEWAY_SECONDS,
+                options={"require": ["exp", "sub", "iat"]},
+            )  # fmt: skip
+            user_id = uuid.UUID(claims["sub"])
+        except (jwt.InvalidTokenError, ValueError):
+            raise Unauthenticated() from None
+        return Caller(user_id=user_id, roles=frozenset(claims.get("roles", ()))), claims["exp"]
+
+    async def _refetched(self, key_id: str) -> jwt.PyJWK:
+        """Looks for an unknown key at identity; not more often than every two seconds, whoever asks."""
+        async with self._fetching:
+            if key_id not in self._keys and time.monotonic() - self._fetched_at >= _REFETCH_SECONDS:
+                found = json.loads(await self._fetch_jwks())["keys"]
+                self._keys = {key["kid"]: jwt.PyJWK(key) for key in found}
+                self._fetched_at = time.monotonic()
+        if key_id not in self._keys:
+            raise Unauthenticated()
+        return self._keys[key_id]
+
+
+def _role_suffices(access: int, caller: Caller) -> bool:
+    if access == access_pb2.ACCESS_CUSTOMER:
+        return True
+    if access == access_pb2.ACCESS_STAFF:
+        return caller.is_staff
+    return access == access_pb2.ACCESS_ADMIN and "admin" in caller.roles

@@ -1,0 +1,18 @@
+"""The one Alembic environment; each service brings its own history in its folder `migrations`."""
+
+from alembic import context
+from sqlalchemy import create_engine, text
+
+# Any constant will do; replicas that start together queue on it.
+_LOCK = 727_001
+
+engine = create_engine(context.config.attributes["url"])
+with engine.connect() as connection:
+    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
+    connection.commit()
+    context.configure(connection=connection, transactional_ddl=True)
+    with context.begin_transaction():
+        context.run_migrations()
+    connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
+    connection.commit()
+engine.dispose()

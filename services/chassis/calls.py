@@ -1,0 +1,82 @@
+"""The call being answered: who calls, under which request id, and until when."""
+
+import hashlib
+import time
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A signed-in user, or a service of the mesh. `service` is empty for users."""
+
+    user_id: uuid.UUID | None = None
+    roles: frozenset[str] = frozenset()
+    service: str = ""
+
+    @property
+    def is_staff(self) -> bool:
+        return not self.roles.isdisjoint(("staff", "admin"))
+
+
+NOBODY = Caller()
+
+
+@dataclass(slots=True)
+class Call:
+    """What the interceptor knows of the call that the current task answers."""
+
+    method: str
+    request_id: str
+    """The id that ties log lines together across services; not the client's idempotency key."""
+    caller: Caller = NOBODY
+    deadline: float | None = None
+    """On the monotonic clock, in seconds."""
+    traceparent: str = ""
+
+    def seconds_left(self) -> float | None:
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+_current: ContextVar[Call | None] = ContextVar("call", default=None)
+enter = _current.set
+
+
+def current() -> Call:
+    """The call being answered; one without a caller outside of any, as in a worker."""
+    return _current.get() or Call(method="", request_id=str(uuid.uuid4()))
+
+
+def user_id() -> uuid.UUID:
+    """The signed-in user of the current call. Only for methods whose access demands one."""
+    user = current().caller.user_id
+    assert user is not None, "the method's access lets callers in who are not signed in"
+    return user
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What makes a repeat of a mutation recognisable: the same caller, method and request id."""
+
+    caller: str
+    method: str
+    request_id: uuid.UUID
+    digest: bytes
+    """Over the request's content, to tell a repeat from another request under the same id."""
+
+
+def request_key(request: Message) -> RequestKey | None:
+    """The key of the current call, or None where the client gave none and cannot repeat safely."""
+    text: str = request.request_id  # type: ignore[attr-defined]  # declared by every mutation's request
+    if not text:
+        return None
+    call = current()
+    content = type(request)()
+    content.CopyFrom(request)
+    content.ClearField("request_id")
+    digest = hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
+    who = str(call.caller.user_id or call.caller.service)
+    return RequestKey(who, call.method, uuid.UUID(text), digest)

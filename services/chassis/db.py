@@ -1,0 +1,80 @@
+"""The service's own database: the engine, its transactions, and what its errors mean."""
+
+import asyncio
+import uuid
+from datetime import datetime
+from pathlib import Path
+
+import alembic.command
+import alembic.config
+from sqlalchemy import BigInteger, DateTime, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
+
+Database = async_sessionmaker[AsyncSession]
+"""Opens transactions: `async with db.begin() as tx:` commits at the end, and rolls back when the block raises."""
+
+_CONNECT_SECONDS = 5
+_POOL_SECONDS = 3
+
+
+class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
+    """What the mapped classes of all services have in common."""
+
+    type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads it from the class
+        int: BigInteger,
+        datetime: DateTime(timezone=True),
+        dict: JSONB,
+        list: JSONB,
+    }
+
+
+def connect(url: str, *, pool_size: int) -> tuple[AsyncEngine, Database]:
+    """The engine, to be disposed of at shutdown, and its transactions. Connects when first used.
+
+    At most `pool_size` connections; a transaction that finds none free for three seconds fails as `Unavailable`.
+    """
+    engine = create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=_POOL_SECONDS,
+        pool_pre_ping=False,
+        connect_args={"connect_timeout": _CONNECT_SECONDS, "options": "-c jit=off"},
+    )
+    return engine, async_sessionmaker(engine, expire_on_commit=False)
+
+
+async def ping(db: Database) -> None:
+    """Raises unless the database answers."""
+    async with db() as tx:
+        await tx.execute(text("SELECT 1"))
+
+
+def violated(error: IntegrityError) -> str:
+    """The name of the constraint that refused the write. Compare names, never message texts."""
+    name: str | None = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+    return name or ""
+
+
+async def migrate(service: str, url: str) -> None:
+    """Brings the service's database up to date. Replicas that start together queue; all but the first find it done."""
+    here = Path(__file__).parent
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(here / "alembic"))
+    config.set_main_option("version_locations", str(here.parent / service / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["url"] = url
+    await asyncio.to_thread(alembic.command.upgrade, config, "head")
+
+
+def etag(version: int) -> str:
+    """The etag of a resource's `version`, quoted as RFC 9110 wants it."""
+    return f'"{version}"'
+
+
+def uuids(texts: list[str]) -> list[uuid.UUID]:
+    """Ids that the contract's rules have already found well formed."""
+    return [uuid.UUID(text) for text in texts]

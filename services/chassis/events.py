@@ -1,0 +1,150 @@
+"""Events between services: NATS JetStream streams, and consumers that act on each event once."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+import nats
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+from prometheus_client import Counter
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from services.chassis.db import Base, Database
+
+log = structlog.get_logger()
+
+_CONSUMED = Counter("stampede_events_consumed_total", "Events acted on.", ["subject"])
+_DEAD = Counter("stampede_events_dead_total", "Events given up after the last attempt.", ["subject"])
+_WEEK_SECONDS = 7 * 24 * 3600
+_DUPLICATE_SECONDS = 120
+_FETCH_MOST = 100
+_FETCH_SECONDS = 5.0
+_ACK_SECONDS = 30
+_ATTEMPTS_MOST = 10
+_RETRY_SECONDS = 2.0
+DEAD_LETTERS = "DEAD_LETTERS"
+
+Act = Callable[[AsyncSession, str, bytes], Awaitable[None]]
+"""Acts on one event: (transaction, subject, payload). What it writes commits together with the event's id."""
+
+
+class SeenEvent(Base):
+    """An event that was acted on. Kept for longer than JetStream keeps events."""
+
+    __tablename__ = "seen_events"
+
+    event_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+TABLE = """
+CREATE TABLE seen_events (
+    event_id    uuid PRIMARY KEY,
+    create_time timestamptz NOT NULL DEFAULT now()
+);
+"""
+
+
+async def connect(url: str, service: str) -> Any:
+    """A connection to NATS. Waits for as long as it takes; afterwards it reconnects by itself."""
+    while True:
+        try:
+            return await nats.connect(
+                url, name=service, max_reconnect_attempts=-1, reconnect_time_wait=0.5, error_cb=_log_error
+            )
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            log.warning("NATS is away", cause=repr(error)[:200])
+            await asyncio.sleep(1)
+
+
+async def _log_error(error: Exception) -> None:
+    log.warning("NATS connection", cause=repr(error)[:200])
+
+
+async def declare_stream(jetstream: JetStreamContext, service: str) -> None:
+    """Sees to it that the stream of the service's own events exists: subjects `stampede.<service>.>`."""
+    config = StreamConfig(
+        name=service.upper(),
+        subjects=[f"stampede.{service}.>"],
+        retention=RetentionPolicy.LIMITS,
+        max_age=_WEEK_SECONDS,
+        duplicate_window=_DUPLICATE_SECONDS,
+    )
+    dead = StreamConfig(name=DEAD_LETTERS, subjects=["dead.>"], max_age=4 * _WEEK_SECONDS)
+    for wanted in (config, dead):
+        try:
+            await jetstream.add_stream(wanted)
+        except nats.js.errors.BadRequestError:
+            await jetstream.update_stream(wanted)  # it exists, perhaps from a version with other limits
+
+
+class Consumer:
+    """Acts on the events of another service, in the order they were told, each once.
+
+    `name` is the durable consumer's; replicas that share it share the work.
+    """
+
+    def __init__(self, name: str, *, stream: str, subject: str, db: Database, act: Act) -> None:
+        self._name, self._stream, self._subject = name, stream, subject
+        self._db, self._act = db, act
+
+    async def run(self, jetstream: JetStreamContext) -> None:
+        """Runs until cancelled."""
+        while True:
+            try:
+                # Bound by name: the stream belongs to another service, which may not have made it yet.
+                config = ConsumerConfig(
+                    durable_name=self._name, filter_subject=self._subject, ack_wait=_ACK_SECONDS,
+                    max_ack_pending=1000, max_deliver=-1,
+                )  # fmt: skip
+                inbox = await jetstream.pull_subscribe(
+                    self._subject, durable=self._name, stream=self._stream.upper(), config=config
+                )
+                while True:
+                    await self._fetch(inbox, jetstream)
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                log.warning("events cannot be fetched", stream=self._stream, cause=repr(error)[:200])
+                await asyncio.sleep(1)
+
+    async def _fetch(self, inbox: Any, jetstream: JetStreamContext) -> None:
+        try:
+            messages = await inbox.fetch(_FETCH_MOST, timeout=_FETCH_SECONDS)
+        except (nats.errors.TimeoutError, TimeoutError):
+            return  # nothing new
+        for message in messages:
+            await self._take(message, jetstream)
+
+    async def _take(self, message: Msg, jetstream: JetStreamContext) -> None:
+        event_id = uuid.UUID((message.headers or {})["Nats-Msg-Id"])
+        try:
+            async with self._db.begin() as tx:
+                new = await tx.scalar(
+                    insert(SeenEvent).values(event_id=event_id).on_conflict_do_nothing().returning(SeenEvent.event_id)
+                )
+                if new is not None:
+                    await self._act(tx, message.subject, message.data)
+            _CONSUMED.labels(message.subject).inc()
+        except Exception as error:
+            await self._failed(message, error, jetstream)
+            return
+        await message.ack()
+
+    async def _failed(self, message: Msg, error: Exception, jetstream: JetStreamContext) -> None:
+        attempt = message.metadata.num_delivered
+        log.warning("an event failed", subject=message.subject, attempt=attempt, cause=repr(error)[:300])
+        if attempt < _ATTEMPTS_MOST:
+            await message.nak(delay=_RETRY_SECONDS)
+            return
+        # A poison message must not block those behind it: it waits where an operator finds it.
+        await jetstream.publish(f"dead.{self._name}.{message.subject}", message.data, headers=message.headers)
+        _DEAD.labels(message.subject).inc()
+        await message.term()

@@ -1,0 +1,77 @@
+"""Repeats of a mutation: recognised by the client's request id, in the mutation's own transaction."""
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import LargeBinary, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from services.chassis.calls import RequestKey
+from services.chassis.db import Base
+from services.chassis.errors import RequestIdReused
+
+
+class Request(Base):
+    """A mutation that was carried out under a client's request id. Kept for at least a day."""
+
+    __tablename__ = "requests"
+
+    caller: Mapped[str] = mapped_column(primary_key=True)
+    method: Mapped[str] = mapped_column(primary_key=True)
+    request_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    digest: Mapped[bytes] = mapped_column(LargeBinary)
+    resource_id: Mapped[uuid.UUID]
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+TABLE = """
+CREATE TABLE requests (
+    caller      text NOT NULL,
+    method      text NOT NULL,
+    request_id  uuid NOT NULL,
+    digest      bytea NOT NULL,
+    resource_id uuid NOT NULL,
+    create_time timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (caller, method, request_id)
+);
+CREATE INDEX requests_create_time ON requests (create_time);
+"""
+
+
+async def repeated(tx: AsyncSession, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
+    """None for a first request, which from now on stands for `resource_id`; for a repeat, the first one's resource.
+
+    A repeat that runs at the same time waits here until the first has committed. Raises `RequestIdReused` where
+    the content differs.
+    """
+    if key is None:
+        return None
+    first = await tx.scalar(
+        insert(Request)
+        .values(
+            caller=key.caller,
+            method=key.method,
+            request_id=key.request_id,
+            digest=key.digest,
+            resource_id=resource_id,
+        )
+        .on_conflict_do_nothing()
+        .returning(Request.resource_id)
+    )
+    if first is not None:
+        return None
+    known = (
+        await tx.execute(
+            select(Request.digest, Request.resource_id).where(
+                Request.caller == key.caller,
+                Request.method == key.method,
+                Request.request_id == key.request_id,
+            )
+        )
+    ).one()
+    if known.digest != key.digest:
+        raise RequestIdReused(requestId=key.request_id)
+    resource: uuid.UUID = known.resource_id
+    return resource

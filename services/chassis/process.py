@@ -1,0 +1,194 @@
+"""A service's process: its parts put together, started, watched and drained."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from nats.js import JetStreamContext
+
+from services.chassis import clients, db, events, settings, telemetry
+from services.chassis.access import Gatekeeper, MeshIdentity
+from services.chassis.clients import Target
+from services.chassis.outbox import Relay
+from services.chassis.rpc import Guard
+from services.chassis.settings import S, ServiceSettings
+from stampede.identity.v1.identity_service_pb2 import GetJwksRequest
+from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
+
+log = structlog.get_logger()
+
+_DRAIN_SECONDS = 10.0
+_CHECK_SECONDS = 1.0
+_RESTART_SECONDS = 1.0
+_SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.max_concurrent_streams", 10_000),
+    ("grpc.so_reuseport", 0),
+]
+
+
+class Process:
+    """One running service.
+
+        async with Process("catalog", config) as process:
+            add_CatalogServiceServicer_to_server(CatalogService(process.db), process.server)
+            await process.serve()
+
+    Leaving the block closes the channels, the database and NATS.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        config: ServiceSettings,
+        *,
+        fetch_jwks: Callable[[], Awaitable[bytes]] | None = None,
+    ) -> None:
+        """`fetch_jwks` says where to find the keys that verify tokens, for identity itself; others ask identity."""
+        self.service, self._config = service, config
+        self.mesh = MeshIdentity(service, config.mesh_secret.get_secret_value())
+        self._targets: list[Target] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._nats: Any = None
+        url = config.database_url.get_secret_value()
+        self._engine, self.db = db.connect(url, pool_size=config.database_pool_size)
+        self.relay = Relay(self.db)
+        gatekeeper = Gatekeeper(self.mesh, fetch_jwks or self._jwks_from_identity())
+        self.server = grpc.aio.server(interceptors=[Guard(service, gatekeeper)], options=_SERVER_OPTIONS)
+
+    async def __aenter__(self) -> "Process":
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._nats is not None:
+            with contextlib.suppress(Exception):
+                await self._nats.close()
+        await clients.close_all(*self._targets)
+        await self._engine.dispose()
+
+    def target(self, name: str, address: str) -> Target:
+        """A client of another service, closed with the process."""
+        self._targets.append(Target(name, address, self.mesh))
+        return self._targets[-1]
+
+    def background(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs `work` beside the server for as long as the process lives; started anew where it fails."""
+
+        async def forever() -> None:
+            while True:
+                try:
+                    await work()
+                except Exception:
+                    log.exception("background work failed", work=name)
+                await asyncio.sleep(_RESTART_SECONDS)
+
+        self._tasks.append(asyncio.create_task(forever(), name=name))
+
+    def exchange_events(self, *consumers: events.Consumer) -> None:
+        """Relays the outbox to JetStream and feeds `consumers`, whenever NATS is there."""
+
+        async def exchange() -> None:
+            jetstream = await self.jetstream()
+            await events.declare_stream(jetstream, self.service)
+            await asyncio.gather(self.relay.run(jetstream), *(consumer.run(jetstream) for consumer in consumers))
+
+        self.background("events", exchange)
+
+    async def jetstream(self) -> JetStreamContext:
+        """JetStream on the process's one connection to NATS; waits until NATS is there."""
+        if self._nats is None:
+            self._nats = await events.connect(self._config.nats_url.get_secret_value(), self.service)
+        context: JetStreamContext = self._nats.jetstream()
+        return context
+
+    async def serve(self, *services: str, ready: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Answers calls until SIGTERM or SIGINT, then drains: not-serving first, then what is in flight finishes.
+
+        `services` are the full names of the gRPC services, for reflection. The process is ready while its database
+        answers, and `ready`, where given, does not raise.
+        """
+        checks = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, self.server)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
+        await checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.server.add_insecure_port(self._config.listen)
+        await self.server.start()
+        log.info("started", listen=self._config.listen)
+
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        watcher = asyncio.create_task(self._watch_readiness(checks, ready))
+        await stop.wait()
+
+        log.info("draining")
+        watcher.cancel()
+        # Fail the readiness probe first, so that no new call arrives while those in flight finish.
+        await checks.enter_graceful_shutdown()
+        await self.server.stop(_DRAIN_SECONDS)
+        log.info("stopped")
+
+    async def _watch_readiness(
+        self, checks: health.aio.HealthServicer, ready: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        was = None
+        while True:
+            try:
+                async with asyncio.timeout(2 * _CHECK_SECONDS):
+                    await db.ping(self.db)
+                    if ready:
+                        await ready()
+                now = health_pb2.HealthCheckResponse.SERVING
+            except Exception as error:
+                log.warning("not ready", cause=repr(error)[:300])
+                now = health_pb2.HealthCheckResponse.NOT_SERVING
+            if now != was:
+                await checks.set("", now)
+                was = now
+            await asyncio.sleep(_CHECK_SECONDS if was == health_pb2.HealthCheckResponse.SERVING else 0.1)
+
+    def _jwks_from_identity(self) -> Callable[[], Awaitable[bytes]]:
+        identity = self.target("identity", self._config.identity_target)
+        stub = IdentityServiceStub(identity.channel)
+
+        async def fetch() -> bytes:
+            return bytes((await identity.call(stub.GetJwks, GetJwksRequest())).data)
+
+        return fetch
+
+
+def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, None]]) -> None:
+    """The command line of a service: `python -m services.<service> [serve|migrate]`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m services.{service}",
+        description=f"Stampede's {service} service. Settings come from the environment; see services/{service}/README.md.",
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        default="serve",
+        choices=["serve", "migrate"],
+        help="serve: answer calls until SIGTERM (default). migrate: bring the database up to date, then exit.",
+    )
+    command = parser.parse_args().command
+    config = settings.load(kind)
+    if command == "migrate":
+        if config.migration_database_url is None:
+            raise SystemExit("settings are not usable:\n  MIGRATION_DATABASE_URL: needed to migrate")
+        asyncio.run(db.migrate(service, config.migration_database_url.get_secret_value()))
+        return
+    telemetry.start(service, log_level=config.log_level, metrics_listen=config.metrics_listen)
+    asyncio.run(main(config))

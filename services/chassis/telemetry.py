@@ -1,0 +1,65 @@
+"""Logs as JSON lines, metrics for Prometheus, traces for OpenTelemetry."""
+
+import logging
+import os
+import sys
+from typing import Any
+
+import orjson
+import structlog
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from prometheus_client import start_http_server
+
+from services.chassis import calls
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def start(service: str, *, log_level: str, metrics_listen: str) -> None:
+    """Sets up logging, serves `/metrics` on `metrics_listen`, and sends traces where OTEL_EXPORTER_OTLP_ENDPOINT says."""
+    level = _LEVELS[log_level]
+    structlog.configure(
+        cache_logger_on_first_use=True,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=[
+            _with_call(service),
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=repr)),
+        ],
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stdout.buffer),
+    )
+    logging.basicConfig(level=max(level, logging.INFO), handlers=[_ToStructlog()], force=True)
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        ratio = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", "0.01"))
+        provider = TracerProvider(
+            resource=Resource.create({"service.name": service}), sampler=ParentBased(TraceIdRatioBased(ratio))
+        )
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(provider)
+    host, _, port = metrics_listen.rpartition(":")
+    start_http_server(int(port), host)
+
+
+def _with_call(service: str) -> structlog.types.Processor:
+    def add(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        call = calls.current()
+        event["service"] = service
+        if call.method:
+            event["request_id"] = call.request_id
+        return event
+
+    return add
+
+
+class _ToStructlog(logging.Handler):
+    """Passes what libraries log on as our own JSON lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
