@@ -281,7 +281,7 @@ def route(method: str, path: str) -> tuple[Operation, str]:
     if operation is None or (len(parts) > 1 and not identifier):
         raise ApiError(
             404,
-            f"Unrecognized request URL ({method}: {path[:200]}). Please see https://stripe.com/docs or we can help "
-            "at https://support.stripe.com/.",
+            f"Unrecognized request URL ({method}: {path[:200]}). Please see https://stripe.com/docs or "
+            "we can help at https://support.stripe.com/.",
         )
     return operation, identifier

@@ -1,4 +1,4 @@
-"""The sandbox's own surface under `/_sandbox/`: what a test or an operator does that Stripe has no URL for."""
+"""The sandbox's own surface, `/_sandbox/`: what a test or an operator does that Stripe has no URL for."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ async def _faults(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRespo
     return _json(sandbox.faults.shown())
 
 
-async def _decide(
-    sandbox: Sandbox, request: web.BaseRequest, intent: Intent, question: str
-) -> web.StreamResponse:
+async def _decide(sandbox: Sandbox, request: web.BaseRequest, intent: Intent, question: str) -> web.StreamResponse:
     """The bank's decision about a payment that waits for it, by a test or by a person at the page."""
     wanted = await _body(request)
     outcome = wanted.get("outcome") if isinstance(wanted, dict) else None

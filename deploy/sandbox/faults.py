@@ -34,9 +34,7 @@ class Switch:
                 self._chance = said
             case {"next": int(left), **rest} if 0 <= left <= NEXT_MAX and not rest:
                 self._left = left
-            case {"probability": int() | float() as chance, **rest} if 0 <= chance <= 1 and set(rest) <= {
-                "seed"
-            }:
+            case {"probability": int() | float() as chance, **rest} if 0 <= chance <= 1 and set(rest) <= {"seed"}:
                 self._chance = float(chance)
                 self._random.seed(str(rest.get("seed", 0)))
             case _:
@@ -117,9 +115,7 @@ class Faults:
             {
                 "latency_ms": latency_ms,
                 "webhooks": {"delay_ms": 0, "duplicate": False, "reorder": False, "drop": False},
-                **dict.fromkeys(
-                    ("drop_after_charge", "drop_after_refund", "rate_limit_429", "error_500"), False
-                ),
+                **dict.fromkeys(("drop_after_charge", "drop_after_refund", "rate_limit_429", "error_500"), False),
             }
         )
 

@@ -175,9 +175,7 @@ class Params:
             raise invalid(f"You can specify up to {METADATA_KEYS_MAX} metadata keys", param="metadata")
         for key, value in raw.items():
             if len(key) > METADATA_KEY_LENGTH_MAX:
-                raise invalid(
-                    f"Metadata keys can have up to {METADATA_KEY_LENGTH_MAX} characters", param="metadata"
-                )
+                raise invalid(f"Metadata keys can have up to {METADATA_KEY_LENGTH_MAX} characters", param="metadata")
             if len(value) > METADATA_VALUE_LENGTH_MAX:
                 raise invalid(
                     f"Metadata values can have up to {METADATA_VALUE_LENGTH_MAX} characters, "

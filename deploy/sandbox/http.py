@@ -158,8 +158,8 @@ class Front:
         given = _given_key(headers) or tree.get("key")
         if not isinstance(given, str) or not given:
             raise unauthorised(
-                "You did not provide an API key. You need to provide your API key in the Authorization header, "
-                "using Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY')."
+                "You did not provide an API key. You need to provide your API key in the Authorization "
+                "header, using Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY')."
             )
         # Digests have one length, so the comparison takes one time.
         digest = _digest(given)

@@ -19,12 +19,13 @@ from deploy.sandbox.values import Charge, Intent, Json, Work
 AMOUNT_MAX = 99_999_999
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[!-~]+")
 
-CREATE = frozenset(
-    "amount currency confirm payment_method payment_method_types off_session return_url capture_method "
-    "automatic_payment_methods metadata description receipt_email statement_descriptor customer "
-    "statement_descriptor_suffix confirmation_method expand".split()
+_CREATE = (
+    "amount currency confirm payment_method payment_method_types off_session return_url "
+    "capture_method automatic_payment_methods metadata description receipt_email "
+    "statement_descriptor customer statement_descriptor_suffix confirmation_method expand"
 )
-CONFIRM = frozenset("payment_method off_session return_url receipt_email use_stripe_sdk expand".split())
+CREATE = frozenset(_CREATE.split())
+CONFIRM = frozenset(["payment_method", "off_session", "return_url", "receipt_email", "use_stripe_sdk", "expand"])
 CONFIRM_BY_BUYER = CONFIRM - {"off_session"} | {"client_secret", "key", "expected_payment_method_type"}
 CANCEL = frozenset(("cancellation_reason", "expand"))
 ECHOED = ("receipt_email", "statement_descriptor", "statement_descriptor_suffix", "customer")
@@ -40,11 +41,11 @@ def create(work: Work, params: Params) -> Intent:
     confirm_now = params.boolean("confirm") or False
     off_session = params.boolean("off_session") or False
     return_url = _return_url(params)
-    for name in ("off_session", "return_url"):
-        if name in params and not confirm_now:
+    for only in ("off_session", "return_url"):
+        if only in params and not confirm_now:
             raise invalid(
-                f"You can only pass `{name}` when creating a PaymentIntent with `confirm` set to true.",
-                param=name,
+                f"You can only pass `{only}` when creating a PaymentIntent with `confirm` set to true.",
+                param=only,
             )
     name = params.text("payment_method")
     if name is not None:
@@ -82,8 +83,7 @@ def confirm(work: Work, intent: Intent, params: Params, *, by_buyer: bool = Fals
     if intent.status == "succeeded":
         _wrong_state(
             intent,
-            "You cannot confirm this PaymentIntent because it has already succeeded after being "
-            "previously confirmed.",
+            "You cannot confirm this PaymentIntent because it has already succeeded after being previously confirmed.",
         )
     if intent.status not in CONFIRMABLE:
         _wrong_state(
@@ -121,9 +121,7 @@ def cancel(work: Work, intent: Intent, params: Params) -> Intent:
             "PaymentIntent with one of the following statuses may be canceled: requires_payment_method, "
             "requires_capture, requires_confirmation, requires_action.",
         )
-    canceled = intent._replace(
-        status="canceled", next_action=None, canceled_at=work.now, cancellation_reason=reason
-    )
+    canceled = intent._replace(status="canceled", next_action=None, canceled_at=work.now, cancellation_reason=reason)
     work.put(canceled, "payment_intent.canceled")
     return canceled
 
@@ -138,8 +136,8 @@ def authenticate(work: Work, intent: Intent, *, succeed: bool) -> Intent:
     failure = {
         "type": "invalid_request_error",
         "code": "payment_intent_authentication_failure",
-        "message": "The provided PaymentMethod has failed authentication. You can provide payment_method_data "
-        "or a new PaymentMethod to attempt to fulfill this PaymentIntent again.",
+        "message": "The provided PaymentMethod has failed authentication. You can provide "
+        "payment_method_data or a new PaymentMethod to attempt to fulfill this PaymentIntent again.",
     }
     failed = _refused(waiting, failure)
     work.put(failed, "payment_intent.payment_failed")
@@ -189,9 +187,7 @@ def _price(params: Params) -> tuple[int, str]:
         )
     step = AMOUNT_STEP.get(currency, 1)
     if amount % step:
-        raise invalid(
-            f"Invalid amount: amounts in {currency} must be evenly divisible by {step}.", param="amount"
-        )
+        raise invalid(f"Invalid amount: amounts in {currency} must be evenly divisible by {step}.", param="amount")
     return amount, currency
 
 
@@ -203,9 +199,7 @@ def _options(params: Params) -> Json:
             options[name] = value
     capture = params.choice("capture_method", ("automatic", "automatic_async", "manual"))
     if capture == "manual":
-        raise invalid(
-            "The sandbox captures at once: capture_method=manual is not there.", param="capture_method"
-        )
+        raise invalid("The sandbox captures at once: capture_method=manual is not there.", param="capture_method")
     if capture is not None:
         options["capture_method"] = capture
     if params.choice("confirmation_method", ("automatic", "manual")) == "manual":
@@ -213,9 +207,7 @@ def _options(params: Params) -> Json:
     types = params.strings("payment_method_types")
     automatic = params.nested("automatic_payment_methods")
     if types and automatic is not None:
-        raise invalid(
-            "You may only specify one of these parameters: automatic_payment_methods, payment_method_types."
-        )
+        raise invalid("You may only specify one of these parameters: automatic_payment_methods, payment_method_types.")
     if types:
         options["payment_method_types"] = types
     elif automatic is not None:
@@ -234,8 +226,8 @@ def _require_return_url(options: Json, return_url: str | None) -> None:
     redirects_possible = automatic["enabled"] and automatic["allow_redirects"] != "never"
     if return_url is None and redirects_possible and "payment_method_types" not in options:
         raise invalid(
-            "This PaymentIntent is configured to accept payment methods enabled in your Dashboard. Because some "
-            "of these payment methods might redirect your customer off of your page, you must provide a "
+            "This PaymentIntent is configured to accept payment methods enabled in your Dashboard. Because "
+            "some of these payment methods might redirect your customer off of your page, you must provide a "
             "`return_url`. If you don't want to accept redirect-based payment methods, set "
             "`automatic_payment_methods[enabled]` to `true` and `automatic_payment_methods[allow_redirects]` "
             "to `never` when creating Setup Intents and Payment Intents.",
@@ -283,9 +275,7 @@ def _attempt(work: Work, intent: Intent, off_session: bool, return_url: str | No
 
 def _take_money(work: Work, intent: Intent, *, authenticated: bool = False) -> Intent:
     charge = _charge(work, intent, authenticated=authenticated)
-    paid = intent._replace(
-        status="succeeded", latest_charge=charge.id, amount_received=intent.amount, last_error=None
-    )
+    paid = intent._replace(status="succeeded", latest_charge=charge.id, amount_received=intent.amount, last_error=None)
     work.put(charge, "charge.succeeded")
     work.put(paid, "payment_intent.succeeded")
     work.effects.add("charge")
@@ -317,9 +307,7 @@ def _decline(work: Work, intent: Intent, card: Card) -> NoReturn:
     )
 
 
-def _charge(
-    work: Work, intent: Intent, *, failure: Json | None = None, authenticated: bool = False
-) -> Charge:
+def _charge(work: Work, intent: Intent, *, failure: Json | None = None, authenticated: bool = False) -> Charge:
     assert intent.card is not None
     assert intent.payment_method is not None
     return Charge(

@@ -199,7 +199,7 @@ def decode(offset: int, line: bytes) -> Record:
             raise ValueError("an event without its subject")
         identifier, kind, created, request_id, idempotency_key, pending = fields
         changes.append(Event(identifier, kind, created, subject, request_id, idempotency_key, pending))
-    key = KeyRecord(*parts["k"], offset) if "k" in parts else None
+    key = KeyRecord(*parts["k"])._replace(offset=offset) if "k" in parts else None
     return Record(offset, changes, key, parts.get("d", []), body)
 
 

@@ -8,7 +8,7 @@ from deploy.sandbox.forms import Params
 from deploy.sandbox.intents import AMOUNT_MAX
 from deploy.sandbox.values import Charge, Refund, Work
 
-CREATE = frozenset("payment_intent charge amount reason metadata expand".split())
+CREATE = frozenset(["payment_intent", "charge", "amount", "reason", "metadata", "expand"])
 REASONS = ("duplicate", "fraudulent", "requested_by_customer")
 
 

@@ -27,12 +27,13 @@ _NOBODY: Json = {
     "tax_id": None,
 }
 # What a publishable key may see of an intent.
-_BUYER_SEES = (
-    "id object amount amount_details automatic_payment_methods canceled_at cancellation_reason capture_method "
-    "client_secret confirmation_method created currency description last_payment_error livemode next_action "
-    "payment_method payment_method_configuration_details payment_method_types processing receipt_email "
-    "setup_future_usage shipping source status"
-).split()
+_BUYER_TEXT = (
+    "id object amount amount_details automatic_payment_methods canceled_at cancellation_reason "
+    "capture_method client_secret confirmation_method created currency description "
+    "last_payment_error livemode next_action payment_method payment_method_configuration_details "
+    "payment_method_types processing receipt_email setup_future_usage shipping source status"
+)
+_BUYER_SEES = tuple(_BUYER_TEXT.split())
 
 
 def intent(value: Intent) -> Json:

@@ -41,7 +41,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
     """Reads the options; argparse exits with 2 and a message when one is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.sandbox",
-        description="A payment provider without money: speaks Stripe's HTTP protocol, with switchable faults.",
+        description="A payment provider without money: speaks Stripe's protocol, with switchable faults.",
         epilog="Every option can also be given in the environment under the name in its help.",
     )
 

@@ -88,7 +88,7 @@ class Webhooks:
         self.dropped = 0
 
     def offer(self, event: Event | None, place: Place) -> None:
-        """Queues an event that is in the journal at `place`; pass None to have it read when its turn comes."""
+        """Queues an event that is in the journal at `place`; None has it read when its turn comes."""
         if event is not None and len(self._ready) < QUEUE_MAX and not self.spilled:
             self._ready.append(Delivery(event))
         else:

@@ -1,0 +1,122 @@
+"""What the gateway needs to know of the contract, read from its descriptors.
+
+Nothing generated is imported: a descriptor set is all that is needed, so an
+image of the gateway carries no Python of any service.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+
+PUBLIC = "ACCESS_PUBLIC"
+MESH = "ACCESS_MESH"
+_ACCESS = "stampede.access.v1.access"
+_HTTP = "google.api.http"
+_VERBS = ("get", "put", "post", "delete", "patch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One REST route of one method."""
+
+    verb: str
+    path: str
+    method: str
+    owner: str
+    """The service that answers: the part of the package after `stampede.`."""
+    signed_in: bool
+    streams: bool
+    waits: bool
+    """Whether the caller may ask to be kept waiting for an outcome (`prefer_wait`)."""
+
+    @property
+    def service(self) -> str:
+        return self.method.rpartition(".")[0]
+
+    @property
+    def variables(self) -> int:
+        return self.path.count("{")
+
+    @property
+    def pattern(self) -> str:
+        """The path as an RE2 expression; a plain path is its own pattern."""
+        pieces = re.split(r"\{([^}]*)\}", self.path)
+        return "".join(_variable(piece) if at % 2 else re.escape(piece) for at, piece in enumerate(pieces))
+
+
+def read(descriptor_set: Path) -> list[Route]:
+    """Every route an outside client may take, in the order of the files.
+
+    Raises `ValueError` for a method with a route that does not say who may call
+    it, or that only the mesh may call: such a contract must not be served.
+    """
+    files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set.read_bytes())
+    pool = descriptor_pool.DescriptorPool()
+    for file in files.file:
+        pool.Add(file)  # type: ignore[no-untyped-call]
+    return [
+        route
+        for file in files.file
+        for service in file.service
+        for method in pool.FindServiceByName(f"{file.package}.{service.name}").methods
+        for route in _routes(method, pool)
+    ]
+
+
+def _routes(method: MethodDescriptor, pool: descriptor_pool.DescriptorPool) -> Iterator[Route]:
+    access, bindings = _options(method, pool)
+    if not bindings:
+        return
+    if access in {None, "ACCESS_UNSPECIFIED", MESH}:
+        raise ValueError(f"{method.full_name} has a REST route but its access is {access or 'not given'}")
+    for verb, path in bindings:
+        yield Route(
+            verb=verb,
+            path=path,
+            method=method.full_name,
+            owner=method.full_name.split(".")[1],
+            signed_in=access != PUBLIC,
+            streams=method.server_streaming,
+            waits="prefer_wait" in method.input_type.fields_by_name,
+        )
+
+
+def _options(
+    method: MethodDescriptor, pool: descriptor_pool.DescriptorPool
+) -> tuple[str | None, list[tuple[str, str]]]:
+    """The access a method declares, and its (verb, path) pairs."""
+    # The options class must come from this pool: only it knows the extensions.
+    options_type: Any = message_factory.GetMessageClass(
+        pool.FindMessageTypeByName("google.protobuf.MethodOptions")
+    )
+    options = options_type.FromString(method.GetOptions().SerializeToString())
+    access = bindings = None
+    for field, value in options.ListFields():
+        if field.full_name == _ACCESS:
+            access = _enum_name(field, value)
+        elif field.full_name == _HTTP:
+            bindings = [_binding(rule) for rule in (value, *value.additional_bindings)]
+    return access, bindings or []
+
+
+def _enum_name(field: FieldDescriptor, number: int) -> str:
+    assert field.enum_type is not None
+    return str(field.enum_type.values_by_number[number].name)
+
+
+def _binding(rule: Any) -> tuple[str, str]:
+    verb = rule.WhichOneof("pattern")
+    if verb not in _VERBS:
+        raise ValueError(f"custom HTTP verbs are not served: {rule}")
+    return verb.upper(), getattr(rule, verb)
+
+
+def _variable(inside: str) -> str:
+    """The expression for `{name}` or `{name=template}`."""
+    template = inside.partition("=")[2] or "*"
+    return re.escape(template).replace(r"\*\*", ".+").replace(r"\*", "[^/]+")

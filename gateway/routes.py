@@ -1,0 +1,126 @@
+"""Envoy's routes, from the contract's: where each goes, how long, for whom."""
+
+import json
+import mimetypes
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.contract import Route
+
+CALL_SECONDS = 15
+# A caller may ask to be kept for up to 20 s; what it waits for comes on top.
+WAIT_SECONDS = CALL_SECONDS + 20
+# Upstream hears an earlier deadline, so that its own answer arrives before ours.
+GRACE_SECONDS = 1
+STREAM_IDLE_SECONDS = 300
+STREAM_SECONDS = 3600
+# Matched first, because in a sale almost every request is this one.
+HOT = ("POST", "/v1/orders")
+
+Config = dict[str, Any]
+
+_TOKEN_REQUIRED: Config = {
+    "envoy.filters.http.jwt_authn": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
+        "requirement_name": "signed-in",
+    }
+}
+
+
+def table(routes: Iterable[Route], pages: Mapping[str, Path]) -> list[Config]:
+    """The whole route table: own answers, REST routes, 405 for known paths.
+
+    A path that is not in it gets 404 from Envoy.
+    """
+    ordered = sorted(routes, key=_rank)
+    return [
+        _page("/healthz", {"inline_string": json.dumps({"status": "alive"})}, "application/json"),
+        *(_page(path, {"filename": str(file)}, _content_type(file)) for path, file in pages.items()),
+        *map(_rest, ordered),
+        *_method_not_allowed(ordered),
+    ]
+
+
+def _rank(route: Route) -> tuple[bool, int, int]:
+    """Sorts what is hot, then fixed paths, then the more particular of two patterns.
+
+    `/v1/orders/{id}` also matches `/v1/orders/7:ship`, so the longer must be first.
+    """
+    return (route.verb, route.path) != HOT, route.variables, -len(route.pattern)
+
+
+def _rest(route: Route) -> Config:
+    config: Config = {
+        "name": route.method,
+        "match": {**_path(route), "headers": [_verb(route.verb)]},
+        "route": {"cluster": route.owner, **_limits(route)},
+    }
+    if not route.streams:
+        config["request_headers_to_add"] = [_deadline(route)]
+    if route.signed_in:
+        config["typed_per_filter_config"] = _TOKEN_REQUIRED
+    return config
+
+
+def _path(route: Route) -> Config:
+    if route.variables:
+        return {"safe_regex": {"regex": route.pattern}}
+    return {"path": route.path}
+
+
+def _verb(verb: str) -> Config:
+    return {"name": ":method", "string_match": {"exact": verb}}
+
+
+def _seconds(route: Route) -> int:
+    return WAIT_SECONDS if route.waits else CALL_SECONDS
+
+
+def _limits(route: Route) -> Config:
+    if route.streams:
+        # A watch lasts as long as it is watched; the client comes back after an hour.
+        return {
+            "timeout": "0s",
+            "idle_timeout": f"{STREAM_IDLE_SECONDS}s",
+            "max_stream_duration": {"max_stream_duration": f"{STREAM_SECONDS}s"},
+        }
+    # The idle timeout of a stream must not cut a caller off who was asked to wait.
+    return {"timeout": f"{_seconds(route)}s", "idle_timeout": f"{_seconds(route) + GRACE_SECONDS}s"}
+
+
+def _deadline(route: Route) -> Config:
+    return {
+        "header": {"key": "grpc-timeout", "value": f"{_seconds(route) - GRACE_SECONDS}S"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+
+
+def _method_not_allowed(routes: Sequence[Route]) -> list[Config]:
+    verbs: dict[str, list[Route]] = {}
+    for route in routes:
+        verbs.setdefault(route.pattern, []).append(route)
+    return [
+        {
+            "match": _path(same[0]),
+            "direct_response": {"status": 405},
+            "response_headers_to_add": [_header("allow", ", ".join(sorted({r.verb for r in same})))],
+        }
+        for same in verbs.values()
+    ]
+
+
+def _page(path: str, body: Config, content_type: str) -> Config:
+    return {
+        "match": {"path": path, "headers": [_verb("GET")]},
+        "direct_response": {"status": 200, "body": body},
+        "response_headers_to_add": [_header("content-type", content_type)],
+    }
+
+
+def _header(name: str, value: str) -> Config:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _content_type(file: Path) -> str:
+    return mimetypes.guess_type(file.name)[0] or "application/octet-stream"
