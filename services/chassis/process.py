@@ -174,7 +174,7 @@ def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, Non
     """The command line of a service: `python -m services.<service> [serve|migrate]`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m services.{service}",
-        description=f"Stampede's {service} service. Settings come from the environment; see services/{service}/README.md.",
+        description=f"Stampede's {service} service. services/{service}/README.md lists its settings.",
     )
     parser.add_argument(
         "command",

@@ -21,7 +21,7 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 
 def start(service: str, *, log_level: str, metrics_listen: str) -> None:
-    """Sets up logging, serves `/metrics` on `metrics_listen`, and sends traces where OTEL_EXPORTER_OTLP_ENDPOINT says."""
+    """Sets up logs, serves `/metrics` on `metrics_listen`, and sends traces where OTEL_EXPORTER_OTLP_ENDPOINT says."""
     level = _LEVELS[log_level]
     structlog.configure(
         cache_logger_on_first_use=True,

@@ -1,0 +1,179 @@
+"""The rules of stock. Knows nothing of databases, gRPC or the clock."""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+from services.chassis.errors import AppError
+from services.chassis.money import Money
+
+HOLD_SECONDS_DEFAULT = 600
+WATCHERS_MOST = 5_000
+
+
+class StockNotFound(AppError):
+    code = "NOT_FOUND"
+    template = "There is no stock of product {productId}."
+
+
+class FlashSaleNotFound(AppError):
+    code = "NOT_FOUND"
+    template = "There is no flash sale {flashSaleId} of this product."
+
+
+class ReservationNotFound(AppError):
+    code = "NOT_FOUND"
+    template = "There is no reservation {reservationId}."
+
+
+class OutOfStock(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "There are not enough units of product {productId}."
+
+
+class SoldOut(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The flash sale {flashSaleId} is sold out."
+
+
+class SaleNotLive(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The flash sale {flashSaleId} is {state}."
+
+
+class SaleOverlaps(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The flash sale {flashSaleId} of this product runs at the same time."
+
+
+class CustomerLimit(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "One customer may buy {limit} units in the flash sale {flashSaleId}."
+
+
+class ReservationLost(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The units of reservation {reservationId} went to others."
+
+
+class State(StrEnum):
+    """Where a reservation stands. `HELD` becomes exactly one of the others."""
+
+    HELD = "HELD"
+    CONFIRMED = "CONFIRMED"
+    RELEASED = "RELEASED"
+    EXPIRED = "EXPIRED"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Units of one product, from a flash sale or, where `sale_id` is None, from ordinary stock."""
+
+    product_id: uuid.UUID
+    sale_id: uuid.UUID | None
+    quantity: int
+    sale_price: Money | None = None
+
+    @property
+    def pool(self) -> uuid.UUID:
+        """What the units are taken from: the sale, or the product's ordinary stock."""
+        return self.sale_id or self.product_id
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A wish: units for one order. All lines are held, or none."""
+
+    id: uuid.UUID
+    customer_id: uuid.UUID
+    lines: tuple[Line, ...]
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Units set aside for one order."""
+
+    id: uuid.UUID
+    customer_id: uuid.UUID
+    state: State
+    lines: tuple[Line, ...]
+    expire_time: datetime
+
+    def is_for(self, hold: Hold) -> bool:
+        """Whether this is what `hold` asks for, and thus its answer when it is repeated."""
+        mine = [(line.product_id, line.sale_id, line.quantity) for line in self.lines]
+        return self.customer_id == hold.customer_id and mine == [
+            (line.product_id, line.sale_id, line.quantity) for line in hold.lines
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one pool gave to a batch, in one statement."""
+
+    units: int
+    price: Money | None = None
+    hold_seconds: int | None = None
+    per_customer_limit: int = 0
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """Who gets what of the units granted to a batch."""
+
+    held: tuple[Hold, ...]
+    short: tuple[tuple[Hold, Line], ...]
+    """Holds that go away empty, each with the first line that there were too few units for."""
+    leftover: Mapping[uuid.UUID, int]
+    """Units to give back to their pools."""
+
+
+def demand(holds: Sequence[Hold]) -> dict[uuid.UUID, int]:
+    """How many units a batch wants of each pool."""
+    wanted: dict[uuid.UUID, int] = defaultdict(int)
+    for hold in holds:
+        for line in hold.lines:
+            wanted[line.pool] += line.quantity
+    return wanted
+
+
+def allot(holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]) -> Allotment:
+    """Deals granted units out, first come first served; each hold gets all of its lines or nothing."""
+    left = {pool: grant.units for pool, grant in grants.items()}
+    held, short = [], []
+    for hold in holds:
+        lacking = next((line for line in hold.lines if left.get(line.pool, 0) < line.quantity), None)
+        if lacking is not None:
+            short.append((hold, lacking))
+            continue
+        for line in hold.lines:
+            left[line.pool] -= line.quantity
+        held.append(_priced(hold, grants))
+    return Allotment(tuple(held), tuple(short), {pool: units for pool, units in left.items() if units})
+
+
+def _priced(hold: Hold, grants: Mapping[uuid.UUID, Grant]) -> Hold:
+    """`hold` with the sales' prices, and no longer than the shortest of the sales' own times."""
+    seconds = [grants[line.pool].hold_seconds for line in hold.lines]
+    return replace(
+        hold,
+        lines=tuple(replace(line, sale_price=grants[line.pool].price) for line in hold.lines),
+        seconds=min([hold.seconds, *(s for s in seconds if s is not None)]),
+    )
+
+
+def rounds(holds: Sequence[Hold]) -> list[list[Hold]]:
+    """Splits a batch so that no customer stands twice in a round: limits are counted one hold at a time."""
+    split: list[list[Hold]] = []
+    seen: dict[uuid.UUID, int] = defaultdict(int)
+    for hold in holds:
+        turn = seen[hold.customer_id]
+        seen[hold.customer_id] += 1
+        if turn == len(split):
+            split.append([])
+        split[turn].append(hold)
+    return split

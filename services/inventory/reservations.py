@@ -1,0 +1,86 @@
+"""Reservations as rows: how they are found, written and counted back. Shared by `reserving` and `settling`.
+
+Lock order, everywhere: reservations by id, then sales by product, then stock by product. `reserving` skips the first
+step: it only inserts, and waits for nobody who waits for it.
+"""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.errors import AppError
+from services.chassis.money import Money
+from services.inventory.domain import Line, Reservation, State
+
+Outcome = Reservation | AppError
+"""What became of one item of a batch."""
+
+_FIND = "SELECT id, customer_id, state, lines, expire_time FROM reservations"
+LOCK = text(f"{_FIND} WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
+LOOK = text(f"{_FIND} WHERE id = ANY(CAST(:ids AS uuid[]))")
+LOCK_EXPIRED = text(
+    f"{_FIND} WHERE state = 'HELD' AND expire_time <= clock_timestamp()"
+    " ORDER BY expire_time LIMIT :most FOR UPDATE SKIP LOCKED"
+)
+
+
+async def uncount_customers(tx: AsyncSession, taken: Iterable[tuple[uuid.UUID, Iterable[Line]]]) -> None:
+    """Gives customers their allowance back: (customer, lines) pairs."""
+    units: dict[tuple[uuid.UUID, uuid.UUID], int] = defaultdict(int)
+    for customer_id, lines in taken:
+        for line in lines:
+            if line.sale_id:
+                units[line.sale_id, customer_id] += line.quantity
+    if units:
+        await tx.execute(
+            # Sales without a limit keep no count, so for them this finds no row.
+            text("""
+                UPDATE sale_customers c SET units = c.units - w.units
+                FROM unnest(CAST(:sales AS uuid[]), CAST(:customers AS uuid[]), CAST(:units AS integer[]))
+                    AS w (sale_id, customer_id, units)
+                WHERE c.sale_id = w.sale_id AND c.customer_id = w.customer_id
+            """),
+            {
+                "sales": [sale for sale, _ in units],
+                "customers": [customer for _, customer in units],
+                "units": list(units.values()),
+            },
+        )
+
+
+def from_row(row: Any) -> Reservation:
+    """A row of `LOCK`, `LOOK` or `LOCK_EXPIRED`."""
+    return Reservation(row.id, row.customer_id, State(row.state), _lines_from_json(row.lines), row.expire_time)
+
+
+def lines_to_json(lines: Sequence[Line]) -> str:
+    """`lines` as the column of that name keeps them."""
+    return orjson.dumps(
+        [
+            {
+                "product_id": line.product_id,
+                "sale_id": line.sale_id,
+                "quantity": line.quantity,
+                "price_minor": line.sale_price.minor if line.sale_price else None,
+                "currency": line.sale_price.currency if line.sale_price else None,
+            }
+            for line in lines
+        ]
+    ).decode()
+
+
+def _lines_from_json(lines: list[dict[str, Any]]) -> tuple[Line, ...]:
+    return tuple(
+        Line(
+            uuid.UUID(line["product_id"]),
+            uuid.UUID(line["sale_id"]) if line["sale_id"] else None,
+            line["quantity"],
+            Money(line["currency"], line["price_minor"]) if line["currency"] else None,
+        )
+        for line in lines
+    )

@@ -1,0 +1,244 @@
+"""Holding units for orders: the hot path. A whole batch is one transaction, of three statements in the usual case."""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.db import Database
+from services.chassis.errors import AppError, RequestIdReused
+from services.chassis.money import Money
+from services.inventory import domain
+from services.inventory.domain import Grant, Hold, Line, Reservation, State
+from services.inventory.gate import Gate
+from services.inventory.reservations import LOOK, Outcome, from_row, lines_to_json, uncount_customers
+
+# The check is the write: one statement grants what is there and no more, so no two batches can see the same unit.
+_TAKE_SALES = text("""
+    WITH wanted AS (
+        SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:products AS uuid[]), CAST(:units AS integer[]))
+            AS w (id, product_id, units)
+    ), locked AS (
+        SELECT s.id FROM flash_sales s JOIN wanted w ON s.id = w.id AND s.product_id = w.product_id
+        ORDER BY s.product_id, s.id FOR UPDATE OF s
+    )
+    UPDATE flash_sales s
+    SET held = s.held + least(w.units, s.allocation - s.held - s.sold - s.returned), update_time = clock_timestamp()
+    FROM wanted w JOIN locked USING (id)
+    WHERE s.id = w.id AND s.closed_as IS NULL AND s.start_time <= clock_timestamp() AND s.end_time > clock_timestamp()
+        AND s.allocation - s.held - s.sold - s.returned > 0
+    RETURNING s.id, new.held - old.held AS units, s.price_minor, s.currency, s.hold_seconds, s.per_customer_limit
+""")
+_TAKE_STOCK = text("""
+    WITH wanted AS (
+        SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (product_id, units)
+    ), locked AS (
+        SELECT s.product_id FROM stock s JOIN wanted USING (product_id) ORDER BY s.product_id FOR UPDATE OF s
+    )
+    UPDATE stock s SET held = s.held + least(w.units, s.on_hand - s.held), update_time = clock_timestamp()
+    FROM wanted w JOIN locked USING (product_id)
+    WHERE s.product_id = w.product_id AND s.on_hand > s.held
+    RETURNING s.product_id AS id, new.held - old.held AS units
+""")
+_COUNT_CUSTOMERS = text("""
+    INSERT INTO sale_customers AS c (sale_id, customer_id, units)
+    SELECT w.sale_id, w.customer_id, w.units
+    FROM unnest(
+        CAST(:sales AS uuid[]), CAST(:customers AS uuid[]), CAST(:units AS integer[]), CAST(:limits AS integer[])
+    ) AS w (sale_id, customer_id, units, most)
+    WHERE w.units <= w.most
+    ORDER BY w.sale_id, w.customer_id
+    ON CONFLICT (sale_id, customer_id) DO UPDATE SET units = c.units + excluded.units
+    WHERE c.units + excluded.units <= (SELECT per_customer_limit FROM flash_sales WHERE id = c.sale_id)
+    RETURNING sale_id, customer_id
+""")
+_INSERT = text("""
+    INSERT INTO reservations (id, customer_id, state, lines, expire_time)
+    SELECT w.id, w.customer_id, 'HELD', w.lines, clock_timestamp() + make_interval(secs => w.seconds)
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:customers AS uuid[]), CAST(:lines AS jsonb[]), CAST(:seconds AS integer[]))
+        AS w (id, customer_id, lines, seconds)
+    ORDER BY w.id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, expire_time
+""")
+_WHY_NOT = text("""
+    SELECT id, product_id, CASE
+        WHEN closed_as IS NOT NULL THEN closed_as
+        WHEN end_time <= clock_timestamp() THEN 'ENDED'
+        WHEN start_time > clock_timestamp() THEN 'SCHEDULED'
+        ELSE 'LIVE' END AS state
+    FROM flash_sales WHERE id = ANY(CAST(:ids AS uuid[]))
+""")
+
+
+async def admit(db: Database, gate: Gate, holds: Sequence[Hold]) -> list[Outcome]:
+    """`reserve` for those whom the gate lets through; the others are told that it is sold out, at no further cost."""
+    refused = await gate.refused(holds)
+    admitted = [hold for hold in holds if hold.id not in refused]
+    outcomes: dict[uuid.UUID, Outcome] = {
+        id_: domain.SoldOut(flashSaleId=line.sale_id) for id_, line in refused.items()
+    }
+    if admitted:
+        for hold, outcome in zip(admitted, await reserve(db, admitted), strict=True):
+            outcomes[hold.id] = outcome
+        empty_handed = [hold for hold in admitted if isinstance(outcomes[hold.id], AppError)]
+        await gate.give_back((hold.id, line) for hold in empty_handed for line in hold.lines)
+    return [outcomes[hold.id] for hold in holds]
+
+
+async def reserve(db: Database, holds: Sequence[Hold]) -> list[Outcome]:
+    """Holds units for orders; one outcome per hold, in order. See `ReservationService.Reserve` for the refusals."""
+    outcomes: dict[uuid.UUID, Outcome] = {}
+    async with db.begin() as tx:
+        for round_ in domain.rounds(holds):
+            outcomes.update(await _reserve_round(tx, round_))
+    return [outcomes[hold.id] for hold in holds]
+
+
+async def _reserve_round(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Outcome]:
+    grants = await _take(tx, holds)
+    allotment = domain.allot(holds, grants)
+    within, over = await _count_customers(tx, allotment.held, grants)
+    outcomes: dict[uuid.UUID, Outcome] = dict(await _insert(tx, within))
+
+    # From here on it is the rare case: somebody goes away empty, or comes for the second time.
+    known = [hold for hold in within if hold.id not in outcomes]
+    back: dict[uuid.UUID, int] = defaultdict(int, allotment.leftover)
+    for hold in (*over, *known):
+        for line in hold.lines:
+            back[line.pool] += line.quantity
+    if any(back.values()):
+        await _give_back(tx, holds, back)
+    if known:
+        await uncount_customers(tx, [(hold.customer_id, hold.lines) for hold in known])
+    refused: dict[uuid.UUID, AppError] = {}
+    for hold in over:
+        line = next(line for line in hold.lines if line.sale_id and grants[line.pool].per_customer_limit)
+        limit = grants[line.pool].per_customer_limit
+        refused[hold.id] = domain.CustomerLimit(flashSaleId=line.sale_id, limit=limit)
+    refused.update(await _why_short(tx, allotment.short))
+    if known or refused:
+        outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
+    return outcomes
+
+
+async def _take(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Grant]:
+    wanted = domain.demand(holds)
+    product_of = {line.sale_id: line.product_id for hold in holds for line in hold.lines if line.sale_id}
+    grants: dict[uuid.UUID, Grant] = {}
+    if product_of:
+        sales = list(product_of)
+        arguments = {"pools": sales, "products": list(product_of.values()), "units": [wanted[s] for s in sales]}
+        for row in await tx.execute(_TAKE_SALES, arguments):
+            price = Money(row.currency, row.price_minor)
+            grants[row.id] = Grant(row.units, price, row.hold_seconds, row.per_customer_limit)
+    if stock := [pool for pool in wanted if pool not in product_of]:
+        for row in await tx.execute(_TAKE_STOCK, {"pools": stock, "units": [wanted[p] for p in stock]}):
+            grants[row.id] = Grant(row.units)
+    return grants
+
+
+async def _count_customers(
+    tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]
+) -> tuple[list[Hold], list[Hold]]:
+    """Counts units against the sales' limits; returns the holds within them and those over."""
+    limited = [
+        (line.sale_id, hold.customer_id, line.quantity, grants[line.pool].per_customer_limit)
+        for hold in holds
+        for line in hold.lines
+        if line.sale_id and grants[line.pool].per_customer_limit
+    ]
+    if not limited:
+        return list(holds), []
+    sales, customers, units, limits = zip(*limited, strict=True)
+    arguments = {"sales": list(sales), "customers": list(customers), "units": list(units), "limits": list(limits)}
+    counted = {(row.sale_id, row.customer_id) for row in await tx.execute(_COUNT_CUSTOMERS, arguments)}
+    missed = {(sale, customer) for sale, customer, _, _ in limited} - counted
+    over = [hold for hold in holds if any((line.sale_id, hold.customer_id) in missed for line in hold.lines)]
+    over_ids = {hold.id for hold in over}
+    # A hold over one sale's limit gives back what it was counted for in its other sales.
+    partly = [
+        (hold.customer_id, tuple(line for line in hold.lines if (line.sale_id, hold.customer_id) in counted))
+        for hold in over
+    ]
+    await uncount_customers(tx, partly)
+    return [hold for hold in holds if hold.id not in over_ids], over
+
+
+async def _insert(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Reservation]:
+    if not holds:
+        return {}
+    arguments = {
+        "ids": [hold.id for hold in holds],
+        "customers": [hold.customer_id for hold in holds],
+        "lines": [lines_to_json(hold.lines) for hold in holds],
+        "seconds": [hold.seconds for hold in holds],
+    }
+    expires = {row.id: row.expire_time for row in await tx.execute(_INSERT, arguments)}
+    return {
+        hold.id: Reservation(hold.id, hold.customer_id, State.HELD, hold.lines, expires[hold.id])
+        for hold in holds
+        if hold.id in expires
+    }
+
+
+async def _give_back(tx: AsyncSession, holds: Sequence[Hold], units: Mapping[uuid.UUID, int]) -> None:
+    """Gives units back that this very transaction took; nobody saw them gone."""
+    sales = {line.sale_id for hold in holds for line in hold.lines if line.sale_id}
+    for table, key, pools in (
+        ("flash_sales", "id", [pool for pool in units if pool in sales]),
+        ("stock", "product_id", [pool for pool in units if pool not in sales]),
+    ):
+        if pools:
+            await tx.execute(
+                text(f"""
+                    UPDATE {table} s SET held = s.held - w.units
+                    FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (id, units) WHERE s.{key} = w.id
+                """),  # noqa: S608  # both names stand three lines above
+                {"pools": pools, "units": [units[pool] for pool in pools]},
+            )
+
+
+async def _why_short(tx: AsyncSession, short: Sequence[tuple[Hold, Line]]) -> dict[uuid.UUID, AppError]:
+    if not short:
+        return {}
+    sales = {line.sale_id for _, line in short if line.sale_id}
+    states = {row.id: row for row in await tx.execute(_WHY_NOT, {"ids": list(sales)})} if sales else {}
+    products = [line.product_id for _, line in short if not line.sale_id]
+    stocked: set[uuid.UUID] = set()
+    if products:
+        query = text("SELECT product_id FROM stock WHERE product_id = ANY(CAST(:ids AS uuid[]))")
+        stocked = {row.product_id for row in await tx.execute(query, {"ids": products})}
+    why: dict[uuid.UUID, AppError] = {}
+    for hold, line in short:
+        sale = states.get(line.sale_id)
+        if line.sale_id is None:
+            known = line.product_id in stocked
+            kind = domain.OutOfStock if known else domain.StockNotFound
+            why[hold.id] = kind(productId=line.product_id)
+        elif sale is None or sale.product_id != line.product_id:
+            why[hold.id] = domain.FlashSaleNotFound(flashSaleId=line.sale_id)
+        elif sale.state != "LIVE":
+            why[hold.id] = domain.SaleNotLive(flashSaleId=line.sale_id, state=sale.state)
+        else:
+            why[hold.id] = domain.SoldOut(flashSaleId=line.sale_id)
+    return why
+
+
+async def _repeats(
+    tx: AsyncSession, holds: Sequence[Hold], refused: Mapping[uuid.UUID, AppError]
+) -> dict[uuid.UUID, Outcome]:
+    """Answers holds that got nothing new: with what they hold already, else with why not."""
+    known = {r.id: r for r in map(from_row, await tx.execute(LOOK, {"ids": [hold.id for hold in holds]}))}
+    outcomes: dict[uuid.UUID, Outcome] = {}
+    for hold in holds:
+        reservation = known.get(hold.id)
+        if reservation is None:
+            outcomes[hold.id] = refused[hold.id]
+        elif reservation.is_for(hold):
+            outcomes[hold.id] = reservation
+        else:
+            outcomes[hold.id] = RequestIdReused(requestId=hold.id)
+    return outcomes

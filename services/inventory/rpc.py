@@ -1,0 +1,193 @@
+"""The gRPC face of inventory: reads a request, calls one function, writes a response."""
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from services.chassis import calls, db, paging, statuses, wire
+from services.chassis.db import Database
+from services.chassis.errors import AppError
+from services.chassis.money import Money
+from services.chassis.paging import Pages
+from services.inventory import actions, domain, reserving, settling
+from services.inventory.domain import Hold, Line, Reservation
+from services.inventory.gate import Gate
+from services.inventory.tables import Movement, Stock
+from services.inventory.watch import SaleWatch
+from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
+from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
+from stampede.inventory.v1 import reservation_service_pb2 as pb
+from stampede.inventory.v1 import reservation_service_pb2_grpc as pb_grpc
+from stampede.inventory.v1 import stock_service_pb2 as stock_pb
+from stampede.inventory.v1 import stock_service_pb2_grpc as stock_grpc
+
+_DOMAIN = "inventory.stampede"
+
+
+class StockService(stock_grpc.StockServiceServicer):
+    def __init__(self, database: Database, pages: Pages) -> None:
+        self._db, self._pages = database, pages
+
+    async def GetStock(self, request: stock_pb.GetStockRequest, context: Any) -> stock_pb.Stock:
+        return _stock(await actions.get_stock(self._db, uuid.UUID(request.product_id)))
+
+    async def SetStock(self, request: stock_pb.SetStockRequest, context: Any) -> stock_pb.Stock:
+        stock = await actions.set_stock(
+            self._db, uuid.UUID(request.product_id), on_hand=request.on_hand, reason=request.reason,
+            actor=calls.user_id(), key=calls.request_key(request),
+        )  # fmt: skip
+        return _stock(stock)
+
+    async def AdjustStock(self, request: stock_pb.AdjustStockRequest, context: Any) -> stock_pb.Stock:
+        stock = await actions.adjust_stock(
+            self._db, uuid.UUID(request.product_id), delta=request.delta, reason=request.reason,
+            actor=calls.user_id(), key=calls.request_key(request),
+        )  # fmt: skip
+        return _stock(stock)
+
+    async def ListStockMovements(
+        self, request: stock_pb.ListStockMovementsRequest, context: Any
+    ) -> stock_pb.ListStockMovementsResponse:
+        size, query = paging.size(request.page_size), {"product": request.product_id}
+        position = self._pages.unseal(request.page_token, query)
+        before = int(position[0]) if position else None
+        rows = await actions.list_movements(self._db, uuid.UUID(request.product_id), before=before, limit=size + 1)
+        token = self._pages.seal([str(rows[size - 1].id)], query) if len(rows) > size else ""
+        return stock_pb.ListStockMovementsResponse(movements=map(_movement, rows[:size]), next_page_token=token)
+
+
+class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
+    def __init__(self, database: Database, pages: Pages, watch: SaleWatch) -> None:
+        self._db, self._pages, self._watch = database, pages, watch
+
+    async def CreateFlashSale(self, request: sale_pb.CreateFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
+        return _sale(await actions.create_sale(self._db, _new_sale(request), key=calls.request_key(request)))
+
+    async def GetFlashSale(self, request: sale_pb.GetFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
+        return _sale(await actions.get_sale(self._db, uuid.UUID(request.sale_id)))
+
+    async def ListFlashSales(
+        self, request: sale_pb.ListFlashSalesRequest, context: Any
+    ) -> sale_pb.ListFlashSalesResponse:
+        size, query = paging.size(request.page_size), {"state": request.state, "product": request.product_id}
+        position = self._pages.unseal(request.page_token, query)
+        rows = await actions.list_sales(
+            self._db,
+            state=sale_pb.FlashSale.State.Name(request.state) if request.state else None,
+            product_id=uuid.UUID(request.product_id) if request.product_id else None,
+            before=uuid.UUID(position[0]) if position else None,
+            limit=size + 1,
+        )
+        token = self._pages.seal([str(rows[size - 1].id)], query) if len(rows) > size else ""
+        return sale_pb.ListFlashSalesResponse(flash_sales=map(_sale, rows[:size]), next_page_token=token)
+
+    async def WatchFlashSale(
+        self, request: sale_pb.WatchFlashSaleRequest, context: Any
+    ) -> AsyncIterator[sale_pb.FlashSale]:
+        async for sale in self._watch.watch(uuid.UUID(request.sale_id)):
+            yield _sale(sale)
+
+
+class ReservationService(pb_grpc.ReservationServiceServicer):
+    def __init__(self, database: Database, gate: Gate) -> None:
+        self._db, self._gate = database, gate
+
+    async def Reserve(self, request: pb.ReserveRequest, context: Any) -> pb.ReserveResponse:
+        outcomes = await reserving.admit(self._db, self._gate, [_hold(hold) for hold in request.holds])
+        return pb.ReserveResponse(outcomes=map(_outcome, outcomes))
+
+    async def Confirm(self, request: pb.ConfirmRequest, context: Any) -> pb.ConfirmResponse:
+        outcomes = await settling.confirm(self._db, db.uuids(list(request.ids)))
+        return pb.ConfirmResponse(outcomes=map(_outcome, outcomes))
+
+    async def Release(self, request: pb.ReleaseRequest, context: Any) -> pb.ReleaseResponse:
+        outcomes = await settling.release(self._db, db.uuids(list(request.ids)))
+        await self._gate.give_back_reservations(o for o in outcomes if isinstance(o, Reservation))
+        return pb.ReleaseResponse(outcomes=map(_outcome, outcomes))
+
+
+def _hold(message: pb.Hold) -> Hold:
+    lines = tuple(
+        Line(uuid.UUID(line.product_id), uuid.UUID(line.flash_sale_id) if line.flash_sale_id else None, line.quantity)
+        for line in message.lines
+    )
+    return Hold(uuid.UUID(message.id), uuid.UUID(message.customer_id), lines, message.duration.seconds)
+
+
+def _outcome(outcome: Reservation | AppError) -> pb.ReservationOutcome:
+    if isinstance(outcome, AppError):
+        return pb.ReservationOutcome(refusal=statuses.to_refusal(outcome, _DOMAIN))
+    message = pb.Reservation(
+        id=str(outcome.id),
+        state=pb.Reservation.State.Value(outcome.state),
+        expire_time=wire.timestamp(outcome.expire_time),
+        lines=[
+            pb.ReservedLine(
+                product_id=str(line.product_id),
+                flash_sale_id=str(line.sale_id) if line.sale_id else "",
+                quantity=line.quantity,
+                sale_price=wire.money(line.sale_price) if line.sale_price else None,
+            )
+            for line in outcome.lines
+        ],
+    )
+    return pb.ReservationOutcome(reservation=message)
+
+
+def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> actions.NewSale:
+    return actions.NewSale(
+        product_id=uuid.UUID(request.product_id),
+        title=request.title,
+        price=wire.money_of(request.sale_price),
+        allocation=request.allocation,
+        per_customer_limit=request.per_customer_limit,
+        start_time=wire.datetime_of(request.start_time) if request.HasField("start_time") else None,
+        end_time=wire.datetime_of(request.end_time),
+        hold_seconds=request.hold_duration.seconds or domain.HOLD_SECONDS_DEFAULT,
+    )
+
+
+def _sale(row: Any) -> sale_pb.FlashSale:
+    return sale_pb.FlashSale(
+        id=str(row.id),
+        product_id=str(row.product_id),
+        title=row.title,
+        sale_price=wire.money(Money(row.currency, row.price_minor)),
+        allocation=row.allocation,
+        per_customer_limit=row.per_customer_limit,
+        start_time=wire.timestamp(row.start_time),
+        end_time=wire.timestamp(row.end_time),
+        state=sale_pb.FlashSale.State.Value(row.state),
+        remaining=row.remaining,
+        held=row.held,
+        sold=row.sold,
+        hold_duration=Duration(seconds=row.hold_seconds),
+        create_time=wire.timestamp(row.create_time),
+        update_time=wire.timestamp(row.update_time),
+        server_time=wire.timestamp(row.server_time),
+        etag=db.etag(row.version),
+    )
+
+
+def _stock(row: Stock) -> stock_pb.Stock:
+    return stock_pb.Stock(
+        product_id=str(row.product_id),
+        on_hand=row.on_hand,
+        held=row.held,
+        available=row.on_hand - row.held,
+        update_time=wire.timestamp(row.update_time),
+    )
+
+
+def _movement(row: Movement) -> stock_pb.StockMovement:
+    return stock_pb.StockMovement(
+        id=row.id,
+        product_id=str(row.product_id),
+        delta=row.delta,
+        kind=stock_pb.StockMovement.Kind.Value(row.kind),
+        reason=row.reason,
+        reference_id=str(row.reference_id),
+        create_time=wire.timestamp(row.create_time),
+    )

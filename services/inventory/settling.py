@@ -1,0 +1,234 @@
+"""What becomes of held units: confirmed, released or expired. Each function is one transaction over a whole batch."""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis import outbox
+from services.chassis.db import Database
+from services.chassis.errors import WrongState
+from services.inventory import domain
+from services.inventory.domain import Line, Reservation, State
+from services.inventory.reservations import LOCK, LOCK_EXPIRED, Outcome, from_row, uncount_customers
+from stampede.inventory.v1 import events_pb2
+
+EXPIRE_MOST = 500
+
+_MOVE = text("""
+    UPDATE reservations SET state = :state, update_time = clock_timestamp() WHERE id = ANY(CAST(:ids AS uuid[]))
+""")
+
+
+async def confirm(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
+    """Makes held units sold ones; one outcome per id, in order. See `ReservationService.Confirm`."""
+    async with db.begin() as tx:
+        found = {r.id: r for r in map(from_row, await tx.execute(LOCK, {"ids": list(ids)}))}
+        held = [r for r in found.values() if r.state is State.HELD]
+        retaken = await _retake(tx, [r for r in found.values() if r.state is State.EXPIRED])
+        done = [*held, *retaken]
+        if done:
+            await _sell(tx, done)
+            await tx.execute(_MOVE, {"state": State.CONFIRMED, "ids": [r.id for r in done]})
+    confirmed = {r.id: r for r in done} | {r.id: r for r in found.values() if r.state is State.CONFIRMED}
+    outcomes: list[Outcome] = []
+    for id_ in ids:
+        if id_ in confirmed:
+            r = confirmed[id_]
+            outcomes.append(Reservation(r.id, r.customer_id, State.CONFIRMED, r.lines, r.expire_time))
+        elif id_ in found:
+            outcomes.append(domain.ReservationLost(reservationId=id_))
+        else:
+            outcomes.append(domain.ReservationNotFound(reservationId=id_))
+    return outcomes
+
+
+async def _retake(tx: AsyncSession, expired: Sequence[Reservation]) -> list[Reservation]:
+    """Holds the units of expired reservations once more, each all or nothing, if they are there.
+
+    The customer has paid, so neither the sale's end nor the limit is asked again.
+    """
+    retaken = []
+    for reservation in expired:
+        savepoint = await tx.begin_nested()
+        taken = all([await _take_again(tx, line) for line in reservation.lines])
+        if taken:
+            await savepoint.commit()
+            retaken.append(reservation)
+        else:
+            await savepoint.rollback()
+    if retaken:
+        await _recount(tx, retaken)
+    return retaken
+
+
+async def _take_again(tx: AsyncSession, line: Line) -> bool:
+    """Takes a line's units from its sale; where that is over or empty, from the product's ordinary stock."""
+    if line.sale_id:
+        query = text("""
+            UPDATE flash_sales SET held = held + :units, update_time = clock_timestamp()
+            WHERE id = :id AND allocation - held - sold - returned >= :units RETURNING id
+        """)
+        if await tx.scalar(query, {"id": line.sale_id, "units": line.quantity}):
+            return True
+        # The sale has given its units back to stock: let it take as many in again, so that its books still close.
+        query = text("""
+            WITH taken AS (
+                UPDATE stock SET on_hand = on_hand - :units, update_time = clock_timestamp()
+                WHERE product_id = :product AND on_hand - held >= :units
+                    AND EXISTS (SELECT FROM flash_sales WHERE id = :id AND returned >= :units)
+                RETURNING product_id
+            ), moved AS (
+                INSERT INTO stock_movements (product_id, delta, kind, reference_id)
+                SELECT product_id, -:units, 'ALLOCATED', :id FROM taken
+            )
+            UPDATE flash_sales SET held = held + :units, returned = returned - :units
+            WHERE id = :id AND EXISTS (SELECT FROM taken) RETURNING id
+        """)
+        arguments = {"id": line.sale_id, "product": line.product_id, "units": line.quantity}
+        return await tx.scalar(query, arguments) is not None
+    query = text("""
+        UPDATE stock SET held = held + :units WHERE product_id = :product AND on_hand - held >= :units
+        RETURNING product_id
+    """)
+    return await tx.scalar(query, {"product": line.product_id, "units": line.quantity}) is not None
+
+
+async def _recount(tx: AsyncSession, reservations: Sequence[Reservation]) -> None:
+    for reservation in reservations:
+        for line in reservation.lines:
+            if line.sale_id:
+                await tx.execute(
+                    text("UPDATE sale_customers SET units = units + :units WHERE sale_id = :s AND customer_id = :c"),
+                    {"units": line.quantity, "s": line.sale_id, "c": reservation.customer_id},
+                )
+
+
+async def _sell(tx: AsyncSession, reservations: Sequence[Reservation]) -> None:
+    sales, stock = _units_by_pool(reservations)
+    if sales:
+        await tx.execute(
+            text("""
+                WITH w AS (
+                    SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (id, units)
+                ), locked AS (
+                    SELECT s.id FROM flash_sales s JOIN w USING (id) ORDER BY s.product_id, s.id FOR UPDATE OF s
+                )
+                UPDATE flash_sales s
+                SET held = s.held - w.units, sold = s.sold + w.units, update_time = clock_timestamp()
+                FROM w JOIN locked USING (id) WHERE s.id = w.id
+            """),
+            {"pools": list(sales), "units": list(sales.values())},
+        )
+    if stock:
+        lines = [(r.id, line) for r in reservations for line in r.lines if not line.sale_id]
+        await tx.execute(
+            text("""
+                WITH w AS (
+                    SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (product_id, units)
+                ), locked AS (
+                    SELECT s.product_id FROM stock s JOIN w USING (product_id) ORDER BY s.product_id FOR UPDATE OF s
+                ), moved AS (
+                    INSERT INTO stock_movements (product_id, delta, kind, reference_id)
+                    SELECT product_id, -units, 'SOLD', reference_id FROM unnest(
+                        CAST(:products AS uuid[]), CAST(:quantities AS integer[]), CAST(:references AS uuid[])
+                    ) AS m (product_id, units, reference_id)
+                )
+                UPDATE stock s
+                SET on_hand = s.on_hand - w.units, held = s.held - w.units, update_time = clock_timestamp()
+                FROM w JOIN locked USING (product_id) WHERE s.product_id = w.product_id
+            """),
+            {
+                "pools": list(stock),
+                "units": list(stock.values()),
+                "products": [line.product_id for _, line in lines],
+                "quantities": [line.quantity for _, line in lines],
+                "references": [id_ for id_, _ in lines],
+            },
+        )
+
+
+async def release(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
+    """Gives held units back; one outcome per id, in order. See `ReservationService.Release`."""
+    async with db.begin() as tx:
+        found = {r.id: r for r in map(from_row, await tx.execute(LOCK, {"ids": list(ids)}))}
+        held = [r for r in found.values() if r.state is State.HELD]
+        await _return_units(tx, held, State.RELEASED)
+    released = {r.id for r in held}
+    outcomes: list[Outcome] = []
+    for id_ in ids:
+        r = found.get(id_)
+        if r is None:
+            outcomes.append(domain.ReservationNotFound(reservationId=id_))
+        elif r.state is State.CONFIRMED:
+            outcomes.append(WrongState(resource="reservation", state=r.state, wanted=State.RELEASED))
+        else:
+            state = State.RELEASED if id_ in released else r.state
+            outcomes.append(Reservation(r.id, r.customer_id, state, r.lines, r.expire_time))
+    return outcomes
+
+
+async def expire(db: Database) -> list[Reservation]:
+    """Gives back what was held for too long, up to `EXPIRE_MOST` reservations, and tells orders. Returns them."""
+    async with db.begin() as tx:
+        expired = list(map(from_row, await tx.execute(LOCK_EXPIRED, {"most": EXPIRE_MOST})))
+        await _return_units(tx, expired, State.EXPIRED)
+        subject = "stampede.inventory.reservation.expired"
+        await outbox.tell(tx, [(subject, events_pb2.ReservationExpired(reservation_id=str(r.id))) for r in expired])
+    return expired
+
+
+async def _return_units(tx: AsyncSession, reservations: Sequence[Reservation], state: State) -> None:
+    if not reservations:
+        return
+    sales, stock = _units_by_pool(reservations)
+    if sales:
+        # A sale that is over has no use for them: they go on to ordinary stock, and the ledger says so.
+        await tx.execute(
+            text("""
+                WITH w AS (
+                    SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (id, units)
+                ), locked AS (
+                    SELECT s.id FROM flash_sales s JOIN w USING (id) ORDER BY s.product_id, s.id FOR UPDATE OF s
+                ), given AS (
+                    UPDATE flash_sales s SET held = s.held - w.units, update_time = clock_timestamp(),
+                        returned = s.returned + CASE WHEN s.closed_as IS NULL THEN 0 ELSE w.units END
+                    FROM w JOIN locked USING (id) WHERE s.id = w.id
+                    RETURNING s.id, s.product_id, new.returned - old.returned AS returned
+                ), restocked AS (
+                    UPDATE stock SET on_hand = on_hand + g.units, update_time = clock_timestamp()
+                    FROM (SELECT product_id, sum(returned)::integer AS units FROM given GROUP BY product_id) g
+                    WHERE stock.product_id = g.product_id AND g.units > 0
+                )
+                INSERT INTO stock_movements (product_id, delta, kind, reference_id)
+                SELECT product_id, returned, 'RETURNED', id FROM given WHERE returned > 0
+            """),
+            {"pools": list(sales), "units": list(sales.values())},
+        )
+    if stock:
+        await tx.execute(
+            text("""
+                WITH w AS (
+                    SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (product_id, units)
+                ), locked AS (
+                    SELECT s.product_id FROM stock s JOIN w USING (product_id) ORDER BY s.product_id FOR UPDATE OF s
+                )
+                UPDATE stock s SET held = s.held - w.units, update_time = clock_timestamp()
+                FROM w JOIN locked USING (product_id) WHERE s.product_id = w.product_id
+            """),
+            {"pools": list(stock), "units": list(stock.values())},
+        )
+    await uncount_customers(tx, [(r.customer_id, r.lines) for r in reservations])
+    await tx.execute(_MOVE, {"state": state, "ids": [r.id for r in reservations]})
+
+
+def _units_by_pool(reservations: Iterable[Reservation]) -> tuple[dict[uuid.UUID, int], dict[uuid.UUID, int]]:
+    """How many units stand in each sale, and in each product's ordinary stock."""
+    sales: dict[uuid.UUID, int] = defaultdict(int)
+    stock: dict[uuid.UUID, int] = defaultdict(int)
+    for reservation in reservations:
+        for line in reservation.lines:
+            (sales if line.sale_id else stock)[line.pool] += line.quantity
+    return sales, stock

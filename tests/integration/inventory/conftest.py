@@ -1,0 +1,110 @@
+"""What the tests of inventory share: a database, a gate, and stock to fight over."""
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from services.chassis import ids
+from services.chassis.db import Database
+from services.chassis.money import Money
+from services.inventory import actions
+from services.inventory.actions import NewSale
+from services.inventory.domain import Hold, Line
+from services.inventory.gate import Gate
+from tests.conftest import OpenDatabase
+from tests.support.infra import Infra
+
+STAFF = uuid.UUID(int=1)
+
+
+@pytest.fixture
+async def db(database: OpenDatabase) -> Database:
+    return await database("inventory")
+
+
+@pytest.fixture
+async def gate(infra: Infra) -> AsyncIterator[Gate]:
+    gate = Gate(infra.valkey_url)
+    await gate._valkey.flushall()
+    yield gate
+    await gate.close()
+
+
+async def a_product(db: Database, *, on_hand: int = 10) -> uuid.UUID:
+    product_id = ids.new()
+    await actions.set_stock(db, product_id, on_hand=on_hand, reason="counted", actor=STAFF, key=None)
+    return product_id
+
+
+async def a_sale(db: Database, *, units: int = 10, stock: int | None = None, **terms: Any) -> Any:
+    """A live sale of `units`, which are all of the product's stock unless `stock` says more."""
+    product_id = await a_product(db, on_hand=stock or units)
+    async with db() as tx:
+        now = (await tx.execute(text("SELECT clock_timestamp()"))).scalar_one()
+    fields: dict[str, Any] = {
+        "product_id": product_id, "title": "A rush", "price": Money("USD", 999), "allocation": units,
+        "per_customer_limit": 0, "start_time": None, "end_time": now + timedelta(hours=1), "hold_seconds": 600,
+    }  # fmt: skip
+    return await actions.create_sale(db, NewSale(**{**fields, **terms}), key=None)
+
+
+def a_hold(*lines: Line, customer_id: uuid.UUID | None = None, seconds: int = 600) -> Hold:
+    return Hold(ids.new(), customer_id or ids.new(), lines, seconds)
+
+
+def of_sale(sale: Any, quantity: int = 1) -> Line:
+    return Line(sale.product_id, sale.id, quantity)
+
+
+def of_stock(product_id: uuid.UUID, quantity: int = 1) -> Line:
+    return Line(product_id, None, quantity)
+
+
+async def books(db: Database) -> list[str]:
+    """Everything that does not add up between counters, reservations, limits and ledger; empty when all is well."""
+    checks = {
+        "a sale's counters against its reservations": """
+            SELECT s.id FROM flash_sales s LEFT JOIN (
+                SELECT (line->>'sale_id')::uuid AS sale_id,
+                    sum((line->>'quantity')::integer) FILTER (WHERE r.state = 'HELD') AS held,
+                    sum((line->>'quantity')::integer) FILTER (WHERE r.state = 'CONFIRMED') AS sold
+                FROM reservations r, jsonb_array_elements(r.lines) AS line GROUP BY 1
+            ) l ON l.sale_id = s.id
+            WHERE (s.held, s.sold) <> (coalesce(l.held, 0), coalesce(l.sold, 0))
+        """,
+        "stock's held units against reservations": """
+            SELECT s.product_id FROM stock s LEFT JOIN (
+                SELECT (line->>'product_id')::uuid AS product_id, sum((line->>'quantity')::integer) AS held
+                FROM reservations r, jsonb_array_elements(r.lines) AS line
+                WHERE r.state = 'HELD' AND line->>'sale_id' IS NULL GROUP BY 1
+            ) l USING (product_id)
+            WHERE s.held <> coalesce(l.held, 0)
+        """,
+        "stock against the sum of its ledger": """
+            SELECT s.product_id FROM stock s LEFT JOIN (
+                SELECT product_id, sum(delta) AS units FROM stock_movements GROUP BY 1
+            ) m USING (product_id)
+            WHERE s.on_hand <> coalesce(m.units, 0)
+        """,
+        "customers' counts against their reservations": """
+            SELECT c.customer_id FROM sale_customers c LEFT JOIN (
+                SELECT (line->>'sale_id')::uuid AS sale_id, customer_id, sum((line->>'quantity')::integer) AS units
+                FROM reservations r, jsonb_array_elements(r.lines) AS line
+                WHERE r.state IN ('HELD', 'CONFIRMED') GROUP BY 1, 2
+            ) l USING (sale_id, customer_id)
+            WHERE c.units <> coalesce(l.units, 0)
+        """,
+    }
+    wrong = []
+    async with db() as tx:
+        for name, query in checks.items():
+            if rows := (await tx.execute(text(query))).all():
+                wrong.append(f"{name}: {rows}")
+    return wrong
+
+
+Books = Callable[[Database], Any]

@@ -1,0 +1,191 @@
+"""Holding units: the race, the repeat, the limit, the mixture."""
+
+import asyncio
+import uuid
+
+import pytest
+
+from services.chassis import ids
+from services.chassis.db import Database
+from services.chassis.errors import AppError, RequestIdReused
+from services.inventory import actions, reserving, settling
+from services.inventory.domain import (
+    CustomerLimit,
+    FlashSaleNotFound,
+    Hold,
+    OutOfStock,
+    Reservation,
+    SaleNotLive,
+    SoldOut,
+    State,
+    StockNotFound,
+)
+from tests.integration.inventory.conftest import a_hold, a_product, a_sale, books, of_sale, of_stock
+
+
+async def reserve(db: Database, hold: Hold) -> Reservation | AppError:
+    return (await reserving.reserve(db, [hold]))[0]
+
+
+async def test_a_rush_on_a_sale_sells_each_unit_once(db: Database) -> None:
+    """60 buyers, 10 units, all at once, one by one: 10 get one, 50 are told, none is lost."""
+    sale = await a_sale(db, units=10)
+
+    outcomes = await asyncio.gather(*(reserve(db, a_hold(of_sale(sale))) for _ in range(60)))
+
+    assert sum(isinstance(o, Reservation) for o in outcomes) == 10
+    assert sum(isinstance(o, SoldOut) for o in outcomes) == 50
+    now = await actions.get_sale(db, sale.id)
+    assert (now.held, now.remaining, now.state) == (10, 0, "SOLD_OUT")
+    assert await books(db) == []
+
+
+async def test_a_rush_on_ordinary_stock_sells_each_unit_once(db: Database) -> None:
+    product_id = await a_product(db, on_hand=10)
+
+    outcomes = await asyncio.gather(*(reserve(db, a_hold(of_stock(product_id))) for _ in range(60)))
+
+    assert sum(isinstance(o, Reservation) for o in outcomes) == 10
+    assert sum(isinstance(o, OutOfStock) for o in outcomes) == 50
+    assert (await actions.get_stock(db, product_id)).held == 10
+    assert await books(db) == []
+
+
+async def test_batches_in_parallel_sell_each_unit_once(db: Database) -> None:
+    sale = await a_sale(db, units=25)
+    batches = [[a_hold(of_sale(sale, 1 + n % 3)) for n in range(20)] for _ in range(6)]
+
+    answers = await asyncio.gather(*(reserving.reserve(db, batch) for batch in batches))
+
+    outcomes = [outcome for answer in answers for outcome in answer]
+    held = sum(o.lines[0].quantity for o in outcomes if isinstance(o, Reservation))
+    now = await actions.get_sale(db, sale.id)
+    assert held == now.held <= 25
+    # A single unit always finds a buyer in such a crowd, so nothing may be left over.
+    assert now.remaining == 0
+    assert await books(db) == []
+
+
+async def test_mixed_lines_in_crossed_order_neither_deadlock_nor_oversell(db: Database) -> None:
+    first, second = await a_sale(db, units=15), await a_sale(db, units=15)
+    plain = await a_product(db, on_hand=15)
+    lines = [of_sale(first), of_stock(plain), of_sale(second)]
+    holds = [a_hold(*(lines if n % 2 else lines[::-1])) for n in range(60)]
+
+    outcomes = await asyncio.gather(*(reserve(db, hold) for hold in holds))
+
+    assert sum(isinstance(o, Reservation) for o in outcomes) == 15
+    assert await books(db) == []
+
+
+async def test_a_hold_is_all_or_nothing_over_its_lines(db: Database) -> None:
+    plenty, scarce = await a_sale(db, units=10), await a_product(db, on_hand=1)
+
+    outcome = await reserve(db, a_hold(of_sale(plenty, 2), of_stock(scarce, 2)))
+
+    assert isinstance(outcome, OutOfStock)
+    assert (await actions.get_sale(db, plenty.id)).held == 0
+    assert (await actions.get_stock(db, scarce)).held == 0
+
+
+async def test_the_same_hold_sent_eight_times_at_once_takes_once(db: Database) -> None:
+    """A client that times out and retries races its own first attempt."""
+    sale = await a_sale(db, units=10, per_customer_limit=1)
+    hold = a_hold(of_sale(sale))
+
+    outcomes = await asyncio.gather(*(reserve(db, hold) for _ in range(8)))
+
+    assert all(isinstance(o, Reservation) and o.id == hold.id for o in outcomes)
+    assert (await actions.get_sale(db, sale.id)).held == 1
+    assert await books(db) == []
+
+
+async def test_a_repeat_finds_its_hold_when_everything_is_sold_out(db: Database) -> None:
+    sale = await a_sale(db, units=1)
+    hold = a_hold(of_sale(sale))
+    first = await reserve(db, hold)
+
+    assert await reserve(db, hold) == first
+    assert isinstance(await reserve(db, a_hold(of_sale(sale))), SoldOut)
+
+
+async def test_an_id_cannot_be_reused_for_other_lines(db: Database) -> None:
+    sale = await a_sale(db, units=10)
+    hold = a_hold(of_sale(sale))
+    await reserve(db, hold)
+
+    assert isinstance(await reserve(db, Hold(hold.id, hold.customer_id, (of_sale(sale, 2),), 600)), RequestIdReused)
+    assert isinstance(await reserve(db, Hold(hold.id, ids.new(), hold.lines, 600)), RequestIdReused)
+    assert (await actions.get_sale(db, sale.id)).held == 1
+
+
+async def test_one_customer_gets_no_more_than_the_limit_over_all_orders(db: Database) -> None:
+    sale, customer = await a_sale(db, units=100, per_customer_limit=3), ids.new()
+
+    outcomes = await asyncio.gather(*(reserve(db, a_hold(of_sale(sale), customer_id=customer)) for _ in range(20)))
+
+    assert sum(isinstance(o, Reservation) for o in outcomes) == 3
+    assert sum(isinstance(o, CustomerLimit) for o in outcomes) == 17
+    assert await books(db) == []
+
+
+async def test_the_limit_holds_within_one_batch_too(db: Database) -> None:
+    sale, customer = await a_sale(db, units=100, per_customer_limit=3), ids.new()
+
+    outcomes = await reserving.reserve(db, [a_hold(of_sale(sale, 2), customer_id=customer) for _ in range(4)])
+
+    assert [type(o) for o in outcomes] == [Reservation, CustomerLimit, CustomerLimit, CustomerLimit]
+    assert await books(db) == []
+
+
+async def test_a_released_hold_gives_the_allowance_back(db: Database) -> None:
+    sale, customer = await a_sale(db, units=10, per_customer_limit=1), ids.new()
+    hold = a_hold(of_sale(sale), customer_id=customer)
+    await reserve(db, hold)
+    await settling.release(db, [hold.id])
+
+    assert isinstance(await reserve(db, a_hold(of_sale(sale), customer_id=customer)), Reservation)
+    assert await books(db) == []
+
+
+async def test_one_bad_item_leaves_its_neighbours_alone(db: Database) -> None:
+    sale = await a_sale(db, units=10)
+    unknown = ids.new()
+    batch = [
+        a_hold(of_sale(sale)),
+        a_hold(of_stock(unknown)),
+        a_hold(of_sale(sale, 11)),
+        a_hold(of_stock(sale.product_id)),
+        a_hold(of_sale(sale)),
+    ]
+
+    outcomes = await reserving.reserve(db, batch)
+
+    assert [type(o) for o in outcomes] == [Reservation, StockNotFound, SoldOut, OutOfStock, Reservation]
+    assert await books(db) == []
+
+
+async def test_a_sale_is_refused_under_another_product_or_out_of_its_time(db: Database) -> None:
+    sale = await a_sale(db, units=10)
+    other = await a_product(db)
+    line = of_sale(sale)
+    later = await a_sale(db, start_time=sale.end_time, end_time=sale.end_time.replace(year=2100))
+
+    assert isinstance(await reserve(db, a_hold(type(line)(other, sale.id, 1))), FlashSaleNotFound)
+    assert isinstance(await reserve(db, a_hold(type(line)(other, uuid.uuid4(), 1))), FlashSaleNotFound)
+    outcome = await reserve(db, a_hold(of_sale(later)))
+    assert isinstance(outcome, SaleNotLive)
+    assert outcome.metadata["state"] == "SCHEDULED"
+
+
+@pytest.mark.parametrize("quantity", [1, 7])
+async def test_the_price_and_the_time_of_a_hold_are_the_sales(db: Database, quantity: int) -> None:
+    sale = await a_sale(db, hold_seconds=30)
+
+    held = await reserve(db, a_hold(of_sale(sale, quantity), seconds=600))
+
+    assert isinstance(held, Reservation)
+    assert held.state is State.HELD
+    assert held.lines[0].sale_price is not None
+    assert held.lines[0].sale_price.minor == 999
+    assert 25 < (held.expire_time - sale.server_time).total_seconds() < 60
