@@ -58,7 +58,7 @@ def read(descriptor_set: Path) -> list[Route]:
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set.read_bytes())
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
-        pool.Add(file)  # type: ignore[no-untyped-call]
+        pool.Add(file)
     return [
         route
         for file in files.file
@@ -91,9 +91,7 @@ def _options(
 ) -> tuple[str | None, list[tuple[str, str]]]:
     """The access a method declares, and its (verb, path) pairs."""
     # The options class must come from this pool: only it knows the extensions.
-    options_type: Any = message_factory.GetMessageClass(
-        pool.FindMessageTypeByName("google.protobuf.MethodOptions")
-    )
+    options_type: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.MethodOptions"))
     options = options_type.FromString(method.GetOptions().SerializeToString())
     access = bindings = None
     for field, value in options.ListFields():

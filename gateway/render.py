@@ -46,9 +46,7 @@ class Gateway:
     descriptor: Path
     listen: Address = Address("0.0.0.0", 8080)  # noqa: S104 - in a container, that is the point
     admin_port: int = 9901
-    targets: Mapping[str, Address] = field(
-        default_factory=lambda: {name: Address(name, 50051) for name in SERVICES}
-    )
+    targets: Mapping[str, Address] = field(default_factory=lambda: {name: Address(name, 50051) for name in SERVICES})
     descriptor_at: str = ""
     """Where Envoy will find the descriptor set, when not where it is now."""
     issuer: str = "https://stampede.local"

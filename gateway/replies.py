@@ -21,15 +21,24 @@ class Reply:
     reason: str | None
     message: str
     retry: bool = False
+    challenge: bool = False
+    """Whether the caller is told how to sign in."""
 
 
-_JWKS_MISSING = Reply(
-    http=503, code=14, reason="UNAVAILABLE", message="Sign-in cannot be checked right now.", retry=True
+_SIGN_IN = Reply(http=401, code=16, reason="UNAUTHENTICATED", message="Sign in to call this method.", challenge=True)
+_UNREADABLE = Reply(http=400, code=3, reason=None, message="%LOCAL_REPLY_BODY%")
+_NO_KEYS = Reply(
+    http=503,
+    code=14,
+    reason="UNAVAILABLE",
+    message="Sign-in cannot be checked right now.",
+    retry=True,
+    # Replaces Envoy's "invalid_token": the token may well be good.
+    challenge=True,
 )
 _REPLIES = (
-    Reply(http=400, code=3, reason=None, message="%LOCAL_REPLY_BODY%"),
-    Reply(http=401, code=16, reason="UNAUTHENTICATED", message="Sign in to call this method."),
-    Reply(http=403, code=7, reason="PERMISSION_DENIED", message="Not allowed."),
+    Reply(http=400, code=3, reason=None, message="The request is malformed."),
+    _SIGN_IN,
     Reply(http=404, code=5, reason="NOT_FOUND", message="There is nothing at this address."),
     Reply(http=405, code=12, reason="METHOD_NOT_ALLOWED", message="This address does not take this method."),
     Reply(http=408, code=4, reason="DEADLINE_EXCEEDED", message="The request did not arrive in time."),
@@ -47,30 +56,38 @@ _ANYTHING_ELSE = Reply(http=500, code=13, reason="INTERNAL", message="Internal e
 
 def mappers() -> list[Config]:
     """Envoy's `local_reply_config.mappers`; the first that fits is taken."""
-    return [_ready(), _no_keys_yet(), *(_mapper(reply, _status("EQ", reply.http)) for reply in _REPLIES), _rest()]
+    return [
+        _ready(),
+        # Not having identity's keys is our failure, not the caller's.
+        _mapper(_NO_KEYS, _details(401, "emote_fetch")),
+        # Envoy's only 403 is a token made for somebody else's audience.
+        _mapper(_SIGN_IN, _status("EQ", 403)),
+        _mapper(_UNREADABLE, _details(400, "grpc_json_transcode")),
+        *(_mapper(reply, _status("EQ", reply.http)) for reply in _REPLIES),
+        _mapper(_ANYTHING_ELSE, _status("GE", 500)),
+    ]
 
 
 def _mapper(reply: Reply, condition: Config) -> Config:
-    config: Config = {
+    headers = []
+    if reply.retry:
+        headers.append(_set("retry-after", str(RETRY_SECONDS)))
+    if reply.challenge:
+        headers.append(_set("www-authenticate", 'Bearer realm="stampede"'))
+    return {
         "filter": condition,
         "status_code": reply.http,
+        "headers_to_add": headers,
         "body_format_override": {"json_format": _body(reply), "content_type": "application/json"},
     }
-    if reply.retry:
-        config["headers_to_add"] = [_set("retry-after", str(RETRY_SECONDS))]
-    return config
 
 
 def _body(reply: Reply) -> Config:
     details: list[Config] = []
     if reply.reason:
-        details.append(
-            {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reply.reason, "domain": DOMAIN}
-        )
+        details.append({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reply.reason, "domain": DOMAIN})
     if reply.retry:
-        details.append(
-            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{RETRY_SECONDS}s"}
-        )
+        details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{RETRY_SECONDS}s"})
     return {"code": reply.code, "message": reply.message, "details": details}
 
 
@@ -83,23 +100,17 @@ def _ready() -> Config:
     }
 
 
-def _no_keys_yet() -> Config:
-    """Not having identity's keys is our failure, not the caller's: 503, not 401."""
-    expression = "response.code == 401 && response.code_details.contains('emote_fetch')"
-    condition = {
+def _details(code: int, words: str) -> Config:
+    """Fits when Envoy's own reason for the status contains the words."""
+    return {
         "extension_filter": {
             "name": "envoy.access_loggers.extension_filters.cel",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-                "expression": expression,
+                "expression": f"response.code == {code} && response.code_details.contains('{words}')",
             },
         }
     }
-    return _mapper(_JWKS_MISSING, condition)
-
-
-def _rest() -> Config:
-    return _mapper(_ANYTHING_ELSE, _status("GE", 500))
 
 
 def _status(op: str, code: int) -> Config:

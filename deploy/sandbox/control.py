@@ -13,6 +13,7 @@ from deploy.sandbox import api, intents, render
 from deploy.sandbox.currencies import readable
 from deploy.sandbox.errors import ApiError, invalid
 from deploy.sandbox.faults import Faults
+from deploy.sandbox.forms import parse
 from deploy.sandbox.service import Sandbox
 from deploy.sandbox.values import Intent, Json
 
@@ -81,7 +82,7 @@ async def _decide(sandbox: Sandbox, request: web.BaseRequest, intent: Intent, qu
     decided = rule(work, intent, succeed=outcome == "succeed")
     sandbox.commit(work)
     back = (intent.next_action or {}).get("redirect_to_url")
-    if request.content_type == "application/json" or back is None:
+    if back is None or "text/html" not in request.headers.get("Accept", ""):
         return _json(render.intent(decided))
     status = "succeeded" if outcome == "succeed" else "failed"
     query = {"payment_intent": intent.id, "payment_intent_client_secret": intent.client_secret}
@@ -122,11 +123,16 @@ def _health(sandbox: Sandbox) -> Json:
 async def _body(request: web.BaseRequest) -> Any:
     if (request.content_length or 0) > BODY_BYTES_MAX:
         raise ApiError(413, "The request body is too large.")
-    if request.content_type == "application/x-www-form-urlencoded":
-        return dict(await request.post())
     try:
-        return json.loads(await request.read())
-    except ValueError:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise ApiError(413, "The request body is too large.") from None
+    if raw.startswith(b"outcome="):
+        # The buttons of the bank's page; curl calls JSON a form as well, so the type says nothing.
+        return parse(raw.decode("ascii", "replace"))
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
         raise invalid("The body is not JSON.") from None
 
 

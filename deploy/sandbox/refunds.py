@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.sandbox.currencies import readable
-from deploy.sandbox.errors import ApiError, invalid
+from deploy.sandbox.errors import ApiError
 from deploy.sandbox.forms import Params
 from deploy.sandbox.intents import AMOUNT_MAX
 from deploy.sandbox.values import Charge, Refund, Work
@@ -30,10 +30,12 @@ def create(work: Work, charge: Charge, params: Params) -> Refund:
     amount = left if asked is None else asked
     if amount > left:
         whole = "charge amount" if left == charge.amount else "unrefunded amount on charge"
-        raise invalid(
+        raise ApiError(
+            400,
             f"Refund amount ({readable(amount, charge.currency)}) is greater than {whole} "
             f"({readable(left, charge.currency)})",
             param="amount",
+            saved=True,
         )
     refund = Refund(
         id=work.new_id("re"),

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ from services.chassis.db import Base, Database
 
 log = structlog.get_logger()
 
-_CONSUMED = Counter("stampede_events_consumed_total", "Events acted on.", ["subject"])
+_CONSUMED = Counter("stampede_events_consumed_total", "Events acted on.", ["consumer"])
 _DEAD = Counter("stampede_events_dead_total", "Events given up after the last attempt.", ["subject"])
 _WEEK_SECONDS = 7 * 24 * 3600
 _DUPLICATE_SECONDS = 120
@@ -33,8 +33,8 @@ _ATTEMPTS_MOST = 10
 _RETRY_SECONDS = 2.0
 DEAD_LETTERS = "DEAD_LETTERS"
 
-Act = Callable[[AsyncSession, str, bytes], Awaitable[None]]
-"""Acts on one event: (transaction, subject, payload). What it writes commits together with the event's id."""
+Act = Callable[[AsyncSession, Sequence[bytes]], Awaitable[None]]
+"""Acts on events: (transaction, payloads in order). What it writes commits together with the events' ids."""
 
 
 class SeenEvent(Base):
@@ -120,23 +120,36 @@ class Consumer:
             messages = await inbox.fetch(_FETCH_MOST, timeout=_FETCH_SECONDS)
         except (nats.errors.TimeoutError, TimeoutError):
             return  # nothing new
-        for message in messages:
-            await self._take(message, jetstream)
-
-    async def _take(self, message: Msg, jetstream: JetStreamContext) -> None:
-        event_id = uuid.UUID((message.headers or {})["Nats-Msg-Id"])
         try:
-            async with self._db.begin() as tx:
-                new = await tx.scalar(
-                    insert(SeenEvent).values(event_id=event_id).on_conflict_do_nothing().returning(SeenEvent.event_id)
-                )
-                if new is not None:
-                    await self._act(tx, message.subject, message.data)
-            _CONSUMED.labels(message.subject).inc()
+            await self._take(messages)
         except Exception as error:
-            await self._failed(message, error, jetstream)
-            return
-        await message.ack()
+            if len(messages) == 1:
+                await self._failed(messages[0], error, jetstream)
+                return
+            # One event that cannot be acted on must not hold its neighbours up: each gets a try of its own.
+            for message in messages:
+                try:
+                    await self._take([message])
+                except Exception as failure:
+                    await self._failed(message, failure, jetstream)
+
+    async def _take(self, messages: Sequence[Msg]) -> None:
+        ids = [uuid.UUID((message.headers or {})["Nats-Msg-Id"]) for message in messages]
+        async with self._db.begin() as tx:
+            fresh = set(
+                await tx.scalars(
+                    insert(SeenEvent)
+                    .values([{"event_id": id_} for id_ in dict.fromkeys(ids)])
+                    .on_conflict_do_nothing()
+                    .returning(SeenEvent.event_id)
+                )
+            )
+            by_id = {id_: message.data for id_, message in zip(ids, messages, strict=True) if id_ in fresh}
+            if by_id:
+                await self._act(tx, list(by_id.values()))
+        for message in messages:
+            await message.ack()
+        _CONSUMED.labels(self._name).inc(len(messages))
 
     async def _failed(self, message: Msg, error: Exception, jetstream: JetStreamContext) -> None:
         attempt = message.metadata.num_delivered

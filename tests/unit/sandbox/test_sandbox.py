@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -94,7 +95,7 @@ async def test_a_key_in_use_is_refused_and_a_retry_finds_the_one_charge(provider
     sdk = provider.sdk()
     first = asyncio.create_task(sdk.v1.payment_intents.create_async(order(), keyed("k")))
     await entered.wait()
-    with pytest.raises(stripe.IdempotencyError) as caught:
+    with pytest.raises(stripe.APIError) as caught:
         await sdk.v1.payment_intents.create_async(order(), keyed("k"))
     assert caught.value.http_status == 409
     assert caught.value.json_body["error"]["code"] == "idempotency_key_in_use"
@@ -152,7 +153,9 @@ async def test_the_banks_page_sends_the_buyer_back(provider, order):
     page = waiting.next_action.redirect_to_url.url
     async with provider.http.get(page) as answer:
         assert "25.00 usd" in await answer.text()
-    async with provider.http.post(page, data={"outcome": "succeed"}, allow_redirects=False) as answer:
+    async with provider.http.post(
+        page, data={"outcome": "succeed"}, headers={"Accept": "text/html"}, allow_redirects=False
+    ) as answer:
         assert answer.status == 303
         assert answer.headers["Location"].startswith(f"https://shop.test/back?a=1&payment_intent={waiting.id}")
 
@@ -388,7 +391,76 @@ async def test_the_process_starts_stops_and_says_when_the_port_is_taken(tmp_path
     assert b'"stopped"' in said
 
 
+async def test_an_answered_payment_survives_kill_9(tmp_path, order):
+    options = ("--listen", "127.0.0.1:0", "--state", str(tmp_path / "state"))
+    ids = []
+    for _ in range(2):
+        running = await launch(*options)
+        url = json.loads(await running.stderr.readline())["url"]
+        sdk = stripe.StripeClient("sk_test_sandbox", base_addresses={"api": url}, http_client=stripe.AIOHTTPClient())
+        ids.append((await sdk.v1.payment_intents.create_async(order(), keyed("k"))).id)
+        await sdk._requestor._client.close_async()
+        running.kill()
+        await running.communicate()
+    assert ids[0] == ids[1]
+
+
 async def launch(*options):
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "deploy.sandbox", *options, stderr=asyncio.subprocess.PIPE, env=os.environ
     )
+
+
+async def test_rules_never_show_an_unsaved_key_as_running(provider, order):
+    """A request that was refused leaves its key free at once."""
+    sdk = provider.sdk()
+    with pytest.raises(stripe.InvalidRequestError):
+        await sdk.v1.payment_intents.retrieve_async("pi_unheard")
+    with pytest.raises(stripe.InvalidRequestError):
+        await sdk.v1.payment_intents.cancel_async("pi_unheard", options=keyed("k"))
+    assert (await sdk.v1.payment_intents.create_async(order(), keyed("k"))).status == "succeeded"
+
+
+async def test_a_bank_debit_settles_later(provider, order):
+    sdk = provider.sdk()
+    made = [await sdk.v1.payment_intents.create_async(order("pm_usBankAccount_processing")) for _ in range(2)]
+    assert {i.status for i in made} == {"processing"}
+    paid = await provider.control("POST", f"payment_intents/{made[0].id}/settle", {"outcome": "succeed"})
+    lost = await provider.control("POST", f"payment_intents/{made[1].id}/settle", {"outcome": "fail"})
+    assert (paid["status"], lost["status"]) == ("succeeded", "requires_payment_method")
+
+
+async def test_a_saved_500_is_repeated_under_its_key(provider, order):
+    await provider.control("POST", "faults", {"error_500": {"next": 1, "saved": True}})
+    sdk = provider.sdk()
+    for _ in range(2):
+        with pytest.raises(stripe.APIError) as caught:
+            await sdk.v1.payment_intents.create_async(order(), keyed("k"))
+        assert caught.value.http_status == 500
+    assert await provider.control("GET", "ledger") == {}
+
+
+async def test_odd_requests_get_stripes_error_and_not_a_stack_trace(provider):
+    auth = {"Authorization": "Bearer sk_test_sandbox"}
+    form = auth | {"Content-Type": "application/x-www-form-urlencoded"}
+    for headers, body in (
+        (auth | {"Content-Type": "application/json"}, b'{"amount": 1}'),
+        (form, b"amount=1&amount[x]=2"),
+        (form, b"a[b][c][d][e][f]=2"),
+        (form, b"amount=%ff"),
+        (form, b"amount=\xff"),
+        (form, b"[x]=1"),
+        (form, b"amount=1&currency=usd&metadata[a][b]=1"),
+        (form, b"amount=1&currency=usd&expand=latest_charge"),
+        (form, b"amount=1&currency=usd&expand[]=customer"),
+        (form, b"&".join(b"k%d=1" % n for n in range(300))),
+    ):
+        async with provider.http.post(f"{provider.url}/v1/payment_intents", data=body, headers=headers) as answer:
+            assert answer.status == 400, body
+            assert (await answer.json())["error"]["type"] == "invalid_request_error"
+    big = b"amount=" + b"1" * 200_000
+    async with provider.http.post(f"{provider.url}/v1/payment_intents", data=big, headers=form) as answer:
+        assert answer.status == 413
+    async with provider.http.get(f"{provider.url}/v1/nothing", headers=auth) as answer:
+        assert answer.status == 404
+    assert not provider.sandbox.store.intents.rows

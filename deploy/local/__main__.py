@@ -1,0 +1,130 @@
+"""Run the whole mesh on this machine: gateway, five services, their databases and brokers.
+
+STAMPEDE_PORT (default 8080) is the gateway's port; all others follow from it.
+STAMPEDE_HOME (default .stampede) holds data, logs and secrets.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from deploy.local import control
+from deploy.local.ports import SERVICES
+from deploy.local.site import Site
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def _tell(line: str) -> None:
+    style = {control.READY: "bold green", control.FAILED: "bold red"}.get(line.split(" ")[0].rstrip(":"))
+    _console.print(line, style=style, markup=False)
+
+
+def _up(site: Site, _: argparse.Namespace) -> int:
+    """start everything, and return when it is ready"""
+    code = control.up(site, _tell)
+    told = site.data / "admin-password-told"
+    if code == 0 and not told.exists():
+        _tell(f"first sign-in: admin@stampede.local, password {site.secrets['admin']}")
+        told.touch()
+    return code
+
+
+def _down(site: Site, _: argparse.Namespace) -> int:
+    """stop everything; data stays"""
+    _tell("stopped" if control.down(site) else "not up")
+    return 0
+
+
+def _status(site: Site, _: argparse.Namespace) -> int:
+    """show every part; exit 1 unless all are ready"""
+    parts = control.parts(site)
+    if not parts:
+        _tell("not up")
+        return 1
+    table = Table("part", "pid", "port", "state", "restarts", "for", box=None)
+    for name, part in parts.items():
+        lasted = f"{time.time() - part['since']:.0f} s"
+        cells = (part["pid"] or "", part["port"] or "", part["state"], part["restarts"])
+        table.add_row(name, *map(str, cells), lasted)
+    _console.print(table)
+    return 0 if all(part["state"] in {"ready", "done"} for part in parts.values()) else 1
+
+
+def _run(site: Site, _: argparse.Namespace) -> int:
+    """run everything in the foreground until Ctrl-C"""
+    return control.run(site, _tell)
+
+
+def _logs(site: Site, options: argparse.Namespace) -> int:
+    """show the end of a part's log, or of all; -f follows"""
+    logs = [site.log(name) for name in options.part] or sorted(site.log("x").parent.glob("*.log"))
+    command = ["tail", "-n", str(options.lines), *(["-F"] if options.follow else []), *map(str, logs)]
+    sys.stdout.flush()
+    os.execvp("tail", command)  # noqa: S606 - tail does this best
+
+
+def _reset(site: Site, _: argparse.Namespace) -> int:
+    """stop everything and forget all data; secrets stay"""
+    control.down(site)
+    shutil.rmtree(site.data)
+    _tell("stopped, data forgotten")
+    return 0
+
+
+def _env(site: Site, _: argparse.Namespace) -> int:
+    """print addresses and passwords as shell exports, for tools"""
+    variables = {
+        "STAMPEDE_URL": site.url,
+        "STAMPEDE_ADMIN_EMAIL": "admin@stampede.local",
+        "STAMPEDE_ADMIN_PASSWORD": site.secrets["admin"],
+        "NATS_URL": site.nats_url,
+        "VALKEY_URL": site.valkey_url,
+        "SANDBOX_URL": site.sandbox_url,
+        "MESH_SECRET": site.secrets["mesh"],
+        "STRIPE_API_KEY": site.secrets["stripe/key"],
+        "STRIPE_WEBHOOK_SECRET": site.secrets["stripe/webhook"],
+    }
+    for service in SERVICES:
+        variables[f"{service.upper()}_TARGET"] = site.target(service)
+        variables[f"{service.upper()}_DATABASE_URL"] = site.database_url(service)
+    for name, value in variables.items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Site, argparse.Namespace], int]] = {
+    "up": _up,
+    "down": _down,
+    "status": _status,
+    "run": _run,
+    "logs": _logs,
+    "reset": _reset,
+    "env": _env,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.local", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in _COMMANDS.items():
+        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        if name == "logs":
+            sub.add_argument("part", nargs="*", help="for example: orders gateway")
+            sub.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
+            sub.add_argument("-n", "--lines", type=int, default=40, help="how many (default: %(default)s)")
+    options = parser.parse_args()
+    return _COMMANDS[options.command](Site.here(), options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

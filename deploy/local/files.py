@@ -1,0 +1,48 @@
+"""Configuration files of the parts that read one; those with secrets are private."""
+
+from pathlib import Path
+
+from deploy.local.ports import HOST, SERVICES
+from deploy.local.site import ROOT, Site, write_private
+from gateway.render import Address, Gateway, render, write
+
+
+def valkey(site: Site, path: Path) -> None:
+    """Nothing is kept on disk: the gate is rebuilt from PostgreSQL."""
+    folder = site.data / "valkey"
+    folder.mkdir(exist_ok=True)
+    lines = (
+        f"bind {HOST}",
+        f"port {site.ports.valkey}",
+        f"requirepass {site.secrets['valkey']}",
+        f"dir {folder}",
+        'save ""',
+        "appendonly no",
+        "maxmemory 256mb",
+        "maxmemory-policy noeviction",
+    )
+    write_private(path, "\n".join(lines) + "\n")
+
+
+def nats(site: Site, path: Path) -> None:
+    """JetStream on disk, one user, loopback only."""
+    write_private(
+        path,
+        f"""\
+listen: "{HOST}:{site.ports.nats}"
+http: "{HOST}:{site.ports.nats_monitor}"
+jetstream {{ store_dir: "{site.data / "nats"}", max_memory_store: 64MB, max_file_store: 2GB }}
+authorization {{ user: "stampede", password: "{site.secrets["nats"]}" }}
+""",
+    )
+
+
+def envoy(site: Site) -> None:
+    """The gateway's configuration, from the same template as everywhere."""
+    gateway = Gateway(
+        descriptor=ROOT / "protos/gen/gateway.binpb",
+        listen=Address(HOST, site.ports.gateway),
+        admin_port=site.ports.admin,
+        targets={name: Address(HOST, site.ports.grpc(name)) for name in SERVICES},
+    )
+    write(render(gateway), site.run)

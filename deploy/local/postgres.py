@@ -1,0 +1,94 @@
+"""PostgreSQL from its wheel: the commands, and how to run it where we are root."""
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from deploy.local import wheels
+from deploy.local.ports import HOST, SERVICES
+from deploy.local.site import ROOT, Site, write_private
+
+_SETTINGS = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",
+    "password_encryption": "scram-sha-256",
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "15min",
+    "wal_compression": "on",
+    "random_page_cost": "1.1",
+    "track_io_timing": "on",
+    # Said aloud, because everything rests on it: a commit that was answered is on disk.
+    "fsync": "on",
+    "synchronous_commit": "on",
+}
+
+
+def initdb(site: Site) -> tuple[str, ...]:
+    """Makes the cluster; only a password lets anyone in."""
+    options = ("-D", str(_data(site)), "-U", "postgres", "--auth=scram-sha-256", "--encoding=UTF8")
+    # C.UTF-8 sorts the same on every machine; no index breaks with a new C library.
+    return _unprivileged(
+        str(wheels.postgres("initdb")), *options, "--locale=C.UTF-8", f"--pwfile={_password_file(site)}"
+    )
+
+
+def before_initdb(site: Site) -> None:
+    """Clears what a broken first start left, and gives the folder to PostgreSQL's user."""
+    shutil.rmtree(_data(site), ignore_errors=True)
+    _data(site).mkdir(parents=True)
+    write_private(_password_file(site), site.password("postgres"))
+    if user := other_user():
+        shutil.chown(_data(site), user)
+        shutil.chown(_password_file(site), user)
+
+
+def serve(site: Site) -> tuple[str, ...]:
+    settings = (argument for name, value in _SETTINGS.items() for argument in ("-c", f"{name}={value}"))
+    return _unprivileged(
+        str(wheels.postgres("postgres")), "-D", str(_data(site)), "-p", str(site.ports.postgres), *settings
+    )
+
+
+def make_roles(site: Site) -> tuple[str, ...]:
+    """Databases and roles, by the same script Compose and Kubernetes run."""
+    where = ("-h", HOST, "-p", str(site.ports.postgres), "-U", "postgres", "-d", "postgres")
+    script = str(ROOT / "deploy/postgres/roles.sql")
+    return (str(wheels.postgres("psql")), "--no-psqlrc", *where, "--file", script)
+
+
+def role_passwords(site: Site) -> dict[str, str]:
+    """The environment `make_roles` reads."""
+    roles = (role for service in SERVICES for role in (service, f"{service}_owner"))
+    return {"PGPASSWORD": site.password("postgres")} | {
+        f"{role.upper()}_PASSWORD": site.password(role) for role in roles
+    }
+
+
+@functools.cache
+def other_user() -> str | None:
+    """The user to run PostgreSQL as, if it cannot run as ours. It refuses to be root."""
+    return "nobody" if os.geteuid() == 0 and not _can_unshare() else None
+
+
+def _unprivileged(*command: str) -> tuple[str, ...]:
+    # In a user namespace of its own it is not root, and still owns root's files.
+    return ("unshare", "-U", *command) if os.geteuid() == 0 and _can_unshare() else command
+
+
+@functools.cache
+def _can_unshare() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "-U", "true"], capture_output=True, check=False).returncode == 0
+
+
+def _data(site: Site) -> Path:
+    return site.data / "postgres"
+
+
+def _password_file(site: Site) -> Path:
+    return site.run / "postgres-password"

@@ -1,0 +1,107 @@
+"""Where one mesh lives: its folder, its ports, its secrets, and the addresses that follow."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.local.ports import HOST, SERVICES, Ports
+
+ROOT = Path(__file__).parents[2]
+_DATABASE_ROLES = tuple(role for service in SERVICES for role in (service, f"{service}_owner"))
+_NAMES = (
+    *(f"database/{role}" for role in ("postgres", *_DATABASE_ROLES)),
+    "valkey",
+    "nats",
+    "mesh",
+    "keys",
+    "pages",
+    "admin",
+    "stripe/key",
+    "stripe/webhook",
+)
+_PREFIXES = {"stripe/key": "sk_test_", "stripe/webhook": "whsec_"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A mesh's folder, ports and secrets."""
+
+    home: Path
+    ports: Ports
+    secrets: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def at(cls, home: Path, base_port: int) -> "Site":
+        """The mesh in that folder; makes the folder and its secrets if there are none."""
+        home = home.resolve()
+        for name in ("data", "logs", "run"):
+            (home / name).mkdir(parents=True, exist_ok=True)
+        home.chmod(0o711)  # PostgreSQL may have to run as another user than the owner.
+        return cls(home=home, ports=Ports(base_port), secrets=_secrets(home / "secrets.json"))
+
+    @classmethod
+    def here(cls) -> "Site":
+        """The mesh of this checkout, as STAMPEDE_HOME and STAMPEDE_PORT say."""
+        home = Path(os.environ.get("STAMPEDE_HOME") or ROOT / ".stampede")
+        return cls.at(home, int(os.environ.get("STAMPEDE_PORT") or 8080))
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.ports.gateway}"
+
+    @property
+    def data(self) -> Path:
+        return self.home / "data"
+
+    @property
+    def run(self) -> Path:
+        return self.home / "run"
+
+    def log(self, part: str) -> Path:
+        return self.home / "logs" / f"{part}.log"
+
+    def password(self, role: str) -> str:
+        return self.secrets[f"database/{role}"]
+
+    def database_url(self, service: str, role: str | None = None) -> str:
+        """For SQLAlchemy, as the service's runtime role unless another is named."""
+        role = role or service
+        return f"postgresql+psycopg://{role}:{self.password(role)}@{HOST}:{self.ports.postgres}/{service}"
+
+    @property
+    def nats_url(self) -> str:
+        return f"nats://stampede:{self.secrets['nats']}@{HOST}:{self.ports.nats}"
+
+    @property
+    def valkey_url(self) -> str:
+        return f"redis://:{self.secrets['valkey']}@{HOST}:{self.ports.valkey}/0"
+
+    @property
+    def sandbox_url(self) -> str:
+        return f"http://{HOST}:{self.ports.sandbox}"
+
+    def target(self, service: str) -> str:
+        return f"{HOST}:{self.ports.grpc(service)}"
+
+
+def write_private(path: Path, text: str) -> Path:
+    """Writes a file nobody else can read, never for a moment otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    return path
+
+
+def _secrets(path: Path) -> dict[str, str]:
+    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    made = {name: _PREFIXES.get(name, "") + secrets.token_urlsafe(24) for name in _NAMES if name not in known}
+    wanted = known | made
+    if chosen := os.environ.get("STAMPEDE_ADMIN_PASSWORD"):
+        wanted["admin"] = chosen
+    if wanted != known:
+        write_private(path, json.dumps(wanted, indent=2))
+    return wanted

@@ -1,0 +1,244 @@
+"""Starts the parts of a mesh in order, keeps them running, and stops them all."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from deploy.local import process
+from deploy.local.parts import EVERYTHING, Part, select, topology
+from deploy.local.ports import PortTaken, is_free
+from deploy.local.site import Site
+
+_PROBE_SECONDS = 0.05
+_BACKOFF_SECONDS = (0.2, 5.0)
+_STEADY_SECONDS = 30
+_LOG_LINES = 20
+
+Tell = Callable[[str], None]
+
+
+class Failed(Exception):
+    """A part did not get ready. Names it, its log, and how the log ends."""
+
+
+@dataclass
+class Status:
+    """What is known of one part; `python -m deploy.local status` shows it."""
+
+    state: str = "waiting"
+    pid: int | None = None
+    port: int | None = None
+    restarts: int = 0
+    since: float = 0.0
+
+
+class _Running:
+    """One part while the mesh is up."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.status = Status(port=part.ports[0] if part.ports else None)
+        self.ready = asyncio.Event()
+        self.process: asyncio.subprocess.Process | None = None
+        self.kept_down = asyncio.Event()
+        self.wanted = asyncio.Event()
+        self.wanted.set()
+
+
+class Mesh:
+    """A set of parts, running between `start` and `stop`; also an async context manager."""
+
+    def __init__(self, site: Site, names: tuple[str, ...] = EVERYTHING, *, tell: Tell = lambda line: None) -> None:
+        self.site = site
+        self._tell = tell
+        self._parts = {part.name: _Running(part) for part in select(topology(site), names)}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._began = time.monotonic()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Returns when every part is ready.
+
+        Raises `PortTaken`, or `Failed` for the first part that is not; then nothing is left running.
+        """
+        self._began = time.monotonic()
+        self._check_ports()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for running in self._parts.values():
+                    group.create_task(self._bring_up(running))
+        except BaseExceptionGroup as failures:
+            await self.stop()
+            raise failures.exceptions[0] from None
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+        self._keepers = [
+            asyncio.create_task(self._keep(running))
+            for running in self._parts.values()
+            if running.part.ready is not None
+        ]
+
+    async def stop(self) -> None:
+        """Stops everything, the outermost parts first."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        self._keepers = []
+        for tier in sorted({running.part.tier for running in self._parts.values()}, reverse=True):
+            await asyncio.gather(
+                *(self._put_down(running) for running in self._parts.values() if running.part.tier == tier)
+            )
+
+    async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends the signal to a part; unless kept down, it is started again."""
+        running = self._parts[name]
+        assert running.process is not None, f"{name} has not been started"
+        process.signal_to(running.process, number)
+        if number == signal.SIGKILL:
+            running.ready.clear()
+            await running.process.wait()
+
+    def keep_down(self, name: str) -> None:
+        """From now on the part stays down when it ends, until `restart`."""
+        self._parts[name].wanted.clear()
+
+    async def restart(self, name: str, *, timeout: float = 30) -> None:
+        """Stops the part if it runs, starts it, and returns when it is ready."""
+        running = self._parts[name]
+        running.wanted.clear()
+        running.ready.clear()
+        if running.process is not None:
+            await process.stop(running.process, running.part.stop_signal)
+        running.wanted.set()
+        await self.ready(name, timeout=timeout)
+
+    async def ready(self, name: str, *, timeout: float = 30) -> None:
+        """Returns when the part is ready. Raises `TimeoutError`."""
+        await asyncio.wait_for(self._parts[name].ready.wait(), timeout)
+
+    def pid(self, name: str) -> int:
+        running = self._parts[name]
+        assert running.process is not None, f"{name} has not been started"
+        return running.process.pid
+
+    def restarts(self, name: str) -> int:
+        return self._parts[name].status.restarts
+
+    def _check_ports(self) -> None:
+        for running in self._parts.values():
+            for port in running.part.ports:
+                if not is_free(port):
+                    raise PortTaken(port=port, part=running.part.name, base=self.site.ports.base)
+
+    async def _bring_up(self, running: _Running) -> None:
+        part = running.part
+        for name in part.after:
+            if name in self._parts:
+                await self._parts[name].ready.wait()
+        if part.needed is None or part.needed():
+            self.site.log(part.name).unlink(missing_ok=True)
+            began = time.monotonic()
+            await self._launch(running)
+            await self._until_ready(running)
+            self._tell(f"{part.name:<18} ready   {time.monotonic() - began:5.1f} s")
+        self._set(running, "ready" if part.ready else "done")
+        running.ready.set()
+
+    async def _launch(self, running: _Running) -> None:
+        if running.part.prepare is not None:
+            await asyncio.to_thread(running.part.prepare)
+        running.process = await process.spawn(running.part, self.site.log(running.part.name))
+        running.status.pid = running.process.pid
+        self._set(running, "starting")
+
+    async def _until_ready(self, running: _Running) -> None:
+        """Raises `Failed` when the part ends, or takes too long."""
+        part, child = running.part, running.process
+        assert child is not None
+        try:
+            async with asyncio.timeout(part.timeout_seconds):
+                if part.ready is None:
+                    if await child.wait() != 0:
+                        raise self._failure(running, f"ended with code {child.returncode}")
+                    return
+                while not await _answers(part):
+                    if child.returncode is not None:
+                        raise self._failure(running, f"ended with code {child.returncode}")
+                    await asyncio.sleep(_PROBE_SECONDS)
+        except TimeoutError:
+            raise self._failure(running, f"was not ready after {part.timeout_seconds:.0f} s") from None
+
+    def _failure(self, running: _Running, what: str) -> Failed:
+        self._set(running, "failed")
+        log = self.site.log(running.part.name)
+        with contextlib.suppress(FileNotFoundError):
+            lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+            return Failed("\n".join([f"{running.part.name} {what}; {log} ends:", *lines]))
+        return Failed(f"{running.part.name} {what}")
+
+    async def _keep(self, running: _Running) -> None:
+        """Starts the part again whenever it ends, waiting longer each time it does not last."""
+        shortest, longest = _BACKOFF_SECONDS
+        pause = shortest
+        while True:
+            began = time.monotonic()
+            assert running.process is not None
+            code = await running.process.wait()
+            running.ready.clear()
+            self._set(running, "down")
+            if running.wanted.is_set():
+                if time.monotonic() - began > _STEADY_SECONDS:
+                    pause = shortest
+                self._tell(f"{running.part.name:<18} ended with code {code}, starts again in {pause:.1f} s")
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, longest)
+            await running.wanted.wait()
+            running.status.restarts += 1
+            await self._launch(running)
+            while running.process.returncode is None and not running.ready.is_set():
+                with contextlib.suppress(Failed):
+                    await self._until_ready(running)
+                    self._set(running, "ready")
+                    running.ready.set()
+                    self._tell(f"{running.part.name:<18} ready again")
+
+    async def _put_down(self, running: _Running) -> None:
+        if running.process is not None:
+            await process.stop(running.process, running.part.stop_signal)
+        running.ready.clear()
+        if running.status.state != "failed":
+            self._set(running, "stopped")
+
+    def _set(self, running: _Running, state: str) -> None:
+        running.status.state = state
+        running.status.since = time.time()
+        self.write_state()
+
+    def write_state(self) -> None:
+        """Leaves what `status` reads, whole at every moment."""
+        path = self.site.home / "state.json"
+        draft = path.with_suffix(".new")
+        parts = {name: asdict(running.status) for name, running in self._parts.items()}
+        draft.write_text(json.dumps({"supervisor": os.getpid(), "parts": parts}, indent=2))
+        draft.replace(path)
+
+
+async def _answers(part: Part) -> bool:
+    assert part.ready is not None
+    # A part that is starting refuses, resets and stammers in many ways; all of them mean: not yet.
+    with contextlib.suppress(Exception):
+        return await asyncio.wait_for(part.ready(), 2)
+    return False

@@ -1,0 +1,40 @@
+-- Databases and roles of the mesh, for psql; safe to repeat.
+--
+-- Every service has one database and two roles: `<service>_owner` migrates it, `<service>`
+-- reads and writes rows. Neither can open another service's database. Passwords come from the
+-- environment (CATALOG_PASSWORD, CATALOG_OWNER_PASSWORD, ...), never from the command line.
+\set ON_ERROR_STOP on
+\set QUIET on
+SET client_min_messages = warning;
+
+\set service catalog
+\set owner catalog_owner
+\getenv password CATALOG_PASSWORD
+\getenv owner_password CATALOG_OWNER_PASSWORD
+\ir service.sql
+
+\set service identity
+\set owner identity_owner
+\getenv password IDENTITY_PASSWORD
+\getenv owner_password IDENTITY_OWNER_PASSWORD
+\ir service.sql
+
+\set service inventory
+\set owner inventory_owner
+\getenv password INVENTORY_PASSWORD
+\getenv owner_password INVENTORY_OWNER_PASSWORD
+\ir service.sql
+
+\set service orders
+\set owner orders_owner
+\getenv password ORDERS_PASSWORD
+\getenv owner_password ORDERS_OWNER_PASSWORD
+\ir service.sql
+
+\set service payments
+\set owner payments_owner
+\getenv password PAYMENTS_PASSWORD
+\getenv owner_password PAYMENTS_OWNER_PASSWORD
+\ir service.sql
+
+REVOKE CONNECT ON DATABASE postgres FROM PUBLIC;

@@ -1,0 +1,24 @@
+-- One service's database and roles. Included by roles.sql, which sets the variables.
+SELECT format('CREATE ROLE %I LOGIN', role) FROM unnest(ARRAY[:'service', :'owner']) AS role
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) \gexec
+
+ALTER ROLE :"service" PASSWORD :'password' CONNECTION LIMIT 60;
+ALTER ROLE :"owner" PASSWORD :'owner_password' CONNECTION LIMIT 10;
+ALTER ROLE :"service" SET statement_timeout = '15s';
+ALTER ROLE :"service" SET idle_in_transaction_session_timeout = '15s';
+ALTER ROLE :"service" SET lock_timeout = '5s';
+-- A migration may run long, but never holds up others by waiting for a lock.
+ALTER ROLE :"owner" SET idle_in_transaction_session_timeout = '15s';
+ALTER ROLE :"owner" SET lock_timeout = '5s';
+
+SELECT format('CREATE DATABASE %I OWNER %I', :'service', :'owner')
+WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'service') \gexec
+REVOKE CONNECT, TEMPORARY ON DATABASE :"service" FROM PUBLIC;
+GRANT CONNECT ON DATABASE :"service" TO :"service";
+
+\connect :service
+REVOKE ALL ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO :"service";
+ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO :"service";
+ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" GRANT USAGE ON SEQUENCES TO :"service";
+\connect postgres

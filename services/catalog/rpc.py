@@ -1,0 +1,172 @@
+"""The catalog's methods: parse, one call, answer."""
+
+import dataclasses
+import uuid
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.catalog import actions, domain
+from services.catalog.domain import Changes, Draft, Filter
+from services.catalog.tables import Product
+from services.chassis import calls, paging
+from services.chassis.db import Database, etag, uuids
+from services.chassis.money import Money
+from services.chassis.paging import Pages
+from stampede.catalog.v1 import catalog_service_pb2 as pb
+from stampede.catalog.v1 import catalog_service_pb2_grpc as pb_grpc
+from stampede.catalog.v1 import snapshot_service_pb2 as snapshot_pb
+from stampede.catalog.v1 import snapshot_service_pb2_grpc as snapshot_pb_grpc
+from stampede.type.v1 import money_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CatalogService(pb_grpc.CatalogServiceServicer):
+    def __init__(self, db: Database, pages: Pages) -> None:
+        self._db, self._pages = db, pages
+
+    async def CreateProduct(self, request: pb.CreateProductRequest, context: Context) -> pb.Product:
+        _check_texts(request)
+        draft = Draft(
+            sku=request.sku,
+            slug=request.slug,
+            name=request.name,
+            description=request.description,
+            category=request.category,
+            price=_money(request.price),
+            attributes=dict(request.attributes),
+            active=request.active if request.HasField("active") else True,
+        )
+        return to_proto(await actions.create_product(self._db, draft, key=calls.request_key(request)))
+
+    async def GetProduct(self, request: pb.GetProductRequest, context: Context) -> pb.Product:
+        return to_proto(await actions.get_product(self._db, uuid.UUID(request.product_id)))
+
+    async def GetProductBySlug(self, request: pb.GetProductBySlugRequest, context: Context) -> pb.Product:
+        domain.check_text({"slug": request.slug})
+        return to_proto(await actions.get_product_by_slug(self._db, request.slug))
+
+    async def ListProducts(self, request: pb.ListProductsRequest, context: Context) -> pb.ListProductsResponse:
+        domain.check_text(
+            {"query": request.query, "category": request.category, "attribute": request.attribute},
+        )
+        wanted = Filter(
+            query=request.query,
+            category=request.category,
+            price_min=request.min_price,
+            price_max=request.max_price,
+            attribute=request.attribute,
+            order_by=request.order_by or "newest",
+        )
+        query = dataclasses.asdict(wanted)
+        position = self._pages.unseal(request.page_token, query)
+        page = await actions.list_products(self._db, wanted, position=position, size=paging.size(request.page_size))
+        return pb.ListProductsResponse(
+            products=map(to_proto, page.products),
+            next_page_token=self._pages.seal(page.next_position, query) if page.next_position else "",
+            total_size=page.total,
+        )
+
+    async def UpdateProduct(self, request: pb.UpdateProductRequest, context: Context) -> pb.Product:
+        _check_texts(request)
+        product = await actions.update_product(
+            self._db,
+            uuid.UUID(request.product_id),
+            _changes(request),
+            etag_given=request.etag,
+            key=calls.request_key(request),
+        )
+        return to_proto(product)
+
+    async def ActivateProduct(self, request: pb.ActivateProductRequest, context: Context) -> pb.Product:
+        return await self._set_active(request, True)
+
+    async def DeactivateProduct(self, request: pb.DeactivateProductRequest, context: Context) -> pb.Product:
+        return await self._set_active(request, False)
+
+    async def _set_active(
+        self, request: pb.ActivateProductRequest | pb.DeactivateProductRequest, active: bool
+    ) -> pb.Product:
+        product_id, key = uuid.UUID(request.product_id), calls.request_key(request)
+        return to_proto(await actions.set_active(self._db, product_id, active, etag_given=request.etag, key=key))
+
+
+class SnapshotService(snapshot_pb_grpc.SnapshotServiceServicer):
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def GetSnapshots(
+        self, request: snapshot_pb.GetSnapshotsRequest, context: Context
+    ) -> snapshot_pb.GetSnapshotsResponse:
+        found = await actions.get_snapshots(self._db, uuids(list(request.product_ids)))
+        return snapshot_pb.GetSnapshotsResponse(
+            snapshots=(
+                snapshot_pb.Snapshot(
+                    product_id=str(snapshot.product_id),
+                    sku=snapshot.sku,
+                    name=snapshot.name,
+                    price=_money_proto(snapshot.price.currency, snapshot.price.minor),
+                    active=snapshot.active,
+                )
+                for snapshot in found
+            )
+        )
+
+
+def to_proto(product: Product) -> pb.Product:
+    original = product.original_price_minor
+    return pb.Product(
+        id=str(product.id),
+        sku=product.sku,
+        slug=product.slug,
+        name=product.name,
+        description=product.description,
+        category=product.category,
+        price=_money_proto(product.currency, product.price_minor),
+        original_price=None if original is None else _money_proto(product.currency, original),
+        discount_percent=domain.discount_percent(product.price_minor, original),
+        attributes=product.attributes,
+        active=product.active,
+        create_time=_time(product.create_time),
+        update_time=_time(product.update_time),
+        etag=etag(product.version),
+    )
+
+
+def _time(moment: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def _money(message: money_pb2.Money) -> Money:
+    return Money(message.currency_code, message.minor_units)
+
+
+def _money_proto(currency: str, minor: int) -> money_pb2.Money:
+    return money_pb2.Money(currency_code=currency, minor_units=minor)
+
+
+def _changes(request: pb.UpdateProductRequest) -> Changes:
+    given = {field.name for field, _ in request.ListFields()}
+    values = {field: getattr(request, field) for field in domain.masked(request.update_mask.paths, given)}
+    if "price" in values:
+        values["price"] = _money(values["price"])
+    if "attributes" in values:
+        values["attributes"] = dict(values["attributes"])
+    return Changes(**values)
+
+
+def _check_texts(request: pb.CreateProductRequest | pb.UpdateProductRequest) -> None:
+    attributes = "".join(request.attributes) + "".join(request.attributes.values())
+    domain.check_text(
+        {
+            "name": request.name,
+            "description": request.description,
+            "category": request.category,
+            "attributes": attributes,
+        }
+    )

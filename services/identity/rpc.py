@@ -1,0 +1,90 @@
+"""Identity's methods: parse, one call, answer."""
+
+import dataclasses
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.chassis import calls
+from services.chassis.calls import RequestKey
+from services.chassis.db import Database
+from services.identity import actions, domain
+from services.identity.actions import Pair, Signer
+from services.identity.passwords import Passwords
+from services.identity.tables import User
+from services.identity.tokens import Vault
+from stampede.identity.v1 import identity_service_pb2 as pb
+from stampede.identity.v1 import identity_service_pb2_grpc as pb_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class IdentityService(pb_grpc.IdentityServiceServicer):
+    def __init__(self, db: Database, passwords: Passwords, signer: Signer, vault: Vault) -> None:
+        self._db, self._passwords, self._signer, self._vault = db, passwords, signer, vault
+
+    async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
+        domain.check_text({"displayName": request.display_name})
+        user = await actions.register(
+            self._db,
+            self._passwords,
+            email=request.email,
+            password=request.password,
+            display_name=request.display_name,
+            key=self._request_key(request),
+        )
+        return pb.RegisterResponse(user=to_proto(user))
+
+    async def Login(self, request: pb.LoginRequest, context: Context) -> pb.Tokens:
+        domain.check_text({"email": request.email})
+        pair = await actions.login(
+            self._db, self._passwords, self._signer, email=request.email, password=request.password
+        )
+        return self._tokens(pair)
+
+    async def Refresh(self, request: pb.RefreshRequest, context: Context) -> pb.Tokens:
+        return self._tokens(await actions.refresh(self._db, self._signer, refresh_token=request.refresh_token))
+
+    async def Logout(self, request: pb.LogoutRequest, context: Context) -> Empty:
+        await actions.logout(self._db, refresh_token=request.refresh_token)
+        return Empty()
+
+    async def GetMe(self, request: pb.GetMeRequest, context: Context) -> pb.User:
+        return to_proto(await actions.get_user(self._db, calls.user_id()))
+
+    async def GetJwks(self, request: pb.GetJwksRequest, context: Context) -> HttpBody:
+        return HttpBody(content_type="application/json", data=await self._signer.keyring.jwks())
+
+    def _tokens(self, pair: Pair) -> pb.Tokens:
+        return pb.Tokens(
+            access_token=pair.access_token,
+            refresh_token=pair.refresh_token,
+            token_type="Bearer",  # noqa: S106  # a kind, not a secret
+            expires_in=self._signer.lifetimes.access_seconds,
+        )
+
+    def _request_key(self, request: pb.RegisterRequest) -> RequestKey | None:
+        """The digest covers the password and is stored: without pepper it would be far quicker to search than bcrypt."""
+        key = calls.request_key(request)
+        return key and dataclasses.replace(key, digest=self._vault.peppered(key.digest))
+
+
+def to_proto(user: User) -> pb.User:
+    return pb.User(
+        id=str(user.id),
+        email=user.email,
+        display_name=user.display_name,
+        roles=user.roles,
+        email_verified=user.email_verified,
+        create_time=_time(user.create_time),
+    )
+
+
+def _time(moment: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

@@ -1,0 +1,96 @@
+"""What a call does: commit the intention, ask the provider, and answer in time with what is known."""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from services.chassis import calls
+from services.chassis.calls import RequestKey
+from services.chassis.db import Database
+from services.chassis.errors import AppError
+from services.chassis.money import Money
+from services.payments import actions
+from services.payments.actions import Begun, Order
+from services.payments.domain import ANSWER_SECONDS, Payment, RefundState
+from services.payments.flights import Flights
+
+_MARGIN_SECONDS = 0.2
+
+
+class Desk:
+    """Where orders and staff bring their wishes."""
+
+    def __init__(self, db: Database, flights: Flights, told: Callable[[], None]) -> None:
+        """`told` is called after a commit that stored events."""
+        self._db, self._flights, self._told = db, flights, told
+
+    async def charge(self, orders: Sequence[Order]) -> list[Payment | AppError]:
+        """Begins or continues the payments of `orders`; one outcome for each, in their order."""
+        patience = _Patience()
+        self._flights.check_room()
+        begun = await actions.begin_charges(self._db, orders)
+        for one in begun:
+            if isinstance(one, Begun) and one.ask:
+                self._flights.ask(one.payment)
+        known = [one.payment for one in begun if isinstance(one, Begun)]
+        answers = iter(await self._flights.answers(known, seconds=patience.left()))
+        return [next(answers) if isinstance(one, Begun) else one for one in begun]
+
+    async def cancel(self, orders: Sequence[Order]) -> list[Payment]:
+        """Gives up the payments of `orders`, where no money has moved."""
+        patience = _Patience()
+        begun = await actions.give_up(self._db, orders)
+        return await self._given_up(begun, patience)
+
+    async def refund(self, orders: Sequence[Order]) -> list[Payment]:
+        """Pays back what was paid for `orders`, and gives up what was not."""
+        patience = _Patience()
+        begun = await actions.begin_refunds(self._db, orders)
+        pending = [refund for one in begun for refund in one.refunds]
+        for refund in pending:
+            self._flights.pay_back(refund)
+        payments = await self._given_up(begun, patience)
+        if not pending:
+            return payments
+        await self._flights.refunded([refund.id for refund in pending], seconds=patience.left())
+        now = await actions.get_payments(self._db, [one.payment.id for one in begun])
+        return [now[payment.id] for payment in payments]
+
+    async def refund_part(
+        self, *, payment_id: uuid.UUID, amount: Money | None, reason: str, request: RequestKey | None
+    ) -> Payment:
+        """Pays back `amount`, or all that is left; the payment, with what the provider has confirmed of it."""
+        patience = _Patience()
+        refund = await actions.begin_refund(
+            self._db, payment_id=payment_id, amount=amount, reason=reason, request=request
+        )
+        if refund.state is RefundState.PENDING:
+            self._flights.pay_back(refund)
+            await self._flights.refunded([refund.id], seconds=patience.left())
+        return await actions.get_payment(self._db, payment_id)
+
+    async def get(self, payment_id: uuid.UUID) -> Payment:
+        """Raises `PaymentNotFound`."""
+        return await actions.get_payment(self._db, payment_id)
+
+    async def _given_up(self, begun: Sequence[Begun], patience: "_Patience") -> list[Payment]:
+        self._told()
+        for one in begun:
+            if one.ask:
+                self._flights.ask(one.payment)
+        # A charge in flight is not waited for: whoever cancels asks again, and may do something else meanwhile.
+        asked = [one.payment for one in begun if one.ask]
+        answers = iter(await self._flights.answers(asked, seconds=patience.left()))
+        return [next(answers) if one.ask else one.payment for one in begun]
+
+
+class _Patience:
+    """How long the current call may still wait for the provider."""
+
+    def __init__(self) -> None:
+        left = calls.current().seconds_left()
+        seconds = ANSWER_SECONDS if left is None else min(ANSWER_SECONDS, left - _MARGIN_SECONDS)
+        self._until = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return max(self._until - time.monotonic(), 0.0)

@@ -1,0 +1,129 @@
+"""The servicers: a request as values, one call, the outcome as a message."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from google.api import httpbody_pb2
+
+from services.chassis import calls, db, statuses
+from services.chassis.errors import AppError, InvalidFields
+from services.chassis.money import Money
+from services.payments import webhooks
+from services.payments.actions import Order
+from services.payments.desk import Desk
+from services.payments.domain import Payment, State
+from services.payments.webhooks import Inbox
+from stampede.payments.v1 import charge_service_pb2 as charge_pb
+from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
+from stampede.payments.v1 import payment_service_pb2 as pb
+from stampede.payments.v1 import payment_service_pb2_grpc as pb_grpc
+from stampede.type.v1 import money_pb2
+
+DOMAIN = "payments.stampede"
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ChargeService(charge_grpc.ChargeServiceServicer):
+    """What orders calls."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def Charge(self, request: charge_pb.ChargeRequest, _context: Context) -> charge_pb.ChargeResponse:
+        return charge_pb.ChargeResponse(outcomes=_outcomes(await self._desk.charge(_orders(request.items))))
+
+    async def Cancel(self, request: charge_pb.CancelRequest, _context: Context) -> charge_pb.CancelResponse:
+        return charge_pb.CancelResponse(outcomes=_outcomes(await self._desk.cancel(_orders(request.items))))
+
+    async def Refund(self, request: charge_pb.RefundRequest, _context: Context) -> charge_pb.RefundResponse:
+        return charge_pb.RefundResponse(outcomes=_outcomes(await self._desk.refund(_orders(request.items))))
+
+
+class PaymentService(pb_grpc.PaymentServiceServicer):
+    """What staff and providers call."""
+
+    def __init__(self, desk: Desk, inbox: Inbox, webhook_secret: str) -> None:
+        self._desk, self._inbox, self._secret = desk, inbox, webhook_secret
+
+    async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.Payment:
+        return _to_proto(await self._desk.get(uuid.UUID(request.payment_id)))
+
+    async def RefundPayment(self, request: pb.RefundPaymentRequest, _context: Context) -> pb.Payment:
+        if request.HasField("amount") and request.amount.minor_units < 1:
+            raise InvalidFields({"amount.minorUnits": "must be at least 1"})
+        payment = await self._desk.refund_part(
+            payment_id=uuid.UUID(request.payment_id),
+            amount=_money(request.amount) if request.HasField("amount") else None,
+            reason=request.reason,
+            request=calls.request_key(request),
+        )
+        return _to_proto(payment)
+
+    async def ReceiveStripeWebhook(
+        self, request: httpbody_pb2.HttpBody, context: Context
+    ) -> pb.ReceiveStripeWebhookResponse:
+        signature = str(dict(context.invocation_metadata() or ()).get("stripe-signature", ""))
+        event = webhooks.verified(request.data, signature, self._secret)
+        if event is not None:
+            await self._inbox.put(event)
+        return pb.ReceiveStripeWebhookResponse(received=True)
+
+
+def _orders(items: Sequence[charge_pb.ChargeItem]) -> list[Order]:
+    orders = [
+        Order(
+            id=uuid.UUID(item.order_id),
+            customer_id=uuid.UUID(item.customer_id),
+            amount=_money(item.amount),
+            payment_method=item.payment_method,
+        )
+        for item in items
+    ]
+    if len({order.id for order in orders}) < len(orders):
+        raise InvalidFields({"items": "must not name an order twice"})
+    return orders
+
+
+def _money(message: money_pb2.Money) -> Money:
+    return Money(message.currency_code, message.minor_units)
+
+
+def _outcomes(results: Sequence[Payment | AppError]) -> list[charge_pb.PaymentOutcome]:
+    return [
+        charge_pb.PaymentOutcome(refusal=statuses.to_refusal(result, DOMAIN))
+        if isinstance(result, AppError)
+        else charge_pb.PaymentOutcome(payment=_to_status(result))
+        for result in results
+    ]
+
+
+def _to_status(payment: Payment) -> charge_pb.PaymentStatus:
+    waits = payment.state is State.AWAITING_CUSTOMER
+    return charge_pb.PaymentStatus(
+        payment_id=str(payment.id),
+        order_id=str(payment.order_id),
+        state=charge_pb.PaymentStatus.State.Value(payment.state),
+        failure_reason=payment.failure_reason,
+        provider=payment.provider,
+        client_secret=(payment.client_secret or "") if waits else "",
+    )
+
+
+def _to_proto(payment: Payment) -> pb.Payment:
+    message = pb.Payment(
+        id=str(payment.id),
+        order_id=str(payment.order_id),
+        customer_id=str(payment.customer_id),
+        amount=money_pb2.Money(currency_code=payment.currency, minor_units=payment.amount_minor),
+        refunded=money_pb2.Money(currency_code=payment.currency, minor_units=payment.refunded_minor),
+        state=pb.Payment.State.Value(payment.state),
+        failure_reason=payment.failure_reason,
+        provider=payment.provider,
+        provider_reference=payment.provider_reference or "",
+        etag=db.etag(payment.version),
+    )
+    message.create_time.FromDatetime(payment.create_time)
+    message.update_time.FromDatetime(payment.update_time)
+    return message

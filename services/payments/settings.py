@@ -1,0 +1,16 @@
+"""What payments is told by its environment, beside what every service is told."""
+
+from pydantic import Field, SecretStr
+
+from services.chassis.settings import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    """See README.md."""
+
+    stripe_api_key: SecretStr
+    stripe_webhook_secret: SecretStr
+    stripe_api_base: str = "https://api.stripe.com"
+    provider_calls_per_second: float = Field(default=100, ge=0)
+    """Stripe's limit for live accounts, shared by all replicas: divide it by their number. 0 means no limit."""
+    provider_concurrency: int = Field(default=64, ge=1, le=1000)

@@ -1,0 +1,99 @@
+"""Payments' tables."""
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from services.chassis.db import Base
+from services.payments.domain import RefundState, State
+
+
+def _one_of(column: str, values: type[State] | type[RefundState]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+class Payment(Base):
+    """The money of one order."""
+
+    __tablename__ = "payments"
+    __table_args__ = (
+        UniqueConstraint("order_id", name="payments_order_id_key"),
+        UniqueConstraint("provider_reference", name="payments_provider_reference_key"),
+        CheckConstraint(_one_of("state", State), name="payments_state_known"),
+        CheckConstraint("amount_minor >= 0", name="payments_amount_not_negative"),
+        CheckConstraint(
+            "refunded_minor >= 0 AND refunding_minor >= 0 AND refunded_minor + refunding_minor <= amount_minor",
+            name="payments_refunds_within_amount",
+        ),
+        Index("payments_next_check_time", "next_check_time", postgresql_where=text("next_check_time IS NOT NULL")),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    order_id: Mapped[uuid.UUID]
+    customer_id: Mapped[uuid.UUID]
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    state: Mapped[str]
+    provider: Mapped[str]
+    customer_pays: Mapped[bool]
+    payment_method: Mapped[str | None]
+    provider_reference: Mapped[str | None]
+    client_secret: Mapped[str | None]
+    attempt: Mapped[int]
+    attempt_time: Mapped[datetime]
+    failure_reason: Mapped[str]
+    refunded_minor: Mapped[int]
+    refunding_minor: Mapped[int]
+    cancel_requested: Mapped[bool]
+    checks: Mapped[int]
+    next_check_time: Mapped[datetime | None]
+    version: Mapped[int]
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+    update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class Refund(Base):
+    """Money on its way back. The row is there before the provider hears of it."""
+
+    __tablename__ = "refunds"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", RefundState), name="refunds_state_known"),
+        CheckConstraint("amount_minor > 0", name="refunds_amount_positive"),
+        Index("refunds_payment_id", "payment_id"),
+        Index("refunds_next_check_time", "next_check_time", postgresql_where=text("next_check_time IS NOT NULL")),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    payment_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("payments.id", name="refunds_payment_id_fkey"))
+    amount_minor: Mapped[int]
+    reason: Mapped[str]
+    state: Mapped[str]
+    stray: Mapped[bool]
+    charge_reference: Mapped[str]
+    provider_reference: Mapped[str | None]
+    failure_reason: Mapped[str]
+    checks: Mapped[int]
+    next_check_time: Mapped[datetime | None]
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+    update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class ProviderEvent(Base):
+    """An event as a provider told it, reduced to what is used: no secrets, no card data."""
+
+    __tablename__ = "provider_events"
+    __table_args__ = (
+        Index("provider_events_next_try_time", "next_try_time", postgresql_where=text("processed_time IS NULL")),
+        Index("provider_events_processed_time", "processed_time"),
+    )
+
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    event_id: Mapped[str] = mapped_column(primary_key=True)
+    payload: Mapped[dict]  # type: ignore[type-arg]  # Base maps the bare type to jsonb
+    received_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+    next_try_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+    processed_time: Mapped[datetime | None]
+    attempts: Mapped[int]
+    error: Mapped[str | None]

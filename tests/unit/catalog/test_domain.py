@@ -1,0 +1,92 @@
+"""The rules of products, without a database."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.catalog import domain
+from services.chassis.errors import AppError, InvalidFields
+
+SKUS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
+
+
+@given(name=st.text(min_size=1, max_size=200), sku=SKUS)
+def test_a_made_slug_is_always_a_valid_slug(name: str, sku: str) -> None:
+    slug = domain.slug_of(name, sku)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug)
+    assert len(slug) <= domain.SLUG_LENGTH_MAX
+
+
+@pytest.mark.parametrize(
+    ("name", "sku", "slug"),
+    [
+        ("Crème brûlée, für Köche!", "CB.42", "creme-brulee-fur-koche-cb-42"),
+        ("時計", "CLOCK-1", "clock-1"),
+        ("x" * 200, "S" * 64, "x" * 35 + "-" + "s" * 64),
+    ],
+)
+def test_a_slug_reads_like_the_name_and_holds_the_sku(name: str, sku: str, slug: str) -> None:
+    assert domain.slug_of(name, sku) == slug
+
+
+def test_an_empty_mask_means_what_is_set() -> None:
+    assert domain.masked([], {"product_id", "name", "etag"}) == {"name"}
+
+
+def test_a_star_means_every_field() -> None:
+    assert domain.masked(["*"], domain.MUTABLE) == domain.MUTABLE
+
+
+def test_a_named_field_that_may_be_empty_is_emptied() -> None:
+    assert domain.masked(["description", "attributes"], set()) == {"description", "attributes"}
+
+
+@pytest.mark.parametrize("field", ["name", "sku", "price"])
+def test_a_named_field_that_cannot_be_empty_must_be_set(field: str) -> None:
+    with pytest.raises(InvalidFields) as caught:
+        domain.masked([field], set())
+    assert list(caught.value.violations) == [field]
+
+
+@pytest.mark.parametrize("path", ["active", "id", "original_price", "price.minor_units", "attributes.colour", "", "x"])
+def test_a_mask_that_names_another_field_is_refused(path: str) -> None:
+    with pytest.raises(InvalidFields) as caught:
+        domain.masked(["name", path], {"name"})
+    assert list(caught.value.violations) == ["updateMask"]
+
+
+@pytest.mark.parametrize(
+    ("query", "split"),
+    [
+        ("red sho", ("red ", "sho")),
+        ("sho", ("", "sho")),
+        ("MUG-4", ("", "MUG-4")),
+        ('red "running shoe"', ('red "running shoe"', "")),
+        ("red -sho", ("red -sho", "")),
+        ("it's", ("it's", "")),
+        ("!!!", ("!!!", "")),
+    ],
+)
+def test_only_a_bare_last_word_is_still_being_typed(query: str, split: tuple[str, str]) -> None:
+    assert domain.last_word(query) == split
+
+
+@given(st.text(max_size=200))
+def test_a_last_word_never_holds_what_a_text_query_would_interpret(query: str) -> None:
+    head, last = domain.last_word(query)
+    assert head + last == query.removesuffix("\n") or not last
+    assert not set(last) & set("'\\&|!():* ")
+
+
+@pytest.mark.parametrize(
+    ("price", "original", "percent"), [(1999, None, None), (1500, 2000, 25), (1999, 2000, 0), (0, 100, 100), (667, 1000, 33)]
+)  # fmt: skip
+def test_a_discount_is_rounded_down(price: int, original: int | None, percent: int | None) -> None:
+    assert domain.discount_percent(price, original) == percent
+
+
+@pytest.mark.parametrize("error", [domain.ProductNotFound, domain.SkuTaken, domain.SlugTaken])
+def test_reasons_are_those_of_the_contract(error: type[AppError]) -> None:
+    assert error.reason in {"PRODUCT_NOT_FOUND", "SKU_TAKEN", "SLUG_TAKEN"}

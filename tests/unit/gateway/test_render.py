@@ -1,0 +1,179 @@
+"""The gateway's configuration follows the contract, and Envoy accepts it."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.local import wheels
+from gateway import contract, replies
+from gateway.render import Address, Gateway, bare, main, render, write
+
+Config = dict[str, Any]
+ROOT = Path(__file__).parents[3]
+
+
+def manager(config: Config) -> Config:
+    filters = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
+    found: Config = filters[0]["typed_config"]
+    return found
+
+
+def routes(config: Config) -> list[Config]:
+    found: list[Config] = manager(config)["route_config"]["virtual_hosts"][0]["routes"]
+    return found
+
+
+def route(config: Config, name: str) -> Config:
+    return next(each for each in routes(config) if each.get("name") == f"stampede.orders.v1.OrderService.{name}")
+
+
+def transcoder(config: Config) -> Config:
+    filters = manager(config)["http_filters"]
+    found: Config = next(f["typed_config"] for f in filters if f["name"].endswith("grpc_json_transcoder"))
+    return found
+
+
+def accepts(config: Config, directory: Path) -> None:
+    """Fails with Envoy's own words when Envoy refuses the configuration."""
+    path = write(config, directory)
+    command = [str(wheels.envoy()), "--mode", "validate", "--use-dynamic-base-id", "-c", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture
+def config(descriptor: Path) -> Config:
+    return render(Gateway(descriptor=descriptor))
+
+
+def test_a_route_that_is_not_public_requires_a_token(config: Config) -> None:
+    requirement = route(config, "PlaceOrder")["typed_per_filter_config"]["envoy.filters.http.jwt_authn"]
+    assert requirement["requirement_name"] == "signed-in"
+
+
+def test_a_public_route_requires_none(config: Config) -> None:
+    assert "typed_per_filter_config" not in route(config, "ListOrders")
+
+
+def test_a_service_for_the_mesh_is_not_served(config: Config) -> None:
+    assert transcoder(config)["services"] == ["stampede.orders.v1.OrderService"]
+    assert not [each for each in routes(config) if "Saga" in str(each)]
+
+
+def test_no_grpc_path_has_a_route(config: Config) -> None:
+    assert transcoder(config)["match_incoming_request_route"] is True
+    assert not [each for each in routes(config) if "stampede." in str(each["match"])]
+
+
+def test_placing_an_order_is_matched_before_all_other_methods(config: Config) -> None:
+    names = [each["name"] for each in routes(config) if "name" in each]
+    assert names[0] == "stampede.orders.v1.OrderService.PlaceOrder"
+
+
+def test_a_verb_is_matched_before_the_resource_it_belongs_to(config: Config) -> None:
+    names = [each.get("name", "").rpartition(".")[2] for each in routes(config)]
+    assert names.index("WatchOrder") < names.index("GetOrder")
+
+
+def test_a_call_has_a_deadline_which_the_service_hears_earlier(config: Config) -> None:
+    assert route(config, "GetOrder")["route"]["timeout"] == "15s"
+    assert route(config, "GetOrder")["request_headers_to_add"][0]["header"] == {
+        "key": "grpc-timeout",
+        "value": "14S",
+    }
+
+
+def test_a_caller_who_may_wait_gets_the_time_for_it(config: Config) -> None:
+    assert route(config, "PlaceOrder")["route"]["timeout"] == "35s"
+
+
+def test_a_stream_ends_only_when_idle_or_very_old(config: Config) -> None:
+    assert route(config, "WatchOrder")["route"]["timeout"] == "0s"
+    assert route(config, "WatchOrder")["route"]["idle_timeout"] == "300s"
+    assert "request_headers_to_add" not in route(config, "WatchOrder")
+
+
+def test_a_known_path_says_which_methods_it_takes(config: Config) -> None:
+    refusals = [each for each in routes(config) if each.get("direct_response", {}).get("status") == 405]
+    allowed = {str(each["match"]): each["response_headers_to_add"][0]["header"]["value"] for each in refusals}
+    assert allowed["{'path': '/v1/orders'}"] == "GET, POST"
+
+
+def test_every_part_counts_for_readiness(config: Config) -> None:
+    health_check = manager(config)["http_filters"][0]["typed_config"]
+    assert set(health_check["cluster_min_healthy_percentages"]) == {
+        "catalog",
+        "identity",
+        "inventory",
+        "orders",
+        "payments",
+    }
+
+
+@pytest.mark.parametrize("access", ["ACCESS_MESH", "ACCESS_UNSPECIFIED"])
+def test_a_route_nobody_outside_may_take_is_refused(
+    access: str, compile_contract: Callable[[str], Path], shop: str
+) -> None:
+    descriptor = compile_contract(shop.replace("ACCESS_PUBLIC", access))
+    with pytest.raises(ValueError, match=f"ListOrders has a REST route but its access is {access}"):
+        contract.read(descriptor)
+
+
+def test_a_service_without_a_target_is_refused(descriptor: Path) -> None:
+    with pytest.raises(ValueError, match="no --target for orders"):
+        render(Gateway(descriptor=descriptor, targets={"catalog": Address("catalog", 50051)}))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 413, 429, 431, 503, 504])
+def test_envoy_answers_in_our_words(status: int) -> None:
+    fitting = [
+        mapper
+        for mapper in replies.mappers()
+        if mapper["filter"].get("status_code_filter", {}).get("comparison", {}).get("value", {}).get("default_value")
+        == status
+    ]
+    body = fitting[0]["body_format_override"]["json_format"]
+    assert "%" not in body["message"]
+    assert body["details"][0]["domain"] == "gateway.stampede"
+
+
+@pytest.mark.parametrize("status", [429, 503, 504])
+def test_who_should_come_back_is_told_when(status: int) -> None:
+    reply = next(reply for reply in replies._REPLIES if reply.http == status)
+    mapper = replies._mapper(reply, {})
+    assert mapper["headers_to_add"][0]["header"] == {"key": "retry-after", "value": "1"}
+    assert mapper["body_format_override"]["json_format"]["details"][1]["retryDelay"] == "1s"
+
+
+@pytest.mark.parametrize(
+    "gateway",
+    [
+        {"listen": Address("127.0.0.1", 8080), "targets": {"orders": Address("127.0.0.1", 8093)}, "log": "errors"},
+        {},
+        {"listen": Address("::", 80), "trusted_hops": 2, "log": "none"},
+    ],
+    ids=["local", "containers", "behind-proxies"],
+)
+def test_envoy_accepts_every_rendering(gateway: Config, descriptor: Path, tmp_path: Path) -> None:
+    accepts(render(Gateway(descriptor=descriptor, **gateway)), tmp_path)
+
+
+def test_envoy_accepts_pages(descriptor: Path, tmp_path: Path) -> None:
+    page = tmp_path / "openapi.json"
+    page.write_text("{}")
+    accepts(render(Gateway(descriptor=descriptor, pages={"/openapi.json": page})), tmp_path)
+
+
+def test_envoy_accepts_the_bare_gateway(descriptor: Path, tmp_path: Path) -> None:
+    services = ["stampede.orders.v1.OrderService"]
+    accepts(bare(descriptor, Address("127.0.0.1", 8080), Address("127.0.0.1", 50051), services), tmp_path)
+
+
+def test_the_command_writes_what_it_is_told(descriptor: Path, tmp_path: Path) -> None:
+    main(["--out", str(tmp_path), "--descriptor", str(descriptor), "--descriptor-at", "/etc/gateway.binpb"])
+    text = (tmp_path / "envoy.yaml").read_text()
+    assert "/etc/gateway.binpb" in text
+    assert "${" not in text
