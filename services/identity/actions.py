@@ -171,7 +171,7 @@ async def rotate_keys(db: Database, vault: Vault, lifetimes: Lifetimes) -> None:
         await tx.execute(select(func.pg_advisory_xact_lock(_KEYS_LOCK)))
         now = await _clock(tx)
         newest = await tx.scalar(select(SigningKey).order_by(SigningKey.sign_from.desc()).limit(1))
-        sign_from = domain.next_key_signs_from(newest and newest.sign_from, now, lifetimes)
+        sign_from = domain.next_key_signs_from(newest.sign_from if newest else None, now, lifetimes)
         if sign_from:
             if newest:
                 vault.unseal(newest.sealed_private_key)  # with another secret, nobody else could open the new key

@@ -68,7 +68,7 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
         )
 
     def _request_key(self, request: pb.RegisterRequest) -> RequestKey | None:
-        """The digest covers the password and is stored: without pepper it would be far quicker to search than bcrypt."""
+        """The digest is stored and covers the password: without pepper it could be searched far faster than bcrypt."""
         key = calls.request_key(request)
         return key and dataclasses.replace(key, digest=self._vault.peppered(key.digest))
 

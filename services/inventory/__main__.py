@@ -8,7 +8,7 @@ from services.inventory import actions, settling
 from services.inventory.gate import Gate
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
 from services.inventory.settings import Settings
-from services.inventory.watch import SaleWatch
+from services.inventory.watch import sale_watch
 from stampede.inventory.v1.flash_sale_service_pb2_grpc import add_FlashSaleServiceServicer_to_server
 from stampede.inventory.v1.reservation_service_pb2_grpc import add_ReservationServiceServicer_to_server
 from stampede.inventory.v1.stock_service_pb2_grpc import add_StockServiceServicer_to_server
@@ -18,7 +18,7 @@ _TICK_SECONDS = 0.25
 
 async def main(config: Settings) -> None:
     async with Process("inventory", config) as process:
-        db, pages, watch = process.db, Pages(config.page_secret.get_secret_value()), SaleWatch(process.db)
+        db, pages, watch = process.db, Pages(config.page_secret.get_secret_value()), sale_watch(process.db)
         gate = Gate(config.valkey_url.get_secret_value())
 
         async def tick() -> None:

@@ -11,11 +11,12 @@ from services.chassis.db import Database
 from services.chassis.errors import AppError
 from services.chassis.money import Money
 from services.chassis.paging import Pages
+from services.chassis.watch import Watch
 from services.inventory import actions, domain, reserving, settling
+from services.inventory import watch as watching
 from services.inventory.domain import Hold, Line, Reservation
 from services.inventory.gate import Gate
 from services.inventory.tables import Movement, Stock
-from services.inventory.watch import SaleWatch
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
 from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
 from stampede.inventory.v1 import reservation_service_pb2 as pb
@@ -59,7 +60,7 @@ class StockService(stock_grpc.StockServiceServicer):
 
 
 class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
-    def __init__(self, database: Database, pages: Pages, watch: SaleWatch) -> None:
+    def __init__(self, database: Database, pages: Pages, watch: Watch[uuid.UUID, Any]) -> None:
         self._db, self._pages, self._watch = database, pages, watch
 
     async def CreateFlashSale(self, request: sale_pb.CreateFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
@@ -86,7 +87,7 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
     async def WatchFlashSale(
         self, request: sale_pb.WatchFlashSaleRequest, context: Any
     ) -> AsyncIterator[sale_pb.FlashSale]:
-        async for sale in self._watch.watch(uuid.UUID(request.sale_id)):
+        async for sale in watching.changes(self._watch, self._db, uuid.UUID(request.sale_id)):
             yield _sale(sale)
 
 

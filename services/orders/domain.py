@@ -105,6 +105,7 @@ class Payment:
     provider: str
     state: PaymentState
     client_secret: str = ""
+    failure_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,14 +298,14 @@ async def forget_old(db: Database) -> None:
 
 
 async def count_open(db: Database) -> dict[str, int]:
-    """How many payments stand in each open state, and how many have been there for over ten minutes unanswered."""
+    """How many payments stand in each open state."""
     async with db() as tx:
         counted = await tx.execute(
             select(tables.Payment.state, func.count())
             .where(tables.Payment.next_check_time.is_not(None))
             .group_by(tables.Payment.state)
         )
-        return {state: count for state, count in counted}
+        return {row[0]: row[1] for row in counted}
 
 
 async def _tell(tx: AsyncSession, payments: Sequence[Payment], *, as_refunded: bool = False) -> None:

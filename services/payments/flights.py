@@ -17,6 +17,7 @@ from services.payments.domain import (
     NOT_FOUND,
     OPEN,
     Fact,
+    Kind,
     Payment,
     Refund,
     RefundFact,
@@ -99,14 +100,15 @@ class Flights:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _bring_to_rest(self, payment: Payment, *, key_expired: bool) -> Payment | None:
-        """Asks, stores the answer, and asks on where a cancellation waits; None where the answer could not be stored."""
+        """Asks, stores the answer, and goes on where a cancellation waits. None: the answer could not be stored."""
         try:
             for _ in range(_STEPS_MOST):
                 fact = await self._provider.ask(payment, next_step(payment, key_expired=key_expired))
                 if fact.reason == NOT_FOUND:
                     await actions.new_attempt(self._db, payment)
                 payment = await self._settle(fact)
-                if not (payment.cancel_requested and payment.state is State.AWAITING_CUSTOMER):
+                waits = payment.cancel_requested and payment.state is State.AWAITING_CUSTOMER
+                if fact.kind is Kind.UNKNOWN or not waits:
                     break
             if payment.state is State.FAILED and payment.provider_reference is not None:
                 self._close(payment)

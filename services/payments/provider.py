@@ -87,7 +87,7 @@ class Stripe:
         self._pace, self._places = Pace(calls_per_second), asyncio.Semaphore(concurrency)
 
     async def close(self) -> None:
-        await self._http.close_async()
+        await self._http.close_async()  # type: ignore[no-untyped-call]
 
     async def ask(self, payment: Payment, step: Step) -> Fact:
         """Takes one step for an open payment. An unknown outcome is a fact of its own, never an exception."""
@@ -157,7 +157,7 @@ class Stripe:
         return intent_fact(payment.id, intent)
 
     async def _find(self, payment: Payment) -> Fact:
-        """Searches the provider's own records for the payment; still unknown, with reason NOT_FOUND, where it is in none."""
+        """Searches the provider's records for the payment; unknown, with reason NOT_FOUND, where it is in none."""
         params: Any = {"limit": _PAGE, "created": {"gte": int(payment.create_time.timestamp()) - _EARLIER_SECONDS}}
         for _ in range(_PAGES_MOST):
             page = await self._call("list", self._intents.list_async, params)
@@ -238,8 +238,7 @@ def _reference(payment: Payment) -> str:
 
 
 def _metadata(thing: Any) -> Mapping[str, str]:
-    found = getattr(thing, "metadata", None)
-    return found.to_dict() if hasattr(found, "to_dict") else found or {}
+    return dict(thing.metadata.to_dict()) if thing.metadata else {}
 
 
 def intent_fact(payment_id: uuid.UUID, intent: Any) -> Fact:

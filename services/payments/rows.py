@@ -80,7 +80,7 @@ async def insert(tx: AsyncSession, orders: Sequence[Wanted], *, state: State) ->
     begun = state in OPEN
     made = await tx.execute(
         text(
-            "INSERT INTO payments AS p (id, order_id, customer_id, amount_minor, currency, state, provider,"
+            "INSERT INTO payments AS p (id, order_id, customer_id, amount_minor, currency, state, provider,"  # noqa: S608
             " customer_pays, payment_method, attempt, attempt_time, failure_reason, refunded_minor, refunding_minor,"
             " cancel_requested, checks, next_check_time, version)"
             " SELECT n.id, n.order_id, n.customer_id, n.amount_minor, n.currency, :state, :provider,"
@@ -108,7 +108,7 @@ async def new_attempts(tx: AsyncSession, cards: Mapping[uuid.UUID, str]) -> dict
     """Begins an attempt with another card for waiting payments; by order, those that still waited."""
     begun = await tx.execute(
         text(
-            "UPDATE payments AS p SET state = 'PROCESSING', payment_method = n.method, attempt = p.attempt + 1,"
+            "UPDATE payments AS p SET state = 'PROCESSING', payment_method = n.method, attempt = p.attempt + 1,"  # noqa: S608
             " attempt_time = now(), failure_reason = '', checks = 0, version = p.version + 1, update_time = now(),"
             " next_check_time = now() + make_interval(secs => :lease)"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:methods AS text[])) AS n(id, method)"

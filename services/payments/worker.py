@@ -10,7 +10,7 @@ from services.payments import actions, webhooks
 from services.payments.domain import State
 from services.payments.flights import Flights
 
-_OPEN = Gauge("stampede_payments_open", "Payments and how long they wait for an answer.", ["state"])
+_OPEN = Gauge("stampede_payments_open", "Payments that have not come to rest.", ["state"])
 _BATCH_MOST = 100
 _IDLE_SECONDS = 1.0
 _RENEW_SECONDS = 1.5

@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from services.chassis import db
 from services.chassis.db import Base
 from tests.support.infra import Infra
 
-SERVICES = sorted(path.parents[1].name for path in Path(__file__).parents[2].glob("services/*/migrations/0001_*.py"))
+ROOT = Path(__file__).parents[2]
+SERVICES = sorted(path.parents[1].name for path in ROOT.glob("services/*/migrations/0001_*.py"))
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 # SQLAlchemy's names of types that Postgres calls otherwise; a varchar without a length is a text.
-SAME = {"varchar": "text", "float": "double precision", "char(3)": "character(3)"}
+SAME = {"varchar": "text", "character varying": "text", "float": "double precision", "char(3)": "character(3)"}
 COLUMNS = """
     SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated = 's'
     FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
@@ -48,12 +51,30 @@ def mapped(service: str, present: set[str]) -> list[Table]:
 
 def rows(infra: Infra, name: str, query: str) -> set[Any]:
     with psycopg.connect(f"postgresql://postgres@127.0.0.1:{infra.postgres_port}/{name}") as connection:
-        return set(connection.execute(query).fetchall())  # type: ignore[call-overload]
+        return set(connection.execute(query).fetchall())
 
 
-def type_name(column: Any) -> str:
-    name = column.type.compile(DIALECT).lower()
-    return SAME.get(name, name)
+def type_name(name: str) -> str:
+    return SAME.get(name.lower(), name.lower())
+
+
+def mapped_type(column: Any) -> str:
+    return type_name(column.type.compile(DIALECT))
+
+
+def default_name(table: Table, constraint: Any) -> str:
+    """What Postgres calls a constraint that has no name of its own."""
+    kind = "fkey" if isinstance(constraint, ForeignKeyConstraint) else "key"
+    return "_".join([table.name, *(column.name for column in constraint.columns), kind])
+
+
+async def migrating(service: str, url: str) -> asyncio.subprocess.Process:
+    """A process that migrates, as a replica does when it starts; Alembic cannot twice at once within one."""
+    code = "import asyncio, sys; from services.chassis import db; asyncio.run(db.migrate(*sys.argv[1:]))"
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, service, url,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos/gen'}"}, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -61,16 +82,16 @@ async def test_migrations_and_mapped_classes_agree(
     service: str, infra: Infra, template: Callable[[str], Awaitable[str]]
 ) -> None:
     name = await template(service)
-    columns = rows(infra, name, COLUMNS)
+    columns = {(table, column, type_name(kind), *rest) for table, column, kind, *rest in rows(infra, name, COLUMNS)}
     tables = mapped(service, {row[0] for row in columns})
 
     assert columns == {
-        (table.name, column.name, type_name(column), not column.nullable, column.computed is not None)
+        (table.name, column.name, mapped_type(column), not column.nullable, column.computed is not None)
         for table in tables
         for column in table.columns
     }
     assert rows(infra, name, CONSTRAINTS) == {
-        (table.name, constraint.name)
+        (table.name, constraint.name or default_name(table, constraint))
         for table in tables
         for constraint in table.constraints
         if isinstance(constraint, CheckConstraint | UniqueConstraint | ForeignKeyConstraint)
@@ -82,7 +103,9 @@ async def test_four_replicas_can_migrate_at_once(service: str, infra: Infra) -> 
     name = f"at_once_{service}"
     infra.admin(f"CREATE DATABASE {name}")
     try:
-        await asyncio.gather(*(db.migrate(service, infra.database_url(name)) for _ in range(4)))
+        replicas = [await migrating(service, infra.database_url(name)) for _ in range(4)]
+        ends = [await replica.communicate() for replica in replicas]
+        assert [replica.returncode for replica in replicas] == [0] * 4, ends
         assert rows(infra, name, "SELECT count(*) FROM alembic_version") == {(1,)}
         await db.migrate(service, infra.database_url(name))
     finally:

@@ -1,10 +1,12 @@
 """A catalog behind the real interceptor, on a database of its own."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import pytest
+from sqlalchemy import text
 
 from services.catalog.rpc import CatalogService, SnapshotService
 from services.chassis.db import Database
@@ -21,7 +23,15 @@ Create = Callable[..., Awaitable[pb.Product]]
 
 @pytest.fixture
 async def db(database: Callable[[str], Awaitable[Database]]) -> Database:
-    return await database("catalog")
+    opened: Database = await database("catalog")
+    # Connections that are still being made would let the first of many calls finish before the others begin.
+    await asyncio.gather(*(_hold(opened) for _ in range(20)))
+    return opened
+
+
+async def _hold(opened: Database) -> None:
+    async with opened() as tx:
+        await tx.execute(text("SELECT pg_sleep(0.05)"))
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ async def test_a_discount_shows_until_a_new_price_is_set(catalog: Any, db: Datab
     ],
 )
 async def test_invalid_input_names_its_field(catalog: Any, fields: dict[str, Any], named: str) -> None:
-    good = {"sku": "A", "name": "A", "price": USD_20}
+    good: dict[str, Any] = {"sku": "A", "name": "A", "price": USD_20}
     refused = await refusal(catalog.CreateProduct(pb.CreateProductRequest(**(good | fields)), metadata=as_staff()))
     assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "INVALID_FIELDS")
     assert refused.fields == [named] or (named.startswith("attributes[") and refused.fields[0].startswith("attributes"))

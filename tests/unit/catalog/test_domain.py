@@ -81,8 +81,9 @@ def test_a_last_word_never_holds_what_a_text_query_would_interpret(query: str) -
 
 
 @pytest.mark.parametrize(
-    ("price", "original", "percent"), [(1999, None, None), (1500, 2000, 25), (1999, 2000, 0), (0, 100, 100), (667, 1000, 33)]
-)  # fmt: skip
+    ("price", "original", "percent"),
+    [(1999, None, None), (1500, 2000, 25), (1999, 2000, 0), (0, 100, 100), (667, 1000, 33)],
+)
 def test_a_discount_is_rounded_down(price: int, original: int | None, percent: int | None) -> None:
     assert domain.discount_percent(price, original) == percent
 

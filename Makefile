@@ -1,0 +1,71 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+STUBS := protos/gen/gateway.binpb
+PROTOS := $(shell find protos/stampede -name '*.proto')
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  \033[36m%-10s\033[0m %s\n",$$1,$$2} /^##@/{printf "\n%s\n",substr($$0,5)}' $(MAKEFILE_LIST)
+
+##@ Try it
+.PHONY: demo up down status logs reset
+demo: setup ## Run a real flash sale through the gateway and prove that it adds up
+	@$(BIN)/python -m deploy.demo
+
+up: setup ## Start the whole mesh and leave it running (STAMPEDE_PORT=9080 for other ports)
+	@$(BIN)/python -m deploy.local up
+
+down: setup ## Stop the mesh; its data stays
+	@$(BIN)/python -m deploy.local down
+
+status: setup ## Show each part of the mesh: port, state, restarts
+	@$(BIN)/python -m deploy.local status
+
+logs: setup ## Follow the logs of all parts
+	@$(BIN)/python -m deploy.local logs -f
+
+reset: setup ## Stop the mesh and forget its data
+	@$(BIN)/python -m deploy.local reset
+
+##@ Change it
+.PHONY: setup check test bench stubs lock
+setup: $(READY) $(STUBS) ## Make .venv ready to work in (safe to repeat)
+
+test: setup ## Run all tests, on the real servers
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup ## Lint, types, contract and style: all that needs no server
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy services deploy gateway protos/generate.py
+	@cd protos && ../$(BIN)/python lint.py
+	@$(BIN)/python -m pytest -q tests/tidy tests/contract tests/unit
+
+bench: setup ## Measure what an order costs, in ratios to a bare RPC
+	@$(BIN)/python -m tests.bench
+
+stubs: setup ## Build the wheel of client stubs in dist/
+	@$(BIN)/python protos/wheel.py
+
+lock: setup ## Pin the newest versions that requirements*.in allow
+	@$(BIN)/python -m deploy.lock
+
+# What is installed follows the lock file; a half-made .venv is made anew.
+$(READY): requirements-dev.lock
+	@echo "setting up $(VENV) (once; a minute or so)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stampede needs Python 3.11 or later; name one with make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@printf '%s\n' '$(CURDIR)' '$(CURDIR)/protos/gen' > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/stampede.pth"
+	@touch $@
+
+$(STUBS): $(READY) protos/generate.py $(PROTOS)
+	@$(BIN)/python protos/generate.py

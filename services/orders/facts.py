@@ -1,0 +1,46 @@
+"""What other services tell orders: facts that wake sagas or move orders. They decide nothing; the saga asks again."""
+
+import uuid
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.db import Database
+from services.chassis.events import Consumer
+from services.orders import store
+from services.orders.domain import State
+from services.orders.saga import HOLD_EXPIRED
+from stampede.inventory.v1.events_pb2 import ReservationExpired
+from stampede.payments.v1.events_pb2 import PaymentChanged
+
+
+def consumers(db: Database) -> tuple[Consumer, ...]:
+    """The durable consumers of orders."""
+    return (
+        Consumer(
+            "orders-reservations", stream="inventory", subject="stampede.inventory.reservation.expired", db=db,
+            act=hold_expired,
+        ),
+        Consumer("orders-payments", stream="payments", subject="stampede.payments.payment.*", db=db, act=paid_or_not),
+    )  # fmt: skip
+
+
+async def hold_expired(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
+    """Has the sagas of expired holds turn back, unless the money has moved meanwhile."""
+    order_ids = [uuid.UUID(ReservationExpired.FromString(payload).reservation_id) for payload in payloads]
+    await store.ask(tx, order_ids, HOLD_EXPIRED)
+
+
+async def paid_or_not(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
+    """Wakes the sagas that wait for these payments; moves orders that staff paid back."""
+    events = [PaymentChanged.FromString(payload) for payload in payloads]
+    await store.wake(tx, [uuid.UUID(event.order_id) for event in events])
+    back = {
+        uuid.UUID(event.order_id): State.REFUNDED
+        if event.refunded_minor_units == event.amount_minor_units
+        else State.PARTIALLY_REFUNDED
+        for event in events
+        if event.refunded_minor_units
+    }
+    if back:
+        await store.refunded(tx, back)

@@ -1,0 +1,214 @@
+"""The other services, as orders needs them: batched, and in orders' own words."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from google.protobuf.duration_pb2 import Duration
+
+from services.chassis import statuses, wire
+from services.chassis.batcher import Batcher
+from services.chassis.clients import Target
+from services.chassis.errors import AppError, Refused
+from services.orders.domain import HOLD_SECONDS, Payment, PaymentState, Product, Wish
+from services.orders.saga import RESERVATION_LOST, Saga, StepRefused, StepWaits
+from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
+from stampede.catalog.v1.snapshot_service_pb2_grpc import SnapshotServiceStub
+from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
+from stampede.inventory.v1.reservation_service_pb2_grpc import ReservationServiceStub
+from stampede.payments.v1 import charge_service_pb2 as payments_pb
+from stampede.payments.v1.charge_service_pb2_grpc import ChargeServiceStub
+
+_PRODUCT_SECONDS = 1.0
+_PRODUCTS_MOST = 100_000
+_CHARGE_SECONDS = 8.0
+
+_GONE = (PaymentState.CANCELLED, PaymentState.FAILED, PaymentState.REFUNDED)
+
+
+class Catalog:
+    """Products as they were within the last second."""
+
+    def __init__(self, target: Target) -> None:
+        self._target, self._stub = target, SnapshotServiceStub(target.channel)
+        self._known: dict[uuid.UUID, tuple[Product, float]] = {}
+        self._fetch = Batcher("snapshots", self._fetch_batch)
+
+    async def products(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Product]:
+        """Those of `ids` that exist."""
+        now = time.monotonic()
+        found: dict[uuid.UUID, Product] = {}
+        for id_ in ids:
+            known = self._known.get(id_)
+            product = known[0] if known and now - known[1] < _PRODUCT_SECONDS else await self._fetch(id_)
+            if product:
+                found[id_] = product
+        return found
+
+    async def _fetch_batch(self, ids: Sequence[uuid.UUID]) -> list[Product | Exception | None]:
+        request = catalog_pb.GetSnapshotsRequest(product_ids=[str(id_) for id_ in dict.fromkeys(ids)])
+        response = await self._target.call(self._stub.GetSnapshots, request)
+        fetched = {uuid.UUID(s.product_id): _product(s) for s in response.snapshots}
+        if len(self._known) > _PRODUCTS_MOST:
+            self._known.clear()
+        now = time.monotonic()
+        self._known.update({id_: (product, now) for id_, product in fetched.items()})
+        return [fetched.get(id_) for id_ in ids]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRequest:
+    """What to hold for an order."""
+
+    order_id: uuid.UUID
+    customer_id: uuid.UUID
+    wishes: tuple[Wish, ...]
+
+
+class Inventory:
+    """Holds stock, and settles what became of it."""
+
+    def __init__(self, target: Target) -> None:
+        self._target, self._stub = target, ReservationServiceStub(target.channel)
+        self.reserve = Batcher("reserve", self._reserve, most=256)
+        self.confirm = Batcher("confirm", self._confirm, most=256)
+        self.release = Batcher("release", self._release, most=256)
+
+    async def _reserve(self, holds: Sequence[HoldRequest]) -> list[inventory_pb.Reservation | Exception]:
+        # One id in two items would be one item too many: a client that repeats itself at once gets one answer twice.
+        distinct = {hold.order_id: hold for hold in holds}
+        request = inventory_pb.ReserveRequest(holds=map(_hold, distinct.values()))
+        response = await self._target.call(self._stub.Reserve, request)
+        outcomes = dict(zip(distinct, _settled(response.outcomes), strict=True))
+        return [outcomes[hold.order_id] for hold in holds]
+
+    async def _confirm(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
+        request = inventory_pb.ConfirmRequest(ids=map(str, ids))
+        return _settled((await self._target.call(self._stub.Confirm, request)).outcomes)
+
+    async def _release(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
+        request = inventory_pb.ReleaseRequest(ids=map(str, ids))
+        return _settled((await self._target.call(self._stub.Release, request)).outcomes)
+
+
+class Payments:
+    """Moves the money of orders."""
+
+    def __init__(self, target: Target) -> None:
+        self._target, self._stub = target, ChargeServiceStub(target.channel)
+        # A batch answers when its slowest charge does, so several are under way at once.
+        self.charge = Batcher("charge", self._charge, most=64, lanes=8)
+        self.cancel = Batcher("cancel", self._cancel, most=64, lanes=4)
+        self.refund = Batcher("refund", self._refund, most=64, lanes=4)
+
+    async def _charge(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
+        request = payments_pb.ChargeRequest(items=map(_charge_item, sagas))
+        response = await self._target.call(self._stub.Charge, request, seconds=_CHARGE_SECONDS)
+        return [_payment(outcome) for outcome in response.outcomes]
+
+    async def _cancel(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
+        request = payments_pb.CancelRequest(items=map(_charge_item, sagas))
+        response = await self._target.call(self._stub.Cancel, request, seconds=_CHARGE_SECONDS)
+        return [_payment(outcome) for outcome in response.outcomes]
+
+    async def _refund(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
+        request = payments_pb.RefundRequest(items=map(_charge_item, sagas))
+        response = await self._target.call(self._stub.Refund, request, seconds=_CHARGE_SECONDS)
+        return [_payment(outcome) for outcome in response.outcomes]
+
+
+class Steps:
+    """The steps of `saga.PLAN`, carried out by inventory and payments."""
+
+    def __init__(self, inventory: Inventory, payments: Payments) -> None:
+        self._inventory, self._payments = inventory, payments
+
+    async def charge(self, saga: Saga) -> None:
+        """Begins or continues the payment."""
+        saga.payment = await self._payments.charge(saga)
+        if saga.payment.state in _GONE:
+            raise StepRefused(saga.payment.failure_reason or f"PAYMENT_{saga.payment.state}")
+        _wait_unless(saga.payment.state is PaymentState.SUCCEEDED, saga.payment)
+
+    async def give_up(self, saga: Saga) -> None:
+        """Cancels the payment; returns where the money has moved already."""
+        saga.payment = await self._payments.cancel(saga)
+        if saga.payment.state in _GONE:
+            raise StepRefused(saga.progress.asked)
+        _wait_unless(saga.payment.state is PaymentState.SUCCEEDED, saga.payment)
+
+    async def refund(self, saga: Saga) -> None:
+        """Pays everything back."""
+        saga.payment = await self._payments.refund(saga)
+        _wait_unless(saga.payment.state in _GONE, saga.payment)
+
+    async def confirm(self, saga: Saga) -> None:
+        """Makes the held units the customer's."""
+        try:
+            await self._inventory.confirm(saga.order_id)
+        except Refused as refusal:
+            if refusal.code in ("FAILED_PRECONDITION", "NOT_FOUND"):
+                raise StepRefused(RESERVATION_LOST) from refusal
+            raise
+
+    async def release(self, saga: Saga) -> None:
+        """Gives the held units back."""
+        try:
+            await self._inventory.release(saga.order_id)
+        except Refused as refusal:
+            if refusal.code != "NOT_FOUND":  # nothing is held under it: as wished
+                raise
+
+
+def _wait_unless(settled: bool, payment: Payment) -> None:
+    if not settled:
+        raise StepWaits(for_customer=payment.state is PaymentState.AWAITING_CUSTOMER)
+
+
+def _settled(outcomes: Sequence[inventory_pb.ReservationOutcome]) -> list[inventory_pb.Reservation | Exception]:
+    return [o.reservation if o.HasField("reservation") else statuses.from_refusal(o.refusal) for o in outcomes]
+
+
+def _payment(outcome: payments_pb.PaymentOutcome) -> Payment | AppError:
+    if outcome.HasField("refusal"):
+        return statuses.from_refusal(outcome.refusal)
+    status = outcome.payment
+    return Payment(
+        uuid.UUID(status.payment_id),
+        status.provider,
+        PaymentState(payments_pb.PaymentStatus.State.Name(status.state)),
+        status.client_secret,
+        status.failure_reason,
+    )
+
+
+def _charge_item(saga: Saga) -> payments_pb.ChargeItem:
+    return payments_pb.ChargeItem(
+        order_id=str(saga.order_id),
+        customer_id=str(saga.customer_id),
+        amount=wire.money(saga.total),
+        payment_method=saga.payment_method,
+    )
+
+
+def _hold(hold: HoldRequest) -> inventory_pb.Hold:
+    return inventory_pb.Hold(
+        id=str(hold.order_id),
+        customer_id=str(hold.customer_id),
+        duration=Duration(seconds=HOLD_SECONDS),
+        lines=[
+            inventory_pb.HoldLine(
+                product_id=str(wish.product_id),
+                flash_sale_id=str(wish.sale_id) if wish.sale_id else "",
+                quantity=wish.quantity,
+            )
+            for wish in hold.wishes
+        ],
+    )
+
+
+def _product(snapshot: catalog_pb.Snapshot) -> Product:
+    return Product(
+        uuid.UUID(snapshot.product_id), snapshot.sku, snapshot.name, wire.money_of(snapshot.price), snapshot.active
+    )

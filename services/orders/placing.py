@@ -1,0 +1,140 @@
+"""Placing an order: hold the stock, then write the order, then let its saga run."""
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+
+from services.chassis import calls, ids, wire
+from services.chassis.batcher import Batcher
+from services.chassis.db import Database
+from services.chassis.errors import AppError, Refused, RequestIdReused
+from services.chassis.money import Money
+from services.chassis.outbox import Relay
+from services.orders import domain, store
+from services.orders.domain import Address, HoldEnded, Order, SoldOut, Wish
+from services.orders.latch import Latch
+from services.orders.partners import Catalog, HoldRequest, Inventory
+from services.orders.saga import Progress, Saga
+from services.orders.store import NewOrder
+from services.orders.worker import Worker
+from stampede.inventory.v1.reservation_service_pb2 import Reservation
+
+# How long an answer may wait for the client secret. The order is placed all the same.
+_SECRET_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """What a customer asks for, under a request id."""
+
+    customer_id: uuid.UUID
+    request_id: uuid.UUID
+    digest: bytes
+    wishes: tuple[Wish, ...]
+    payment_method: str
+    shipping_address: Address | None
+
+
+class Placer:
+    """Places orders.
+
+    The order's id is made from the customer and the request id, and is the reservation's id too.
+    """
+
+    def __init__(
+        self, db: Database, *, catalog: Catalog, inventory: Inventory, worker: Worker, latch: Latch, relay: Relay
+    ) -> None:
+        self._db, self._catalog, self._inventory = db, catalog, inventory
+        self._worker, self._latch, self._relay = worker, latch, relay
+        self._insert: Batcher[NewOrder, tuple[Order, bool]] = Batcher("place", lambda new: store.insert(db, new))
+
+    async def place(self, purchase: Purchase) -> Order:
+        """Returns the order once its stock is held and it is durable; see `OrderService.PlaceOrder` for the refusals.
+
+        Losers leave no order row: stock is held first. Should this process die in between, the hold ends by itself, and
+        a repeat of the request finds it before that.
+        """
+        order_id = ids.derived(purchase.customer_id, purchase.request_id, now_ms=time.time_ns() // 1_000_000)
+        if not self._latch.knows(order_id):
+            for wish in purchase.wishes:
+                if wish.sale_id and self._latch.is_closed(wish.sale_id):
+                    raise SoldOut(flashSaleId=wish.sale_id)
+        products = await self._catalog.products([wish.product_id for wish in purchase.wishes])
+        domain.check_products(purchase.wishes, products)
+        reservation = await self._reserve(order_id, purchase)
+        try:
+            lines, total = domain.priced(purchase.wishes, products, _sale_prices(reservation))
+        except AppError:
+            await self._inventory.release(order_id)
+            raise
+        new = NewOrder(
+            id=order_id,
+            customer_id=purchase.customer_id,
+            request_id=purchase.request_id,
+            digest=purchase.digest,
+            lines=lines,
+            total=total,
+            hold_expire_time=wire.datetime_of(reservation.expire_time),
+            shipping_address=purchase.shipping_address,
+            payment_method=purchase.payment_method,
+            lease_seconds=self._worker.lease_seconds,
+            trace=calls.current().request_id,
+        )
+        return await self._write(new, reservation)
+
+    async def _reserve(self, order_id: uuid.UUID, purchase: Purchase) -> Reservation:
+        try:
+            return await self._inventory.reserve(HoldRequest(order_id, purchase.customer_id, purchase.wishes))
+        except Refused as refusal:
+            if refusal.reason == SoldOut.reason:
+                self._latch.close(uuid.UUID(refusal.metadata["flashSaleId"]))
+            if refusal.reason == RequestIdReused.reason:
+                raise RequestIdReused(requestId=purchase.request_id) from refusal
+            raise
+
+    async def _write(self, new: NewOrder, reservation: Reservation) -> Order:
+        if reservation.state not in (Reservation.HELD, Reservation.CONFIRMED):
+            # A repeat that comes long after. Only an order that was written then can answer it.
+            known = await store.find(self._db, new.customer_id, new.request_id)
+            if known is None:
+                raise HoldEnded(requestId=new.request_id)
+            return _same(known, new)
+        order, is_new = await self._insert(new)
+        self._latch.placed([order.id])
+        if not is_new:
+            if order.id != new.id:
+                await self._inventory.release(new.id)  # the id's period has ended since; see ids.derived
+            return _same(order, new)
+        self._relay.nudge()
+        if not new.lease_seconds:
+            return order  # whoever has time takes its saga up
+        saga = Saga(
+            order_id=order.id,
+            customer_id=order.customer_id,
+            total=order.total,
+            payment_method=new.payment_method,
+            hold_expire_time=order.hold_expire_time,
+            progress=Progress(),
+            fence=1,
+        )
+        running = self._worker.start(saga)
+        if new.payment_method:
+            return order
+        # The customer needs the provider's secret to pay, which is there once the saga waits for them.
+        await asyncio.wait({running}, timeout=_SECRET_SECONDS)
+        return await store.get(self._db, order.id, customer_id=None)
+
+
+def _same(known: Order, new: NewOrder) -> Order:
+    if known.digest != new.digest:
+        raise RequestIdReused(requestId=new.request_id)
+    return known
+
+
+def _sale_prices(reservation: Reservation) -> dict[uuid.UUID, Money]:
+    return {
+        uuid.UUID(line.product_id): wire.money_of(line.sale_price)
+        for line in reservation.lines
+        if line.HasField("sale_price")
+    }

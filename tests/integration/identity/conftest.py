@@ -1,0 +1,113 @@
+"""Identity behind the real interceptor, its own gatekeeper believing its own tokens."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from sqlalchemy import text
+
+from services.chassis.access import Gatekeeper, MeshIdentity
+from services.chassis.db import Database
+from services.chassis.rpc import Guard
+from services.identity import actions
+from services.identity.actions import Signer
+from services.identity.domain import Lifetimes
+from services.identity.passwords import Passwords
+from services.identity.rpc import IdentityService
+from services.identity.tokens import Keyring, Vault
+from stampede.identity.v1 import identity_service_pb2 as pb
+from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub, add_IdentityServiceServicer_to_server
+from tests.support.tokens import MESH_SECRET
+
+PASSWORD = "correct horse battery"
+LIFETIMES = Lifetimes()
+
+
+@dataclass
+class Replica:
+    """One process's part of identity."""
+
+    db: Database
+    keyring: Keyring
+    vault: Vault
+
+    async def follow_keys(self) -> None:
+        await actions.rotate_keys(self.db, self.vault, LIFETIMES)
+        await actions.load_keys(self.db, self.vault, self.keyring)
+
+
+@pytest.fixture
+async def db(database: Callable[[str], Awaitable[Database]]) -> Database:
+    opened: Database = await database("identity")
+    # Connections that are still being made would let the first of many calls finish before the others begin.
+    await asyncio.gather(*(_hold(opened) for _ in range(20)))
+    return opened
+
+
+async def _hold(opened: Database) -> None:
+    async with opened() as tx:
+        await tx.execute(text("SELECT pg_sleep(0.05)"))
+
+
+@pytest.fixture
+def passwords() -> Iterator[Passwords]:
+    passwords = Passwords(rounds=4)
+    yield passwords
+    passwords.close()
+
+
+@pytest.fixture
+async def replica(db: Database) -> Replica:
+    replica = Replica(db, Keyring(), Vault("a secret for keys"))
+    await replica.follow_keys()
+    return replica
+
+
+@pytest.fixture
+async def channel(db: Database, passwords: Passwords, replica: Replica) -> AsyncIterator[grpc.aio.Channel]:
+    gatekeeper = Gatekeeper(MeshIdentity("identity", MESH_SECRET), replica.keyring.jwks)
+    server = grpc.aio.server(interceptors=[Guard("identity", gatekeeper)])
+    service = IdentityService(db, passwords, Signer(replica.keyring, LIFETIMES), replica.vault)
+    add_IdentityServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel
+    finally:
+        await server.stop(grace=None)
+
+
+@pytest.fixture
+def identity(channel: grpc.aio.Channel) -> Any:
+    return IdentityServiceStub(channel)
+
+
+Register = Callable[..., Awaitable[pb.User]]
+SignIn = Callable[..., Awaitable[pb.Tokens]]
+
+
+@pytest.fixture
+def register(identity: Any) -> Register:
+    async def register(email: str = "ada@example.com", password: str = PASSWORD, **fields: Any) -> pb.User:
+        response = await identity.Register(pb.RegisterRequest(email=email, password=password, **fields))
+        user: pb.User = response.user
+        return user
+
+    return register
+
+
+@pytest.fixture
+def sign_in(identity: Any) -> SignIn:
+    async def sign_in(email: str = "ada@example.com", password: str = PASSWORD) -> pb.Tokens:
+        tokens: pb.Tokens = await identity.Login(pb.LoginRequest(email=email, password=password))
+        return tokens
+
+    return sign_in
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)

@@ -1,0 +1,257 @@
+"""The real payments parts on a real Postgres, with the real sandbox as their provider, webhooks and all."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+import stripe
+from aiohttp import web
+from google.api import httpbody_pb2
+from sqlalchemy import text
+
+from services.chassis.db import Database
+from services.chassis.outbox import Relay
+from services.payments.desk import Desk
+from services.payments.flights import Flights
+from services.payments.provider import Stripe
+from services.payments.rpc import ChargeService, PaymentService
+from services.payments.webhooks import Inbox
+from services.payments.worker import Worker
+from stampede.payments.v1 import charge_service_pb2 as charge_pb
+from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
+from stampede.payments.v1 import events_pb2
+from stampede.payments.v1 import payment_service_pb2 as pb
+from stampede.payments.v1 import payment_service_pb2_grpc as pb_grpc
+from stampede.type.v1 import money_pb2
+from tests.support import tokens
+from tests.support.infra import _free_port
+from tests.support.serving import serving
+
+KEY, WEBHOOK_SECRET = "sk_test_sandbox", "whsec_for_payments_tests"
+ROOT = Path(__file__).parents[3]
+ORDERS = tokens.as_service("orders")
+State = charge_pb.PaymentStatus.State
+
+
+async def until(fact: Callable[[], Awaitable[Any]], *, seconds: float = 15.0) -> Any:
+    """Waits until `fact` returns something true, and returns it."""
+    deadline = time.monotonic() + seconds
+    while not (found := await fact()):
+        assert time.monotonic() < deadline, "it did not come to pass"
+        await asyncio.sleep(0.02)
+    return found
+
+
+class Receiver:
+    """Takes the sandbox's webhooks, and hands them on once a test says where to."""
+
+    def __init__(self) -> None:
+        self.forward: Callable[[bytes, str], Awaitable[None]] | None = None
+        self.seen: list[tuple[bytes, str]] = []
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        body, signature = await request.read(), request.headers["Stripe-Signature"]
+        self.seen.append((body, signature))
+        if self.forward is not None:
+            await self.forward(body, signature)
+        return web.Response()
+
+
+class Sandbox:
+    """The provider's process and its switches."""
+
+    def __init__(self, url: str, receiver: Receiver, http: aiohttp.ClientSession) -> None:
+        self.url, self.receiver, self.http = url, receiver, http
+
+    async def control(self, method: str, path: str, body: Any = None) -> Any:
+        async with self.http.request(method, f"{self.url}/_sandbox/{path}", json=body) as answer:
+            assert answer.status == 200, await answer.text()
+            return json.loads(await answer.text())
+
+    async def faults(self, **faults: Any) -> None:
+        await self.control("POST", "faults", faults)
+
+    async def intents(self, *order_ids: str) -> list[dict[str, Any]]:
+        """The provider's own records of these orders."""
+        headers = {"Authorization": f"Bearer {KEY}"}
+        found: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            async with self.http.get(f"{self.url}/v1/payment_intents?limit=100{after}", headers=headers) as answer:
+                page = await answer.json()
+            found += [i for i in page["data"] if i["metadata"].get("order_id") in order_ids]
+            if not page["has_more"]:
+                return found
+            after = f"&starting_after={page['data'][-1]['id']}"
+
+    async def refunds(self, intent: str) -> list[dict[str, Any]]:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with self.http.get(f"{self.url}/v1/refunds?limit=100&payment_intent={intent}", headers=headers) as answer:
+            data: list[dict[str, Any]] = (await answer.json())["data"]
+            return data
+
+
+@pytest.fixture(scope="session")
+async def sandbox_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sandbox]:
+    receiver = Receiver()
+    runner = web.ServerRunner(web.Server(receiver.handle))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    hooks = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    url = f"http://127.0.0.1:{_free_port()}"
+    home = tmp_path_factory.mktemp("sandbox")
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: ASYNC220  # starting it blocks for a moment only
+            [
+                sys.executable, "-m", "deploy.sandbox", "--listen", url.removeprefix("http://"), "--state",
+                home / "state.jsonl", "--webhook-url", hooks, "--webhook-secret", WEBHOOK_SECRET,
+            ],
+            cwd=ROOT, stdout=log, stderr=log, env={**os.environ},
+        )  # fmt: skip
+    async with aiohttp.ClientSession() as http:
+
+        async def healthy() -> bool:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with http.get(f"{url}/healthz") as answer:
+                    return answer.status == 200
+            return False
+
+        await until(healthy)
+        yield Sandbox(url, receiver, http)
+    process.terminate()
+    assert process.wait(20) == 0
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def sandbox(sandbox_process: Sandbox) -> AsyncIterator[Sandbox]:
+    """The provider without faults, whose webhooks go nowhere yet."""
+    await sandbox_process.control("DELETE", "faults")
+    sandbox_process.receiver.forward = None
+    sandbox_process.receiver.seen.clear()
+    yield sandbox_process
+    sandbox_process.receiver.forward = None
+    await sandbox_process.control("DELETE", "faults")
+
+
+class Payments:
+    """One running payments service, without its loops until a test starts them."""
+
+    def __init__(self, db: Database, sandbox: Sandbox) -> None:
+        self.db, self.sandbox = db, sandbox
+        self.provider = Stripe(KEY, api_base=sandbox.url, calls_per_second=0, concurrency=64)
+        self.relay = Relay(db)
+        self.flights = Flights(db, self.provider, self.relay.nudge)
+        self.worker = Worker(db, self.flights, self.relay)
+        self.desk, self.inbox = Desk(db, self.flights, self.relay.nudge), Inbox(db, self.worker.nudge)
+        self.charges: Any = None
+        self.payments: Any = None
+        self._loops: list[asyncio.Task[None]] = []
+
+    def add(self, server: grpc.aio.Server) -> None:
+        charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(self.desk), server)
+        pb_grpc.add_PaymentServiceServicer_to_server(PaymentService(self.desk, self.inbox, WEBHOOK_SECRET), server)
+
+    def start_loops(self) -> None:
+        for loop in (self.worker.reconcile, self.worker.renew, self.worker.read_inbox):
+            self._loops.append(asyncio.create_task(loop()))
+
+    async def stop(self) -> None:
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.flights.drain(seconds=10)
+        await self.provider.close()
+
+    async def charge(self, *items: charge_pb.ChargeItem) -> list[charge_pb.PaymentOutcome]:
+        return list((await self.charges.Charge(charge_pb.ChargeRequest(items=items), metadata=ORDERS)).outcomes)
+
+    async def cancel(self, *items: charge_pb.ChargeItem) -> list[charge_pb.PaymentStatus]:
+        answer = await self.charges.Cancel(charge_pb.CancelRequest(items=items), metadata=ORDERS)
+        return [outcome.payment for outcome in answer.outcomes]
+
+    async def refund(self, *items: charge_pb.ChargeItem) -> list[charge_pb.PaymentStatus]:
+        answer = await self.charges.Refund(charge_pb.RefundRequest(items=items), metadata=ORDERS)
+        return [outcome.payment for outcome in answer.outcomes]
+
+    async def charged(self, item: charge_pb.ChargeItem) -> charge_pb.PaymentStatus:
+        (outcome,) = await self.charge(item)
+        return outcome.payment
+
+    async def get(self, payment_id: str) -> pb.Payment:
+        return await self.payments.GetPayment(pb.GetPaymentRequest(payment_id=payment_id), metadata=tokens.as_staff())
+
+    async def webhook(self, body: bytes, signature: str) -> None:
+        await self.payments.ReceiveStripeWebhook(
+            httpbody_pb2.HttpBody(content_type="application/json", data=body),
+            metadata=(("stripe-signature", signature),),
+        )
+
+    async def tell(self, event: dict[str, Any]) -> None:
+        """Sends an event as Stripe would."""
+        body = json.dumps(event)
+        await self.webhook(body.encode(), stripe.WebhookSignature.generate_signature_header(body, WEBHOOK_SECRET))
+
+    async def reaches(self, payment_id: str, state: int) -> pb.Payment:
+        async def there() -> pb.Payment | None:
+            payment = await self.get(payment_id)
+            return payment if payment.state == state else None
+
+        found: pb.Payment = await until(there)
+        return found
+
+    async def rows(self, sql: str, **parameters: Any) -> list[Any]:
+        async with self.db.begin() as tx:
+            result = await tx.execute(text(sql), parameters)
+            return list(result.all()) if result.returns_rows else []
+
+    async def told(self, order_id: str) -> list[str]:
+        """The subjects of the events stored about an order, in their order."""
+        found = await self.rows("SELECT subject, payload FROM outbox ORDER BY id")
+        return [
+            subject.rpartition(".")[2]
+            for subject, payload in found
+            if events_pb2.PaymentChanged.FromString(payload).order_id == order_id
+        ]
+
+
+@pytest.fixture
+async def service(database: Callable[[str], Awaitable[Database]], sandbox: Sandbox) -> AsyncIterator[Payments]:
+    """Payments behind a real channel; only what is called happens."""
+    made = Payments(await database("payments"), sandbox)
+    async with serving("payments", made.add) as channel:
+        made.charges = charge_grpc.ChargeServiceStub(channel)
+        made.payments = pb_grpc.PaymentServiceStub(channel)
+        yield made
+        sandbox.receiver.forward = None
+        await made.stop()
+
+
+@pytest.fixture
+async def running(service: Payments, sandbox: Sandbox) -> Payments:
+    """Payments with its loops, hearing the provider's webhooks."""
+    sandbox.receiver.forward = service.webhook
+    service.start_loops()
+    return service
+
+
+def an_order(
+    method: str = "pm_card_visa", *, minor: int = 1999, currency: str = "USD", order_id: str = ""
+) -> charge_pb.ChargeItem:
+    return charge_pb.ChargeItem(
+        order_id=order_id or str(uuid.uuid4()),
+        customer_id="018f0000-0000-7000-8000-000000000001",
+        amount=money_pb2.Money(currency_code=currency, minor_units=minor),
+        payment_method=method,
+    )

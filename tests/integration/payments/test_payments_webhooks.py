@@ -1,0 +1,196 @@
+"""The provider's events: signed, once, late, out of order, for payments known and unknown."""
+
+import asyncio
+import json
+import time
+import uuid
+from typing import Any
+
+import pytest
+import stripe
+
+from services.payments import webhooks
+from tests.integration.payments.conftest import WEBHOOK_SECRET, Payments, Sandbox, State, an_order, until
+from tests.support.serving import refusal
+
+
+def _event(intent: dict[str, Any], kind: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": f"evt_{uuid.uuid4().hex}", "object": "event", "type": f"payment_intent.{kind}",
+        "data": {"object": {**intent, **changes}},
+    }  # fmt: skip
+
+
+async def _processed(service: Payments) -> list[tuple[Any, ...]]:
+    while (await webhooks.process(service.db)).more:
+        pass
+    found = await service.rows("SELECT error, processed_time IS NOT NULL FROM provider_events ORDER BY received_time")
+    return [tuple(row) for row in found]
+
+
+async def test_the_real_webhooks_of_a_charge_change_nothing_more(service: Payments, sandbox: Sandbox) -> None:
+    await sandbox.faults(webhooks={"duplicate": True, "reorder": True})
+    sandbox.receiver.forward = service.webhook
+    items = [an_order() for _ in range(20)]
+    await service.charge(*items)
+    service.start_loops()
+
+    # Events of an earlier test's charges may still arrive; they are not counted.
+    mine = "FROM provider_events WHERE payload ->> 'payment_id' IN (SELECT CAST(id AS text) FROM payments)"
+
+    async def all_in() -> bool:
+        return await service.rows(f"SELECT count(processed_time) {mine}") == [(20,)]
+
+    await until(all_in)
+    assert await service.rows("SELECT count(*) FROM outbox") == [(20,)]
+    assert await service.rows(f"SELECT DISTINCT error {mine}") == [(None,)]
+
+
+@pytest.mark.parametrize("damage", ["none", "wrong", "other body", "old", "garbage"])
+async def test_a_bad_signature_is_refused(service: Payments, damage: str) -> None:
+    body = json.dumps(_event({"id": "pi_1"}, "succeeded"))
+    sign = stripe.WebhookSignature.generate_signature_header
+    signature = {
+        "none": "",
+        "wrong": sign(body, "whsec_of_somebody_else"),
+        "other body": sign(body + " ", WEBHOOK_SECRET),
+        "old": sign(body, WEBHOOK_SECRET, timestamp=int(time.time()) - 400),
+        "garbage": "t=x,v1=\\,,=",
+    }[damage]
+    refused = await refusal(service.webhook(body.encode(), signature))
+    assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "BAD_SIGNATURE")
+    assert await service.rows("SELECT * FROM provider_events") == []
+
+
+async def test_a_body_that_is_too_large_or_no_event_is_refused(service: Payments) -> None:
+    for body in ("x" * (256 * 1024 + 1), "[]", "nonsense", json.dumps({"id": "e", "type": "charge.refunded"})):
+        signature = stripe.WebhookSignature.generate_signature_header(body, WEBHOOK_SECRET)
+        assert (await refusal(service.webhook(body.encode(), signature))).reason == "INVALID_FIELDS"
+
+
+async def test_an_event_that_is_not_used_is_acknowledged_and_dropped(service: Payments) -> None:
+    await service.tell({"id": "evt_1", "type": "customer.created", "data": {"object": {}}})
+    assert await service.rows("SELECT * FROM provider_events") == []
+
+
+async def _waiting(service: Payments, sandbox: Sandbox) -> tuple[str, str, dict[str, Any]]:
+    item = an_order("")
+    payment = await service.charged(item)
+    (intent,) = await sandbox.intents(item.order_id)
+    return item.order_id, payment.payment_id, intent
+
+
+async def test_an_event_twice_counts_once(service: Payments, sandbox: Sandbox) -> None:
+    order_id, payment_id, intent = await _waiting(service, sandbox)
+    event = _event(intent, "succeeded", status="succeeded")
+    await asyncio.gather(*(service.tell(event) for _ in range(5)))
+    assert await _processed(service) == [(None, True)]
+    await service.tell(event)
+    assert (await service.get(payment_id)).state == State.SUCCEEDED
+    assert await service.told(order_id) == ["succeeded"]
+
+
+async def test_events_out_of_order_never_move_a_payment_back(service: Payments, sandbox: Sandbox) -> None:
+    order_id, payment_id, intent = await _waiting(service, sandbox)
+    await service.tell(_event(intent, "succeeded", status="succeeded"))
+    await _processed(service)
+    for kind, status in (
+        ("processing", "processing"),
+        ("requires_action", "requires_action"),
+        ("payment_failed", "requires_payment_method"),
+        ("canceled", "canceled"),
+    ):
+        await service.tell(_event(intent, kind, status=status))
+    await _processed(service)
+    assert (await service.get(payment_id)).state == State.SUCCEEDED
+    assert await service.told(order_id) == ["succeeded"]
+
+
+async def test_an_event_before_the_reference_is_known_finds_the_payment_by_its_id(
+    service: Payments, sandbox: Sandbox
+) -> None:
+    order_id, payment_id, intent = await _waiting(service, sandbox)
+    await service.rows("UPDATE payments SET state = 'PROCESSING', provider_reference = NULL, client_secret = NULL")
+    await service.tell(_event(intent, "succeeded", status="succeeded"))
+    assert await _processed(service) == [(None, True)]
+    payment = await service.get(payment_id)
+    assert (payment.state, payment.provider_reference) == (State.SUCCEEDED, intent["id"])
+    assert await service.told(order_id) == ["succeeded"]
+
+
+async def test_an_event_for_an_unknown_payment_is_kept_tried_again_and_parked(
+    service: Payments, sandbox: Sandbox
+) -> None:
+    _, _, intent = await _waiting(service, sandbox)
+    await service.tell(_event(intent, "succeeded", id="pi_unknown", metadata={"payment_id": "nonsense"}))
+    assert await _processed(service) == [("UNKNOWN_PAYMENT", False)]
+    for _ in range(11):
+        await service.rows("UPDATE provider_events SET next_try_time = now()")
+        assert (await webhooks.process(service.db)).events == 1
+    assert await _processed(service) == [("UNKNOWN_PAYMENT", True)]
+    await service.rows("UPDATE provider_events SET next_try_time = now()")
+    assert (await webhooks.process(service.db)).events == 0
+
+
+@pytest.mark.parametrize("changes", [{"amount": 1}, {"currency": "eur"}])
+async def test_an_event_with_another_sum_is_not_believed(
+    service: Payments, sandbox: Sandbox, changes: dict[str, Any]
+) -> None:
+    order_id, payment_id, intent = await _waiting(service, sandbox)
+    await service.tell(_event(intent, "succeeded", status="succeeded", **changes))
+    assert await _processed(service) == [("OTHER_AMOUNT", True)]
+    assert (await service.get(payment_id)).state == State.AWAITING_CUSTOMER
+    assert await service.told(order_id) == []
+
+
+async def test_a_refund_made_in_the_dashboard_is_counted(running: Payments, sandbox: Sandbox) -> None:
+    item = an_order()
+    payment_id = (await running.charged(item)).payment_id
+    (intent,) = await sandbox.intents(item.order_id)
+    headers = {"Authorization": "Bearer sk_test_sandbox"}
+    form = {"payment_intent": intent["id"], "amount": "999"}
+    async with sandbox.http.post(f"{sandbox.url}/v1/refunds", data=form, headers=headers) as answer:
+        assert answer.status == 200
+
+    async def counted() -> bool:
+        return (await running.get(payment_id)).refunded.minor_units == 999
+
+    await until(counted)
+    assert (await running.refund(item))[0].state == State.REFUNDED
+    assert await running.told(item.order_id) == ["succeeded", "refunded", "refunded"]
+
+
+async def test_money_for_a_payment_that_was_given_up_goes_back_once(running: Payments, sandbox: Sandbox) -> None:
+    item = an_order()
+    payment_id = (await running.charged(item)).payment_id
+    (intent,) = await sandbox.intents(item.order_id)
+    await running.rows("UPDATE payments SET state = 'CANCELLED'")
+    for _ in range(2):
+        await running.tell(_event(intent, "succeeded"))
+
+    async def back() -> bool:
+        return bool(await running.rows("SELECT 1 FROM refunds WHERE state = 'SUCCEEDED'"))
+
+    await until(back)
+    assert (await running.get(payment_id)).state == State.CANCELLED
+    assert [r["amount"] for r in await sandbox.refunds(intent["id"])] == [1999]
+
+
+async def test_a_debit_that_settles_later_is_followed(running: Payments, sandbox: Sandbox) -> None:
+    good, bad = an_order("pm_usBankAccount_processing"), an_order("pm_usBankAccount_processing")
+    for item, outcome, state in ((good, "succeed", State.SUCCEEDED), (bad, "fail", State.FAILED)):
+        payment = await running.charged(item)
+        assert payment.state == State.PROCESSING
+        (intent,) = await sandbox.intents(item.order_id)
+        await sandbox.control("POST", f"payment_intents/{intent['id']}/settle", {"outcome": outcome})
+        await running.reaches(payment.payment_id, state)
+
+
+async def test_lost_webhooks_are_made_up_for_by_the_reconciler(service: Payments, sandbox: Sandbox) -> None:
+    item = an_order("pm_card_authenticationRequired")
+    payment = await service.charged(item)
+    (intent,) = await sandbox.intents(item.order_id)
+    await sandbox.control("POST", f"payment_intents/{intent['id']}/authenticate", {"outcome": "succeed"})
+    service.start_loops()
+    await service.rows("UPDATE payments SET next_check_time = now()")
+    await service.reaches(payment.payment_id, State.SUCCEEDED)

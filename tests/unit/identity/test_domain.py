@@ -1,0 +1,118 @@
+"""The rules of keys, sessions and settings, without a database."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.chassis import settings
+from services.chassis.errors import AppError, InvalidFields
+from services.identity import domain
+from services.identity.domain import Lifetimes
+from services.identity.settings import Settings
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+LIFETIMES = Lifetimes()
+
+
+@dataclass(frozen=True)
+class Key:
+    sign_from: datetime
+
+
+def test_the_very_first_key_signs_at_once() -> None:
+    assert domain.next_key_signs_from(None, NOW, LIFETIMES) == NOW
+
+
+def test_no_key_is_made_before_its_lead() -> None:
+    newest = NOW - 30 * DAY + HOUR + timedelta(seconds=1)
+    assert domain.next_key_signs_from(newest, NOW, LIFETIMES) is None
+    assert domain.next_key_signs_from(NOW + HOUR, NOW, LIFETIMES) is None  # the next one waits already
+
+
+def test_a_key_is_made_an_hour_before_it_signs() -> None:
+    newest = NOW - 30 * DAY + HOUR
+    assert domain.next_key_signs_from(newest, NOW, LIFETIMES) == newest + 30 * DAY == NOW + HOUR
+
+
+def test_an_overdue_key_is_published_as_long_before_it_signs() -> None:
+    assert domain.next_key_signs_from(NOW - 300 * DAY, NOW, LIFETIMES) == NOW + HOUR
+
+
+def test_the_newest_key_whose_time_has_come_signs() -> None:
+    old, current, coming = Key(NOW - DAY), Key(NOW), Key(NOW + HOUR)
+    assert domain.signing_key([coming, old, current], NOW) is current
+    assert domain.signing_key([coming, old, current], NOW + HOUR) is coming
+
+
+def test_a_key_stays_published_until_its_last_token_has_expired() -> None:
+    assert domain.retire_time(NOW, LIFETIMES) >= NOW + timedelta(seconds=LIFETIMES.access_seconds)
+
+
+def test_a_refresh_token_does_not_outlive_its_session() -> None:
+    assert domain.refresh_expiry(NOW, NOW + 90 * DAY, LIFETIMES) == NOW + 30 * DAY
+    assert domain.refresh_expiry(NOW, NOW + 2 * DAY, LIFETIMES) == NOW + 2 * DAY
+
+
+@pytest.mark.parametrize("error", [domain.WrongCredentials, domain.RefreshTokenRefused])
+def test_whoever_is_not_let_in_gets_one_reason(error: type[AppError]) -> None:
+    assert (error.code, error.reason) == ("UNAUTHENTICATED", "UNAUTHENTICATED")
+
+
+def test_a_taken_address_is_refused_without_repeating_it() -> None:
+    assert (domain.EmailTaken.reason, domain.EmailTaken().metadata) == ("EMAIL_TAKEN", {})
+
+
+def test_nul_is_refused_by_field() -> None:
+    with pytest.raises(InvalidFields) as caught:
+        domain.check_text({"email": "a\0", "displayName": "ok"})
+    assert list(caught.value.violations) == ["email"]
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in {
+        "ENVIRONMENT": "production",
+        "DATABASE_URL": "postgresql+psycopg://identity:Zk3xW9qLr7TvB2nM@db/identity",
+        "NATS_URL": "nats://identity:Zk3xW9qLr7TvB2nM@nats:4222",
+        "MESH_SECRET": "hG5tRf8wQz1xLk9v",
+        "PAGE_SECRET": "pL0oKm9iJn8uHb7y",
+        "KEY_SECRET": "vT6yBn3mQw8eXz1c",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("ADMIN_PASSWORD", "PASSWORD_ROUNDS", "KEY_LEAD_SECONDS", "KEY_ROTATION_DAYS"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_production_needs_nothing_but_its_secrets(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("ADMIN_PASSWORD", "")
+    config = settings.load(Settings)
+    assert (config.password_rounds, config.admin_password, config.lifetimes()) == (12, None, Lifetimes())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PASSWORD_ROUNDS", "11"),
+        ("KEY_SECRET", "tiny7"),
+        ("ADMIN_PASSWORD", "x" * 73),
+        ("ADMIN_PASSWORD", "change-me-at-once-please"),
+        ("ACCESS_TOKEN_SECONDS", "86400"),
+    ],
+)
+def test_production_refuses_weak_settings_and_shows_no_secret(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        settings.load(Settings)
+    assert name in str(caught.value)
+    assert name in ("PASSWORD_ROUNDS", "ACCESS_TOKEN_SECONDS") or value not in str(caught.value)
+
+
+def test_a_local_stack_may_hash_faster(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("ENVIRONMENT", "local")
+    environment.setenv("PASSWORD_ROUNDS", "8")
+    assert settings.load(Settings).password_rounds == 8

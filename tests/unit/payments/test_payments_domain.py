@@ -1,0 +1,184 @@
+"""The rules of payments: which moves exist, what declines are called, and that no fact is ever lost or undone."""
+
+import dataclasses
+import uuid
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.payments import domain
+from services.payments.domain import (
+    MOVES,
+    OPEN,
+    Fact,
+    Kind,
+    Payment,
+    Refund,
+    RefundState,
+    State,
+    Step,
+    Verdict,
+    decide,
+    decline_reason,
+    next_step,
+    refunded,
+)
+
+_ID = uuid.UUID(int=7)
+_RANK = {State.AWAITING_CUSTOMER: 0, State.PROCESSING: 0, State.SUCCEEDED: 1, State.FAILED: 1, State.CANCELLED: 1,
+         State.REFUNDED: 2}  # fmt: skip
+
+
+def a_payment(**changes: object) -> Payment:
+    moment = datetime(2026, 11, 1, tzinfo=UTC)
+    payment = Payment(
+        id=_ID, order_id=_ID, customer_id=_ID, amount_minor=1999, currency="USD", state=State.PROCESSING,
+        provider="stripe", customer_pays=False, payment_method="pm_card_visa", provider_reference=None,
+        client_secret=None, attempt=1, failure_reason="", refunded_minor=0, refunding_minor=0, cancel_requested=False,
+        checks=0, version=1, create_time=moment, update_time=moment,
+    )  # fmt: skip
+    return dataclasses.replace(payment, **changes)  # type: ignore[arg-type]
+
+
+def a_fact(kind: Kind, reference: str = "pi_1", **more: object) -> Fact:
+    reason = "CARD_DECLINED" if kind in (Kind.DECLINED, Kind.REFUSED) else ""
+    fact = Fact(
+        payment_id=_ID, kind=kind, reference=reference, client_secret="secret", amount_minor=1999, currency="usd",
+        reason=reason,
+    )  # fmt: skip
+    return dataclasses.replace(fact, **more)  # type: ignore[arg-type]
+
+
+def test_the_moves_that_exist() -> None:
+    assert set(MOVES) == set(State)
+    assert not MOVES[State.FAILED] | MOVES[State.CANCELLED] | MOVES[State.REFUNDED]
+    assert MOVES[State.SUCCEEDED] == {State.REFUNDED}
+    assert not any(_RANK[after] < _RANK[before] for before, ends in MOVES.items() for after in ends)
+
+
+@pytest.mark.parametrize(
+    ("customer_pays", "state", "kind", "after"),
+    [
+        (False, State.PROCESSING, Kind.SUCCEEDED, State.SUCCEEDED),
+        (False, State.PROCESSING, Kind.AWAITING, State.AWAITING_CUSTOMER),
+        (False, State.PROCESSING, Kind.DECLINED, State.FAILED),
+        (False, State.PROCESSING, Kind.REFUSED, State.FAILED),
+        (False, State.PROCESSING, Kind.UNKNOWN, State.PROCESSING),
+        (False, State.AWAITING_CUSTOMER, Kind.DECLINED, State.AWAITING_CUSTOMER),
+        (True, State.PROCESSING, Kind.DECLINED, State.AWAITING_CUSTOMER),
+        (True, State.PROCESSING, Kind.REFUSED, State.FAILED),
+        (True, State.AWAITING_CUSTOMER, Kind.PROCESSING, State.PROCESSING),
+        (True, State.AWAITING_CUSTOMER, Kind.CANCELLED, State.CANCELLED),
+        (False, State.SUCCEEDED, Kind.CANCELLED, State.SUCCEEDED),
+        (False, State.FAILED, Kind.CANCELLED, State.FAILED),
+        (False, State.CANCELLED, Kind.DECLINED, State.CANCELLED),
+        (False, State.REFUNDED, Kind.SUCCEEDED, State.REFUNDED),
+    ],
+)
+def test_what_a_fact_makes_of_a_payment(customer_pays: bool, state: State, kind: Kind, after: State) -> None:
+    payment, verdict = decide(a_payment(state=state, customer_pays=customer_pays), a_fact(kind))
+    assert (payment.state, verdict) == (after, Verdict.TAKEN)
+
+
+@pytest.mark.parametrize("sum_", [{"amount_minor": 1}, {"currency": "eur"}])
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.UNKNOWN])
+def test_another_sum_is_not_believed(kind: Kind, sum_: dict[str, object]) -> None:
+    before = a_payment()
+    assert decide(before, a_fact(kind, **sum_)) == (before, Verdict.NOT_BELIEVED)
+
+
+def test_secrets_and_cards_are_gone_once_a_payment_rests() -> None:
+    for kind in (Kind.SUCCEEDED, Kind.DECLINED, Kind.CANCELLED):
+        payment, _ = decide(a_payment(client_secret="secret"), a_fact(kind))
+        assert (payment.client_secret, payment.payment_method) == (None, None)
+
+
+_FACTS = st.lists(
+    st.builds(
+        a_fact,
+        st.sampled_from(Kind),
+        st.sampled_from(["pi_1", "pi_1", "pi_1", "pi_2"]),
+        amount_minor=st.sampled_from([1999, 1999, 1999, 1]),
+    ),
+    max_size=12,
+)
+
+
+@given(_FACTS, st.booleans(), st.booleans())
+def test_no_sequence_of_facts_moves_backwards_or_loses_money(
+    facts: list[Fact], customer_pays: bool, cancelling: bool
+) -> None:
+    payment = a_payment(customer_pays=customer_pays, cancel_requested=cancelling)
+    counted: set[str] = set()
+    for fact in facts:
+        after, verdict = decide(payment, fact)
+        assert after.state == payment.state or after.state in MOVES[payment.state]
+        assert _RANK[after.state] >= _RANK[payment.state]
+        assert payment.provider_reference in (None, after.provider_reference)
+        if fact.kind is Kind.SUCCEEDED and fact.amount_minor == payment.amount_minor:
+            # Money that arrived is the payment's, or goes back: there is no third way.
+            taken = after.state in (State.SUCCEEDED, State.REFUNDED) and after.provider_reference == fact.reference
+            assert taken != (verdict is Verdict.STRAY_MONEY)
+            if taken:
+                counted.add(fact.reference or "")
+        else:
+            assert verdict is not Verdict.STRAY_MONEY
+        payment = after
+    assert len(counted) <= 1
+    assert bool(counted) == (payment.state is State.SUCCEEDED)
+
+
+@given(st.lists(st.tuples(st.integers(1, 800), st.booleans()), max_size=8))
+def test_refunds_add_up(parts: list[tuple[int, bool]]) -> None:
+    payment = a_payment(state=State.SUCCEEDED)
+    for minor, succeeds in parts:
+        if minor > payment.left_minor:
+            continue
+        payment = dataclasses.replace(payment, refunding_minor=payment.refunding_minor + minor)
+        refund = Refund(
+            id=_ID, payment_id=_ID, amount_minor=minor, state=RefundState.PENDING, stray=False, charge_reference="pi_1",
+            provider_reference=None, checks=0,
+        )  # fmt: skip
+        before = payment.refunded_minor
+        payment = refunded(payment, refund, RefundState.SUCCEEDED if succeeds else RefundState.FAILED)
+        assert payment.refunded_minor == before + (minor if succeeds else 0)
+        assert payment.refunding_minor == 0
+        assert (payment.state is State.REFUNDED) == (payment.refunded_minor == payment.amount_minor)
+
+
+@pytest.mark.parametrize(
+    ("code", "decline_code", "reason"),
+    [
+        ("card_declined", "generic_decline", "CARD_DECLINED"),
+        ("card_declined", "insufficient_funds", "INSUFFICIENT_FUNDS"),
+        ("card_declined", "stolen_card", "CARD_DECLINED"),
+        ("card_declined", None, "CARD_DECLINED"),
+        ("expired_card", None, "EXPIRED_CARD"),
+        ("incorrect_cvc", None, "INCORRECT_CVC"),
+        ("processing_error", None, "PROCESSING_ERROR"),
+        ("authentication_required", "authentication_required", "AUTHENTICATION_REQUIRED"),
+        ("something_new", None, "CARD_DECLINED"),
+        (None, None, "CARD_DECLINED"),
+    ],
+)
+def test_declines_have_our_names(code: str | None, decline_code: str | None, reason: str) -> None:
+    assert decline_reason(code, decline_code) == reason
+
+
+def test_the_next_step() -> None:
+    assert next_step(a_payment()) is Step.CREATE
+    assert next_step(a_payment(), key_expired=True) is Step.FIND
+    assert next_step(a_payment(checks=domain.LOOK_UP_AFTER_CHECKS)) is Step.FIND
+    assert next_step(a_payment(checks=domain.LOOK_UP_AFTER_CHECKS + 1)) is Step.CREATE
+    assert next_step(a_payment(provider_reference="pi_1")) is Step.CONFIRM
+    assert next_step(a_payment(provider_reference="pi_1", payment_method=None)) is Step.RETRIEVE
+    assert next_step(a_payment(provider_reference="pi_1", cancel_requested=True)) is Step.CANCEL
+
+
+def test_a_payment_at_rest_is_not_checked_and_pauses_grow_to_a_limit() -> None:
+    assert all((domain.check_seconds(a_payment(state=state)) is None) == (state not in OPEN) for state in State)
+    pauses = [domain.check_seconds(a_payment(checks=n)) or 0 for n in range(40)]
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (1.0, 60.0)
