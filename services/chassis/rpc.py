@@ -140,13 +140,11 @@ class Guard(grpc.aio.ServerInterceptor):
         return statuses.answer(refusal, self._domain)
 
     async def _refuse(self, answer: statuses.Answer, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        # Returning with a code set costs a third of what `context.abort` does, which raises through every layer.
         log.debug("refused", method=method, code=answer.code.name, message=answer.message)
         if answer.initial:
             await context.send_initial_metadata(answer.initial)
-        context.set_trailing_metadata(answer.trailing)
-        context.set_code(answer.code)
-        context.set_details(answer.message)
+        # Raises. Setting a code and returning would do as well, but sends an empty response along with the refusal.
+        await context.abort(answer.code, answer.message, answer.trailing)
 
 
 def _take_idempotency_key(request: Message, key: str) -> None:

@@ -62,22 +62,21 @@ class Begun:
 async def begin_charges(db: Database, orders: Sequence[Order]) -> list[Begun | AppError]:
     """Commits the payments of `orders`, so that whatever happens next can be found again.
 
-    An order that has a payment keeps it. `RequestIdReused` where that is for another customer or amount.
+    An order that has a payment keeps it, and one that is named twice gets one. `RequestIdReused` where the payment is
+    for another customer or amount.
     """
     async with db.begin() as tx:
         made = await rows.insert(tx, orders, state=State.PROCESSING)
         known = await _read(tx, [order.id for order in orders if order.id not in made], lock=False)
         retried = await _new_cards(tx, orders, known)
-    found = known | retried
-    outcomes: list[Begun | AppError] = []
-    for order in orders:
-        if payment := made.get(order.id):
-            outcomes.append(Begun(payment=payment, ask=True))
-        elif _differs(payment := found[order.id], order):
-            outcomes.append(RequestIdReused(requestId=order.id))
-        else:
-            outcomes.append(Begun(payment=payment, ask=order.id in retried))
-    return outcomes
+    found = known | retried | made
+    ours = made.keys() | retried.keys()
+    return [
+        RequestIdReused(requestId=order.id)
+        if _differs(found[order.id], order)
+        else Begun(payment=found[order.id], ask=order.id in ours)
+        for order in orders
+    ]
 
 
 async def _new_cards(

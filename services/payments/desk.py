@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from services.chassis import calls
+from services.chassis.batcher import Batcher
 from services.chassis.calls import RequestKey
 from services.chassis.db import Database
 from services.chassis.errors import AppError
@@ -15,6 +16,7 @@ from services.payments.domain import ANSWER_SECONDS, Payment, RefundState
 from services.payments.flights import Flights
 
 _MARGIN_SECONDS = 0.2
+_CALLS_MOST = 32  # in one transaction, each with up to 200 orders
 
 
 class Desk:
@@ -23,18 +25,26 @@ class Desk:
     def __init__(self, db: Database, flights: Flights, told: Callable[[], None]) -> None:
         """`told` is called after a commit that stored events."""
         self._db, self._flights, self._told = db, flights, told
+        self._begin: Batcher[Sequence[Order], list[Begun | AppError]] = Batcher(
+            "payments.begin", self._begin_all, most=_CALLS_MOST
+        )
 
     async def charge(self, orders: Sequence[Order]) -> list[Payment | AppError]:
         """Begins or continues the payments of `orders`; one outcome for each, in their order."""
         patience = _Patience()
         self._flights.check_room()
-        begun = await actions.begin_charges(self._db, orders)
+        begun = await self._begin(orders)
         for one in begun:
             if isinstance(one, Begun) and one.ask:
                 self._flights.ask(one.payment)
         known = [one.payment for one in begun if isinstance(one, Begun)]
         answers = iter(await self._flights.answers(known, seconds=patience.left()))
         return [next(answers) if isinstance(one, Begun) else one for one in begun]
+
+    async def _begin_all(self, wishes: Sequence[Sequence[Order]]) -> list[list[Begun | AppError]]:
+        """Begins the payments of several calls in one transaction."""
+        begun = iter(await actions.begin_charges(self._db, [order for orders in wishes for order in orders]))
+        return [[next(begun) for _ in orders] for orders in wishes]
 
     async def cancel(self, orders: Sequence[Order]) -> list[Payment]:
         """Gives up the payments of `orders`, where no money has moved."""

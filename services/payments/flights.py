@@ -40,7 +40,9 @@ class Flights:
         self._payments: dict[uuid.UUID, asyncio.Task[Payment | None]] = {}
         self._refunds: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
-        self._settle: Batcher[Fact, Payment] = Batcher("payments.settle", self._settle_all, queue_most=IN_FLIGHT_MOST)
+        self._settle: Batcher[Fact, Payment] = Batcher(
+            "payments.settle", self._settle_all, lanes=1, queue_most=IN_FLIGHT_MOST
+        )
         self._settle_refund: Batcher[RefundFact, Refund] = Batcher("payments.refund", self._settle_all_refunds, lanes=1)
         self.draining = False
 
@@ -81,7 +83,8 @@ class Flights:
         answered = []
         for payment in payments:
             task = tasks.get(payment.id)
-            answered.append((task.result() if task is not None and task.done() else None) or payment)
+            done = task is not None and task.done() and not task.cancelled()
+            answered.append((task.result() if task and done else None) or payment)
         return answered
 
     async def refunded(self, refund_ids: Iterable[uuid.UUID], *, seconds: float) -> None:

@@ -94,7 +94,7 @@ class Inbox:
     def __init__(self, db: Database, nudge: Callable[[], None]) -> None:
         """`nudge` is called when something new is in it."""
         self._db, self._nudge = db, nudge
-        self._put: Batcher[Event, None] = Batcher("payments.inbox", self._put_all)
+        self._put: Batcher[Event, None] = Batcher("payments.inbox", self._put_all, lanes=1)
 
     async def put(self, event: Event) -> None:
         """Returns once the event is stored. One that is known already is no error."""

@@ -7,13 +7,14 @@ from prometheus_client import Gauge
 from services.chassis.db import Database
 from services.chassis.outbox import Relay
 from services.payments import actions, webhooks
-from services.payments.domain import State
+from services.payments.domain import IN_FLIGHT_MOST, State
 from services.payments.flights import Flights
 
 _OPEN = Gauge("stampede_payments_open", "Payments that have not come to rest.", ["state"])
 _BATCH_MOST = 100
 _IDLE_SECONDS = 1.0
 _RENEW_SECONDS = 1.5
+_GATHER_SECONDS = 0.05  # events come singly; a moment later there are several, at the cost of one
 _TIDY_SECONDS = 600.0
 _COUNT_SECONDS = 10.0
 
@@ -41,8 +42,8 @@ class Worker:
         flights = self._flights
         if flights.draining:
             return False
-        room = _BATCH_MOST - len(flights.payments)
-        payments = await actions.claim_due(self._db, besides=flights.payments, most=room) if room > 0 else []
+        room = max(min(_BATCH_MOST, IN_FLIGHT_MOST - len(flights.payments)), 0)
+        payments = await actions.claim_due(self._db, besides=flights.payments, most=room)
         for payment, key_expired in payments:
             flights.ask(payment, key_expired=key_expired)
         refunds = await actions.claim_due_refunds(self._db, besides=flights.refunds, most=_BATCH_MOST)
@@ -68,6 +69,7 @@ class Worker:
                 self._due.set()
             if not done.more:
                 await _wait(self._events, _IDLE_SECONDS)
+                await asyncio.sleep(_GATHER_SECONDS)
 
     async def tidy(self) -> None:
         """Forgets what nobody needs any more, until cancelled."""

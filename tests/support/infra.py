@@ -17,6 +17,10 @@ from pathlib import Path
 import psycopg
 
 
+# Otherwise the shell's locale decides, and without one Postgres takes texts for bytes.
+_UTF8 = ["-E", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"]
+
+
 @dataclass(frozen=True)
 class Infra:
     """Where the servers of this session listen."""
@@ -71,7 +75,7 @@ def _start_postgres(data: Path, port: int) -> subprocess.Popen[bytes]:
     prefix = ["unshare", "-U"] if os.geteuid() == 0 else []
     data.mkdir()
     subprocess.run(
-        [*prefix, binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"],
+        [*prefix, binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", *_UTF8],
         check=True,
         capture_output=True,
     )

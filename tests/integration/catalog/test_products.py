@@ -161,12 +161,20 @@ async def test_a_stale_etag_is_refused_and_nothing_changes(catalog: Any, create:
     assert await catalog.GetProduct(pb.GetProductRequest(product_id=made.id)) == now
 
 
-async def test_of_many_updates_of_one_version_exactly_one_wins(catalog: Any, create: Create) -> None:
+async def test_of_many_updates_of_one_version_exactly_one_wins(db: Database, catalog: Any, create: Create) -> None:
     made = await create()
-    outcomes = await asyncio.gather(
-        *(catalog.UpdateProduct(update(made, name=f"N{n}", etag=made.etag), metadata=as_staff()) for n in range(15)),
-        return_exceptions=True,
-    )
+    async with db.begin() as tx:
+        await tx.execute(select(Product).with_for_update())
+        updates = [
+            asyncio.ensure_future(
+                catalog.UpdateProduct(update(made, name=f"N{n}", etag=made.etag), metadata=as_staff())
+            )
+            for n in range(15)
+        ]
+        # Only when all of them stand in line may the first go on.
+        while await tx.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")) < 15:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    outcomes = await asyncio.gather(*updates, return_exceptions=True)
     refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
     assert [error.code() for error in refused] == [grpc.StatusCode.ABORTED] * 14
     assert (await catalog.GetProduct(pb.GetProductRequest(product_id=made.id))).etag == '"2"'
