@@ -47,7 +47,6 @@ def select(parts: tuple[Part, ...], names: tuple[str, ...]) -> tuple[Part, ...]:
     wanted = set(names)
     if "postgres" in wanted:
         wanted |= {"initdb", "databases"}
-    wanted |= {f"migrate-{name}" for name in wanted & set(SERVICES)}
     return tuple(part for part in parts if part.name in wanted)
 
 
@@ -113,15 +112,13 @@ def _databases(site: Site) -> Part:
 
 def _services(site: Site) -> Iterator[Part]:
     for name in SERVICES:
-        command = (sys.executable, "-m", f"services.{name}")
-        environment = service_environment(site, name)
-        yield Part(name=f"migrate-{name}", command=(*command, "migrate"), environment=environment, after=("databases",))
         yield Part(
             name=name,
-            command=command,
-            environment=environment,
+            # Migrates first. In deployment that is a job of its own, with credentials that the service never sees.
+            command=(sys.executable, "-m", f"services.{name}", "up"),
+            environment=service_environment(site, name),
             ports=(site.ports.grpc(name), site.ports.metrics(name)),
-            after=(f"migrate-{name}", "valkey", "nats", "sandbox"),
+            after=("databases",),
             tier=1,
             ready=probes.grpc_health(site.ports.grpc(name)),
         )

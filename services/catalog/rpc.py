@@ -2,16 +2,14 @@
 
 import dataclasses
 import uuid
-from datetime import datetime
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.catalog import actions, domain
 from services.catalog.domain import Changes, Draft, Filter
 from services.catalog.tables import Product
-from services.chassis import calls, paging
+from services.chassis import calls, paging, wire
 from services.chassis.db import Database, etag, uuids
 from services.chassis.money import Money
 from services.chassis.paging import Pages
@@ -19,7 +17,6 @@ from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.catalog.v1 import catalog_service_pb2_grpc as pb_grpc
 from stampede.catalog.v1 import snapshot_service_pb2 as snapshot_pb
 from stampede.catalog.v1 import snapshot_service_pb2_grpc as snapshot_pb_grpc
-from stampede.type.v1 import money_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,7 +33,7 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
             name=request.name,
             description=request.description,
             category=request.category,
-            price=_money(request.price),
+            price=wire.money_of(request.price),
             attributes=dict(request.attributes),
             active=request.active if request.HasField("active") else True,
         )
@@ -108,7 +105,7 @@ class SnapshotService(snapshot_pb_grpc.SnapshotServiceServicer):
                     product_id=str(snapshot.product_id),
                     sku=snapshot.sku,
                     name=snapshot.name,
-                    price=_money_proto(snapshot.price.currency, snapshot.price.minor),
+                    price=wire.money(snapshot.price),
                     active=snapshot.active,
                 )
                 for snapshot in found
@@ -125,36 +122,22 @@ def to_proto(product: Product) -> pb.Product:
         name=product.name,
         description=product.description,
         category=product.category,
-        price=_money_proto(product.currency, product.price_minor),
-        original_price=None if original is None else _money_proto(product.currency, original),
+        price=wire.money(Money(product.currency, product.price_minor)),
+        original_price=None if original is None else wire.money(Money(product.currency, original)),
         discount_percent=domain.discount_percent(product.price_minor, original),
         attributes=product.attributes,
         active=product.active,
-        create_time=_time(product.create_time),
-        update_time=_time(product.update_time),
+        create_time=wire.timestamp(product.create_time),
+        update_time=wire.timestamp(product.update_time),
         etag=etag(product.version),
     )
-
-
-def _time(moment: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
-
-
-def _money(message: money_pb2.Money) -> Money:
-    return Money(message.currency_code, message.minor_units)
-
-
-def _money_proto(currency: str, minor: int) -> money_pb2.Money:
-    return money_pb2.Money(currency_code=currency, minor_units=minor)
 
 
 def _changes(request: pb.UpdateProductRequest) -> Changes:
     given = {field.name for field, _ in request.ListFields()}
     values = {field: getattr(request, field) for field in domain.masked(request.update_mask.paths, given)}
     if "price" in values:
-        values["price"] = _money(values["price"])
+        values["price"] = wire.money_of(values["price"])
     if "attributes" in values:
         values["attributes"] = dict(values["attributes"])
     return Changes(**values)

@@ -5,8 +5,6 @@ import uuid
 from datetime import datetime
 from pathlib import Path
 
-import alembic.command
-import alembic.config
 from sqlalchemy import BigInteger, DateTime, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
@@ -61,6 +59,9 @@ def violated(error: IntegrityError) -> str:
 
 async def migrate(service: str, url: str) -> None:
     """Brings the service's database up to date. Replicas that start together queue; all but the first find it done."""
+    import alembic.command
+    import alembic.config  # a tenth of a second that only migrating needs
+
     here = Path(__file__).parent
     config = alembic.config.Config()
     config.set_main_option("script_location", str(here / "alembic"))

@@ -171,7 +171,7 @@ class Process:
 
 
 def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, None]]) -> None:
-    """The command line of a service: `python -m services.<service> [serve|migrate]`."""
+    """The command line of a service: `python -m services.<service> [serve|migrate|up]`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m services.{service}",
         description=f"Stampede's {service} service. services/{service}/README.md lists its settings.",
@@ -180,15 +180,16 @@ def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, Non
         "command",
         nargs="?",
         default="serve",
-        choices=["serve", "migrate"],
-        help="serve: answer calls until SIGTERM (default). migrate: bring the database up to date, then exit.",
+        choices=["serve", "migrate", "up"],
+        help="serve: answer calls until SIGTERM (default). migrate: bring the database up to date, then exit. "
+        "up: both, one after the other.",
     )
     command = parser.parse_args().command
     config = settings.load(kind)
-    if command == "migrate":
+    if command in ("migrate", "up"):
         if config.migration_database_url is None:
             raise SystemExit("settings are not usable:\n  MIGRATION_DATABASE_URL: needed to migrate")
         asyncio.run(db.migrate(service, config.migration_database_url.get_secret_value()))
-        return
-    telemetry.start(service, log_level=config.log_level, metrics_listen=config.metrics_listen)
-    asyncio.run(main(config))
+    if command in ("serve", "up"):
+        telemetry.start(service, log_level=config.log_level, metrics_listen=config.metrics_listen)
+        asyncio.run(main(config))

@@ -7,12 +7,6 @@ from typing import Any
 
 import orjson
 import structlog
-from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from prometheus_client import start_http_server
 
 from services.chassis import calls
@@ -37,14 +31,26 @@ def start(service: str, *, log_level: str, metrics_listen: str) -> None:
     )
     logging.basicConfig(level=max(level, logging.INFO), handlers=[_ToStructlog()], force=True)
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        ratio = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", "0.01"))
-        provider = TracerProvider(
-            resource=Resource.create({"service.name": service}), sampler=ParentBased(TraceIdRatioBased(ratio))
-        )
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        trace.set_tracer_provider(provider)
+        _send_traces(service)
     host, _, port = metrics_listen.rpartition(":")
     start_http_server(int(port), host)
+
+
+def _send_traces(service: str) -> None:
+    # Half a second to import, which only those who collect traces need to spend.
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+    ratio = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", "0.01"))
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": service}), sampler=ParentBased(TraceIdRatioBased(ratio))
+    )
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
 
 
 def _with_call(service: str) -> structlog.types.Processor:

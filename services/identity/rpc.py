@@ -1,15 +1,13 @@
 """Identity's methods: parse, one call, answer."""
 
 import dataclasses
-from datetime import datetime
 from typing import Any
 
 import grpc
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.chassis import calls
+from services.chassis import calls, wire
 from services.chassis.calls import RequestKey
 from services.chassis.db import Database
 from services.identity import actions, domain
@@ -80,11 +78,5 @@ def to_proto(user: User) -> pb.User:
         display_name=user.display_name,
         roles=user.roles,
         email_verified=user.email_verified,
-        create_time=_time(user.create_time),
+        create_time=wire.timestamp(user.create_time),
     )
-
-
-def _time(moment: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp

@@ -20,7 +20,7 @@ async def main(config: Settings) -> None:
         catalog = Catalog(process.target("catalog", config.catalog_target))
         inventory = Inventory(process.target("inventory", config.inventory_target))
         payments = Payments(process.target("payments", config.payments_target))
-        worker = Worker(db, Steps(inventory, payments), process.relay, watch)
+        worker = Worker(db, Steps(inventory, payments), process.relay, watch, at_once=config.sagas_at_once)
         placer = Placer(db, catalog=catalog, inventory=inventory, worker=worker, latch=latch, relay=process.relay)
         service = OrderService(db, placer, worker, watch, Pages(config.page_secret.get_secret_value()))
         add_OrderServiceServicer_to_server(service, process.server)

@@ -129,19 +129,22 @@ class Steps:
         saga.payment = await self._payments.charge(saga)
         if saga.payment.state in _GONE:
             raise StepRefused(saga.payment.failure_reason or f"PAYMENT_{saga.payment.state}")
-        _wait_unless(saga.payment.state is PaymentState.SUCCEEDED, saga.payment)
+        if saga.payment.state is not PaymentState.SUCCEEDED:
+            raise StepWaits(for_customer=saga.payment.state is PaymentState.AWAITING_CUSTOMER)
 
     async def give_up(self, saga: Saga) -> None:
         """Cancels the payment; returns where the money has moved already."""
         saga.payment = await self._payments.cancel(saga)
         if saga.payment.state in _GONE:
             raise StepRefused(saga.progress.asked)
-        _wait_unless(saga.payment.state is PaymentState.SUCCEEDED, saga.payment)
+        if saga.payment.state is not PaymentState.SUCCEEDED:
+            raise StepWaits(for_customer=False)  # the provider has not answered yet
 
     async def refund(self, saga: Saga) -> None:
         """Pays everything back."""
         saga.payment = await self._payments.refund(saga)
-        _wait_unless(saga.payment.state in _GONE, saga.payment)
+        if saga.payment.state not in _GONE:
+            raise StepWaits(for_customer=False)
 
     async def confirm(self, saga: Saga) -> None:
         """Makes the held units the customer's."""
@@ -159,11 +162,6 @@ class Steps:
         except Refused as refusal:
             if refusal.code != "NOT_FOUND":  # nothing is held under it: as wished
                 raise
-
-
-def _wait_unless(settled: bool, payment: Payment) -> None:
-    if not settled:
-        raise StepWaits(for_customer=payment.state is PaymentState.AWAITING_CUSTOMER)
 
 
 def _settled(outcomes: Sequence[inventory_pb.ReservationOutcome]) -> list[inventory_pb.Reservation | Exception]:

@@ -1,5 +1,7 @@
 """What orders is told by its environment."""
 
+from pydantic import Field
+
 from services.chassis.settings import ServiceSettings
 
 
@@ -9,3 +11,5 @@ class Settings(ServiceSettings):
     catalog_target: str = "catalog:50051"
     inventory_target: str = "inventory:50051"
     payments_target: str = "payments:50051"
+    sagas_at_once: int = Field(512, ge=0)
+    """How many orders this process takes to their end at once; 0 leaves that to other replicas."""

@@ -25,7 +25,6 @@ _TAKEN_OVER = Counter("stampede_sagas_claimed_total", "Sagas woken, or taken ove
 _UNSETTLED = Gauge("stampede_sagas_unsettled", "Sagas under way, all processes together.")
 _OLDEST = Gauge("stampede_sagas_oldest_seconds", "Age of the oldest saga that does not wait for its payment.")
 
-_AT_ONCE_MOST = 512
 _POLL_SECONDS = 0.25
 _MEASURE_SECONDS = 5.0
 _BACKOFF_FIRST_SECONDS = 0.5
@@ -37,8 +36,10 @@ _AFTER_HOLD_SECONDS = 1.0
 class Worker:
     """Runs sagas, a bounded number at once; the rest wait in the database."""
 
-    def __init__(self, db: Database, steps: Services, relay: Relay, watch: Watch[uuid.UUID, Order]) -> None:
-        self._db, self._steps, self._relay, self._watch = db, steps, relay, watch
+    def __init__(
+        self, db: Database, steps: Services, relay: Relay, watch: Watch[uuid.UUID, Order], *, at_once: int
+    ) -> None:
+        self._db, self._steps, self._relay, self._watch, self._at_once = db, steps, relay, watch, at_once
         self._running: set[asyncio.Task[None]] = set()
         self._finish: Batcher[Ending, bool] = Batcher("finish", lambda endings: store.finish(db, endings))
         self._save: Batcher[Pause, bool] = Batcher("save", lambda pauses: store.save(db, pauses))
@@ -46,7 +47,7 @@ class Worker:
     @property
     def lease_seconds(self) -> float:
         """What a new saga's lease should be: none where this process has its hands full."""
-        return LEASE_SECONDS if len(self._running) < _AT_ONCE_MOST else 0.0
+        return LEASE_SECONDS if len(self._running) < self._at_once else 0.0
 
     def start(self, saga: Saga) -> asyncio.Task[None]:
         """Carries `saga`, on which this process has the lease, in the background."""
@@ -58,7 +59,7 @@ class Worker:
     async def run(self) -> None:
         """Takes over sagas whose time has come. Runs until cancelled."""
         while True:
-            free = _AT_ONCE_MOST - len(self._running)
+            free = self._at_once - len(self._running)
             claimed = await store.claim_due(self._db, free) if free > 0 else []
             _TAKEN_OVER.inc(len(claimed))
             for saga in claimed:

@@ -1,5 +1,7 @@
 """`python -m services.payments [serve|migrate]`."""
 
+from contextlib import aclosing
+
 from services.chassis.process import Process, run
 from services.payments.desk import Desk
 from services.payments.flights import Flights
@@ -18,7 +20,7 @@ async def main(config: Settings) -> None:
         config.stripe_api_key.get_secret_value(), api_base=config.stripe_api_base,
         calls_per_second=config.provider_calls_per_second, concurrency=config.provider_concurrency,
     )  # fmt: skip
-    async with Process("payments", config) as process:
+    async with aclosing(provider), Process("payments", config) as process:
         flights = Flights(process.db, provider, process.relay.nudge)
         worker = Worker(process.db, flights, process.relay)
         desk, inbox = Desk(process.db, flights, process.relay.nudge), Inbox(process.db, worker.nudge)
@@ -32,7 +34,6 @@ async def main(config: Settings) -> None:
             process.background(loop.__name__, loop)
         await process.serve("stampede.payments.v1.ChargeService", "stampede.payments.v1.PaymentService")
         await flights.drain(seconds=_DRAIN_SECONDS)
-        await provider.close()
 
 
 run("payments", Settings, main)

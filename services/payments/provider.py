@@ -86,7 +86,7 @@ class Stripe:
         self._intents, self._refunds = client.v1.payment_intents, client.v1.refunds
         self._pace, self._places = Pace(calls_per_second), asyncio.Semaphore(concurrency)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self._http.close_async()  # type: ignore[no-untyped-call]
 
     async def ask(self, payment: Payment, step: Step) -> Fact:

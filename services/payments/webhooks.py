@@ -64,10 +64,11 @@ def verified(body: bytes, signature: str, secret: str) -> Event | None:
     try:
         told = orjson.loads(body)
         event_id, kind = str(told["id"]), str(told["type"])
-        if kind not in _USED:
+        payload = _reduced(kind, told["data"]["object"]) if kind in _USED else {"reference": None}
+        if payload["reference"] is None:  # not used, or a charge that was made without an intent: none of ours
             _EVENTS.labels("other", "dropped").inc()
             return None
-        return Event(id=event_id, payload=_reduced(kind, told["data"]["object"]))
+        return Event(id=event_id, payload=payload)
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise InvalidFields({"body": "must be an event of Stripe"}) from None
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psycopg
 
-
 # Otherwise the shell's locale decides, and without one Postgres takes texts for bytes.
 _UTF8 = ["-E", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"]
 

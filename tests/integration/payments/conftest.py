@@ -172,7 +172,7 @@ class Payments:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self.flights.drain(seconds=10)
-        await self.provider.close()
+        await self.provider.aclose()
 
     async def charge(self, *items: charge_pb.ChargeItem) -> list[charge_pb.PaymentOutcome]:
         return list((await self.charges.Charge(charge_pb.ChargeRequest(items=items), metadata=ORDERS)).outcomes)
