@@ -4,15 +4,18 @@ Writes protos/gen, which git ignores:
   stampede/**        Python messages and stubs, with type stubs
   buf/validate/**    the same for the validation rules, whose .proto no wheel carries
   gateway.binpb      descriptors with comments, for Envoy, the style tests and buf
+
+With `--baseline`, also makes the contract as it is now the one that later versions must not break: baseline.binpb,
+which is committed. Renew it with each release, never to silence tests/contract/test_breaking.py.
 """
 
 import os
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import google.api
-import grpc_tools
+import grpc_tools  # type: ignore[import-untyped]
 from google.protobuf import (
     any_pb2,
     descriptor_pb2,
@@ -28,6 +31,7 @@ from protovalidate._gen.buf.validate import validate_pb
 
 ROOT = Path(__file__).parent
 GEN = ROOT / "gen"
+BASELINE = ROOT / "baseline.binpb"
 # googleapis-common-protos and grpcio-tools ship their .proto files inside their wheels.
 COMMON = Path(next(iter(google.api.__path__))).parents[1]
 WELL_KNOWN = Path(grpc_tools.__file__).parent / "_proto"
@@ -52,25 +56,42 @@ def stale() -> bool:
 
 def generate() -> None:
     """Makes protos/gen anew. Takes about a second; exits with protoc's message on a bad .proto."""
-    shutil.rmtree(GEN, ignore_errors=True)
-    GEN.mkdir()
-    rules = GEN / "rules.binpb"
+    # Made aside and then put in place, so that what runs meanwhile finds the old or the new, never half of it.
+    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".gen-") as aside:
+        _generate_into(Path(aside) / "new")
+        if GEN.exists():
+            GEN.rename(Path(aside) / "old")
+        (Path(aside) / "new").rename(GEN)
+
+
+def _generate_into(folder: Path) -> None:
+    folder.mkdir()
+    rules = folder / "rules.binpb"
     rules.write_bytes(_validation_rules().SerializeToString())
     # mypy-protobuf's plugins stand beside the interpreter, which need not be on PATH.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    python = [f"--python_out={GEN}", f"--mypy_out=quiet:{GEN}"]
-    _protoc(rules, *python, f"--grpc_python_out={GEN}", f"--mypy_grpc_out=quiet:{GEN}", *sources())
+    python = [f"--python_out={folder}", f"--mypy_out=quiet:{folder}"]
+    _protoc(rules, *python, f"--grpc_python_out={folder}", f"--mypy_grpc_out=quiet:{folder}", *sources())
     _protoc(rules, *python, VALIDATE)
-    for folder in sorted(path for path in GEN.rglob("*") if path.is_dir()):
-        (folder / "__init__.py").touch()
+    for package in sorted(path for path in folder.rglob("*") if path.is_dir()):
+        (package / "__init__.py").touch()
     _protoc(
         rules,
         "--include_imports",
         "--include_source_info",
-        f"--descriptor_set_out={GEN}/gateway.binpb",
+        f"--descriptor_set_out={folder}/gateway.binpb",
         *sources(),
         *GATEWAY_EXTRAS,
     )
+
+
+def keep_baseline() -> None:
+    """Makes what was generated last the contract that clients rely on from now on."""
+    files = descriptor_pb2.FileDescriptorSet.FromString((GEN / "gateway.binpb").read_bytes())
+    ours = [file for file in files.file if file.name.startswith("stampede/")]
+    for file in ours:
+        file.ClearField("source_code_info")
+    BASELINE.write_bytes(descriptor_pb2.FileDescriptorSet(file=ours).SerializeToString(deterministic=True))
 
 
 def _validation_rules() -> descriptor_pb2.FileDescriptorSet:
@@ -93,3 +114,5 @@ def _protoc(rules: Path, *arguments: str) -> None:
 
 if __name__ == "__main__":
     generate()
+    if "--baseline" in sys.argv[1:]:
+        keep_baseline()

@@ -14,6 +14,17 @@ INFRASTRUCTURE = ("postgres", "valkey", "nats", "sandbox")
 EVERYTHING = (*INFRASTRUCTURE, *SERVICES, "gateway")
 
 
+# What payments wants to hear of; other events would be answered and dropped.
+_STRIPE_EVENTS = (
+    "payment_intent.succeeded",
+    "payment_intent.payment_failed",
+    "payment_intent.canceled",
+    "payment_intent.processing",
+    "payment_intent.requires_action",
+    "charge.refunded",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One process of the mesh, or one task that runs once and must succeed."""
@@ -94,6 +105,7 @@ def _infrastructure(site: Site) -> Iterator[Part]:
             "SANDBOX_WEBHOOK_URL": f"{site.url}/v1/webhooks/stripe",
             "SANDBOX_WEBHOOK_SECRET": site.secrets["stripe/webhook"],
             "SANDBOX_API_KEY": site.secrets["stripe/key"],
+            "SANDBOX_WEBHOOK_EVENTS": ",".join(_STRIPE_EVENTS),
         },
         ports=(ports.sandbox,),
         ready=probes.http(ports.sandbox, "/healthz"),
@@ -174,6 +186,7 @@ def service_environment(site: Site, name: str) -> dict[str, str]:
             "STRIPE_API_KEY": site.secrets["stripe/key"],
             "STRIPE_WEBHOOK_SECRET": site.secrets["stripe/webhook"],
             "STRIPE_API_BASE": site.sandbox_url,
+            "PROVIDER_CALLS_PER_SECOND": "0",  # the sandbox has no limit to keep
         },
     }
     return common | own.get(name, {})

@@ -32,7 +32,7 @@ class Batcher(Generic[T, R]):
         act: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
         *,
         most: int = 128,
-        lanes: int = 2,
+        lanes: int = 1,
         queue_most: int = 4096,
     ) -> None:
         self._name, self._act = name, act

@@ -2,10 +2,12 @@
 
 import asyncio
 import uuid
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, text
+from sqlalchemy import BigInteger, DateTime, Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -43,6 +45,13 @@ def connect(url: str, *, pool_size: int) -> tuple[AsyncEngine, Database]:
         connect_args={"connect_timeout": _CONNECT_SECONDS, "options": "-c jit=off"},
     )
     return engine, async_sessionmaker(engine, expire_on_commit=False)
+
+
+async def run_alone(db: Database, statement: Executable, arguments: Mapping[str, object]) -> Sequence[Row[Any]]:
+    """Runs one statement that is a transaction by itself: without BEGIN and COMMIT, a third of the round trips."""
+    engine: AsyncEngine = db.kw["bind"]
+    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        return (await connection.execute(statement, arguments)).all()
 
 
 async def ping(db: Database) -> None:

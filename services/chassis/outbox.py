@@ -22,6 +22,8 @@ _WAITING = Gauge("stampede_outbox_batch", "Events in the relay's last batch.")
 _BATCH_MOST = 500
 _IDLE_SECONDS = 0.5
 _PUBLISH_SECONDS = 5.0
+# A pause between batches, in which the next one gathers: events come a little later, and cost a lot less.
+_REST_SECONDS = 0.02
 _LOCK = 727_002
 
 
@@ -85,6 +87,7 @@ class Relay:
                 sent = 0
                 await asyncio.sleep(_IDLE_SECONDS)
             if sent < _BATCH_MOST:
+                await asyncio.sleep(_REST_SECONDS)
                 await self._wait()
 
     async def _wait(self) -> None:

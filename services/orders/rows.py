@@ -2,11 +2,9 @@
 
 import uuid
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 import orjson
-from google.protobuf.message import Message
 
 from services.chassis import wire
 from services.chassis.money import Money
@@ -81,30 +79,26 @@ def _line(column: dict[str, Any]) -> Line:
     )
 
 
-def placed(new: Any, create_time: datetime) -> tuple[str, Message]:
-    """The event that an order was placed."""
-    return _event("placed", new.id, new.customer_id, State.PENDING, "", new.total, 1, create_time)
+def placed(new: Any) -> events_pb2.OrderChanged:
+    """The event that an order was placed, a `store.NewOrder`."""
+    message = _event(new.id, new.customer_id, State.PENDING, "", new.total, 1)
+    message.change_time.GetCurrentTime()
+    return message
 
 
-def moved(row: Any) -> tuple[str, Message]:
-    """The event that an order moved to the state in `row`."""
-    total = Money(row.currency, row.total_minor)
+def moved(row: Any) -> tuple[str, events_pb2.OrderChanged]:
+    """The event that an order moved to the state in `row`, and its subject."""
     state = State(row.state)
-    return _event(state.lower(), row.id, row.customer_id, state, row.state_reason, total, row.version, row.update_time)
+    total = Money(row.currency, row.total_minor)
+    message = _event(row.id, row.customer_id, state, row.state_reason, total, row.version)
+    message.change_time.FromDatetime(row.update_time)
+    return f"stampede.orders.order.{state.lower()}", message
 
 
 def _event(
-    what: str,
-    id_: uuid.UUID,
-    customer: uuid.UUID,
-    state: State,
-    reason: str,
-    total: Money,
-    version: int,
-    time: datetime,
-) -> tuple[str, Message]:
-    message = events_pb2.OrderChanged(
-        order_id=str(id_), customer_id=str(customer), state=state, state_reason=reason, total=wire.money(total),
-        version=version, change_time=wire.timestamp(time),
+    order_id: uuid.UUID, customer_id: uuid.UUID, state: State, reason: str, total: Money, version: int
+) -> events_pb2.OrderChanged:
+    return events_pb2.OrderChanged(
+        order_id=str(order_id), customer_id=str(customer_id), state=state, state_reason=reason,
+        total=wire.money(total), version=version,
     )  # fmt: skip
-    return f"stampede.orders.order.{what}", message

@@ -9,8 +9,8 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import outbox
-from services.chassis.db import Database
+from services.chassis import ids, outbox
+from services.chassis.db import Database, run_alone
 from services.chassis.money import Money
 from services.orders import domain, rows
 from services.orders.domain import Address, Line, Order, OrderNotFound, State
@@ -30,9 +30,10 @@ _INSERT = text("""
             CAST(:ids AS uuid[]), CAST(:customers AS uuid[]), CAST(:requests AS uuid[]), CAST(:digests AS bytea[]),
             CAST(:lines AS jsonb[]), CAST(:currencies AS text[]), CAST(:totals AS bigint[]),
             CAST(:expires AS timestamptz[]), CAST(:addresses AS jsonb[]), CAST(:methods AS text[]),
-            CAST(:leases AS double precision[]), CAST(:trace AS text[])
+            CAST(:leases AS double precision[]), CAST(:trace AS text[]), CAST(:event_ids AS uuid[]),
+            CAST(:events AS bytea[])
         ) AS w (id, customer_id, request_id, digest, lines, currency, total_minor, hold_expire_time, address,
-            payment_method, lease, trace)
+            payment_method, lease, trace, event_id, event)
     ), placed AS (
         INSERT INTO orders (id, customer_id, request_id, digest, state, lines, currency, total_minor, hold_expire_time,
             shipping_address, create_time, update_time)
@@ -48,6 +49,9 @@ _INSERT = text("""
     ), logged AS (
         INSERT INTO order_log (order_id, version, state, reason, actor, request_id)
         SELECT id, 1, 'PENDING', '', 'customer', trace FROM w JOIN placed USING (id)
+    ), told AS (
+        INSERT INTO outbox (event_id, subject, payload)
+        SELECT event_id, 'stampede.orders.order.placed', event FROM w JOIN placed USING (id)
     )
     SELECT id, create_time FROM placed
 """)
@@ -146,15 +150,12 @@ async def insert(db: Database, new: Sequence[NewOrder]) -> list[tuple[Order, boo
         "methods": [o.payment_method for o in new],
         "leases": [o.lease_seconds for o in new],
         "trace": [o.trace for o in new],
+        "event_ids": [ids.new() for _ in new],
+        "events": [rows.placed(o).SerializeToString() for o in new],
     }
-    async with db.begin() as tx:
-        placed = {row.id: row.create_time for row in await tx.execute(_INSERT, arguments)}
-        await outbox.tell(
-            tx,
-            [rows.placed(o, placed[o.id]) for o in new if o.id in placed],
-        )
-        missing = [(o.customer_id, o.request_id) for o in new if o.id not in placed]
-        known = {(o.customer_id, o.request_id): o for o in await _by_request(tx, missing)}
+    placed = {row.id: row.create_time for row in await run_alone(db, _INSERT, arguments)}
+    missing = [(o.customer_id, o.request_id) for o in new if o.id not in placed]
+    known = {(o.customer_id, o.request_id): o for o in await _by_request(db, missing)}
     return [
         (_as_placed(o, placed[o.id]), True) if o.id in placed else (known[o.customer_id, o.request_id], False)
         for o in new
@@ -163,12 +164,11 @@ async def insert(db: Database, new: Sequence[NewOrder]) -> list[tuple[Order, boo
 
 async def find(db: Database, customer_id: uuid.UUID, request_id: uuid.UUID) -> Order | None:
     """The order that a customer placed under a request id, if any."""
-    async with db() as tx:
-        found = await _by_request(tx, [(customer_id, request_id)])
+    found = await _by_request(db, [(customer_id, request_id)])
     return found[0] if found else None
 
 
-async def _by_request(tx: AsyncSession, requests: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> list[Order]:
+async def _by_request(db: Database, requests: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> list[Order]:
     if not requests:
         return []
     query = text(f"""
@@ -177,7 +177,7 @@ async def _by_request(tx: AsyncSession, requests: Sequence[tuple[uuid.UUID, uuid
     """)
     customers, request_ids = zip(*requests, strict=True)
     arguments = {"customers": list(customers), "requests": list(request_ids)}
-    return [rows.order(row) for row in await tx.execute(query, arguments)]
+    return [rows.order(row) for row in await run_alone(db, query, arguments)]
 
 
 def _as_placed(new: NewOrder, create_time: datetime) -> Order:

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from stampede.identity.v1 import identity_service_pb2 as pb
 from stampede.identity.v1 import identity_service_pb2_grpc as pb_grpc
@@ -21,6 +22,9 @@ class Bare(pb_grpc.IdentityServiceServicer):
 async def main(port: int) -> None:
     server = grpc.aio.server()
     pb_grpc.add_IdentityServiceServicer_to_server(Bare(), server)
+    checks = health.aio.HealthServicer()  # the gateway asks before it sends anything
+    await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await server.wait_for_termination()

@@ -8,7 +8,6 @@ import json
 import sys
 import time
 import uuid
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 
@@ -32,7 +31,7 @@ class Result:
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    answers: Counter[str] = field(default_factory=Counter)
+    answers: dict[str, int] = field(default_factory=dict)
     """By HTTP status, and by reason where an error names one."""
     p50_ms: float = 0.0
     p99_ms: float = 0.0
@@ -54,7 +53,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._done.done():
-            self._result.answers["connection lost"] += len(self._requests) + 1
+            self._result.answers["connection lost"] = len(self._requests) + 1
             self._done.set_result(None)
 
     def data_received(self, data: bytes) -> None:
@@ -66,7 +65,7 @@ class Connection(asyncio.Protocol):
         status = answer[9:12].decode()
         if status != "200" and (at := answer.find(b'"reason":"')) > 0:
             status += " " + answer[at + 10 : answer.index(b'"', at + 10)].decode()
-        self._result.answers[status] += 1
+        self._result.answers[status] = self._result.answers.get(status, 0) + 1
         self._next()
 
     def _next(self) -> None:

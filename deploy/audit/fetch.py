@@ -1,0 +1,201 @@
+"""Reads rows for the checks. Sums are made by the databases; what must be compared row by row is streamed, sorted."""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from deploy.audit.rows import (
+    Allowance,
+    LineKey,
+    Order,
+    Outbox,
+    Payment,
+    Pools,
+    Reservation,
+    Saga,
+    Sale,
+    Stock,
+    Units,
+)
+from deploy.audit.sources import Connection
+from deploy.audit.units import STUCK_SECONDS
+
+_AT_ONCE = 2_000
+_ROWS_MOST = 1_000
+"""Suspicious rows read for one check; so many are enough to know that something is wrong."""
+_OVERDUE_SECONDS = 60
+
+_TAKEN = """
+    SELECT r.state, l.value->>'product_id' AS product_id, coalesce(l.value->>'sale_id', '') AS sale_id,
+        sum((l.value->>'quantity')::bigint)::bigint AS units
+    FROM reservations r CROSS JOIN LATERAL jsonb_array_elements(r.lines) l
+    WHERE r.state IN ('HELD', 'CONFIRMED') GROUP BY 1, 2, 3
+"""
+_STOCK = """
+    SELECT s.product_id, s.on_hand, s.held, coalesce(m.kinds, '{}')
+    FROM stock s LEFT JOIN (
+        SELECT product_id, jsonb_object_agg(kind, units) AS kinds
+        FROM (SELECT product_id, kind, sum(delta) AS units FROM stock_movements GROUP BY 1, 2) k GROUP BY 1
+    ) m USING (product_id) ORDER BY s.product_id
+"""
+_ALLOWANCES = """
+    WITH bought AS (
+        SELECT (l.value->>'sale_id')::uuid AS sale_id, r.customer_id, sum((l.value->>'quantity')::bigint) AS units,
+            bool_or(r.state = 'CONFIRMED' AND r.update_time > r.expire_time) AS late
+        FROM reservations r CROSS JOIN LATERAL jsonb_array_elements(r.lines) l
+        WHERE r.state IN ('HELD', 'CONFIRMED') AND l.value->>'sale_id' IS NOT NULL GROUP BY 1, 2
+    )
+    SELECT sale_id, customer_id, s.per_customer_limit, coalesce(c.units, 0)::bigint, coalesce(b.units, 0)::bigint,
+        s.version > 1, coalesce(b.late, false)
+    FROM sale_customers c FULL JOIN bought b USING (sale_id, customer_id) JOIN flash_sales s ON s.id = sale_id
+    WHERE s.per_customer_limit > 0 AND (coalesce(c.units, 0) <> coalesce(b.units, 0)
+        OR coalesce(c.units, 0) > s.per_customer_limit)
+    ORDER BY 1, 2 LIMIT %s
+"""
+_SAGAS = """
+    SELECT * FROM (
+        SELECT s.order_id, s.phase, s.attempts,
+            extract(epoch FROM clock_timestamp() - greatest(s.create_time, o.update_time))::float AS age,
+            coalesce(s.waiting AND o.payment->>'state' = 'AWAITING_CUSTOMER', false) AS for_customer
+        FROM sagas s JOIN orders o ON o.id = s.order_id
+    ) sagas WHERE age > %s AND NOT for_customer ORDER BY age DESC LIMIT %s
+"""
+_ORDERS = """
+    SELECT o.id, o.customer_id, o.state, o.lines, o.total_minor, o.currency, s.order_id IS NOT NULL,
+        coalesce(s.waiting AND o.payment->>'state' = 'AWAITING_CUSTOMER', false)
+    FROM orders o LEFT JOIN sagas s ON s.order_id = o.id ORDER BY o.id
+"""
+_RESERVATIONS = """
+    SELECT id, customer_id, state, lines, expire_time < clock_timestamp() - make_interval(secs => %s)
+    FROM reservations ORDER BY id
+"""
+_PAYMENTS = """
+    SELECT p.id, p.order_id, p.customer_id, p.state, p.provider, coalesce(p.provider_reference, ''), p.amount_minor,
+        p.currency, p.refunded_minor, coalesce(r.pending, 0)
+    FROM payments p LEFT JOIN (
+        SELECT payment_id, count(*) AS pending FROM refunds WHERE state = 'PENDING' GROUP BY 1
+    ) r ON r.payment_id = p.id ORDER BY p.order_id
+"""
+_OUTBOX = """
+    SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(create_time)), 0)::float FROM outbox
+"""
+_PRODUCTS_ORDERED = """
+    SELECT DISTINCT l.value->>'product_id' FROM orders o CROSS JOIN LATERAL jsonb_array_elements(o.lines) l
+"""
+
+
+def sales(inventory: Connection) -> list[Sale]:
+    query = "SELECT id, product_id, allocation, held, sold, returned FROM flash_sales ORDER BY id"
+    return [
+        Sale(id=str(a), product_id=str(b), allocation=c, held=d, sold=e, returned=f)
+        for a, b, c, d, e, f in inventory.execute(query)
+    ]
+
+
+def stocks(inventory: Connection) -> list[Stock]:
+    return [Stock(product_id=str(a), on_hand=b, held=c, moved=d) for a, b, c, d in inventory.execute(_STOCK)]
+
+
+def pools(inventory: Connection) -> Pools:
+    by_sale: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    by_product: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for state, product_id, sale_id, units in inventory.execute(_TAKEN):
+        pool = by_sale[sale_id] if sale_id else by_product[product_id]
+        pool[state] += units
+    return Pools(_units(by_sale), _units(by_product))
+
+
+def _units(pools: dict[str, dict[str, int]]) -> dict[str, Units]:
+    return {key: Units(held=by["HELD"], confirmed=by["CONFIRMED"]) for key, by in pools.items()}
+
+
+def allowances(inventory: Connection) -> list[Allowance]:
+    """Only those that look wrong."""
+    return [
+        Allowance(
+            sale_id=str(a), customer_id=str(b), limit=c, counted=d, reserved=e, terms_changed=f, paid_late=g
+        )
+        for a, b, c, d, e, f, g in inventory.execute(_ALLOWANCES, [_ROWS_MOST])
+    ]  # fmt: skip
+
+
+def sagas(orders: Connection) -> list[Saga]:
+    """Only those that look stuck, oldest first."""
+    return [
+        Saga(order_id=str(a), phase=b, attempts=c, age_seconds=d, waits_for_customer=e)
+        for a, b, c, d, e in orders.execute(_SAGAS, [STUCK_SECONDS, _ROWS_MOST])
+    ]
+
+
+def outboxes(connections: dict[str, Connection]) -> list[Outbox]:
+    """Those of the services that have one."""
+    found = []
+    for service, connection in connections.items():
+        if _single(connection, "SELECT to_regclass('outbox') IS NOT NULL"):
+            row = connection.execute(_OUTBOX).fetchone()
+            assert row is not None
+            found.append(Outbox(service=service, waiting=row[0], oldest_seconds=row[1]))
+    return found
+
+
+def orders(connection: Connection) -> Iterator[Order]:
+    for a, b, c, d, e, f, g, h in _stream(connection, _ORDERS):
+        yield Order(
+            id=str(a), customer_id=str(b), state=c, lines=_lines(d), total_minor=e, currency=f, has_saga=g,
+            waits_for_customer=h,
+        )  # fmt: skip
+
+
+def reservations(connection: Connection) -> Iterator[Reservation]:
+    for a, b, c, d, e in _stream(connection, _RESERVATIONS, _OVERDUE_SECONDS):
+        yield Reservation(id=str(a), customer_id=str(b), state=c, lines=_lines(d), overdue=e)
+
+
+def payments(connection: Connection) -> Iterator[Payment]:
+    for row in _stream(connection, _PAYMENTS):
+        id_, order_id, customer_id, state, provider, reference, amount, currency, refunded, pending = row
+        yield Payment(
+            id=str(id_), order_id=str(order_id), customer_id=str(customer_id), state=state, provider=provider,
+            reference=reference, amount_minor=amount, currency=currency, refunded_minor=refunded,
+            refunds_pending=pending,
+        )  # fmt: skip
+
+
+def customers_of_orders(connection: Connection) -> Iterator[str]:
+    """Sorted."""
+    for (id_,) in _stream(connection, "SELECT DISTINCT customer_id FROM orders ORDER BY 1"):
+        yield str(id_)
+
+
+def users(identity: Connection) -> Iterator[str]:
+    """Sorted."""
+    for (id_,) in _stream(identity, "SELECT id FROM users ORDER BY id"):
+        yield str(id_)
+
+
+def products_of_orders(connection: Connection) -> list[str]:
+    return [row[0] for row in connection.execute(_PRODUCTS_ORDERED)]
+
+
+def known_products(catalog: Connection, ids: Iterable[str]) -> set[str]:
+    """Those of `ids` that exist, deleted ones too."""
+    return {str(row[0]) for row in catalog.execute("SELECT id FROM products WHERE id = ANY(%s::uuid[])", [list(ids)])}
+
+
+def _stream(connection: Connection, query: str, *arguments: Any) -> Iterator[tuple[Any, ...]]:
+    # A cursor of the server's: rows come by the thousand, so that memory does not grow with the data.
+    with connection.cursor(name=f"audit_{uuid.uuid4().hex}") as cursor:
+        cursor.itersize = _AT_ONCE
+        cursor.execute(query, arguments or None)
+        yield from cursor
+
+
+def _single(connection: Connection, query: str) -> Any:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def _lines(lines: list[dict[str, Any]]) -> tuple[LineKey, ...]:
+    return tuple(sorted((line["product_id"], line["sale_id"] or "", line["quantity"]) for line in lines))

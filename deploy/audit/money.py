@@ -1,0 +1,170 @@
+"""Do orders, reservations, payments and the provider agree? Pure checks, one order at a time."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from deploy.audit.findings import Finding, Invariant
+from deploy.audit.rows import Case, Order, Payment, Reservation
+
+PAID_STATES = frozenset(("PAID", "SHIPPED", "DELIVERED", "REFUNDED", "PARTIALLY_REFUNDED"))
+_CHARGED = frozenset(("SUCCEEDED", "REFUNDED"))
+_TAKING = frozenset(("HELD", "CONFIRMED"))
+LEDGER_OF = "stripe"
+"""The provider whose ledger is read."""
+
+
+@dataclass
+class Books:
+    """What all settled orders come to, by currency. Those in flight stand apart, on both sides."""
+
+    with_ledger: bool = True
+    captured: Counter[str] = field(default_factory=Counter)
+    given_back: Counter[str] = field(default_factory=Counter)
+    """Refunds, as the provider knows them."""
+    ordered: Counter[str] = field(default_factory=Counter)
+    refunded: Counter[str] = field(default_factory=Counter)
+    """Refunds of paid orders, as payments knows them."""
+    states: Counter[str] = field(default_factory=Counter)
+    confirmed: int = 0
+    in_flight: list[str] = field(default_factory=list)
+    in_flight_count: int = 0
+    moving: int = 0
+    """Those in flight that will land within seconds: they wait for no customer and for no hold to end."""
+
+    @property
+    def paid(self) -> int:
+        return sum(self.states[state] for state in PAID_STATES)
+
+    def enter(self, case: Case) -> list[Finding]:
+        """Counts one order, and says what is wrong with it."""
+        if case.order:
+            self.states[case.order.state] += 1
+        self.confirmed += bool(case.reservation and case.reservation.state == "CONFIRMED")
+        if in_flight(case):
+            self.in_flight_count += 1
+            self.moving += bool(case.order and not case.order.waits_for_customer)
+            if len(self.in_flight) < 100:
+                self.in_flight.append(case.id)
+            return []
+        self._count_money(case)
+        return [*check_reservation(case), *check_payment(case), *(check_captures(case) if self.with_ledger else ())]
+
+    def _count_money(self, case: Case) -> None:
+        order, payment = case.order, case.payment
+        if order and order.state in PAID_STATES:
+            self.ordered[order.currency] += order.total_minor
+            if payment:
+                self.refunded[payment.currency] += payment.refunded_minor
+        for capture in case.captures:
+            self.captured[capture.currency] += capture.amount_minor
+            self.given_back[capture.currency] += capture.refunded_minor
+        # Without a ledger of theirs, the word of payments stands for the provider's.
+        if payment and payment.state in _CHARGED and not (self.with_ledger and payment.provider == LEDGER_OF):
+            self.captured[payment.currency] += payment.amount_minor
+            self.given_back[payment.currency] += payment.refunded_minor
+
+    def check_totals(self) -> Iterator[Finding]:
+        """Per currency, what the provider has is what paid orders come to."""
+        for currency in sorted(self.captured.keys() | self.ordered.keys()):
+            has = self.captured[currency] - self.given_back[currency]
+            due = self.ordered[currency] - self.refunded[currency]
+            if has != due:
+                text = (
+                    f"{currency}: captured {self.captured[currency]} - refunded {self.given_back[currency]} = {has},"
+                    f" but paid orders {self.ordered[currency]} - refunds {self.refunded[currency]} = {due}"
+                )
+                yield Finding(Invariant.MONEY, (currency,), text)
+
+
+def in_flight(case: Case) -> bool:
+    """Whether somebody is still at work on it, so that its parts need not agree yet."""
+    if case.payment and case.payment.refunds_pending:
+        return True
+    if case.order:
+        return case.order.has_saga
+    held = case.reservation is not None and case.reservation.state == "HELD" and not case.reservation.overdue
+    return held and not case.payment and not case.captures
+
+
+def check_reservation(case: Case) -> Iterator[Finding]:
+    """A paid order has its units; any other settled one has none; nobody else has any."""
+    order, reservation = case.order, case.reservation
+    wrong = ""
+    if order is None:
+        if reservation and reservation.state in _TAKING:
+            wrong = f"its reservation is {reservation.state}, but there is no order"
+    elif order.state in PAID_STATES:
+        wrong = _lacks(order, reservation)
+    elif order.state == "PENDING":
+        wrong = "it is PENDING, but nobody carries it on: it has no saga"
+    elif reservation and reservation.state in _TAKING:
+        wrong = f"it ended as {order.state}, but its reservation is {reservation.state}"
+    if wrong:
+        yield Finding(Invariant.ORDERS, (case.id,), f"order {case.id}: {wrong}")
+
+
+def _lacks(order: Order, reservation: Reservation | None) -> str:
+    if reservation is None:
+        return f"it is {order.state}, but has no reservation"
+    if reservation.state != "CONFIRMED":
+        return f"it is {order.state}, but its reservation is {reservation.state}"
+    if reservation.lines != order.lines:
+        return f"it is {order.state}, but its reservation is for other lines"
+    if reservation.customer_id != order.customer_id:
+        return f"its reservation is another customer's, {reservation.customer_id}"
+    return ""
+
+
+def check_payment(case: Case) -> Iterator[Finding]:
+    """A paid order has one payment of its total; any other settled one has none that keeps money."""
+    order, payment = case.order, case.payment
+    wrong = ""
+    if order and order.state in PAID_STATES:
+        wrong = _unpaid(order, payment)
+    elif payment and payment.state == "SUCCEEDED":
+        whose = f"its order is {order.state}" if order else "there is no order"
+        wrong = f"payment {payment.id} SUCCEEDED, but {whose}"
+    elif payment and payment.state not in _CHARGED | {"FAILED", "CANCELLED"}:
+        whose = f"its order is {order.state}" if order else "there is no order"
+        wrong = f"payment {payment.id} is still {payment.state}, but {whose}"
+    if wrong:
+        yield Finding(Invariant.MONEY, (case.id,), f"order {case.id}: {wrong}")
+
+
+def _unpaid(order: Order, payment: Payment | None) -> str:
+    if payment is None:
+        return f"it is {order.state}, but has no payment"
+    if payment.state not in _CHARGED:
+        return f"it is {order.state}, but payment {payment.id} is {payment.state}"
+    if (payment.amount_minor, payment.currency) != (order.total_minor, order.currency):
+        paid = f"{payment.currency} {payment.amount_minor}"
+        return f"it comes to {order.currency} {order.total_minor}, but payment {payment.id} is {paid}"
+    if payment.customer_id != order.customer_id:
+        return f"payment {payment.id} is another customer's, {payment.customer_id}"
+    back, whole = payment.refunded_minor, payment.amount_minor
+    fits = {"PAID": back == 0, "REFUNDED": back == whole, "PARTIALLY_REFUNDED": 0 < back < whole}
+    if not fits.get(order.state, True):
+        return f"it is {order.state}, but payment {payment.id} gave back {back} of {whole}"
+    return ""
+
+
+def check_captures(case: Case) -> Iterator[Finding]:
+    """The provider has what payments says it has, and nothing besides that it has not given back."""
+    payment, wrong = case.payment, []
+    expected = payment if payment and payment.provider == LEDGER_OF and payment.state in _CHARGED else None
+    matched = False
+    for capture in case.captures:
+        if expected and capture.id == expected.reference:
+            matched = True
+            theirs = (capture.amount_minor, capture.currency, capture.refunded_minor, capture.payment_id)
+            ours = (expected.amount_minor, expected.currency, expected.refunded_minor, expected.id)
+            if theirs != ours:
+                wrong.append(f"the provider's {capture.id} says {theirs}, payments {ours}")
+        elif capture.refunded_minor != capture.amount_minor:
+            left = f"{capture.currency} {capture.amount_minor - capture.refunded_minor}"
+            wrong.append(f"the provider's {capture.id} keeps {left} that no payment counts")
+    if expected and expected.amount_minor and not matched:
+        wrong.append(f"payment {expected.id} is {expected.state}, but the provider has no {expected.reference}")
+    if wrong:
+        yield Finding(Invariant.MONEY, (case.id,), f"order {case.id or '(none)'}: {'; '.join(wrong)}")

@@ -1,0 +1,128 @@
+"""Do units add up? Pure checks over rows of the inventory database."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from deploy.audit.findings import Finding, Invariant
+from deploy.audit.rows import Allowance, Outbox, Pools, Saga, Sale, Stock, Units
+
+STUCK_SECONDS = 120
+OUTBOX_SECONDS = 10
+_SOLD, _ALLOCATED, _RETURNED = "SOLD", "ALLOCATED", "RETURNED"
+_NONE = Units()
+
+
+def check_sales(sales: Iterable[Sale], pools: Pools) -> Iterator[Finding]:
+    """Counters of sales against the reservations that take from them."""
+    seen = set()
+    for sale in sales:
+        seen.add(sale.id)
+        wrong = []
+        units = pools.sales.get(sale.id, _NONE)
+        if sale.held != units.held:
+            wrong.append(f"held says {sale.held}, its reservations hold {units.held}")
+        if sale.sold != units.confirmed:
+            wrong.append(f"sold says {sale.sold}, its reservations confirm {units.confirmed}")
+        if min(sale.held, sale.sold, sale.returned) < 0 or sale.held + sale.sold + sale.returned > sale.allocation:
+            wrong.append(f"{sale.held} held + {sale.sold} sold + {sale.returned} returned of {sale.allocation}")
+        if wrong:
+            yield Finding(Invariant.SALES, (sale.id,), f"sale {sale.id}: {'; '.join(wrong)}")
+    for sale_id in pools.sales.keys() - seen:
+        yield Finding(Invariant.SALES, (sale_id,), f"reservations take from sale {sale_id}, which does not exist")
+
+
+def check_stock(stocks: Iterable[Stock], pools: Pools) -> Iterator[Finding]:
+    """Ordinary stock against its ledger and the reservations that take from it."""
+    seen = set()
+    for stock in stocks:
+        seen.add(stock.product_id)
+        wrong = []
+        units = pools.stock.get(stock.product_id, _NONE)
+        ledger, sold = sum(stock.moved.values()), -stock.moved.get(_SOLD, 0)
+        if stock.on_hand != ledger:
+            wrong.append(f"on hand says {stock.on_hand}, the ledger {ledger}")
+        if stock.held != units.held:
+            wrong.append(f"held says {stock.held}, its reservations hold {units.held}")
+        if sold != units.confirmed:
+            wrong.append(f"the ledger says {sold} sold, its reservations confirm {units.confirmed}")
+        if not 0 <= stock.held <= stock.on_hand:
+            wrong.append(f"{stock.held} held of {stock.on_hand} on hand")
+        if wrong:
+            yield Finding(Invariant.STOCK, (stock.product_id,), f"product {stock.product_id}: {'; '.join(wrong)}")
+    for product_id in pools.stock.keys() - seen:
+        text = f"reservations take from the stock of product {product_id}, which has none"
+        yield Finding(Invariant.STOCK, (product_id,), text)
+
+
+def check_units(stocks: Iterable[Stock], sales: Iterable[Sale]) -> Iterator[Finding]:
+    """Every unit ever put in is somewhere."""
+    sales_of: dict[str, list[Sale]] = defaultdict(list)
+    for sale in sales:
+        sales_of[sale.product_id].append(sale)
+    for stock in stocks:
+        account = Account.of(stock, sales_of[stock.product_id])
+        if account.found != account.put_in:
+            yield Finding(Invariant.UNITS, (stock.product_id,), f"product {stock.product_id}: {account}")
+
+
+class Account:
+    """Where the units of one product, or of several, are."""
+
+    def __init__(self) -> None:
+        self.put_in = self.on_hand = self.remaining = self.held = self.sold = 0
+
+    @classmethod
+    def of(cls, stock: Stock, sales: Sequence[Sale]) -> "Account":
+        account = cls()
+        account.add(stock, sales)
+        return account
+
+    def add(self, stock: Stock, sales: Sequence[Sale]) -> None:
+        """Counts one more product. `held` is what sales hold: what stock holds is still on hand."""
+        moved = stock.moved
+        self.put_in += sum(units for kind, units in moved.items() if kind not in (_SOLD, _ALLOCATED, _RETURNED))
+        self.on_hand += stock.on_hand
+        self.remaining += sum(sale.allocation - sale.held - sale.sold - sale.returned for sale in sales)
+        self.held += sum(sale.held for sale in sales)
+        self.sold += sum(sale.sold for sale in sales) - moved.get(_SOLD, 0)
+
+    @property
+    def found(self) -> int:
+        return self.on_hand + self.remaining + self.held + self.sold
+
+    def __str__(self) -> str:
+        sign = "=" if self.found == self.put_in else "is not"
+        return (
+            f"{self.on_hand:,} on hand + {self.remaining:,} in sales + {self.held:,} held + {self.sold:,} sold"
+            f" {sign} {self.put_in:,} put in"
+        )
+
+
+def check_limits(allowances: Iterable[Allowance]) -> Iterator[Finding]:
+    """No customer has more of a sale than it allows, and the sale counts what they have."""
+    for row in allowances:
+        wrong = []
+        if row.counted != row.reserved:
+            wrong.append(f"{row.counted} are counted, {row.reserved} reserved")
+        if max(row.counted, row.reserved) > row.limit and not row.paid_late:
+            wrong.append(f"has {max(row.counted, row.reserved)} of {row.limit} allowed")
+        if wrong:
+            # Terms that changed while the sale ran leave customers above them who were not above the old ones.
+            text = f"customer {row.customer_id} in sale {row.sale_id}: {'; '.join(wrong)}"
+            yield Finding(Invariant.LIMITS, (row.sale_id, row.customer_id), text, warning=row.terms_changed)
+
+
+def check_sagas(sagas: Iterable[Saga]) -> Iterator[Finding]:
+    """No order is stuck, unless it is its customer who takes long."""
+    for saga in sagas:
+        if saga.age_seconds > STUCK_SECONDS and not saga.waits_for_customer:
+            text = f"order {saga.order_id}: {saga.phase} for {saga.age_seconds:.0f} s, {saga.attempts} attempts"
+            yield Finding(Invariant.SAGAS, (saga.order_id,), text)
+
+
+def check_outboxes(outboxes: Iterable[Outbox]) -> Iterator[Finding]:
+    """Events leave within seconds. If they do not, others hear of things late; nothing is lost."""
+    for outbox in outboxes:
+        if outbox.oldest_seconds > OUTBOX_SECONDS:
+            text = f"{outbox.service}: {outbox.waiting} events wait, the oldest for {outbox.oldest_seconds:.0f} s"
+            yield Finding(Invariant.OUTBOX, (outbox.service,), text, warning=True)

@@ -1,0 +1,1 @@
+"""A real flash sale on the local mesh, from outside, and the proof that it adds up: `make demo`."""

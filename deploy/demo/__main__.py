@@ -1,0 +1,147 @@
+"""Runs the demo from beginning to end; see `deploy.demo.options` for what it does."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from deploy.audit import Sources, Unreachable, audit
+from deploy.demo import report, screen, stage
+from deploy.demo.options import Options, parse
+from deploy.demo.rush import Rush
+from deploy.demo.shop import CannotRun, Shop
+from deploy.demo.tally import Tally
+from deploy.local import Site, control
+
+ADDS_UP, DOES_NOT, COULD_NOT, INTERRUPTED = 0, 1, 2, 130
+_READY_SECONDS = 60
+_DESK_CONNECTIONS = 16
+
+
+def main() -> int:
+    options, console = parse(), screen.console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
+    site = Site.here()
+    try:
+        with _mesh(site, console, keep=options.keep):
+            outcome = _play(site, options, console)
+            for line in report.lines(outcome):
+                style = {report.FINE: "green", report.WRONG: "red"}.get(line.strip()[:1])
+                title = line[:1].isalpha() and "IT " not in line[:3]
+                final = "bold green" if line == "IT ADDS UP" else "bold red"
+                console.print(line, style=final if line[:3] == "IT " else "bold" if title else style, markup=False)
+            if options.json:
+                options.json.write_text(json.dumps(report.as_json(outcome), indent=2) + "\n")
+            return DOES_NOT if outcome.broken else ADDS_UP
+    except (CannotRun, Unreachable) as problem:
+        print(f"could not run: {problem}", file=sys.stderr)
+        print("`make status` shows the parts of the mesh, `make logs` what they say.", file=sys.stderr)
+        return COULD_NOT
+    except KeyboardInterrupt:
+        console.print("stopped by you; nothing was proved", style="yellow")
+        return INTERRUPTED
+    finally:
+        print(f"took {time.monotonic() - began:.1f} s in all", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _mesh(site: Site, console: Console, *, keep: bool) -> Iterator[None]:
+    """The mesh, up; left as it was found. Raises `CannotRun`."""
+    found_up = control.running(site) is not None
+    if found_up:
+        console.print(f"the mesh is up at {site.url}, and stays up")
+    else:
+        console.print("the mesh is not up: starting it")
+    tell = Console(highlight=False, soft_wrap=True, style="dim")
+    if (code := control.up(site, lambda line: tell.print(f"  {line}", markup=False))) != 0:
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        raise CannotRun("the mesh did not start; what it said stands above")
+    try:
+        _wait_until_ready(site)
+        yield
+    finally:
+        if found_up or keep:
+            console.print(f"the mesh stays up at {site.url}" + ("" if found_up else "; `make down` stops it"))
+        else:
+            console.print("stopping the mesh, as it was found; its data stays")
+            with _undisturbed():
+                control.down(site)
+
+
+def _wait_until_ready(site: Site) -> None:
+    """Somebody else may just be starting it."""
+    give_up = time.monotonic() + _READY_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{site.url}/readyz", timeout=5).close()  # noqa: S310 - our own address
+            return
+        if time.monotonic() > give_up:
+            raise CannotRun(f"{site.url}/readyz does not say that the mesh is ready")
+        time.sleep(0.2)
+
+
+def _play(site: Site, options: Options, console: Console) -> report.Outcome:
+    tally = Tally()
+    sale, stock, product_id, retries = asyncio.run(_rush(site, options, tally, console))
+    console.print("auditing five databases and the payment provider …", style="dim")
+    sources = Sources.of(site)
+    return report.Outcome(
+        options=options,
+        tally=tally,
+        sale=sale,
+        stock=stock,
+        ours=audit(sources, products={product_id}),
+        all=audit(sources),
+        retries=retries,
+    )
+
+
+async def _rush(site: Site, options: Options, tally: Tally, console: Console) -> tuple[Any, Any, str, Any]:
+    """Everything that happens through the gateway. Returns the sale, the stock, the product's id and the retries."""
+    async with (
+        Shop(site.url, connections=options.connections) as shop,
+        Shop(site.url, connections=_DESK_CONNECTIONS) as desk,
+        screen.progress(tally, console),
+    ):
+        try:
+            built = await stage.build(shop, site.secrets["admin"], options, tally)
+            await stage.open_sale(shop, built, options, tally)
+            await Rush(shop, desk, built, options, tally).run()
+        except* CannotRun as problems:
+            raise _first(problems) from None
+        tally.begin("counting")
+        sale = await desk.must("GET", f"/v1/flash-sales/{built.sale_id}")
+        stock = await desk.must("GET", f"/v1/stock/{built.product_id}")
+    return sale, stock, built.product_id, shop.retries
+
+
+def _first(problems: BaseExceptionGroup[CannotRun]) -> CannotRun:
+    """Many tasks fail for one reason; it need not be told many times."""
+    inner: BaseException = problems
+    while isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[0]
+    assert isinstance(inner, CannotRun)
+    return inner
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C while things are being stopped would leave them half stopped."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The rush: who comes when with which card, and what becomes of their orders."""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from deploy.demo.options import PER_CUSTOMER, Options
+from deploy.demo.shop import Answer, Customer, Shop
+from deploy.demo.stage import Stage
+from deploy.demo.tally import Tally
+
+GOOD_CARD, BAD_CARD = "pm_card_visa", "pm_card_chargeDeclined"
+_LOOKS_AT_ONCE = 8
+_LOOK_SECONDS = 0.3
+_SETTLE_SECONDS = 120.0
+_WAVES_MOST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try to buy one unit."""
+
+    buyer: int
+    card: str
+
+
+def cards(percent: float, generator: random.Random) -> Iterator[str]:
+    """Cards without end, of which `percent` are declined: spread evenly, so that even few attempts meet some."""
+    share, owed = percent / 100, generator.random()
+    while True:
+        owed += share
+        yield BAD_CARD if owed >= 1 else GOOD_CARD
+        owed -= owed >= 1
+
+
+def plan(options: Options) -> list[Attempt]:
+    """All attempts in the order in which they come; the same for the same seed.
+
+    A few greedy customers are at the door first and try all at once, so that the limit per customer is met while there
+    is something left; everybody else comes in any order.
+    """
+    generator = random.Random(options.seed)  # noqa: S311 - to be repeatable
+    buyers = list(range(options.buyers))
+    generator.shuffle(buyers)
+    turns = [buyers[number % options.buyers] for number in range(options.attempts)]
+    greedy = set(buyers[: min(max(options.buyers // 100, 1), max(options.units // (4 * PER_CUSTOMER), 1))])
+    first = [buyer for buyer in turns if buyer in greedy]
+    others = [buyer for buyer in turns if buyer not in greedy]
+    generator.shuffle(first)
+    generator.shuffle(others)
+    pay = cards(options.decline_percent, generator)
+    return [Attempt(buyer, next(pay)) for buyer in (*first, *others)]
+
+
+class Rush:
+    """Sends attempts, and follows the orders that come of them."""
+
+    def __init__(self, shop: Shop, desk: Shop, stage: Stage, options: Options, tally: Tally) -> None:
+        """`shop` is the customers' door; `desk` that of staff, who look after orders without standing in line."""
+        self._shop, self._desk, self._stage, self._options, self._tally = shop, desk, stage, options, tally
+        self._pending: dict[str, Customer] = {}
+
+    async def run(self) -> None:
+        """Sends all attempts, then those of second chances, until every order has ended."""
+        watching = asyncio.create_task(self._watch_sale())
+        following = asyncio.create_task(self._follow_orders())
+        try:
+            self._tally.begin("rush", self._options.attempts, "attempts")
+            await self._send(plan(self._options))
+            self._tally.rush_seconds = time.monotonic() - self._tally.began
+            await self._settle("orders settle")
+            await self._second_chances()
+        finally:
+            for task in (watching, following):
+                task.cancel()
+            await asyncio.gather(watching, following, return_exceptions=True)
+
+    async def _send(self, attempts: Sequence[Attempt]) -> None:
+        waiting = iter(attempts)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._options.connections, len(attempts))):
+                group.create_task(self._stand_in_line(waiting))
+
+    async def _stand_in_line(self, waiting: Iterable[Attempt]) -> None:
+        for attempt in waiting:
+            customer = self._stage.buyers[attempt.buyer]
+            answer = await self._shop.call("POST", "/v1/orders", self._order(attempt), by=customer)
+            self._count(answer, customer)
+
+    def _order(self, attempt: Attempt) -> dict[str, object]:
+        return {
+            "requestId": str(uuid.uuid4()),
+            "lines": [{"productId": self._stage.product_id, "quantity": 1, "flashSaleId": self._stage.sale_id}],
+            "paymentMethod": attempt.card,
+        }
+
+    def _count(self, answer: Answer, customer: Customer) -> None:
+        tally = self._tally
+        tally.done += 1
+        tally.latencies.append(answer.seconds)
+        if not answer.ok:
+            tally.refused[answer.reason] += 1
+            return
+        tally.placed += 1
+        tally.order_latencies.append(answer.seconds)
+        if tally.placed == self._options.units:
+            tally.sold_out_seconds = time.monotonic() - tally.began
+        self._pending[answer.body["id"]] = customer
+        tally.pending = len(self._pending)
+
+    async def _settle(self, phase: str) -> None:
+        """Waits until every order has ended, for a while."""
+        self._tally.begin(phase, len(self._pending), "orders")
+        give_up = time.monotonic() + _SETTLE_SECONDS
+        while self._pending and time.monotonic() < give_up:
+            self._tally.done = max(self._tally.of - len(self._pending), 0)
+            await asyncio.sleep(0.05)
+
+    async def _second_chances(self) -> None:
+        """Offers what declined cards put back to customers who got nothing."""
+        if self._options.attempts < self._options.units:
+            return  # so few came that units are left anyway
+        generator = random.Random(self._options.seed + 1)  # noqa: S311 - to be repeatable
+        pay = cards(self._options.decline_percent, generator)
+        for _ in range(_WAVES_MOST):
+            sale = await self._desk.must("GET", f"/v1/flash-sales/{self._stage.sale_id}")
+            losers = [i for i, buyer in enumerate(self._stage.buyers) if buyer.email not in self._tally.paid]
+            if (sale["remaining"] == 0 and sale["held"] == 0) or not losers:
+                return
+            wave = generator.sample(losers, min(len(losers), sale["remaining"]))
+            self._tally.second_chances += len(wave)
+            self._tally.second_waves += bool(wave)
+            self._tally.begin("second chance", len(wave), "attempts")
+            await self._send([Attempt(buyer, next(pay)) for buyer in wave])
+            await self._settle("orders settle")
+            if not wave:
+                await asyncio.sleep(1.0)  # units are still held for somebody
+
+    async def _watch_sale(self) -> None:
+        now = self._tally.sale
+        async for sale in self._desk.events(f"/v1/flash-sales/{self._stage.sale_id}:watch"):
+            now.messages += 1
+            now.state = sale.get("state", "")
+            now.remaining, now.held, now.sold = sale["remaining"], sale["held"], sale["sold"]
+
+    async def _follow_orders(self) -> None:
+        places = asyncio.Semaphore(_LOOKS_AT_ONCE)
+
+        async def look(order_id: str) -> None:
+            async with places:
+                answer = await self._desk.call("GET", f"/v1/orders/{order_id}", by=self._stage.admin)
+            if answer.ok and answer.body["state"] != "PENDING":
+                self._ended(order_id, answer.body)
+
+        while True:
+            await asyncio.gather(*(look(order_id) for order_id in list(self._pending)))
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _ended(self, order_id: str, order: dict[str, str]) -> None:
+        customer = self._pending.pop(order_id)
+        self._tally.pending = len(self._pending)
+        if order["state"] == "PAID":
+            self._tally.paid[customer.email] += 1
+        else:
+            self._tally.ended[order.get("stateReason") or order["state"]] += 1
