@@ -33,14 +33,6 @@ def main() -> int:
     try:
         with _mesh(site, console, keep=options.keep):
             outcome = _play(site, options, console)
-            for line in report.lines(outcome):
-                style = {report.FINE: "green", report.WRONG: "red"}.get(line.strip()[:1])
-                title = line[:1].isalpha() and "IT " not in line[:3]
-                final = "bold green" if line == "IT ADDS UP" else "bold red"
-                console.print(line, style=final if line[:3] == "IT " else "bold" if title else style, markup=False)
-            if options.json:
-                options.json.write_text(json.dumps(report.as_json(outcome), indent=2) + "\n")
-            return DOES_NOT if outcome.broken else ADDS_UP
     except (CannotRun, Unreachable) as problem:
         print(f"could not run: {problem}", file=sys.stderr)
         print("`make status` shows the parts of the mesh, `make logs` what they say.", file=sys.stderr)
@@ -48,8 +40,21 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("stopped by you; nothing was proved", style="yellow")
         return INTERRUPTED
-    finally:
-        print(f"took {time.monotonic() - began:.1f} s in all", file=sys.stderr)
+    console.print(f"took {time.monotonic() - began:.0f} s in all", style="dim")
+    _print(outcome, console)
+    if options.json:
+        options.json.write_text(json.dumps(report.as_json(outcome), indent=2) + "\n")
+    return DOES_NOT if outcome.broken else ADDS_UP
+
+
+def _print(outcome: report.Outcome, console: Console) -> None:
+    """Prints the report; the verdict is the last line of all."""
+    for line in report.lines(outcome):
+        sign = line.strip()[:1]
+        style = {report.FINE: "green", report.WRONG: "red"}.get(sign, "bold" if line[:1].isalpha() else None)
+        if line == report.verdict(outcome):
+            style = "bold red" if outcome.broken else "bold green"
+        console.print(line, style=style, markup=False)
 
 
 @contextlib.contextmanager
@@ -57,20 +62,20 @@ def _mesh(site: Site, console: Console, *, keep: bool) -> Iterator[None]:
     """The mesh, up; left as it was found. Raises `CannotRun`."""
     found_up = control.running(site) is not None
     if found_up:
-        console.print(f"the mesh is up at {site.url}, and stays up")
+        console.print(f"the mesh is up at {site.url}")
     else:
         console.print("the mesh is not up: starting it")
-    tell = Console(highlight=False, soft_wrap=True, style="dim")
-    if (code := control.up(site, lambda line: tell.print(f"  {line}", markup=False))) != 0:
+        code = control.up(site, lambda line: console.print(f"  {line}", style="dim", markup=False))
         if code == INTERRUPTED:
             raise KeyboardInterrupt
-        raise CannotRun("the mesh did not start; what it said stands above")
+        if code:
+            raise CannotRun("the mesh did not start; what it said stands above")
     try:
         _wait_until_ready(site)
         yield
     finally:
         if found_up or keep:
-            console.print(f"the mesh stays up at {site.url}" + ("" if found_up else "; `make down` stops it"))
+            console.print(f"the mesh stays up at {site.url}; `make down` stops it")
         else:
             console.print("stopping the mesh, as it was found; its data stays")
             with _undisturbed():

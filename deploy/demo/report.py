@@ -49,8 +49,8 @@ class Outcome:
         on_hand, sale = self.stock["onHand"], self.sale
         found = on_hand + sale["remaining"] + sale["held"] + sale["sold"]
         numbers = (
-            f"{on_hand} on hand + {sale['remaining']} in the sale + {sale['held']} held + {sale['sold']} sold"
-            f" = {found}, began with {self.options.units}"
+            f"{on_hand:,} on hand + {sale['remaining']:,} on sale + {sale['held']:,} held + {sale['sold']:,} sold"
+            f" = {found:,} of {self.options.units:,}"
         )
         return Check("units", found == self.options.units == self.ours.units.put_in, numbers)
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -27,6 +27,7 @@ _IN_FLIGHT_MOST = 2048
 _IDEMPOTENCY_KEY_MOST = 255
 # Names the UUIDs that stand for idempotency keys which are not UUIDs themselves.
 _KEY_NAMESPACE = uuid.UUID("6f1c1f0e-6f5b-4c0e-9d7e-1f6c0d6f7a52")
+_NO_NUL = "must not contain the character U+0000"
 _OPEN_TO_ALL = ("/grpc.health.v1.", "/grpc.reflection.")
 
 Handler = Any  # grpc.RpcMethodHandler, whose attributes its type stubs leave out
@@ -122,6 +123,9 @@ class Guard(grpc.aio.ServerInterceptor):
             _take_idempotency_key(request, str(key))
         if violations := self._validator.collect_violations(request):
             raise InvalidFields({_path(v.proto): v.proto.message for v in violations})
+        # A quick look first: a zero byte may also be part of a number.
+        if b"\0" in request.SerializeToString() and (with_nul := dict.fromkeys(_with_nul(request), _NO_NUL)):
+            raise InvalidFields(with_nul)
 
     def _answer(self, error: Exception, method: str) -> statuses.Answer:
         refusal = statuses.foreseen(error)
@@ -157,6 +161,17 @@ def _take_idempotency_key(request: Message, key: str) -> None:
         request.request_id = str(uuid.UUID(key))  # type: ignore[attr-defined]
     except ValueError:
         request.request_id = str(uuid.uuid5(_KEY_NAMESPACE, key))  # type: ignore[attr-defined]
+
+
+def _with_nul(message: Message, prefix: str = "") -> Iterator[str]:
+    """The fields whose text holds a NUL, which PostgreSQL cannot store."""
+    for field, value in message.ListFields():
+        values = value if field.is_repeated else [value]
+        for part in values.values() if isinstance(values, Mapping) else values:
+            if isinstance(part, str) and "\0" in part:
+                yield prefix + field.json_name
+            elif isinstance(part, Message):
+                yield from _with_nul(part, f"{prefix}{field.json_name}.")
 
 
 def _path(violation: Any) -> str:

@@ -64,10 +64,6 @@ def payment_to_json(value: Payment | None) -> str | None:
     return orjson.dumps(asdict(value)).decode() if value else None
 
 
-def lines_to_json(lines: tuple[Line, ...]) -> str:
-    return orjson.dumps([asdict(line) for line in lines]).decode()
-
-
 def _line(column: dict[str, Any]) -> Line:
     return Line(
         uuid.UUID(column["product_id"]),

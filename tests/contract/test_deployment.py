@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -314,13 +315,23 @@ def run_in_image(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     return run(sys.executable, "-S", "-m", *arguments, cwd=folder, env=environment)
 
 
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Each service, started from the files of its image without any settings; all at once, to save time."""
+
+    def start(service: str) -> subprocess.CompletedProcess[str]:
+        sources = [source.replace("${SERVICE}", service) for source in copied("service")]
+        folder = lay_out(tmp_path_factory.mktemp(service), [*sources, "protos/gen"])
+        (folder / "service").symlink_to(f"services/{service}")
+        return run_in_image(folder, "service")
+
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(SERVICES, threads.map(start, SERVICES), strict=True))
+
+
 @each_service
-def test_the_image_of_a_service_holds_all_that_it_imports(service, tmp_path):
-    sources = [source.replace("${SERVICE}", service) for source in copied("service") if source.startswith("services")]
-    lay_out(tmp_path, [*sources, "protos/gen"])
-    (tmp_path / "service").symlink_to(f"services/{service}")
-    started = run_in_image(tmp_path, "service")
-    assert "settings are not usable" in started.stderr, started.stderr
+def test_the_image_of_a_service_holds_all_that_it_imports(service, started):
+    assert "settings are not usable" in started[service].stderr, started[service].stderr
 
 
 def test_the_image_of_the_sandbox_holds_all_that_it_imports(tmp_path):
@@ -340,9 +351,8 @@ def test_the_gateway_is_rendered_for_the_names_that_compose_and_kubernetes_give(
     descriptor = ROOT / "protos/gen/gateway.binpb"
     render.main(["--out", str(tmp_path), "--descriptor", str(descriptor), "--descriptor-at", str(descriptor)])
     config = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
-    targets = {
-        match for match in re.findall(r'"address": "([a-z]+)", "port_value": (\d+)', json.dumps(config["static_resources"]))
-    }  # fmt: skip
+    text = json.dumps(config["static_resources"])
+    targets = set(re.findall(r'"address": "([a-z]+)", "port_value": (\d+)', text))
     assert targets == {(service, str(GRPC)) for service in SERVICES}
     checked = run(BIN / "envoy", "--mode", "validate", "--config-path", tmp_path / "envoy.yaml", "--log-level", "error")
     assert checked.returncode == 0, checked.stderr

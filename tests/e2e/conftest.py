@@ -17,12 +17,16 @@ _CONNECTIONS = 200
 
 
 @pytest.fixture(scope="session")
-async def mesh() -> AsyncIterator[Mesh]:
+async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
     home = Path(tempfile.mkdtemp(prefix="stampede-e2e-"))
     home.chmod(0o755)  # PostgreSQL may run as another user
     async with Mesh(Site.at(home, free_base())) as running:
         yield running
-    shutil.rmtree(home, ignore_errors=True)
+    if request.session.testsfailed:
+        shutil.rmtree(home / "data", ignore_errors=True)
+        print(f"\nThe logs of the mesh are in {home / 'logs'}")
+    else:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

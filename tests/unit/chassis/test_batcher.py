@@ -1,0 +1,207 @@
+"""The batcher: no item waits without need, none is lost, and each gets its own outcome."""
+
+import asyncio
+import contextvars
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.chassis.batcher import Batcher
+from services.chassis.errors import AppError, RateLimited
+
+
+class SoldOut(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "Sold out."
+
+
+class Work:
+    """Squares numbers, a batch at a time, each batch as soon as it is let go."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.batches: list[list[int]] = []
+        self.began = asyncio.Event()
+        self._gate = asyncio.Event()
+        if not held:
+            self._gate.set()
+
+    def let_go(self) -> None:
+        self._gate.set()
+
+    async def __call__(self, items: Sequence[int]) -> Sequence[int | Exception]:
+        self.batches.append(list(items))
+        self.began.set()
+        await self._gate.wait()
+        return [item * item for item in items]
+
+
+async def turns(count: int = 5) -> None:
+    """Lets everything that can run do so."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_at_low_load_an_item_goes_at_once_and_alone() -> None:
+    work = Work()
+    squares = Batcher("test", work)
+    assert [await squares(3), await squares(4)] == [9, 16]
+    assert work.batches == [[3], [4]]
+
+
+async def test_items_gather_while_a_batch_is_in_flight() -> None:
+    work = Work(held=True)
+    squares = Batcher("test", work, lanes=1)
+    first = asyncio.ensure_future(squares(0))
+    await work.began.wait()
+    others = [asyncio.ensure_future(squares(n)) for n in range(1, 6)]
+    await turns()
+    work.let_go()
+    assert await asyncio.gather(first, *others) == [0, 1, 4, 9, 16, 25]
+    assert work.batches == [[0], [1, 2, 3, 4, 5]]
+
+
+async def test_a_batch_has_at_most_so_many_items() -> None:
+    work = Work(held=True)
+    squares = Batcher("test", work, lanes=1, most=2)
+    calls = [asyncio.ensure_future(squares(n)) for n in range(5)]
+    await turns()
+    work.let_go()
+    await asyncio.gather(*calls)
+    assert max(len(batch) for batch in work.batches) == 2
+
+
+async def test_no_more_batches_run_at_once_than_there_are_lanes() -> None:
+    work = Work(held=True)
+    squares = Batcher("test", work, lanes=2, most=1)
+    calls = [asyncio.ensure_future(squares(n)) for n in range(6)]
+    await turns()
+    assert len(work.batches) == 2
+    work.let_go()
+    await asyncio.gather(*calls)
+
+
+async def test_an_item_that_follows_the_last_outcome_finds_a_lane() -> None:
+    """The lane that has just brought an outcome is over; a caller that comes straight back must not count on it."""
+    squares = Batcher("test", Work(), lanes=1)
+
+    async def chain() -> list[int]:
+        return [await squares(n) for n in range(50)]
+
+    async with asyncio.timeout(5):
+        assert await chain() == [n * n for n in range(50)]
+
+
+async def test_an_items_exception_is_its_own() -> None:
+    async def act(items: Sequence[int]) -> Sequence[int | Exception]:
+        return [SoldOut() if item % 2 else item for item in items]
+
+    squares = Batcher("test", act)
+    outcomes = await asyncio.gather(*(squares(n) for n in range(4)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [int, SoldOut, int, SoldOut]
+
+
+async def test_a_refusal_of_the_whole_batch_reaches_all_its_items_and_is_not_tried_again() -> None:
+    attempts = []
+
+    async def act(items: Sequence[int]) -> Sequence[int | Exception]:
+        attempts.append(list(items))
+        raise SoldOut()
+
+    refuse = Batcher("test", act, lanes=1)
+    outcomes = await asyncio.gather(*(refuse(n) for n in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [SoldOut] * 3
+    assert attempts == [[0, 1, 2]]
+
+
+async def test_a_poison_item_is_found_and_spares_its_neighbours() -> None:
+    async def act(items: Sequence[int]) -> Sequence[int | Exception]:
+        if 2 in items:
+            raise ZeroDivisionError
+        return list(items)
+
+    do = Batcher("test", act, lanes=1)
+    outcomes = await asyncio.gather(*(do(n) for n in range(5)), return_exceptions=True)
+    assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, ZeroDivisionError)] == [2]
+    assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [0, 1, 3, 4]
+
+
+async def test_too_few_outcomes_are_a_bug_and_mix_nothing_up() -> None:
+    async def act(items: Sequence[int]) -> Sequence[int | Exception]:
+        return list(items)[: 1 if len(items) == 1 else -1]
+
+    do = Batcher("test", act, lanes=1)
+    assert await asyncio.gather(*(do(n) for n in range(4))) == [0, 1, 2, 3]
+
+
+async def test_items_whose_callers_have_gone_are_dropped() -> None:
+    work = Work(held=True)
+    squares = Batcher("test", work, lanes=1)
+    first = asyncio.ensure_future(squares(0))
+    await work.began.wait()
+    leaves, stays = asyncio.ensure_future(squares(1)), asyncio.ensure_future(squares(2))
+    await turns()
+    leaves.cancel()
+    await turns()
+    work.let_go()
+    assert await asyncio.gather(first, stays) == [0, 4]
+    assert work.batches == [[0], [2]]
+    assert leaves.cancelled()
+
+
+async def test_a_full_queue_refuses() -> None:
+    work = Work(held=True)
+    squares = Batcher("test", work, lanes=1, queue_most=2)
+    first = asyncio.ensure_future(squares(0))
+    await work.began.wait()
+    waiting = [asyncio.ensure_future(squares(n)) for n in (1, 2)]
+    await turns()
+    with pytest.raises(RateLimited):
+        await squares(3)
+    work.let_go()
+    assert await asyncio.gather(first, *waiting) == [0, 1, 4]
+
+
+async def test_a_batch_runs_in_nobodys_context() -> None:
+    caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
+
+    async def act(items: Sequence[int]) -> Sequence[str | Exception]:
+        return [caller.get()] * len(items)
+
+    caller.set("ada")
+    assert await Batcher("test", act)(1) == "nobody"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    plan=st.lists(st.tuples(st.sampled_from(["value", "refusal", "surprise"]), st.booleans()), max_size=25),
+    lanes=st.integers(1, 3),
+    most=st.integers(1, 5),
+    pause=st.lists(st.integers(0, 3), min_size=1, max_size=5),
+)
+def test_every_item_gets_its_own_outcome(plan: list[tuple[str, bool]], lanes: int, most: int, pause: list[int]) -> None:
+    """Whatever the items bring and whoever gives up."""
+
+    async def act(items: Sequence[int]) -> Sequence[int | Exception]:
+        await turns(pause[items[0] % len(pause)])
+        if any(plan[item][0] == "surprise" for item in items):
+            raise ZeroDivisionError
+        return [SoldOut() if plan[item][0] == "refusal" else item for item in items]
+
+    async def run() -> None:
+        do = Batcher("property", act, lanes=lanes, most=most)
+        calls = []
+        for number, (_, leaves) in enumerate(plan):
+            calls.append(asyncio.ensure_future(do(number)))
+            await turns(pause[number % len(pause)])
+            if leaves:
+                calls[-1].cancel()
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        for number, (outcome, (kind, leaves)) in enumerate(zip(outcomes, plan, strict=True)):
+            expected = {"value": number, "refusal": SoldOut, "surprise": ZeroDivisionError}[kind]
+            gone = leaves and isinstance(outcome, asyncio.CancelledError)
+            assert gone or outcome == expected or type(outcome) is expected
+
+    asyncio.run(run())
