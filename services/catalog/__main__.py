@@ -2,6 +2,7 @@
 
 from services.catalog.rpc import CatalogService, SnapshotService
 from services.catalog.settings import Settings
+from services.chassis import once
 from services.chassis.paging import Pages
 from services.chassis.process import Process, run
 from stampede.catalog.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
@@ -13,6 +14,7 @@ async def main(config: Settings) -> None:
         pages = Pages(config.page_secret.get_secret_value())
         add_CatalogServiceServicer_to_server(CatalogService(process.db, pages), process.server)
         add_SnapshotServiceServicer_to_server(SnapshotService(process.db), process.server)
+        process.forget(once.FORGET)
         await process.serve("stampede.catalog.v1.CatalogService", "stampede.catalog.v1.SnapshotService")
 
 

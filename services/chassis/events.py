@@ -51,7 +51,12 @@ CREATE TABLE seen_events (
     event_id    uuid PRIMARY KEY,
     create_time timestamptz NOT NULL DEFAULT now()
 );
+CREATE INDEX seen_events_create_time ON seen_events (create_time);
 """
+
+
+FORGET = "DELETE FROM seen_events WHERE create_time < now() - interval '8 days'"
+"""A day more than JetStream keeps events, so that none comes again unrecognised."""
 
 
 async def connect(url: str, service: str) -> Any:

@@ -40,6 +40,10 @@ CREATE INDEX requests_create_time ON requests (create_time);
 """
 
 
+FORGET = "DELETE FROM requests WHERE create_time < now() - interval '2 days'"
+"""Two days are twice what the contract promises."""
+
+
 async def repeated(tx: AsyncSession, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
     """None for a first request, which from now on stands for `resource_id`; for a repeat, the first one's resource.
 

@@ -13,6 +13,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from nats.js import JetStreamContext
+from sqlalchemy import text
 
 from services.chassis import clients, db, events, settings, telemetry
 from services.chassis.access import Gatekeeper, MeshIdentity
@@ -28,6 +29,7 @@ log = structlog.get_logger()
 _DRAIN_SECONDS = 10.0
 _CHECK_SECONDS = 1.0
 _RESTART_SECONDS = 1.0
+_FORGET_SECONDS = 3600.0
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 10_000),
@@ -96,6 +98,18 @@ class Process:
                 await asyncio.sleep(_RESTART_SECONDS)
 
         self._tasks.append(asyncio.create_task(forever(), name=name))
+
+    def forget(self, *statements: str) -> None:
+        """Runs `statements` every hour: they delete what is older than anybody needs it."""
+
+        async def forget() -> None:
+            while True:
+                for statement in statements:
+                    async with self.db.begin() as tx:
+                        await tx.execute(text(statement))
+                await asyncio.sleep(_FORGET_SECONDS)
+
+        self.background("forget", forget)
 
     def exchange_events(self, *consumers: events.Consumer) -> None:
         """Relays the outbox to JetStream and feeds `consumers`, whenever NATS is there."""

@@ -12,7 +12,7 @@ import structlog
 from google.protobuf.message import Message
 from prometheus_client import Counter, Histogram
 
-from services.chassis import access, calls, statuses
+from services.chassis import access, calls, statuses, telemetry
 from services.chassis.access import Gatekeeper, Metadata, Rule
 from services.chassis.errors import InvalidFields, RateLimited
 
@@ -60,7 +60,8 @@ class Guard(grpc.aio.ServerInterceptor):
             return handler
         codec = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
-            guarded = grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codec)
+            behavior = telemetry.traced(method, handler.unary_unary)
+            guarded = grpc.unary_unary_rpc_method_handler(self._unary(method, behavior), *codec)
         else:
             guarded = grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), *codec)
         self._guarded[method] = guarded

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from services.chassis import once
 from services.chassis.paging import Pages
 from services.chassis.process import Process, run
 from services.inventory import actions, settling
@@ -33,6 +34,7 @@ async def main(config: Settings) -> None:
         add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), process.server)
         add_ReservationServiceServicer_to_server(ReservationService(db, gate), process.server)
         process.exchange_events()
+        process.forget(once.FORGET)
         process.background("sale clock and expiry", tick)
         process.background("gate", lambda: gate.keep_healing(db))
         process.background("watch", watch.run)

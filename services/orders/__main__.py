@@ -1,5 +1,6 @@
 """Starts the orders service: the one place where its parts are put together."""
 
+from services.chassis import events
 from services.chassis.paging import Pages
 from services.chassis.process import Process, run
 from services.orders import actions, facts, store
@@ -27,6 +28,7 @@ async def main(config: Settings) -> None:
 
         latch.placed(await store.recent_ids(db, PLACED_MOST))
         process.exchange_events(*facts.consumers(db))
+        process.forget(events.FORGET)
         process.background("sagas", worker.run)
         process.background("saga metrics", worker.measure)
         process.background("watch", watch.run)

@@ -1,19 +1,20 @@
 """What the tests of inventory share: a database, a gate, and stock to fight over."""
 
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from services.chassis import ids
 from services.chassis.db import Database
 from services.chassis.money import Money
-from services.inventory import actions
+from services.inventory import actions, reserving, settling
 from services.inventory.actions import NewSale
-from services.inventory.domain import Hold, Line
+from services.inventory.domain import Hold, Line, Reservation
 from services.inventory.gate import Gate
 from tests.conftest import OpenDatabase
 from tests.support.infra import Infra
@@ -108,3 +109,66 @@ async def books(db: Database) -> list[str]:
 
 
 Books = Callable[[Database], Any]
+
+
+async def hold_ended(db: Database, *reservation_ids: uuid.UUID) -> None:
+    """Lets the time of holds run out, without waiting for it."""
+    async with db.begin() as tx:
+        await tx.execute(
+            text("UPDATE reservations SET expire_time = clock_timestamp() - interval '1 second' WHERE id = ANY(:ids)"),
+            {"ids": list(reservation_ids)},
+        )
+
+
+async def sale_ended(db: Database, *sale_ids: uuid.UUID) -> None:
+    """Lets the time of sales run out; nobody has closed them yet."""
+    async with db.begin() as tx:
+        await tx.execute(
+            text("""
+                UPDATE flash_sales SET start_time = clock_timestamp() - interval '2 hours',
+                    end_time = clock_timestamp() - interval '1 second' WHERE id = ANY(:ids)
+            """),
+            {"ids": list(sale_ids)},
+        )
+
+
+async def state_of(db: Database, reservation_id: uuid.UUID) -> str:
+    async with db() as tx:
+        query = text("SELECT state FROM reservations WHERE id = :id")
+        return str((await tx.execute(query, {"id": reservation_id})).scalar_one())
+
+
+async def rows_of(db: Database, query: str, **arguments: Any) -> list[tuple[Any, ...]]:
+    async with db() as tx:
+        return [tuple(row) for row in await tx.execute(text(query), arguments)]
+
+
+async def holding(db: Database, *lines: Line, **fields: Any) -> Reservation:
+    """A hold of these lines, which must be there to take."""
+    (outcome,) = await reserving.reserve(db, [a_hold(*lines, **fields)])
+    assert isinstance(outcome, Reservation), outcome
+    return outcome
+
+
+async def expired_hold(db: Database, *lines: Line, **fields: Any) -> Reservation:
+    """A hold whose units went back because it took too long."""
+    held = await holding(db, *lines, **fields)
+    await hold_ended(db, held.id)
+    assert held.id in {r.id for r in await settling.expire(db)}
+    return held
+
+
+@contextmanager
+def statements(db: Database) -> Iterator[list[str]]:
+    """The statements that a database is asked to run meanwhile."""
+    seen: list[str] = []
+    engine = db.kw["bind"].sync_engine
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", note)

@@ -1,0 +1,441 @@
+"""Held units become sold ones or go back: once, whoever says so, in whatever order."""
+
+import asyncio
+import itertools
+import random
+import uuid
+
+import pytest
+from sqlalchemy import text
+
+from services.chassis import ids
+from services.chassis.db import Database
+from services.chassis.errors import WrongState
+from services.inventory import actions, settling
+from services.inventory.domain import Line, Reservation, ReservationLost, ReservationNotFound, State
+from services.inventory.reservations import Outcome
+from stampede.inventory.v1.events_pb2 import ReservationExpired
+from tests.integration.inventory.conftest import (
+    a_product,
+    a_sale,
+    books,
+    expired_hold,
+    hold_ended,
+    holding,
+    of_sale,
+    of_stock,
+    rows_of,
+    sale_ended,
+    state_of,
+)
+
+
+async def confirm(db: Database, reservation_id: uuid.UUID) -> Outcome:
+    return (await settling.confirm(db, [reservation_id]))[0]
+
+
+async def release(db: Database, reservation_id: uuid.UUID) -> Outcome:
+    return (await settling.release(db, [reservation_id]))[0]
+
+
+async def told(db: Database) -> list[uuid.UUID]:
+    """The reservations whose end orders will hear of, in order."""
+    rows = await rows_of(db, "SELECT subject, payload FROM outbox ORDER BY id")
+    assert {subject for subject, _ in rows} <= {"stampede.inventory.reservation.expired"}
+    return [uuid.UUID(ReservationExpired.FromString(bytes(payload)).reservation_id) for _, payload in rows]
+
+
+async def test_confirmed_units_are_sold_once_however_often_it_is_said(db: Database) -> None:
+    sale, plain = await a_sale(db, units=5), await a_product(db, on_hand=5)
+    held = await holding(db, of_sale(sale, 2), of_stock(plain, 3))
+
+    outcomes = [await confirm(db, held.id) for _ in range(3)]
+
+    assert all(isinstance(o, Reservation) and o.state is State.CONFIRMED for o in outcomes)
+    now, stock = await actions.get_sale(db, sale.id), await actions.get_stock(db, plain)
+    assert (now.held, now.sold, now.remaining) == (0, 2, 3)
+    assert (stock.held, stock.on_hand) == (0, 2)
+    # A sale's units left the ledger when they were allocated; ordinary ones leave it when sold.
+    query = "SELECT product_id, delta, reference_id FROM stock_movements WHERE kind = 'SOLD'"
+    assert await rows_of(db, query) == [(plain, -3, held.id)]
+    assert await books(db) == []
+
+
+async def test_released_units_go_back_once_however_often_it_is_said(db: Database) -> None:
+    sale, plain = await a_sale(db, units=5, per_customer_limit=2), await a_product(db, on_hand=5)
+    held = await holding(db, of_sale(sale, 2), of_stock(plain, 3))
+
+    outcomes = [await release(db, held.id) for _ in range(3)]
+
+    assert all(isinstance(o, Reservation) and o.state is State.RELEASED for o in outcomes)
+    assert (await actions.get_sale(db, sale.id)).remaining == 5
+    stock = await actions.get_stock(db, plain)
+    assert (stock.held, stock.on_hand) == (0, 5)
+    assert await books(db) == []
+
+
+@pytest.mark.parametrize("moves", list(itertools.permutations(["confirm", "release", "expire"])))
+async def test_the_first_of_three_ends_is_the_only_one(db: Database, moves: tuple[str, ...]) -> None:
+    """Later words find the end; only a confirmation still moves, from expired, because the customer has paid."""
+    sale = await a_sale(db, units=3)
+    held = await holding(db, of_sale(sale))
+    await hold_ended(db, held.id)
+    expected = State.HELD
+    for move in moves:
+        if move == "confirm":
+            outcome = await confirm(db, held.id)
+            if expected is State.RELEASED:
+                assert isinstance(outcome, ReservationLost)
+            else:
+                expected = State.CONFIRMED
+        elif move == "release":
+            outcome = await release(db, held.id)
+            if expected is State.CONFIRMED:
+                assert isinstance(outcome, WrongState)
+            elif expected is State.HELD:
+                expected = State.RELEASED
+        else:
+            await settling.expire(db)
+            expected = State.EXPIRED if expected is State.HELD else expected
+        assert await state_of(db, held.id) == expected
+        assert await books(db) == []
+
+
+async def test_confirm_release_and_expiry_at_once_end_in_exactly_one(db: Database) -> None:
+    """Thirty reservations, each told three things at the same moment."""
+    sale, plain = await a_sale(db, units=60, per_customer_limit=1000), await a_product(db, on_hand=60)
+    held = [await holding(db, of_sale(sale, 2), of_stock(plain)) for _ in range(30)]
+    await hold_ended(db, *(r.id for r in held))
+    calls = [call for r in held for call in (confirm(db, r.id), release(db, r.id))]
+    calls += [settling.expire(db) for _ in range(5)]  # type: ignore[misc]
+    random.Random(7).shuffle(calls)
+
+    await asyncio.gather(*calls)
+
+    ends = dict(await rows_of(db, "SELECT state, count(*) FROM reservations GROUP BY 1"))
+    assert "HELD" not in ends
+    assert sum(ends.values()) == 30
+    now, stock = await actions.get_sale(db, sale.id), await actions.get_stock(db, plain)
+    sold = ends.get("CONFIRMED", 0)
+    assert (now.held, now.sold, stock.held, stock.on_hand) == (0, 2 * sold, 0, 60 - sold)
+    assert await books(db) == []
+
+
+async def test_many_confirmations_of_one_reservation_at_once_sell_once(db: Database) -> None:
+    sale = await a_sale(db, units=5)
+    held = await holding(db, of_sale(sale))
+
+    outcomes = await asyncio.gather(*(confirm(db, held.id) for _ in range(10)))
+
+    assert all(isinstance(o, Reservation) for o in outcomes)
+    assert (await actions.get_sale(db, sale.id)).sold == 1
+
+
+async def test_many_late_confirmations_of_one_reservation_at_once_retake_once(db: Database) -> None:
+    sale = await a_sale(db, units=5)
+    held = await expired_hold(db, of_sale(sale, 2))
+
+    outcomes = await asyncio.gather(*(confirm(db, held.id) for _ in range(10)))
+
+    assert all(isinstance(o, Reservation) for o in outcomes)
+    assert (await actions.get_sale(db, sale.id)).sold == 2
+    assert await books(db) == []
+
+
+async def test_overlapping_batches_in_parallel_neither_deadlock_nor_count_twice(db: Database) -> None:
+    """Six batches, the same reservations in other orders; half confirm and half release."""
+    sales = [await a_sale(db, units=50, per_customer_limit=100) for _ in range(3)]
+    plain = [await a_product(db, on_hand=50) for _ in range(2)]
+    held = []
+    for n in range(24):
+        lines = [of_sale(sales[n % 3]), of_stock(plain[n % 2])]
+        held.append(await holding(db, *(lines if n % 2 else lines[::-1])))
+    chance = random.Random(11)
+    batches = [chance.sample([r.id for r in held], 18) for _ in range(6)]
+
+    await asyncio.gather(
+        *(settling.confirm(db, batch) if n % 2 else settling.release(db, batch) for n, batch in enumerate(batches))
+    )
+
+    assert await books(db) == []
+    sold = sum((await actions.get_sale(db, sale.id)).sold for sale in sales)
+    assert sold == len(await rows_of(db, "SELECT id FROM reservations WHERE state = 'CONFIRMED'"))
+
+
+async def test_outcomes_come_in_the_order_asked_and_one_refusal_leaves_the_others_alone(db: Database) -> None:
+    sale = await a_sale(db, units=5)
+    good, gone, again = [await holding(db, of_sale(sale)) for _ in range(3)]
+    unknown = ids.new()
+    await release(db, gone.id)
+
+    confirmed = await settling.confirm(db, [unknown, good.id, gone.id, again.id, good.id])
+    released = await settling.release(db, [good.id, unknown, gone.id])
+
+    assert [type(o) for o in confirmed] == [
+        ReservationNotFound, Reservation, ReservationLost, Reservation, Reservation,
+    ]  # fmt: skip
+    assert [type(o) for o in released] == [WrongState, ReservationNotFound, Reservation]
+    assert await books(db) == []
+
+
+# --- paid after the hold had ended ---
+
+
+async def test_a_late_payment_retakes_from_the_sale_even_over_the_limit(db: Database) -> None:
+    sale, customer = await a_sale(db, units=5, per_customer_limit=2), ids.new()
+    late = await expired_hold(db, of_sale(sale, 2), customer_id=customer)
+    await holding(db, of_sale(sale, 2), customer_id=customer)
+
+    assert isinstance(await confirm(db, late.id), Reservation)
+
+    now = await actions.get_sale(db, sale.id)
+    assert (now.held, now.sold, now.remaining) == (2, 2, 1)
+    assert await books(db) == []
+
+
+async def test_a_late_payment_retakes_after_the_sales_end_before_anybody_closed_it(db: Database) -> None:
+    sale = await a_sale(db, units=5)
+    late = await expired_hold(db, of_sale(sale, 2))
+    await sale_ended(db, sale.id)
+
+    assert isinstance(await confirm(db, late.id), Reservation)
+    assert await actions.close_ended_sales(db) == 1
+    assert (await actions.get_stock(db, sale.product_id)).on_hand == 3
+    assert await books(db) == []
+
+
+async def test_a_late_payment_retakes_from_stock_after_the_sale_was_closed(db: Database) -> None:
+    sale = await a_sale(db, units=5)
+    late = await expired_hold(db, of_sale(sale, 2))
+    await sale_ended(db, sale.id)
+    await actions.close_ended_sales(db)
+
+    assert isinstance(await confirm(db, late.id), Reservation)
+
+    now, stock = await actions.get_sale(db, sale.id), await actions.get_stock(db, sale.product_id)
+    assert (now.held, now.sold, now.returned, stock.on_hand) == (0, 2, 3, 3)
+    query = "SELECT kind, delta FROM stock_movements ORDER BY id"
+    assert await rows_of(db, query) == [("ADJUSTED", 5), ("ALLOCATED", -5), ("RETURNED", 5), ("ALLOCATED", -2)]
+    assert await books(db) == []
+
+
+async def test_a_late_payment_is_lost_where_the_units_went_to_others(db: Database) -> None:
+    sale, plain = await a_sale(db, units=2), await a_product(db, on_hand=2)
+    of_flash = await expired_hold(db, of_sale(sale, 2))
+    ordinary = await expired_hold(db, of_stock(plain, 2))
+    await holding(db, of_sale(sale))
+    await holding(db, of_stock(plain))
+    before = await rows_of(db, "SELECT * FROM flash_sales"), await rows_of(db, "SELECT * FROM stock")
+
+    outcomes = await settling.confirm(db, [of_flash.id, ordinary.id])
+
+    assert [type(o) for o in outcomes] == [ReservationLost, ReservationLost]
+    assert (await rows_of(db, "SELECT * FROM flash_sales"), await rows_of(db, "SELECT * FROM stock")) == before
+    assert await state_of(db, of_flash.id) == "EXPIRED"
+    assert await books(db) == []
+
+
+async def test_a_late_payment_is_lost_where_the_closed_sales_units_left_stock(db: Database) -> None:
+    sale = await a_sale(db, units=2)
+    late = await expired_hold(db, of_sale(sale, 2))
+    await sale_ended(db, sale.id)
+    await actions.close_ended_sales(db)
+    await holding(db, of_stock(sale.product_id))
+
+    assert isinstance(await confirm(db, late.id), ReservationLost)
+    assert await books(db) == []
+
+
+@pytest.mark.parametrize("lacking", [0, 1, 2])
+async def test_a_late_payment_retakes_all_of_its_lines_or_none(db: Database, lacking: int) -> None:
+    """Whichever line's units are gone, the others are not taken, nor counted, nor written to the ledger."""
+    sale, ended, plain = await a_sale(db, units=2, per_customer_limit=5), await a_sale(db, units=2), await a_product(db)
+    lines = [of_sale(sale, 2), of_sale(ended, 2), of_stock(plain, 10)]
+    late = await expired_hold(db, *lines)
+    await sale_ended(db, ended.id)
+    await actions.close_ended_sales(db)
+    rival = [of_sale(sale), of_stock(ended.product_id), of_stock(plain)][lacking]
+    other = await holding(db, rival)
+    movements = await rows_of(db, "SELECT count(*) FROM stock_movements")
+
+    assert isinstance(await confirm(db, late.id), ReservationLost)
+    assert await rows_of(db, "SELECT count(*) FROM stock_movements") == movements
+    assert await books(db) == []
+
+    await release(db, other.id)
+    assert isinstance(await confirm(db, late.id), Reservation)
+    assert await books(db) == []
+
+
+async def test_late_payments_race_for_the_last_units_and_take_each_once(db: Database) -> None:
+    """Ten are late, units for four are there; after the close, and before it."""
+    for closed in (False, True):
+        sale = await a_sale(db, units=10)
+        late = [await holding(db, of_sale(sale)) for _ in range(10)]
+        await hold_ended(db, *(r.id for r in late))
+        await settling.expire(db)
+        for _ in range(0 if closed else 6):
+            await holding(db, of_sale(sale))
+        if closed:
+            await sale_ended(db, sale.id)
+            await actions.close_ended_sales(db)
+            await holding(db, of_stock(sale.product_id, 6))
+
+        outcomes = await asyncio.gather(*(confirm(db, r.id) for r in late))
+
+        assert sum(isinstance(o, Reservation) for o in outcomes) == 4
+        assert sum(isinstance(o, ReservationLost) for o in outcomes) == 6
+        assert await books(db) == []
+
+
+async def test_late_payments_of_crossed_lines_do_not_deadlock(db: Database) -> None:
+    """What is re-taken is locked in one order, however the lines are written, and whatever else goes on."""
+    first, second = await a_sale(db, units=40), await a_sale(db, units=40)
+    plain = await a_product(db, on_hand=80)
+    late, fresh = [], []
+    for n in range(16):
+        lines = [of_stock(plain), of_sale(second), of_sale(first)]
+        late.append(await holding(db, *(lines if n % 2 else lines[::-1])))
+        fresh.append(await holding(db, *(lines[::-1] if n % 2 else lines)))
+    await hold_ended(db, *(r.id for r in late))
+    await settling.expire(db)
+    await sale_ended(db, first.id)
+    await actions.close_ended_sales(db)
+
+    await asyncio.gather(
+        *(confirm(db, r.id) for r in late),
+        *(release(db, r.id) if n % 2 else confirm(db, r.id) for n, r in enumerate(fresh)),
+    )
+
+    assert dict(await rows_of(db, "SELECT state, count(*) FROM reservations GROUP BY 1")) == {
+        "CONFIRMED": 24, "RELEASED": 8,
+    }  # fmt: skip
+    assert await books(db) == []
+
+
+async def test_two_who_are_late_share_what_a_closed_sale_gave_back(db: Database) -> None:
+    """Both see that it gave two back; only one may have them, though stock has more."""
+    sale = await a_sale(db, units=4)
+    sold = [await holding(db, of_sale(sale, 2)) for _ in range(2)]
+    await hold_ended(db, *(r.id for r in sold))
+    await settling.expire(db)
+    winner = await holding(db, of_sale(sale, 2))
+    await confirm(db, winner.id)
+    await sale_ended(db, sale.id)
+    await actions.close_ended_sales(db)
+    stock = await actions.get_stock(db, sale.product_id)
+    await actions.adjust_stock(
+        db, sale.product_id, delta=50, reason="delivery", actor=ids.new(), key=None
+    )  # ordinary units that the sale never had
+    assert stock.on_hand == 2
+
+    outcomes = await asyncio.gather(*(confirm(db, r.id) for r in sold))
+
+    assert sorted(type(o).__name__ for o in outcomes) == ["Reservation", "ReservationLost"]
+    assert await books(db) == []
+
+
+# --- holds that end by themselves ---
+
+
+async def test_an_expired_hold_returns_its_units_and_tells_orders_once(db: Database) -> None:
+    sale, plain = await a_sale(db, units=5, per_customer_limit=2), await a_product(db, on_hand=5)
+    customer = ids.new()
+    held = await holding(db, of_sale(sale, 2), of_stock(plain, 5), customer_id=customer)
+    alive = await holding(db, of_sale(sale))
+    await hold_ended(db, held.id)
+
+    assert [r.id for r in await settling.expire(db)] == [held.id]
+    assert await settling.expire(db) == []
+
+    assert await told(db) == [held.id]
+    assert (await actions.get_sale(db, sale.id)).held == 1
+    assert (await actions.get_stock(db, plain)).held == 0
+    assert await state_of(db, alive.id) == "HELD"
+    await holding(db, of_sale(sale, 2), customer_id=customer)  # the allowance is back too
+    assert await books(db) == []
+
+
+async def test_two_workers_expire_each_hold_once_and_tell_it_once(db: Database) -> None:
+    sale = await a_sale(db, units=40)
+    held = [await holding(db, of_sale(sale)) for _ in range(40)]
+    await hold_ended(db, *(r.id for r in held))
+
+    rounds = await asyncio.gather(*(settling.expire(db) for _ in range(4)))
+
+    assert sorted(r.id for batch in rounds for r in batch) == sorted(r.id for r in held)
+    assert sorted(await told(db)) == sorted(r.id for r in held)
+    assert (await actions.get_sale(db, sale.id)).remaining == 40
+    assert await books(db) == []
+
+
+async def test_expiry_passes_by_a_hold_that_is_just_being_settled(db: Database) -> None:
+    sale = await a_sale(db, units=5)
+    busy, idle = [await holding(db, of_sale(sale)) for _ in range(2)]
+    await hold_ended(db, busy.id, idle.id)
+
+    async with db.begin() as other, asyncio.timeout(3):
+        await other.execute(text("SELECT id FROM reservations WHERE id = :id FOR UPDATE"), {"id": busy.id})
+        assert [r.id for r in await settling.expire(db)] == [idle.id]
+
+    assert [r.id for r in await settling.expire(db)] == [busy.id]
+
+
+async def test_expiry_takes_no_more_than_its_share_at_once(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "EXPIRE_MOST", 3)
+    sale = await a_sale(db, units=7)
+    held = [await holding(db, of_sale(sale)) for _ in range(7)]
+    await hold_ended(db, *(r.id for r in held))
+
+    assert [len(await settling.expire(db)) for _ in range(4)] == [3, 3, 1, 0]
+
+
+@pytest.mark.parametrize("end", ["release", "expire"])
+async def test_units_that_come_back_after_the_close_go_on_to_stock(db: Database, end: str) -> None:
+    sale, plain = await a_sale(db, units=5), await a_product(db, on_hand=5)
+    held = await holding(db, of_sale(sale, 2), of_stock(plain))
+    await sale_ended(db, sale.id)
+    await actions.close_ended_sales(db)
+    assert (await actions.get_stock(db, sale.product_id)).on_hand == 3
+
+    if end == "release":
+        await release(db, held.id)
+    else:
+        await hold_ended(db, held.id)
+        await settling.expire(db)
+
+    now = await actions.get_sale(db, sale.id)
+    assert (now.held, now.returned, now.remaining, now.state) == (0, 5, 0, "ENDED")
+    assert (await actions.get_stock(db, sale.product_id)).on_hand == 5
+    query = "SELECT delta FROM stock_movements WHERE kind = 'RETURNED' AND reference_id = :sale ORDER BY id"
+    assert await rows_of(db, query, sale=sale.id) == [(3,), (2,)]
+    assert await books(db) == []
+
+
+async def test_a_hold_confirmed_after_the_close_is_sold_by_the_sale(db: Database) -> None:
+    sale = await a_sale(db, units=5)
+    held = await holding(db, of_sale(sale, 2))
+    await sale_ended(db, sale.id)
+    await actions.close_ended_sales(db)
+
+    await confirm(db, held.id)
+
+    now = await actions.get_sale(db, sale.id)
+    assert (now.held, now.sold, now.returned) == (0, 2, 3)
+    assert (await actions.get_stock(db, sale.product_id)).on_hand == 3
+    assert await books(db) == []
+
+
+async def test_a_batch_that_returns_two_closed_sales_of_one_product_restocks_their_sum(db: Database) -> None:
+    product_id = await a_product(db, on_hand=10)
+    sales = [await a_sale(db, units=4) for _ in range(2)]
+    async with db.begin() as tx:  # two sales of one product, one after the other
+        await tx.execute(text("UPDATE flash_sales SET product_id = :product"), {"product": product_id})
+    held = [await holding(db, Line(product_id, sale.id, 3)) for sale in sales]
+    await sale_ended(db, *(sale.id for sale in sales))
+    await actions.close_ended_sales(db)
+    assert (await actions.get_stock(db, product_id)).on_hand == 12
+
+    await settling.release(db, [r.id for r in held])
+
+    assert (await actions.get_stock(db, product_id)).on_hand == 18

@@ -1,0 +1,122 @@
+"""Each invariant of units holds on good rows, and fails on tampered ones."""
+
+from dataclasses import replace
+
+import pytest
+
+from deploy.audit.findings import KEPT_MOST, Finding, Findings, Invariant
+from deploy.audit.rows import Allowance, Outbox, Pools, Saga, Sale, Stock, Units
+from deploy.audit.units import (
+    Account,
+    check_limits,
+    check_outboxes,
+    check_sagas,
+    check_sales,
+    check_stock,
+    check_units,
+)
+
+SALE = Sale(id="sale", product_id="shoe", allocation=60, held=5, sold=20, returned=10)
+# 100 put in, 60 allocated to the sale, 10 came back from it, 7 sold from ordinary stock, 3 restocked.
+LEDGER = {"ADJUSTED": 100, "ALLOCATED": -60, "RETURNED": 10, "SOLD": -7, "RESTOCKED": 3}
+STOCK = Stock(product_id="shoe", on_hand=46, held=4, moved=LEDGER)
+POOLS = Pools(sales={"sale": Units(held=5, confirmed=20)}, stock={"shoe": Units(held=4, confirmed=7)})
+ALLOWANCE = Allowance(
+    sale_id="sale", customer_id="ann", limit=2, counted=2, reserved=2, terms_changed=False, paid_late=False
+)
+
+
+def test_good_rows_add_up() -> None:
+    assert [*check_sales([SALE], POOLS), *check_stock([STOCK], POOLS), *check_units([STOCK], [SALE])] == []
+    assert list(check_limits([ALLOWANCE])) == []
+
+
+@pytest.mark.parametrize(
+    "tampered",
+    [
+        replace(SALE, held=6),
+        replace(SALE, sold=19),
+        replace(SALE, held=-5),
+        replace(SALE, allocation=34),
+        replace(SALE, returned=40),
+    ],
+)
+def test_a_tampered_sale_is_found_and_named(tampered: Sale) -> None:
+    (finding,) = check_sales([tampered], POOLS)
+    assert (finding.invariant, finding.ids) == (Invariant.SALES, ("sale",))
+
+
+def test_reservations_of_a_sale_that_is_not_there_are_found() -> None:
+    (finding,) = check_sales([], POOLS)
+    assert finding.ids == ("sale",)
+
+
+@pytest.mark.parametrize(
+    "tampered",
+    [
+        replace(STOCK, on_hand=47),
+        replace(STOCK, held=3),
+        replace(STOCK, moved=LEDGER | {"SOLD": -8, "ADJUSTED": 101}),
+        replace(STOCK, on_hand=3, moved={"ADJUSTED": 10, "SOLD": -7}),
+    ],
+)
+def test_tampered_stock_is_found_and_named(tampered: Stock) -> None:
+    (finding,) = check_stock([tampered], POOLS)
+    assert (finding.invariant, finding.ids) == (Invariant.STOCK, ("shoe",))
+
+
+def test_reservations_of_a_product_without_stock_are_found() -> None:
+    (finding,) = check_stock([], POOLS)
+    assert finding.ids == ("shoe",)
+
+
+@pytest.mark.parametrize(
+    ("stock", "sale"),
+    [
+        (replace(STOCK, on_hand=45), SALE),
+        (replace(STOCK, moved=LEDGER | {"ADJUSTED": 101}), SALE),
+        (STOCK, replace(SALE, allocation=61)),
+        (STOCK, replace(SALE, returned=9)),
+    ],
+)
+def test_a_unit_that_is_nowhere_or_twice_is_found(stock: Stock, sale: Sale) -> None:
+    (finding,) = check_units([stock], [sale])
+    assert (finding.invariant, finding.ids) == (Invariant.UNITS, ("shoe",))
+    assert "is not" in finding.text
+
+
+def test_an_account_says_where_the_units_are() -> None:
+    assert str(Account.of(STOCK, [SALE])) == "46 on hand + 25 in sales + 5 held + 27 sold = 103 put in"
+
+
+@pytest.mark.parametrize("tampered", [replace(ALLOWANCE, counted=1), replace(ALLOWANCE, counted=3, reserved=3)])
+def test_a_customer_above_the_limit_or_counted_wrongly_is_found(tampered: Allowance) -> None:
+    (finding,) = check_limits([tampered])
+    assert (finding.invariant, finding.ids, finding.warning) == (Invariant.LIMITS, ("sale", "ann"), False)
+
+
+def test_a_limit_that_was_lowered_later_is_only_a_warning() -> None:
+    (finding,) = check_limits([replace(ALLOWANCE, limit=1, terms_changed=True)])
+    assert finding.warning
+
+
+def test_who_paid_after_the_hold_had_ended_may_be_above_the_limit() -> None:
+    assert list(check_limits([replace(ALLOWANCE, counted=3, reserved=3, paid_late=True)])) == []
+
+
+@pytest.mark.parametrize(("age", "waits", "stuck"), [(121, False, True), (119, False, False), (500, True, False)])
+def test_only_old_sagas_that_wait_for_no_customer_are_stuck(age: float, waits: bool, stuck: bool) -> None:
+    saga = Saga(order_id="o", phase="FORWARD", attempts=3, age_seconds=age, waits_for_customer=waits)
+    assert bool(list(check_sagas([saga]))) == stuck
+
+
+def test_an_outbox_that_stands_still_is_a_warning() -> None:
+    (finding,) = check_outboxes([Outbox(service="orders", waiting=2, oldest_seconds=11)])
+    assert finding.warning
+    assert list(check_outboxes([Outbox(service="orders", waiting=900, oldest_seconds=0.2)])) == []
+
+
+def test_findings_are_kept_within_bounds_and_counted_beyond() -> None:
+    findings = Findings()
+    findings.add(Finding(Invariant.SALES, (str(n),), "") for n in range(KEPT_MOST + 5))
+    assert (len(findings.kept), findings.counts[Invariant.SALES]) == (KEPT_MOST, KEPT_MOST + 5)
