@@ -16,7 +16,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  \033[36m%-10s\033[0m %s\n",$$1,$$2} /^##@/{printf "\n%s\n",substr($$0,5)}' $(MAKEFILE_LIST)
 
 ##@ Try it
-.PHONY: demo up down status logs reset
+.PHONY: demo up down status logs reset audit
 demo: setup ## Run a real flash sale through the gateway and prove that it adds up
 	@$(BIN)/python -m deploy.demo
 
@@ -35,8 +35,11 @@ logs: setup ## Follow the logs of all parts
 reset: setup ## Stop the mesh and forget its data
 	@$(BIN)/python -m deploy.local reset
 
+audit: setup ## Check the books of a running mesh over all databases and the provider
+	@$(BIN)/python -m deploy.audit
+
 ##@ Change it
-.PHONY: setup check test bench stubs lock
+.PHONY: setup check test bench stubs
 setup: $(READY) $(STUBS) ## Make .venv ready to work in (safe to repeat)
 
 test: setup ## Run all tests, on the real servers
@@ -54,9 +57,6 @@ bench: setup ## Measure what an order costs, in ratios to a bare RPC
 
 stubs: setup ## Build the wheel of client stubs in dist/
 	@$(BIN)/python protos/wheel.py
-
-lock: setup ## Pin the newest versions that requirements*.in allow
-	@$(BIN)/python -m deploy.lock
 
 # What is installed follows the lock file; a half-made .venv is made anew.
 $(READY): requirements-dev.lock

@@ -206,10 +206,13 @@ async def close_ended_sales(db: Database) -> int:
                 update_time = clock_timestamp()
             FROM ended WHERE s.id = ended.id
             RETURNING s.id, s.product_id, new.returned - old.returned AS units
+        ), back AS (
+            SELECT product_id, sum(units)::integer AS units FROM closed WHERE units > 0 GROUP BY product_id
+        ), stocked AS (
+            SELECT s.product_id FROM stock s JOIN back USING (product_id) ORDER BY s.product_id FOR UPDATE OF s
         ), restocked AS (
-            UPDATE stock SET on_hand = on_hand + c.units, update_time = clock_timestamp()
-            FROM (SELECT product_id, sum(units)::integer AS units FROM closed GROUP BY product_id) c
-            WHERE stock.product_id = c.product_id
+            UPDATE stock SET on_hand = on_hand + back.units, update_time = clock_timestamp()
+            FROM back JOIN stocked USING (product_id) WHERE stock.product_id = back.product_id
         ), moved AS (
             INSERT INTO stock_movements (product_id, delta, kind, reference_id)
             SELECT product_id, units, 'RETURNED', id FROM closed WHERE units > 0

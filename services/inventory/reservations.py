@@ -27,6 +27,23 @@ LOCK_EXPIRED = text(
     f"{_FIND} WHERE state = 'HELD' AND expire_time <= clock_timestamp()"
     " ORDER BY expire_time LIMIT :most FOR UPDATE SKIP LOCKED"
 )
+_LOCK_SALES = text(
+    "SELECT id FROM flash_sales WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY product_id, id FOR UPDATE"
+)
+_LOCK_STOCK = text(
+    "SELECT product_id FROM stock WHERE product_id = ANY(CAST(:ids AS uuid[])) ORDER BY product_id FOR UPDATE"
+)
+
+
+async def lock_pools(tx: AsyncSession, lines: Iterable[Line]) -> None:
+    """Locks all that `lines` may touch, in order: for those who then change it piece by piece, in another order."""
+    asked = list(lines)
+    for query, pools in (
+        (_LOCK_SALES, {line.sale_id for line in asked if line.sale_id}),
+        (_LOCK_STOCK, {line.product_id for line in asked}),
+    ):
+        if pools:
+            await tx.execute(query, {"ids": list(pools)})
 
 
 async def uncount_customers(tx: AsyncSession, taken: Iterable[tuple[uuid.UUID, Iterable[Line]]]) -> None:

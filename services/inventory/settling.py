@@ -12,7 +12,7 @@ from services.chassis.db import Database
 from services.chassis.errors import WrongState
 from services.inventory import domain
 from services.inventory.domain import Line, Reservation, State
-from services.inventory.reservations import LOCK, LOCK_EXPIRED, Outcome, from_row, uncount_customers
+from services.inventory.reservations import LOCK, LOCK_EXPIRED, Outcome, from_row, lock_pools, uncount_customers
 from stampede.inventory.v1 import events_pb2
 
 EXPIRE_MOST = 500
@@ -27,7 +27,10 @@ async def confirm(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
     async with db.begin() as tx:
         found = {r.id: r for r in map(from_row, await tx.execute(LOCK, {"ids": list(ids)}))}
         held = [r for r in found.values() if r.state is State.HELD]
-        retaken = await _retake(tx, [r for r in found.values() if r.state is State.EXPIRED])
+        expired = [r for r in found.values() if r.state is State.EXPIRED]
+        if expired:
+            await lock_pools(tx, (line for r in (*held, *expired) for line in r.lines))
+        retaken = await _retake(tx, expired)
         done = [*held, *retaken]
         if done:
             await _sell(tx, done)
@@ -184,6 +187,8 @@ async def _return_units(tx: AsyncSession, reservations: Sequence[Reservation], s
     if not reservations:
         return
     sales, stock = _units_by_pool(reservations)
+    if sales and stock:
+        await lock_pools(tx, (line for r in reservations for line in r.lines))
     if sales:
         # A sale that is over has no use for them: they go on to ordinary stock, and the ledger says so.
         await tx.execute(
@@ -197,10 +202,13 @@ async def _return_units(tx: AsyncSession, reservations: Sequence[Reservation], s
                         returned = s.returned + CASE WHEN s.closed_as IS NULL THEN 0 ELSE w.units END
                     FROM w JOIN locked USING (id) WHERE s.id = w.id
                     RETURNING s.id, s.product_id, new.returned - old.returned AS returned
+                ), back AS (
+                    SELECT product_id, sum(returned)::integer AS units FROM given WHERE returned > 0 GROUP BY product_id
+                ), stocked AS (
+                    SELECT s.product_id FROM stock s JOIN back USING (product_id) ORDER BY s.product_id FOR UPDATE OF s
                 ), restocked AS (
-                    UPDATE stock SET on_hand = on_hand + g.units, update_time = clock_timestamp()
-                    FROM (SELECT product_id, sum(returned)::integer AS units FROM given GROUP BY product_id) g
-                    WHERE stock.product_id = g.product_id AND g.units > 0
+                    UPDATE stock SET on_hand = on_hand + back.units, update_time = clock_timestamp()
+                    FROM back JOIN stocked USING (product_id) WHERE stock.product_id = back.product_id
                 )
                 INSERT INTO stock_movements (product_id, delta, kind, reference_id)
                 SELECT product_id, returned, 'RETURNED', id FROM given WHERE returned > 0

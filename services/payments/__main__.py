@@ -2,7 +2,6 @@
 
 from contextlib import aclosing
 
-from services.chassis import once
 from services.chassis.process import Process, run
 from services.payments.desk import Desk
 from services.payments.flights import Flights
@@ -31,7 +30,6 @@ async def main(config: Settings) -> None:
             PaymentService(desk, inbox, secret), process.server
         )
         process.exchange_events()
-        process.forget(once.FORGET)
         for loop in (worker.reconcile, worker.renew, worker.read_inbox, worker.tidy, worker.count):
             process.background(loop.__name__, loop)
         await process.serve("stampede.payments.v1.ChargeService", "stampede.payments.v1.PaymentService")

@@ -319,14 +319,13 @@ def run_in_image(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
 def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
     """Each service, started from the files of its image without any settings; all at once, to save time."""
 
-    def start(service: str) -> subprocess.CompletedProcess[str]:
+    folders = []
+    for service in SERVICES:
         sources = [source.replace("${SERVICE}", service) for source in copied("service")]
-        folder = lay_out(tmp_path_factory.mktemp(service), [*sources, "protos/gen"])
-        (folder / "service").symlink_to(f"services/{service}")
-        return run_in_image(folder, "service")
-
-    with ThreadPoolExecutor() as threads:
-        return dict(zip(SERVICES, threads.map(start, SERVICES), strict=True))
+        folders.append(lay_out(tmp_path_factory.mktemp(service), [*sources, "protos/gen"]))
+        (folders[-1] / "service").symlink_to(f"services/{service}")
+    with ThreadPoolExecutor(max_workers=len(SERVICES)) as threads:
+        return dict(zip(SERVICES, threads.map(lambda folder: run_in_image(folder, "service"), folders), strict=True))
 
 
 @each_service
@@ -337,6 +336,16 @@ def test_the_image_of_a_service_holds_all_that_it_imports(service, started):
 def test_the_image_of_the_sandbox_holds_all_that_it_imports(tmp_path):
     asked = run_in_image(lay_out(tmp_path, copied("sandbox")), "deploy.sandbox", "--help")
     assert asked.returncode == 0, asked.stderr
+
+
+def test_the_image_of_the_gateway_is_made_from_what_its_build_is_given(tmp_path):
+    lay_out(tmp_path, [source for source in copied("contract") if (ROOT / source).is_dir()])
+    shutil.rmtree(tmp_path / "protos/gen")
+    for command in (["protos/generate.py"], ["-m", "gateway.render", "--out", "out", "--descriptor-at", "/gateway"]):
+        made = run(sys.executable, *command, cwd=tmp_path, env={"PATH": os.environ["PATH"]})
+        assert made.returncode == 0, made.stderr
+    assert (tmp_path / "protos/gen/gateway.binpb").exists()
+    assert "proto_descriptor: /gateway" in (tmp_path / "out/envoy.yaml").read_text()
 
 
 def test_the_build_context_has_what_is_copied_and_nothing_else():

@@ -189,3 +189,19 @@ async def test_the_price_and_the_time_of_a_hold_are_the_sales(db: Database, quan
     assert held.lines[0].sale_price is not None
     assert held.lines[0].sale_price.minor == 999
     assert 25 < (held.expire_time - sale.server_time).total_seconds() < 60
+
+
+async def test_a_customers_second_hold_in_a_batch_takes_no_lock_out_of_order(db: Database) -> None:
+    """Holds of one customer are counted one after the other, so two batches could meet crosswise."""
+    sales = [await a_sale(db, units=200, per_customer_limit=50) for _ in range(2)]
+    plain = await a_product(db, on_hand=200)
+    batches = []
+    for n in range(16):
+        customer = ids.new()
+        lines = [of_sale(sales[0]), of_stock(plain), of_sale(sales[1])]
+        batches.append([a_hold(line, customer_id=customer) for line in (lines if n % 2 else lines[::-1])])
+
+    answers = await asyncio.gather(*(reserving.reserve(db, batch) for batch in batches))
+
+    assert all(isinstance(outcome, Reservation) for answer in answers for outcome in answer)
+    assert await books(db) == []

@@ -158,8 +158,8 @@ async def test_overlapping_batches_in_parallel_neither_deadlock_nor_count_twice(
     )
 
     assert await books(db) == []
-    sold = sum((await actions.get_sale(db, sale.id)).sold for sale in sales)
-    assert sold == len(await rows_of(db, "SELECT id FROM reservations WHERE state = 'CONFIRMED'"))
+    sold = [(await actions.get_sale(db, sale.id)).sold for sale in sales]
+    assert sum(sold) == len(await rows_of(db, "SELECT id FROM reservations WHERE state = 'CONFIRMED'"))
 
 
 async def test_outcomes_come_in_the_order_asked_and_one_refusal_leaves_the_others_alone(db: Database) -> None:
@@ -439,3 +439,19 @@ async def test_a_batch_that_returns_two_closed_sales_of_one_product_restocks_the
     await settling.release(db, [r.id for r in held])
 
     assert (await actions.get_stock(db, product_id)).on_hand == 18
+
+
+async def test_units_of_closed_sales_come_back_beside_orders_of_the_same_products(db: Database) -> None:
+    """A return that goes on to stock keeps to the one order of locks, too."""
+    sales = sorted([await a_sale(db, units=40, stock=80) for _ in range(2)], key=lambda sale: sale.product_id)
+    low, high = sales
+    returning = [await holding(db, of_sale(high), of_stock(low.product_id)) for _ in range(20)]
+    ordinary = [await holding(db, of_stock(low.product_id), of_stock(high.product_id)) for _ in range(20)]
+    await sale_ended(db, low.id, high.id)
+    await actions.close_ended_sales(db)
+
+    await asyncio.gather(
+        *(release(db, r.id) for r in returning), *(confirm(db, r.id) for r in ordinary), settling.expire(db)
+    )
+
+    assert await books(db) == []

@@ -54,7 +54,7 @@ async def test_a_refusal_is_an_answer_and_not_asked_again() -> None:
 
 
 async def test_an_expired_token_is_renewed_once() -> None:
-    async with door((401, {}), (200, {"accessToken": "new"}), (200, {})) as (shop, asked):
+    async with door((401, {}), (200, {"accessToken": "new"}), (200, {})) as (shop, _asked):
         customer = Customer("ann@demo.example", "secret", "old")
         assert (await shop.call("GET", "/v1/orders", by=customer)).ok
     assert customer.token == "new"
