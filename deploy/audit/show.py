@@ -29,9 +29,9 @@ def lines(report: Report) -> Iterator[str]:
         if len(found) > _SHOWN_MOST:
             yield f"    … and {len(found) - _SHOWN_MOST:,} more"
     if report.books.in_flight_count:
-        some = ", ".join(report.books.in_flight[:3])
-        yield f"  in flight: {report.books.in_flight_count:,} orders are still under way, not judged ({some}, …)"
-    yield f"  read in {report.seconds:.1f} s, {report.passes} time{'s' * (report.passes > 1)}"
+        some = ", ".join(report.books.in_flight[:3]) + (", …" if report.books.in_flight_count > 3 else "")
+        yield f"  in flight, not judged: {count(report.books.in_flight_count, 'order')} or hold still to end ({some})"
+    yield f"  read in {report.seconds:.1f} s, {count(report.passes, 'time')}"
     yield verdict(report)
 
 
@@ -40,7 +40,7 @@ def verdict(report: Report) -> str:
     if report.adds_up:
         return "IT ADDS UP"
     broken = sorted({str(finding.invariant) for finding in report.wrong})
-    return f"IT DOES NOT ADD UP: {', '.join(broken)} ({len(report.wrong):,} findings)"
+    return f"IT DOES NOT ADD UP: {', '.join(broken)} ({count(len(report.wrong), 'finding')})"
 
 
 def numbers(report: Report, invariant: Invariant) -> str:
@@ -48,21 +48,21 @@ def numbers(report: Report, invariant: Invariant) -> str:
     books = report.books
     if invariant is Invariant.SALES:
         held, sold = sum(sale.held for sale in report.sales), sum(sale.sold for sale in report.sales)
-        return f"{len(report.sales):,} sales: {held:,} held, {sold:,} sold, as reserved"
+        return f"{count(len(report.sales), 'sale')}: {held:,} held, {sold:,} sold, as reserved"
     if invariant is Invariant.STOCK:
-        return f"{len(report.stocks):,} products: stock is the sum of its ledger"
+        return f"{count(len(report.stocks), 'product')}: stock is the sum of its ledger"
     if invariant is Invariant.UNITS:
         return str(report.units)
     if invariant is Invariant.ORDERS:
-        return f"{books.paid:,} paid orders, {books.confirmed:,} confirmed reservations"
+        return f"{count(books.paid, 'paid order')}, {count(books.confirmed, 'confirmed reservation')}"
     if invariant is Invariant.MONEY:
         return money(report)
     if invariant is Invariant.LIMITS:
         return "limits per customer" if report.of(invariant) else "no customer above a sale's limit"
     if invariant is Invariant.SAGAS:
-        return f"{books.in_flight_count:,} orders under way, {len(report.of(invariant)):,} stuck"
+        return f"{count(books.in_flight_count, 'order')} under way, {len(report.of(invariant)):,} stuck"
     if invariant is Invariant.OUTBOX:
-        return f"{sum(outbox.waiting for outbox in report.outboxes):,} events wait to be told"
+        return f"{count(sum(outbox.waiting for outbox in report.outboxes), 'event')} waiting to be told"
     return "orders' products and customers exist"
 
 
@@ -81,3 +81,8 @@ def money(report: Report) -> str:
 def amount(minor: int) -> str:
     """Minor units, as the provider counts them."""
     return f"{minor:,}"
+
+
+def count(number: int, noun: str) -> str:
+    """So many of something, in words."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

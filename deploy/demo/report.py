@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deploy.audit import Report as Audit
+from deploy.audit.show import count
 from deploy.demo.options import PER_CUSTOMER, Options
 from deploy.demo.stage import CURRENCY, SALE_PRICE_MINOR
 from deploy.demo.tally import Tally, percentile
@@ -88,8 +89,8 @@ class Outcome:
     def _everything(self) -> Check:
         books = self.all.books
         numbers = (
-            f"{sum(books.states.values()):,} orders, {len(self.all.sales):,} sales, {len(self.all.stocks):,} products"
-            f" in 5 databases and the ledger"
+            f"{count(sum(books.states.values()), 'order')}, {count(len(self.all.sales), 'sale')},"
+            f" {count(len(self.all.stocks), 'product')} in 5 databases and the ledger"
         )
         return Check("all data", self.all.adds_up, numbers, tuple(finding.text for finding in self.all.wrong))
 
@@ -126,8 +127,8 @@ def _sold(outcome: Outcome) -> list[str]:
     ]
     if tally.second_chances:
         found.append(
-            f"  the last of them in a second chance: {tally.second_chances:,} more attempts by buyers without,"
-            f" in {tally.second_waves} wave{'s' * (tally.second_waves > 1)}"
+            f"  {count(tally.second_chances, 'attempt')} more by buyers without, in a second chance of"
+            f" {count(tally.second_waves, 'wave')}"
         )
     if left := options.units - sold:
         found.append(f"  {left:,} are not sold: {outcome.sale['remaining']:,} on sale, {outcome.sale['held']:,} held")
@@ -158,7 +159,7 @@ def _refused(outcome: Outcome) -> list[str]:
 def _declined(outcome: Outcome) -> list[str]:
     tally = outcome.tally
     found = ["", "Declined and put back"]
-    found.append(f"  {tally.declined:>7,}  cards declined, each unit went back on sale")
+    found.append(f"  {tally.declined:>7,}  declined cards, each unit went back on sale")
     found += [
         f"  {count:>7,}  orders ended as {reason}"
         for reason, count in tally.ended.most_common()

@@ -1,6 +1,7 @@
 """Progress while it happens: one live panel on a terminal, else a plain line a second."""
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,9 +20,16 @@ _REFRESH_A_SECOND = 8
 _LINE_SECONDS = 1.0
 
 
+class _Console(Console):
+    """Goes on in silence when nobody reads any more, as in `make demo | head`: the mesh must still be stopped."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def console() -> Console:
     """Where everything is printed; no colours and no cursor movement unless it is a terminal."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 @asynccontextmanager
@@ -32,20 +40,20 @@ async def progress(tally: Tally, screen: Console) -> AsyncIterator[None]:
         with live:
             yield
         return
-    task = asyncio.create_task(_lines(tally))
+    task = asyncio.create_task(_lines(tally, screen))
     try:
         yield
     finally:
         task.cancel()
 
 
-async def _lines(tally: Tally) -> None:
+async def _lines(tally: Tally, screen: Console) -> None:
     shown, began = "", 0.0
     while True:
         # A new phase is told at once; one that lasts, each second.
         if tally.phase != shown or time.monotonic() - began >= _LINE_SECONDS:
             shown, began = tally.phase, time.monotonic()
-            print(line(tally), flush=True)
+            screen.print(line(tally), markup=False)
         await asyncio.sleep(0.1)
 
 
@@ -66,7 +74,9 @@ def panel(tally: Tally) -> RenderableType:
     head = Text.assemble((tally.phase, "bold"), f"  {tally.done:,}/{tally.of:,} {tally.unit}" if tally.of else " …")
     if tally.of and tally.done:
         head.append(f"  {tally.per_second:,.0f}/s", style="dim")
-    bar = ProgressBar(total=tally.of or 1, completed=tally.done, pulse=not tally.of)
+    # In a table of its own: alone it ends without a line break, and swallows what comes after it.
+    bar = Table.grid(expand=True)
+    bar.add_row(ProgressBar(total=tally.of or 1, completed=tally.done, pulse=not tally.of))
     numbers = Table.grid(padding=(0, 2), expand=False)
     if tally.sale.messages:
         sale, (p50, p99) = tally.sale, tally.recent()

@@ -49,21 +49,25 @@ class Batcher(Generic[T, R]):
         self._waiting.append((item, future))
         if len(self._running) < self._lanes:
             # A context of its own: the batch must not run under one caller's deadline or identity.
-            lane = asyncio.create_task(self._work(), context=contextvars.Context())
-            self._running.add(lane)
-            lane.add_done_callback(self._running.discard)
+            self._running.add(asyncio.create_task(self._work(), context=contextvars.Context()))
         return await future
 
     async def _work(self) -> None:
-        while self._waiting:
-            batch: list[tuple[T, asyncio.Future[R]]] = []
-            while self._waiting and len(batch) < self._most:
-                entry = self._waiting.popleft()
-                if not entry[1].done():  # its caller may have given up meanwhile
-                    batch.append(entry)
-            if batch:
-                self._sizes.observe(len(batch))
-                await self._settle(batch)
+        lane = asyncio.current_task()
+        try:
+            while self._waiting:
+                batch: list[tuple[T, asyncio.Future[R]]] = []
+                while self._waiting and len(batch) < self._most:
+                    entry = self._waiting.popleft()
+                    if not entry[1].done():  # its caller may have given up meanwhile
+                        batch.append(entry)
+                if batch:
+                    self._sizes.observe(len(batch))
+                    await self._settle(batch)
+        finally:
+            # Not in a done callback: an item that came just before it ran would count on this lane, and wait for ever.
+            assert lane
+            self._running.discard(lane)
 
     async def _settle(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         try:

@@ -76,8 +76,11 @@ class Target:
         seconds: float = _SECONDS_DEFAULT,
     ) -> M:
         """Calls `method`, for at most `seconds`, and never longer than the caller of the current call waits."""
-        if self._failures >= _FAILURES_TO_OPEN and time.monotonic() < self._open_until:
-            raise Unavailable(part=self.name)  # refuse at once instead of queueing on what is known to be down
+        if self._failures >= _FAILURES_TO_OPEN:
+            if time.monotonic() < self._open_until:
+                raise Unavailable(part=self.name)  # refuse at once instead of queueing on what is known to be down
+            # This call is the probe: its success closes the circuit. The others wait for it, a pause at most.
+            self._open_until = time.monotonic() + _OPEN_SECONDS
         call = calls.current()
         left = call.seconds_left()
         if left is not None:
@@ -100,7 +103,6 @@ class Target:
             _FAILED.labels(self.name).inc()
             self._failures += 1
             if self._failures >= _FAILURES_TO_OPEN:
-                # The next call after the pause is the probe: its success closes the circuit, its failure opens it anew.
                 self._open_until = time.monotonic() + _OPEN_SECONDS
         else:
             self._failures = 0

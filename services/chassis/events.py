@@ -13,12 +13,13 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 from prometheus_client import Counter
-from sqlalchemy import func
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import func, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
+from services.chassis import statuses
 from services.chassis.db import Base, Database
+from services.chassis.errors import Unavailable
 
 log = structlog.get_logger()
 
@@ -55,6 +56,9 @@ CREATE INDEX seen_events_create_time ON seen_events (create_time);
 """
 
 
+_SEE = text("""
+    INSERT INTO seen_events (event_id) SELECT unnest(CAST(:ids AS uuid[])) ON CONFLICT DO NOTHING RETURNING event_id
+""")
 FORGET = "DELETE FROM seen_events WHERE create_time < now() - interval '8 days'"
 """A day more than JetStream keeps events, so that none comes again unrecognised."""
 
@@ -141,14 +145,7 @@ class Consumer:
     async def _take(self, messages: Sequence[Msg]) -> None:
         ids = [uuid.UUID((message.headers or {})["Nats-Msg-Id"]) for message in messages]
         async with self._db.begin() as tx:
-            fresh = set(
-                await tx.scalars(
-                    insert(SeenEvent)
-                    .values([{"event_id": id_} for id_ in dict.fromkeys(ids)])
-                    .on_conflict_do_nothing()
-                    .returning(SeenEvent.event_id)
-                )
-            )
+            fresh = set(await tx.scalars(_SEE, {"ids": list(dict.fromkeys(ids))}))
             by_id = {id_: message.data for id_, message in zip(ids, messages, strict=True) if id_ in fresh}
             if by_id:
                 await self._act(tx, list(by_id.values()))
@@ -159,7 +156,8 @@ class Consumer:
     async def _failed(self, message: Msg, error: Exception, jetstream: JetStreamContext) -> None:
         attempt = message.metadata.num_delivered
         log.warning("an event failed", subject=message.subject, attempt=attempt, cause=repr(error)[:300])
-        if attempt < _ATTEMPTS_MOST:
+        # An event is not poison because the database is away: that lasts as long as it lasts.
+        if attempt < _ATTEMPTS_MOST or isinstance(statuses.foreseen(error), Unavailable):
             await message.nak(delay=_RETRY_SECONDS)
             return
         # A poison message must not block those behind it: it waits where an operator finds it.

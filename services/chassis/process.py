@@ -34,6 +34,11 @@ _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 10_000),
     ("grpc.so_reuseport", 0),
+    # Clients ask the name service again when a connection ends; without an end they would never see new replicas.
+    ("grpc.max_connection_age_ms", 300_000),
+    # The mesh's clients ping every 20 seconds; gRPC's default takes that for an attack, and hangs up.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 ]
 
 

@@ -76,16 +76,21 @@ class Guard(grpc.aio.ServerInterceptor):
             if self._in_flight >= _IN_FLIGHT_MOST:
                 return await self._refuse(statuses.answer(RateLimited(what=method), self._domain), method, context)
             self._in_flight += 1
+            code = "OK"
             try:
                 await self._enter(method, rule, request, context)
                 response = await behavior(request, context)
                 count_ok.inc()
                 return response
             except Exception as error:
-                return await self._refuse(self._answer(error, method), method, context)
+                answer = self._answer(error, method)
+                code = answer.code.name
+                return await self._refuse(answer, method, context)
             finally:
                 self._in_flight -= 1
-                seconds.observe(time.perf_counter() - started)
+                took = time.perf_counter() - started
+                seconds.observe(took)
+                telemetry.line("answered", method=method, code=code, ms=round(took * 1000, 1))
 
         return guarded
 

@@ -58,7 +58,7 @@ def _weakness(secret: str) -> str | None:
     if len(secret) < _SECRET_LENGTH_MIN:
         return f"is shorter than {_SECRET_LENGTH_MIN} characters"
     # In an address only the password is the secret; its other parts may well say "example".
-    password = secret.split("://", 1)[-1].rpartition("@")[0].rpartition(":")[2] if "://" in secret else secret
+    password = secret.split("://", 1)[-1].rpartition("@")[0].partition(":")[2] if "://" in secret else secret
     if not password or any(word in password.lower() for word in _PLACEHOLDERS):
         return "is a placeholder"
     return None

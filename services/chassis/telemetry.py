@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -18,6 +20,7 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 def start(service: str, *, log_level: str, metrics_listen: str) -> None:
     """Sets up logs, serves `/metrics` on `metrics_listen`, and sends traces where OTEL_EXPORTER_OTLP_ENDPOINT says."""
     level = _LEVELS[log_level]
+    _State.service, _State.level = service, level
     structlog.configure(
         cache_logger_on_first_use=True,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -35,6 +38,19 @@ def start(service: str, *, log_level: str, metrics_listen: str) -> None:
         _send_traces(service)
     host, _, port = metrics_listen.rpartition(":")
     start_http_server(int(port), host)
+
+
+def line(event: str, **fields: object) -> None:
+    """Logs at level info, like `structlog` and in the same form, but at a fraction of its cost: for the hot path."""
+    if _State.level > logging.INFO:
+        return
+    call = calls.current()
+    now = datetime.fromtimestamp(time.time(), UTC)
+    document = {"time": now, "level": "info", "service": _State.service, "event": event, **fields}
+    if call.method:
+        document["request_id"] = call.request_id
+    sys.stdout.buffer.write(orjson.dumps(document, default=repr, option=orjson.OPT_UTC_Z) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _send_traces(service: str) -> None:
@@ -56,7 +72,11 @@ def _send_traces(service: str) -> None:
 
 
 class _State:
+    """What `start` found out. Before it, as in tests, nothing is logged by `line`."""
+
     tracer: Any = None
+    service = ""
+    level = logging.CRITICAL
 
 
 def traced(method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
 from services.chassis.errors import RateLimited
@@ -56,13 +56,15 @@ class Watch(Generic[K, V]):
         loop = asyncio.get_running_loop()
         next_full = loop.time()
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout_at(next_full):
                     await self._news.wait()
-                keys = [key for key in self._changed if key in self._watchers]
-            except TimeoutError:
+            # Asked of the clock, not of the timeout: news without end must not keep the others from their looks.
+            if loop.time() >= next_full:
                 keys = list(self._watchers)
                 next_full = loop.time() + self._seconds
+            else:
+                keys = [key for key in self._changed if key in self._watchers]
             self._news.clear()
             self._changed.clear()
             if keys:
@@ -77,9 +79,11 @@ class Watch(Generic[K, V]):
 
 
 async def _values(queue: asyncio.Queue[V]) -> AsyncIterator[V]:
-    try:
-        async with asyncio.timeout(_LASTS_SECONDS):
-            while True:
-                yield await queue.get()
-    except TimeoutError:
-        return
+    until = asyncio.get_running_loop().time() + _LASTS_SECONDS
+    while True:
+        try:
+            async with asyncio.timeout_at(until):
+                value = await queue.get()
+        except TimeoutError:
+            return
+        yield value  # outside of the timeout, which would cancel whatever the reader does meanwhile

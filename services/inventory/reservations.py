@@ -27,9 +27,7 @@ LOCK_EXPIRED = text(
     f"{_FIND} WHERE state = 'HELD' AND expire_time <= clock_timestamp()"
     " ORDER BY expire_time LIMIT :most FOR UPDATE SKIP LOCKED"
 )
-_LOCK_SALES = text(
-    "SELECT id FROM flash_sales WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY product_id, id FOR UPDATE"
-)
+_LOCK_SALES = text("SELECT id FROM flash_sales WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY product_id, id FOR UPDATE")
 _LOCK_STOCK = text(
     "SELECT product_id FROM stock WHERE product_id = ANY(CAST(:ids AS uuid[])) ORDER BY product_id FOR UPDATE"
 )

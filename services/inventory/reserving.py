@@ -13,7 +13,7 @@ from services.chassis.money import Money
 from services.inventory import domain
 from services.inventory.domain import Grant, Hold, Line, Reservation, State
 from services.inventory.gate import Gate
-from services.inventory.reservations import LOOK, Outcome, from_row, lines_to_json, uncount_customers
+from services.inventory.reservations import LOOK, Outcome, from_row, lines_to_json, lock_pools, uncount_customers
 
 # The check is the write: one statement grants what is there and no more, so no two batches can see the same unit.
 _TAKE_SALES = text("""
@@ -91,8 +91,11 @@ async def admit(db: Database, gate: Gate, holds: Sequence[Hold]) -> list[Outcome
 async def reserve(db: Database, holds: Sequence[Hold]) -> list[Outcome]:
     """Holds units for orders; one outcome per hold, in order. See `ReservationService.Reserve` for the refusals."""
     outcomes: dict[uuid.UUID, Outcome] = {}
+    rounds = domain.rounds(holds)
     async with db.begin() as tx:
-        for round_ in domain.rounds(holds):
+        if len(rounds) > 1:
+            await lock_pools(tx, (line for hold in holds for line in hold.lines))
+        for round_ in rounds:
             outcomes.update(await _reserve_round(tx, round_))
     return [outcomes[hold.id] for hold in holds]
 

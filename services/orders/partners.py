@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from services.chassis import statuses, wire
 from services.chassis.batcher import Batcher
 from services.chassis.clients import Target
-from services.chassis.errors import AppError, Refused
+from services.chassis.errors import AppError, Refused, RequestIdReused
 from services.orders.domain import HOLD_SECONDS, Payment, PaymentState, Product, Wish
 from services.orders.saga import RESERVATION_LOST, Saga, StepRefused, StepWaits
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
@@ -22,7 +22,7 @@ from stampede.payments.v1.charge_service_pb2_grpc import ChargeServiceStub
 
 _PRODUCT_SECONDS = 1.0
 _PRODUCTS_MOST = 100_000
-_CHARGE_SECONDS = 8.0
+_CHARGE_SECONDS = 6.0
 
 _GONE = (PaymentState.CANCELLED, PaymentState.FAILED, PaymentState.REFUNDED)
 
@@ -77,11 +77,16 @@ class Inventory:
 
     async def _reserve(self, holds: Sequence[HoldRequest]) -> list[inventory_pb.Reservation | Exception]:
         # One id in two items would be one item too many: a client that repeats itself at once gets one answer twice.
-        distinct = {hold.order_id: hold for hold in holds}
+        distinct: dict[uuid.UUID, HoldRequest] = {}
+        for hold in holds:
+            distinct.setdefault(hold.order_id, hold)
         request = inventory_pb.ReserveRequest(holds=map(_hold, distinct.values()))
         response = await self._target.call(self._stub.Reserve, request)
         outcomes = dict(zip(distinct, _settled(response.outcomes), strict=True))
-        return [outcomes[hold.order_id] for hold in holds]
+        return [
+            outcomes[hold.order_id] if hold == distinct[hold.order_id] else RequestIdReused(requestId=hold.order_id)
+            for hold in holds
+        ]
 
     async def _confirm(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
         request = inventory_pb.ConfirmRequest(ids=map(str, ids))

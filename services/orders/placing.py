@@ -5,14 +5,14 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from services.chassis import calls, ids, wire
+from services.chassis import calls, ids, telemetry, wire
 from services.chassis.batcher import Batcher
 from services.chassis.db import Database
 from services.chassis.errors import AppError, Refused, RequestIdReused
 from services.chassis.money import Money
 from services.chassis.outbox import Relay
 from services.orders import domain, store
-from services.orders.domain import Address, HoldEnded, Order, SoldOut, Wish
+from services.orders.domain import Address, HoldEnded, Order, Product, SoldOut, Wish
 from services.orders.latch import Latch
 from services.orders.partners import Catalog, HoldRequest, Inventory
 from services.orders.saga import Progress, Saga
@@ -47,6 +47,7 @@ class Placer:
     ) -> None:
         self._db, self._catalog, self._inventory = db, catalog, inventory
         self._worker, self._latch, self._relay = worker, latch, relay
+        self._holding: set[asyncio.Task[Order]] = set()
         self._insert: Batcher[NewOrder, tuple[Order, bool]] = Batcher("place", lambda new: store.insert(db, new))
 
     async def place(self, purchase: Purchase) -> Order:
@@ -56,12 +57,29 @@ class Placer:
         a repeat of the request finds it before that.
         """
         order_id = ids.derived(purchase.customer_id, purchase.request_id, now_ms=time.time_ns() // 1_000_000)
-        if not self._latch.knows(order_id):
-            for wish in purchase.wishes:
-                if wish.sale_id and self._latch.is_closed(wish.sale_id):
-                    raise SoldOut(flashSaleId=wish.sale_id)
+        if self._latch.knows(order_id):
+            known = await store.find(self._db, purchase.customer_id, purchase.request_id)
+            if known is not None:
+                return _same(known, purchase)
+        for wish in purchase.wishes:
+            if wish.sale_id and self._latch.is_closed(wish.sale_id):
+                raise SoldOut(flashSaleId=wish.sale_id)
         products = await self._catalog.products([wish.product_id for wish in purchase.wishes])
         domain.check_products(purchase.wishes, products)
+        # From here on the client may hang up, but what is held must become an order or be given back.
+        holding = asyncio.create_task(self._hold_and_write(order_id, purchase, products))
+        self._holding.add(holding)
+        holding.add_done_callback(self._held)
+        return await asyncio.shield(holding)
+
+    def _held(self, holding: asyncio.Task[Order]) -> None:
+        self._holding.discard(holding)
+        if not holding.cancelled():
+            holding.exception()  # seen, also where the client is no longer there to be told
+
+    async def _hold_and_write(
+        self, order_id: uuid.UUID, purchase: Purchase, products: dict[uuid.UUID, Product]
+    ) -> Order:
         reservation = await self._reserve(order_id, purchase)
         try:
             lines, total = domain.priced(purchase.wishes, products, _sale_prices(reservation))
@@ -107,6 +125,7 @@ class Placer:
                 await self._inventory.release(new.id)  # the id's period has ended since; see ids.derived
             return _same(order, new)
         self._relay.nudge()
+        telemetry.line("order placed", order_id=order.id)
         if not new.lease_seconds:
             return order  # whoever has time takes its saga up
         saga = Saga(
@@ -126,7 +145,7 @@ class Placer:
         return await store.get(self._db, order.id, customer_id=None)
 
 
-def _same(known: Order, new: NewOrder) -> Order:
+def _same(known: Order, new: NewOrder | Purchase) -> Order:
     if known.digest != new.digest:
         raise RequestIdReused(requestId=new.request_id)
     return known

@@ -16,8 +16,9 @@ from services.orders import domain, rows
 from services.orders.domain import Address, Line, Order, OrderNotFound, State
 from services.orders.saga import Saga
 
-LEASE_SECONDS = 20.0
-"""For how long a saga is a process's own. Longer than the slowest step, or two work on it for nothing."""
+LEASE_SECONDS = 10.0
+"""For how long a saga is a process's own. Longer than the slowest step, or two work on it for nothing; no longer,
+because it is also how long the orders of a process that died stand still."""
 
 _ORDER = """
     SELECT id, customer_id, request_id, digest, state, state_reason, lines, currency, total_minor, hold_expire_time,
@@ -134,14 +135,14 @@ async def insert(db: Database, new: Sequence[NewOrder]) -> list[tuple[Order, boo
 
     Where the customer's request id is known, the order of the first time is returned in its place.
     """
-    arguments = {"orders": orjson.dumps([_document(o) for o in new]).decode()}
+    # Two items of one batch may be one request, sent twice: the first is the order, the second its repeat.
+    first = {o.id: o for o in reversed(new)}
+    arguments = {"orders": orjson.dumps([_document(o) for o in first.values()]).decode()}
     placed = {row.id: row.create_time for row in await run_alone(db, _INSERT, arguments)}
     missing = [(o.customer_id, o.request_id) for o in new if o.id not in placed]
     known = {(o.customer_id, o.request_id): o for o in await _by_request(db, missing)}
-    return [
-        (_as_placed(o, placed[o.id]), True) if o.id in placed else (known[o.customer_id, o.request_id], False)
-        for o in new
-    ]
+    known |= {(o.customer_id, o.request_id): _as_placed(o, placed[o.id]) for o in first.values() if o.id in placed}
+    return [(known[o.customer_id, o.request_id], o.id in placed and first[o.id] is o) for o in new]
 
 
 def _document(new: NewOrder) -> dict[str, object]:

@@ -7,6 +7,7 @@ import uuid
 import structlog
 from prometheus_client import Counter, Gauge
 
+from services.chassis import telemetry
 from services.chassis.batcher import Batcher
 from services.chassis.db import Database
 from services.chassis.errors import AppError
@@ -103,6 +104,7 @@ class Worker:
         state, reason = plan.end_state(saga.progress)
         if await self._finish(Ending(saga, state, reason)):
             _ENDED.labels(state).inc()
+            telemetry.line("order settled", order_id=saga.order_id, state=state, reason=reason)
             self._relay.nudge()
         self._watch.nudge(saga.order_id)
 

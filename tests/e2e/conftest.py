@@ -1,5 +1,6 @@
 """One whole mesh for all end-to-end tests, behind its real gateway."""
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ _CONNECTIONS = 200
 @pytest.fixture(scope="session")
 async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
     home = Path(tempfile.mkdtemp(prefix="stampede-e2e-"))
-    home.chmod(0o755)  # PostgreSQL may run as another user
+    await asyncio.to_thread(home.chmod, 0o755)  # PostgreSQL may run as another user
     async with Mesh(Site.at(home, free_base())) as running:
         yield running
     if request.session.testsfailed:
@@ -37,7 +38,9 @@ async def shop(mesh: Mesh) -> AsyncIterator[Shop]:
         account = {"email": _ADMIN, "password": mesh.site.secrets["admin"]}
         token = (await rest.post("/v1/auth/login", account)).expect().json["accessToken"]
         sandbox = Sandbox(rest=Rest(http=http, url=mesh.site.sandbox_url), key=mesh.site.secrets["stripe/key"])
-        yield Shop(mesh=mesh, rest=rest, staff=rest.as_(token), sandbox=sandbox)
+        running = Shop(mesh=mesh, rest=rest, staff=rest.as_(token), sandbox=sandbox)
+        yield running
+        await running.close()
 
 
 @pytest.fixture(autouse=True)

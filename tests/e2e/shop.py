@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import aiohttp
 import psycopg
 
 from deploy.audit import Sources, audit
@@ -19,6 +20,7 @@ T = TypeVar("T")
 VISA = "pm_card_visa"
 DECLINED = "pm_card_chargeDeclined"
 SECURE = "pm_card_authenticationRequired"
+ENDS = ("PAID", "FAILED", "CANCELLED", "EXPIRED")
 PASSWORD = "correct horse battery"
 _PAUSE_SECONDS = 0.05
 _AT_ONCE = 16
@@ -59,15 +61,37 @@ class Buyer:
         card: str | None = VISA,
         wait: int = 10,
         request_id: str | None = None,
-        **headers: str,
+        key: str | None = None,
     ) -> Answer:
-        """Orders flash sales and products, whichever is given; `wait` seconds for the end."""
-        body: Json = {"requestId": request_id or new_id(), "lines": [_line(thing, quantity) for thing in goods]}
+        """Orders flash sales and products, whichever is given; `wait` seconds for the end.
+
+        With `key`, the request is named by the header instead of the field.
+        """
+        body: Json = {"lines": [_line(thing, quantity) for thing in goods]}
+        headers = {}
+        if key:
+            headers["idempotency-key"] = key
+        else:
+            body["requestId"] = request_id or new_id()
         if card:
             body["paymentMethod"] = card
         if wait:
             body["preferWait"] = f"{wait}s"
         return await self.rest.post("/v1/orders", body, **headers)
+
+    async def insist(self, *goods: Json, seconds: float = 60, **how: Any) -> Answer:
+        """`buy`, as a patient client does it: again under the same request id while a part of the shop is away."""
+        request_id = new_id()
+
+        async def once() -> Answer | None:
+            try:
+                return await self.buy(*goods, request_id=request_id, **how)
+            except aiohttp.ClientConnectionError:  # the gateway itself
+                return None
+
+        answer = await eventually(once, lambda a: a is not None and a.status not in (429, 503), seconds=seconds)
+        assert answer is not None
+        return answer
 
     async def order(self, order_id: str) -> Json:
         return (await self.rest.get(f"/v1/orders/{order_id}")).expect().json
@@ -76,10 +100,13 @@ class Buyer:
         return await self.rest.post(f"/v1/orders/{order_id}:cancel")
 
     async def until(self, order_id: str, *states: str, seconds: float = 15) -> Json:
-        """The order, once it is in one of the states."""
-        return await eventually(
-            lambda: self.order(order_id), lambda order: order["state"] in states, seconds=seconds
-        )
+        """The order, once it is in one of the states; while a part of the shop is away, it is asked for again."""
+
+        async def look() -> Json:
+            answer = await self.rest.get(f"/v1/orders/{order_id}")
+            return {"state": "not known"} if answer.status == 503 else answer.expect().json
+
+        return await eventually(look, lambda order: order["state"] in states, seconds=seconds)
 
     async def until_payable(self, order_id: str) -> Json:
         """The order, once its customer can go on to pay."""
@@ -111,7 +138,10 @@ class Sandbox:
         return [entry for entry in paid if entry["metadata"].get("order_id") in order_ids]
 
     async def intent(self, name: str) -> Json:
-        return await self._stripe("GET", f"/v1/payment_intents/{name}", self.key)
+        return await self.get(f"/v1/payment_intents/{name}")
+
+    async def get(self, path: str) -> Json:
+        return await self._stripe("GET", path, self.key)
 
     async def pay_in_browser(self, client_secret: str, card: str = VISA) -> Json:
         """What the provider's script does in the buyer's page, with the publishable key."""
@@ -152,8 +182,11 @@ class Shop:
     staff: Rest
     sandbox: Sandbox
     _crowd: list[Buyer] = field(default_factory=list, repr=False)
+    _databases: dict[str, psycopg.AsyncConnection[tuple[Any, ...]]] = field(default_factory=dict, repr=False)
 
-    async def a_product(self, *, stock: int | None = 100, price: int = 1999, currency: str = "USD", **said: Any) -> Json:
+    async def a_product(
+        self, *, stock: int | None = 100, price: int = 1999, currency: str = "USD", **said: Any
+    ) -> Json:
         """A product on sale, of which there is stock."""
         product = {"sku": f"SKU-{new_id()}", "name": "Retro clock", "price": money(price, currency), **said}
         made = (await self.staff.post("/v1/products", product)).expect().json
@@ -199,6 +232,10 @@ class Shop:
     async def sale(self, sale: Json) -> Json:
         return (await self.rest.get(f"/v1/flash-sales/{sale['id']}")).expect().json
 
+    async def all_parts_answer(self) -> None:
+        """Returns once the gateway finds every part ready."""
+        await eventually(lambda: self.rest.get("/readyz"), lambda answer: answer.status == 200, seconds=30)
+
     async def counters(self, sale: Json) -> tuple[int, int, int]:
         """Units of a sale that remain, are held, are sold."""
         now = await self.sale(sale)
@@ -214,9 +251,21 @@ class Shop:
 
     async def rows(self, service: str, query: str) -> list[tuple[Any, ...]]:
         """What a service's database holds."""
-        url = self.mesh.site.database_url(service).replace("+psycopg", "")
-        async with await psycopg.AsyncConnection.connect(url) as connection:
-            return await (await connection.execute(query)).fetchall()
+        try:
+            return await (await (await self._database(service)).execute(query)).fetchall()
+        except psycopg.OperationalError:  # PostgreSQL has been restarted meanwhile
+            await self._databases.pop(service).close()
+            return await (await (await self._database(service)).execute(query)).fetchall()
+
+    async def _database(self, service: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+        if service not in self._databases:
+            url = self.mesh.site.database_url(service).replace("+psycopg", "")
+            self._databases[service] = await psycopg.AsyncConnection.connect(url, autocommit=True)
+        return self._databases[service]
+
+    async def close(self) -> None:
+        for connection in self._databases.values():
+            await connection.close()
 
     async def counts(self) -> dict[str, list[tuple[Any, ...]]]:
         """Changes whenever anything of consequence does."""

@@ -89,7 +89,7 @@ async def test_an_item_that_follows_the_last_outcome_finds_a_lane() -> None:
     async def chain() -> list[int]:
         return [await squares(n) for n in range(50)]
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(2):
         assert await chain() == [n * n for n in range(50)]
 
 
@@ -197,7 +197,7 @@ def test_every_item_gets_its_own_outcome(plan: list[tuple[str, bool]], lanes: in
             await turns(pause[number % len(pause)])
             if leaves:
                 calls[-1].cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(2):
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
         for number, (outcome, (kind, leaves)) in enumerate(zip(outcomes, plan, strict=True)):
             expected = {"value": number, "refusal": SoldOut, "surprise": ZeroDivisionError}[kind]

@@ -163,5 +163,6 @@ def test_progress_fits_into_80_columns(watched: bool) -> None:
     with console.capture() as shown:
         console.print(screen.panel(tally))
     assert "second chance" in shown.get()
+    assert all(word in shown.get() for word in ("sale", "held", "declined", "p99")) == watched
     tally.phase = "rush"
     assert len(screen.line(tally)) <= 100

@@ -1,0 +1,51 @@
+"""A database with the chassis's own tables, and JetStream."""
+
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import nats
+import pytest
+from nats.js import JetStreamContext
+from sqlalchemy import text
+
+from services.chassis import db as databases
+from services.chassis import events, once, outbox
+from services.chassis.db import Database
+from tests.support.infra import Infra
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+async def db(infra: Infra) -> AsyncIterator[Database]:
+    name = f"test_chassis_{next(_numbers)}"
+    infra.admin(f"CREATE DATABASE {name}")
+    engine, sessions = databases.connect(infra.database_url(name), pool_size=20)
+    async with sessions.begin() as tx:
+        for statements in (outbox.TABLE, events.TABLE, once.TABLE):
+            for statement in statements.split(";\n"):
+                if statement.strip():
+                    await tx.execute(text(statement))
+    yield sessions
+    await engine.dispose()
+    infra.admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def broker(infra: Infra) -> AsyncIterator[Any]:
+    connection = await nats.connect(infra.nats_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def jetstream(broker: Any) -> JetStreamContext:
+    context: JetStreamContext = broker.jetstream()
+    return context
+
+
+@pytest.fixture
+def teller() -> str:
+    """The name of a service that told nothing yet."""
+    return f"teller{next(_numbers)}"

@@ -1,0 +1,190 @@
+"""Calls to other services: bounded in time, repeated where that is sound, and given up on what is down."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from services.chassis import calls, clients
+from services.chassis.access import MeshIdentity
+from services.chassis.clients import Target
+from services.chassis.errors import Refused, Unavailable, WrongState
+from services.chassis.rpc import Guard
+from stampede.catalog.v1 import snapshot_service_pb2 as pb
+from stampede.catalog.v1.snapshot_service_pb2_grpc import (
+    SnapshotServiceServicer,
+    SnapshotServiceStub,
+    add_SnapshotServiceServicer_to_server,
+)
+from tests.support import tokens
+
+REQUEST = pb.GetSnapshotsRequest(product_ids=["01890000-0000-7000-8000-0000000000ad"])
+ORDERS = MeshIdentity("orders", tokens.MESH_SECRET)
+
+
+class Catalog(SnapshotServiceServicer):
+    def __init__(self) -> None:
+        self.answers: list[Exception | grpc.StatusCode] = []
+        """What the next calls fail with; those after them succeed."""
+        self.calls: list[calls.Call] = []
+        self.attempts = 0
+        self.hangs = False
+
+    async def GetSnapshots(self, request: Any, context: Any) -> Any:  # type: ignore[override]
+        self.attempts += 1
+        self.calls.append(calls.current())
+        if self.hangs:
+            await asyncio.Event().wait()
+        failure = self.answers.pop(0) if self.answers else None
+        if isinstance(failure, grpc.StatusCode):
+            await context.abort(failure, "no")
+        if failure:
+            raise failure
+        return pb.GetSnapshotsResponse()
+
+
+class Served:
+    """A target with a server behind it that can be stopped and started on the same port."""
+
+    def __init__(self, *, guarded: bool) -> None:
+        self.catalog, self._guarded, self.port = Catalog(), guarded, 0
+
+    async def start(self) -> None:
+        guard = [Guard("catalog", tokens.gatekeeper("catalog"))] if self._guarded else []
+        self._server = grpc.aio.server(interceptors=guard)
+        add_SnapshotServiceServicer_to_server(self.catalog, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+        self.target = Target("catalog", f"127.0.0.1:{self.port}", ORDERS)
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def get(self, **options: Any) -> Any:
+        return await self.target.call(SnapshotServiceStub(self.target.channel).GetSnapshots, REQUEST, **options)
+
+
+@pytest.fixture
+async def guarded() -> AsyncIterator[Served]:
+    served = Served(guarded=True)
+    await served.start()
+    yield served
+    await clients.close_all(served.target)
+    await served.stop()
+
+
+@pytest.fixture
+async def bare() -> AsyncIterator[Served]:
+    """Without the interceptor, so that the servicer can answer with any status."""
+    served = Served(guarded=False)
+    await served.start()
+    yield served
+    await clients.close_all(served.target)
+    await served.stop()
+
+
+@pytest.fixture(autouse=True)
+def _no_call() -> Any:
+    calls.enter(None)  # type: ignore[arg-type]
+    yield
+    calls.enter(None)  # type: ignore[arg-type]
+
+
+async def test_a_service_shows_who_it_is_and_for_which_call(guarded: Served) -> None:
+    calls.enter(calls.Call(method="/m", request_id="trace-me"))
+    await guarded.get()
+    assert guarded.catalog.calls[0].caller.service == "orders"
+    assert guarded.catalog.calls[0].request_id == "trace-me"
+
+
+async def test_a_call_lasts_no_longer_than_its_caller_waits(guarded: Served) -> None:
+    calls.enter(calls.Call(method="/m", request_id="r", deadline=time.monotonic() + 2))
+    await guarded.get(seconds=60)
+    left = guarded.catalog.calls[0].seconds_left()
+    assert left is not None
+    assert left <= 2
+
+
+async def test_a_call_whose_caller_has_gone_is_not_made(guarded: Served) -> None:
+    calls.enter(calls.Call(method="/m", request_id="r", deadline=time.monotonic() - 1))
+    with pytest.raises(Unavailable):
+        await guarded.get()
+    assert not guarded.catalog.calls
+
+
+async def test_no_answer_in_time_is_unavailable(guarded: Served) -> None:
+    guarded.catalog.hangs = True
+    with pytest.raises(Unavailable):
+        await guarded.get(seconds=0.05)
+
+
+async def test_a_refusal_is_passed_on_as_it_came(guarded: Served) -> None:
+    guarded.catalog.answers = [WrongState(resource="product", state="OLD", wanted="NEW")]
+    with pytest.raises(Refused) as refused:
+        await guarded.get()
+    error = refused.value
+    assert (error.code, error.reason, error.domain) == ("FAILED_PRECONDITION", "WRONG_STATE", "catalog.stampede")
+    assert error.metadata == {"resource": "product", "state": "OLD", "wanted": "NEW"}
+
+
+async def test_a_bug_over_there_is_no_refusal(guarded: Served) -> None:
+    guarded.catalog.answers = [ZeroDivisionError()]
+    with pytest.raises(grpc.aio.AioRpcError):
+        await guarded.get()
+
+
+async def test_unavailable_is_tried_again(bare: Served) -> None:
+    bare.catalog.answers = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
+    await bare.get()
+    assert bare.catalog.attempts == 3
+
+
+async def test_nothing_else_is_tried_again(bare: Served) -> None:
+    bare.catalog.answers = [grpc.StatusCode.ABORTED]
+    with pytest.raises(grpc.aio.AioRpcError):
+        await bare.get()
+    assert bare.catalog.attempts == 1
+
+
+async def test_a_circuit_opens_and_closes(guarded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(clients.time, "monotonic", lambda: now)
+    guarded.catalog.answers = [Unavailable(part="database")] * 11
+    for _ in range(10):
+        with pytest.raises(Unavailable):
+            await guarded.get()
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            await guarded.get()
+    assert guarded.catalog.attempts == 10, "an open circuit asks nobody"
+
+    now += 1.1
+    outcomes = await asyncio.gather(*(guarded.get() for _ in range(5)), return_exceptions=True)
+    assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+    assert guarded.catalog.attempts == 11, "one call probes; the others wait for what it finds"
+
+    now += 1.1
+    await guarded.get()
+    await asyncio.gather(*(guarded.get() for _ in range(5)))
+    assert guarded.catalog.attempts == 17
+
+
+async def test_a_service_that_is_gone_is_unavailable_and_found_again(bare: Served) -> None:
+    await bare.get()
+    await bare.stop()
+    with pytest.raises(Unavailable):
+        await bare.get(seconds=1)
+    old = bare.target
+    await bare.start()
+    bare.target, new = old, bare.target
+    await clients.close_all(new)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await bare.get()
+                break
+            except Unavailable:
+                continue

@@ -1,0 +1,97 @@
+"""A real process, told to stop in the middle of a call."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from stampede.catalog.v1 import catalog_service_pb2 as pb
+from stampede.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from tests.support.infra import Infra
+
+ROOT = Path(__file__).parents[3]
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+PRODUCT = str(uuid.uuid4())
+
+
+class Slow:
+    """The process, a channel to it, and its lines."""
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: grpc.aio.Channel) -> None:
+        self.process, self.channel = process, channel
+        self.catalog: Any = CatalogServiceStub(channel)
+        self.health: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+
+    async def says(self, word: str) -> None:
+        assert self.process.stdout
+        while (line := await self.process.stdout.readline()).strip() != word.encode():
+            assert line, f"it ended without saying {word}"
+
+    async def is_(self, state: int) -> None:
+        while (await self.health.read()).status != state:
+            pass
+
+    async def takes_no_more_calls(self) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while True:
+                await health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+
+    def goes_on(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(f"{line}\n".encode())
+
+
+@pytest.fixture
+async def slow(infra: Infra) -> AsyncIterator[Slow]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    environment = {
+        "ENVIRONMENT": "local", "LISTEN": address, "DATABASE_URL": infra.database_url("postgres"),
+        "NATS_URL": infra.nats_url, "MESH_SECRET": "m" * 32, "PAGE_SECRET": "p" * 32,
+    }  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.integration.chassis.slow_service", cwd=ROOT, env={**os.environ, **environment},
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with grpc.aio.insecure_channel(address, options=[("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
+        async with asyncio.timeout(20):
+            await channel.channel_ready()
+        yield Slow(process, channel)
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+
+
+async def test_a_call_in_flight_finishes_after_health_has_turned(slow: Slow) -> None:
+    async with asyncio.timeout(20):
+        await slow.is_(SERVING)
+        call = asyncio.ensure_future(slow.catalog.GetProduct(pb.GetProductRequest(product_id=PRODUCT), timeout=20))
+        await slow.says("entered")
+        slow.process.send_signal(signal.SIGTERM)
+        await slow.is_(NOT_SERVING)
+        slow.health.cancel()
+        await slow.takes_no_more_calls()
+        assert not call.done()
+        slow.goes_on("finished")
+        assert (await call).name == "finished"
+        await slow.says("closed")
+        assert await slow.process.wait() == 0
+
+
+async def test_a_process_that_does_nothing_stops_at_once(slow: Slow) -> None:
+    async with asyncio.timeout(5):
+        await slow.is_(SERVING)
+        slow.health.cancel()
+        slow.process.send_signal(signal.SIGTERM)
+        assert await slow.process.wait() == 0

@@ -1,0 +1,281 @@
+"""Random walks over everything that moves units, beside a plain model of what must come of it."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import text
+
+from services.chassis import ids
+from services.chassis.db import Database, connect
+from services.chassis.errors import AppError, WrongState
+from services.chassis.money import Money
+from services.inventory import actions, domain, reserving, settling
+from services.inventory.domain import Hold, Line, Reservation, State
+from services.inventory.gate import Gate
+from tests.integration.inventory.conftest import STAFF, books, hold_ended, rows_of, sale_ended
+from tests.support.infra import Infra
+
+PRODUCTS, CUSTOMERS = 2, 3
+EXAMPLES, STEPS = 25, 40
+
+
+class Modelled:
+    """A sale, or one product's ordinary stock, as plain numbers."""
+
+    def __init__(self, free: int, limit: int = 0) -> None:
+        self.free, self.held, self.sold, self.limit = free, 0, 0, limit
+        self.closed, self.returned = False, 0
+
+
+class Walk(RuleBasedStateMachine):
+    """The model says what each call must answer; after every step the numbers agree and the books are in order."""
+
+    run: Callable[[Coroutine[Any, Any, Any]], Any]
+    db: Database
+    gate: Gate
+
+    @initialize()
+    def begin(self) -> None:
+        self.run(self._begin())
+        self.stock = {product: Modelled(0) for product in self.products}
+        self.sales: dict[uuid.UUID, Modelled] = {}
+        self.product_of: dict[uuid.UUID, uuid.UUID] = {}
+        self.open: dict[uuid.UUID, uuid.UUID] = {}  # by product: the sale that runs
+        self.holds: dict[uuid.UUID, tuple[Hold, State]] = {}
+
+    async def _begin(self) -> None:
+        async with self.db.begin() as tx:
+            await tx.execute(text("TRUNCATE stock, flash_sales, reservations, outbox CASCADE"))
+        await self.gate._valkey.flushall()
+        self.products = [ids.new() for _ in range(PRODUCTS)]
+        self.customers = [ids.new() for _ in range(CUSTOMERS)]
+        for product in self.products:
+            await actions.set_stock(self.db, product, on_hand=0, reason="counted", actor=STAFF, key=None)
+
+    # --- what may happen ---
+
+    @rule(p=st.integers(0, PRODUCTS - 1), delta=st.sampled_from([-9, -3, -1, 1, 4, 15]))
+    def adjust_stock(self, p: int, delta: int) -> None:
+        product = self.products[p]
+        call = actions.adjust_stock(self.db, product, delta=delta, reason="found", actor=STAFF, key=None)
+        if self.stock[product].free + delta < 0:
+            with pytest.raises(domain.OutOfStock):
+                self.run(call)
+        else:
+            self.run(call)
+            self.stock[product].free += delta
+
+    @rule(p=st.integers(0, PRODUCTS - 1), units=st.integers(1, 8), limit=st.sampled_from([0, 2]))
+    def create_sale(self, p: int, units: int, limit: int) -> None:
+        product = self.products[p]
+        ((now,),) = self.run(rows_of(self.db, "SELECT clock_timestamp()"))
+        new = actions.NewSale(
+            product_id=product, title="A rush", price=Money("USD", 999), allocation=units, per_customer_limit=limit,
+            start_time=None, end_time=now + timedelta(hours=1), hold_seconds=600,
+        )  # fmt: skip
+        if product in self.open or self.stock[product].free < units:
+            with pytest.raises(domain.SaleOverlaps if product in self.open else domain.OutOfStock):
+                self.run(actions.create_sale(self.db, new, key=None))
+            return
+        sale = self.run(actions.create_sale(self.db, new, key=None)).id
+        self.stock[product].free -= units
+        self.sales[sale], self.product_of[sale], self.open[product] = Modelled(units, limit), product, sale
+
+    @rule(
+        c=st.integers(0, CUSTOMERS - 1),
+        kinds=st.tuples(*[st.sampled_from(["none", "sale", "stock"])] * PRODUCTS),
+        units=st.tuples(*[st.integers(1, 3)] * PRODUCTS),
+        gated=st.booleans(),
+    )
+    def reserve(self, c: int, kinds: tuple[str, ...], units: tuple[int, ...], gated: bool) -> None:
+        lines = tuple(
+            Line(product, self.open[product] if kind == "sale" else None, quantity)
+            for product, kind, quantity in zip(self.products, kinds, units, strict=True)
+            if kind == "stock" or (kind == "sale" and product in self.open)
+        )
+        if not lines:
+            return
+        hold = Hold(ids.new(), self.customers[c], lines, 600)
+        outcome = self._reserved(hold, gated)
+        fits = all(self._pool(line).free >= line.quantity for line in lines) and not self._over(hold)
+        if isinstance(outcome, Reservation):
+            assert fits, "it was given what was not there"
+            self._take(lines)
+            self.holds[hold.id] = hold, State.HELD
+        else:
+            # The gate may refuse too much until it heals; PostgreSQL never does.
+            assert gated or not fits, f"it was refused what was there: {outcome}"
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data(), gated=st.booleans())
+    def repeat(self, data: st.DataObject, gated: bool) -> None:
+        id_ = data.draw(st.sampled_from(list(self.holds)))
+        hold, state = self.holds[id_]
+        outcome = self._reserved(hold, gated)
+        if isinstance(outcome, Reservation):
+            assert (outcome.id, outcome.state) == (id_, state)
+        else:
+            assert gated, f"a repeat was refused: {outcome}"
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data())
+    def confirm(self, data: st.DataObject) -> None:
+        id_ = data.draw(st.sampled_from(list(self.holds)))
+        hold, state = self.holds[id_]
+        (outcome,) = self.run(settling.confirm(self.db, [id_]))
+        if state is State.RELEASED:
+            assert isinstance(outcome, domain.ReservationLost)
+            return
+        if state is State.EXPIRED:
+            if not all(self._retakable(line) for line in hold.lines):
+                assert isinstance(outcome, domain.ReservationLost)
+                return
+            self._retake(hold.lines)
+        assert isinstance(outcome, Reservation)
+        if state is not State.CONFIRMED:
+            for line in hold.lines:
+                pool = self._pool(line)
+                pool.held, pool.sold = pool.held - line.quantity, pool.sold + line.quantity
+        self.holds[id_] = hold, State.CONFIRMED
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        id_ = data.draw(st.sampled_from(list(self.holds)))
+        hold, state = self.holds[id_]
+        (outcome,) = self.run(settling.release(self.db, [id_]))
+        assert isinstance(outcome, WrongState if state is State.CONFIRMED else Reservation)
+        if state is State.HELD:
+            self._give_back(hold.lines)
+            self.holds[id_] = hold, State.RELEASED
+
+    @precondition(lambda self: any(state is State.HELD for _, state in self.holds.values()))
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        held = [id_ for id_, (_, state) in self.holds.items() if state is State.HELD]
+        ended = data.draw(st.lists(st.sampled_from(held), unique=True, min_size=1))
+        self.run(hold_ended(self.db, *ended))
+        assert {r.id for r in self.run(settling.expire(self.db))} == set(ended)
+        for id_ in ended:
+            hold, _ = self.holds[id_]
+            self._give_back(hold.lines)
+            self.holds[id_] = hold, State.EXPIRED
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        product = data.draw(st.sampled_from(list(self.open)))
+        sale = self.open.pop(product)
+        self.run(sale_ended(self.db, sale))
+        assert self.run(actions.close_ended_sales(self.db)) == 1
+        pool = self.sales[sale]
+        pool.closed, pool.returned, pool.free = True, pool.free, 0
+        self.stock[product].free += pool.returned
+
+    @rule()
+    def flush_gate(self) -> None:
+        self.run(self.gate._valkey.flushall())
+
+    @rule()
+    def heal_gate(self) -> None:
+        self.run(self.gate._heal_once(self.db, set()))
+
+    # --- what must be true at any time ---
+
+    @invariant()
+    def the_numbers_agree_and_the_books_are_in_order(self) -> None:
+        if hasattr(self, "stock"):
+            self.run(self._agree())
+
+    async def _agree(self) -> None:
+        query = "SELECT id, held, sold, returned, allocation - held - sold - returned FROM flash_sales"
+        found = {id_: numbers for id_, *numbers in await rows_of(self.db, query)}
+        assert found == {id_: [s.held, s.sold, s.returned, s.free] for id_, s in self.sales.items()}
+        query = "SELECT product_id, held, on_hand - held FROM stock"
+        found = {id_: numbers for id_, *numbers in await rows_of(self.db, query)}
+        assert found == {id_: [s.held, s.free] for id_, s in self.stock.items()}
+        assert await books(self.db) == []
+
+    # --- the model ---
+
+    def _reserved(self, hold: Hold, gated: bool) -> Reservation | AppError:
+        call = reserving.admit(self.db, self.gate, [hold]) if gated else reserving.reserve(self.db, [hold])
+        outcome: Reservation | AppError = self.run(call)[0]
+        return outcome
+
+    def _pool(self, line: Line) -> Modelled:
+        return self.sales[line.sale_id] if line.sale_id else self.stock[line.product_id]
+
+    def _over(self, hold: Hold) -> bool:
+        for line in hold.lines:
+            if line.sale_id and (limit := self.sales[line.sale_id].limit):
+                mine = sum(
+                    other.quantity
+                    for past, state in self.holds.values()
+                    if past.customer_id == hold.customer_id and state in (State.HELD, State.CONFIRMED)
+                    for other in past.lines
+                    if other.sale_id == line.sale_id
+                )
+                if mine + line.quantity > limit:
+                    return True
+        return False
+
+    def _take(self, lines: tuple[Line, ...]) -> None:
+        for line in lines:
+            pool = self._pool(line)
+            pool.free, pool.held = pool.free - line.quantity, pool.held + line.quantity
+
+    def _give_back(self, lines: tuple[Line, ...]) -> None:
+        for line in lines:
+            pool = self._pool(line)
+            pool.held -= line.quantity
+            if pool.closed:
+                pool.returned += line.quantity
+                self.stock[line.product_id].free += line.quantity
+            else:
+                pool.free += line.quantity
+
+    def _retakable(self, line: Line) -> bool:
+        pool = self._pool(line)
+        if pool.closed:
+            return pool.returned >= line.quantity and self.stock[line.product_id].free >= line.quantity
+        return pool.free >= line.quantity
+
+    def _retake(self, lines: tuple[Line, ...]) -> None:
+        for line in lines:
+            pool = self._pool(line)
+            pool.held += line.quantity
+            if pool.closed:
+                pool.returned -= line.quantity
+                self.stock[line.product_id].free -= line.quantity
+            else:
+                pool.free -= line.quantity
+
+
+def test_no_walk_leads_to_wrong_numbers(infra: Infra, template: Callable[[str], Awaitable[str]]) -> None:
+    with asyncio.Runner() as runner:
+        # Hypothesis calls rules one by one, so they run on a loop of their own.
+        name = "test_walks_inventory"
+        infra.admin(f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {runner.run(template('inventory'))}")
+        engine, db = connect(infra.database_url(name), pool_size=2)
+        gate = Gate(infra.valkey_url)
+        machine = type("Walk", (Walk,), {"run": staticmethod(runner.run), "db": db, "gate": gate})
+        try:
+            run_state_machine_as_test(
+                machine,
+                settings=settings(
+                    max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, derandomize=True, database=None,
+                    suppress_health_check=list(HealthCheck), print_blob=False,
+                ),
+            )  # fmt: skip
+        finally:
+            runner.run(gate.close())
+            runner.run(engine.dispose())
+            infra.admin(f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,0 +1,295 @@
+"""Inventory as its callers see it: who may call what, field names, order of outcomes, live views."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from services.chassis import ids
+from services.chassis.db import Database
+from services.chassis.paging import Pages
+from services.inventory import settling
+from services.inventory.gate import Gate
+from services.inventory.rpc import FlashSaleService, ReservationService, StockService
+from services.inventory.watch import sale_watch
+from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
+from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
+from stampede.inventory.v1 import reservation_service_pb2 as pb
+from stampede.inventory.v1 import reservation_service_pb2_grpc as pb_grpc
+from stampede.inventory.v1 import stock_service_pb2 as stock_pb
+from stampede.inventory.v1 import stock_service_pb2_grpc as stock_grpc
+from stampede.type.v1.money_pb2 import Money
+from tests.integration.inventory.conftest import a_product, a_sale, books, hold_ended, holding, of_sale, sale_ended
+from tests.support import tokens
+from tests.support.serving import Refusal, refusal, serving
+
+ORDERS = tokens.as_service("orders")
+State = sale_pb.FlashSale.State
+
+
+@dataclass
+class Inventory:
+    stock: stock_grpc.StockServiceStub
+    sales: sale_grpc.FlashSaleServiceStub
+    reservations: pb_grpc.ReservationServiceStub
+
+
+@pytest.fixture
+async def inventory(db: Database, gate: Gate) -> AsyncIterator[Inventory]:
+    pages, watch = Pages("a secret for pages"), sale_watch(db)
+    looking = asyncio.create_task(watch.run())
+
+    def register(server: Any) -> None:
+        stock_grpc.add_StockServiceServicer_to_server(StockService(db, pages), server)
+        sale_grpc.add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), server)
+        pb_grpc.add_ReservationServiceServicer_to_server(ReservationService(db, gate), server)
+
+    async with serving("inventory", register) as channel:
+        yield Inventory(
+            stock_grpc.StockServiceStub(channel), sale_grpc.FlashSaleServiceStub(channel),
+            pb_grpc.ReservationServiceStub(channel),
+        )  # fmt: skip
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
+def a_hold(sale: Any, quantity: int = 1, **fields: Any) -> pb.Hold:
+    line = pb.HoldLine(product_id=str(sale.product_id), flash_sale_id=str(sale.id), quantity=quantity)
+    return pb.Hold(
+        **{"id": str(ids.new()), "customer_id": str(ids.new()), "lines": [line], "duration": Duration(seconds=60)}
+        | fields
+    )
+
+
+def a_sale_request(product_id: uuid.UUID, **fields: Any) -> sale_pb.CreateFlashSaleRequest:
+    request = sale_pb.CreateFlashSaleRequest(
+        product_id=str(product_id), title="A rush", sale_price=Money(currency_code="USD", minor_units=999),
+        allocation=5,
+    )  # fmt: skip
+    request.end_time.GetCurrentTime()
+    request.end_time.seconds += 3600
+    for name, value in fields.items():
+        if hasattr(value, "CopyFrom"):
+            getattr(request, name).CopyFrom(value)
+        else:
+            setattr(request, name, value)
+    return request
+
+
+@pytest.mark.parametrize("method", ["Reserve", "Confirm", "Release"])
+async def test_only_orders_moves_reservations(inventory: Inventory, method: str) -> None:
+    call, request = getattr(inventory.reservations, method), getattr(pb, f"{method}Request")()
+    allowed = await refusal(call(request, metadata=ORDERS))
+    assert (allowed.code, allowed.reason) == ("INVALID_ARGUMENT", "INVALID_FIELDS")  # it got as far as the rules
+
+    for who in ("payments", "catalog", "inventory"):
+        assert (await refusal(call(request, metadata=tokens.as_service(who)))).code == "PERMISSION_DENIED"
+    for who in ((), tokens.as_staff(), tokens.as_user(ids.new())):
+        assert (await refusal(call(request, metadata=who))).code == "UNAUTHENTICATED"
+
+
+async def test_only_staff_changes_stock_and_sales(inventory: Inventory, db: Database) -> None:
+    product_id = str(await a_product(db))
+    calls = [
+        (inventory.stock.SetStock, stock_pb.SetStockRequest(product_id=product_id, on_hand=9, reason="counted")),
+        (inventory.stock.AdjustStock, stock_pb.AdjustStockRequest(product_id=product_id, delta=1, reason="found")),
+        (inventory.stock.ListStockMovements, stock_pb.ListStockMovementsRequest(product_id=product_id)),
+        (inventory.sales.CreateFlashSale, a_sale_request(uuid.UUID(product_id))),
+    ]
+    for call, request in calls:
+        assert (await refusal(call(request))).code == "UNAUTHENTICATED"
+        assert (await refusal(call(request, metadata=tokens.as_user(ids.new())))).code == "PERMISSION_DENIED"
+        assert (await refusal(call(request, metadata=ORDERS))).code == "UNAUTHENTICATED"
+        await call(request, metadata=tokens.as_staff())
+    await inventory.stock.GetStock(stock_pb.GetStockRequest(product_id=product_id))  # anybody
+
+
+async def test_outcomes_come_in_the_order_asked_each_with_its_own_reason(inventory: Inventory, db: Database) -> None:
+    sale, limited = await a_sale(db, units=3), await a_sale(db, units=9, per_customer_limit=1)
+    stranger = a_hold(sale)
+    stranger.lines[0].flash_sale_id = str(uuid.uuid4())
+    ordinary = a_hold(sale)
+    ordinary.lines[0].flash_sale_id = ""
+    unknown = a_hold(sale)
+    unknown.lines[0].flash_sale_id, unknown.lines[0].product_id = "", str(uuid.uuid4())
+    holds = [a_hold(sale, 9), a_hold(sale, 2), stranger, a_hold(limited, 2), ordinary, unknown, a_hold(sale)]
+
+    outcomes = (await inventory.reservations.Reserve(pb.ReserveRequest(holds=holds), metadata=ORDERS)).outcomes
+
+    assert [o.refusal.reason for o in outcomes] == [
+        "SOLD_OUT", "", "FLASH_SALE_NOT_FOUND", "CUSTOMER_LIMIT", "OUT_OF_STOCK", "STOCK_NOT_FOUND", "",
+    ]  # fmt: skip
+    assert [o.refusal.code for o in outcomes] == [9, 0, 5, 9, 9, 5, 0]
+    assert dict(outcomes[0].refusal.metadata) == {"flashSaleId": str(sale.id)}
+    assert outcomes[0].refusal.domain == "inventory.stampede"
+    held = outcomes[1].reservation
+    assert (held.id, held.state) == (holds[1].id, pb.Reservation.HELD)
+    assert held.lines[0] == pb.ReservedLine(
+        product_id=str(sale.product_id), flash_sale_id=str(sale.id), quantity=2,
+        sale_price=Money(currency_code="USD", minor_units=999),
+    )  # fmt: skip
+    assert await books(db) == []
+
+
+async def test_a_reservation_goes_its_way_over_the_wire(inventory: Inventory, db: Database) -> None:
+    sale = await a_sale(db, units=3)
+    sold, back = a_hold(sale), a_hold(sale)
+    await inventory.reservations.Reserve(pb.ReserveRequest(holds=[sold, back]), metadata=ORDERS)
+    unknown = str(uuid.uuid4())
+
+    confirmed = await inventory.reservations.Confirm(pb.ConfirmRequest(ids=[unknown, sold.id]), metadata=ORDERS)
+    released = await inventory.reservations.Release(pb.ReleaseRequest(ids=[sold.id, back.id]), metadata=ORDERS)
+
+    assert confirmed.outcomes[0].refusal.reason == "RESERVATION_NOT_FOUND"
+    assert confirmed.outcomes[1].reservation.state == pb.Reservation.CONFIRMED
+    assert released.outcomes[0].refusal.reason == "WRONG_STATE"
+    assert released.outcomes[1].reservation.state == pb.Reservation.RELEASED
+    now = await inventory.sales.GetFlashSale(sale_pb.GetFlashSaleRequest(sale_id=str(sale.id)))
+    assert (now.held, now.sold, now.remaining) == (0, 1, 2)
+
+
+async def test_a_released_unit_can_be_bought_again_at_once_through_the_gate(
+    inventory: Inventory, db: Database, gate: Gate
+) -> None:
+    sale = await a_sale(db, units=1)
+    await gate._heal_once(db, set())
+    first, second = a_hold(sale), a_hold(sale)
+    await inventory.reservations.Reserve(pb.ReserveRequest(holds=[first]), metadata=ORDERS)
+    await inventory.reservations.Release(pb.ReleaseRequest(ids=[first.id]), metadata=ORDERS)
+
+    (outcome,) = (await inventory.reservations.Reserve(pb.ReserveRequest(holds=[second]), metadata=ORDERS)).outcomes
+
+    assert outcome.reservation.state == pb.Reservation.HELD
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"id": "x"}, "holds[0].id"),
+        ({"customer_id": ""}, "holds[0].customerId"),
+        ({"lines": []}, "holds[0].lines"),
+        ({"lines": [pb.HoldLine(product_id=str(uuid.uuid4()), quantity=0)]}, "holds[0].lines[0].quantity"),
+        ({"lines": [pb.HoldLine(product_id="y", quantity=1)]}, "holds[0].lines[0].productId"),
+        ({"duration": Duration(seconds=3601)}, "holds[0].duration"),
+    ],
+)
+async def test_a_wrong_field_is_named(
+    inventory: Inventory, db: Database, changes: dict[str, Any], field: str
+) -> None:
+    hold = a_hold(await a_sale(db), **changes)
+    refused = await refusal(inventory.reservations.Reserve(pb.ReserveRequest(holds=[hold]), metadata=ORDERS))
+    assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", [field])
+
+
+async def test_wrong_terms_of_a_sale_are_named(inventory: Inventory, db: Database) -> None:
+    product_id = await a_product(db)
+    wrong = a_sale_request(product_id, allocation=0, hold_duration=Duration(seconds=3601), title="")
+    wrong.end_time.seconds -= 7200
+    refused = await refusal(inventory.sales.CreateFlashSale(wrong, metadata=tokens.as_staff()))
+    assert sorted(refused.fields) == ["allocation", "endTime", "holdDuration", "title"]
+
+    backwards = a_sale_request(product_id)
+    backwards.start_time.seconds = backwards.end_time.seconds + 1
+    refused = await refusal(inventory.sales.CreateFlashSale(backwards, metadata=tokens.as_staff()))
+    assert refused.fields == ["end_after_start"]
+
+
+async def test_a_sale_is_created_once_under_its_idempotency_key(inventory: Inventory, db: Database) -> None:
+    product_id, staff = await a_product(db), tokens.as_staff()
+    request, key = a_sale_request(product_id), ("idempotency-key", str(uuid.uuid4()))
+
+    first = await inventory.sales.CreateFlashSale(request, metadata=(*staff, key))
+    again = await inventory.sales.CreateFlashSale(request, metadata=(*staff, key))
+    request.allocation = 4
+    refused = await refusal(inventory.sales.CreateFlashSale(request, metadata=(*staff, key)))
+
+    assert first.id == again.id
+    assert (first.state, first.allocation, first.remaining, first.hold_duration.seconds) == (State.LIVE, 5, 5, 600)
+    assert refused.reason == "REQUEST_ID_REUSED"
+
+
+async def test_stock_over_the_wire(inventory: Inventory) -> None:
+    product_id, staff = str(ids.new()), tokens.as_staff()
+    missing = await refusal(inventory.stock.GetStock(stock_pb.GetStockRequest(product_id=product_id)))
+    assert (missing.code, missing.reason) == ("NOT_FOUND", "STOCK_NOT_FOUND")
+    unsaid = await refusal(
+        inventory.stock.SetStock(stock_pb.SetStockRequest(product_id=product_id, reason="counted"), metadata=staff)
+    )
+    assert unsaid.fields == ["onHand"]
+
+    request = stock_pb.SetStockRequest(product_id=product_id, on_hand=7, reason="counted")
+    stock = await inventory.stock.SetStock(request, metadata=staff)
+    assert (stock.on_hand, stock.held, stock.available) == (7, 0, 7)
+    for delta in (3, -2):
+        request = stock_pb.AdjustStockRequest(product_id=product_id, delta=delta, reason="found")
+        stock = await inventory.stock.AdjustStock(request, metadata=staff)
+    assert stock.on_hand == 8
+
+    listed, token = [], ""
+    for _ in range(3):
+        page = await inventory.stock.ListStockMovements(
+            stock_pb.ListStockMovementsRequest(product_id=product_id, page_size=1, page_token=token), metadata=staff
+        )
+        listed += [(m.delta, m.reason) for m in page.movements]
+        token = page.next_page_token
+    assert (listed, token) == ([(-2, "found"), (3, "found"), (7, "counted")], "")
+
+
+async def test_sales_are_listed_in_pages_that_belong_to_their_query(inventory: Inventory, db: Database) -> None:
+    sales = [await a_sale(db) for _ in range(5)]
+    found, token = [], ""
+    while True:
+        page = await inventory.sales.ListFlashSales(sale_pb.ListFlashSalesRequest(page_size=2, page_token=token))
+        found += [sale.id for sale in page.flash_sales]
+        if not (token := page.next_page_token):
+            break
+        last = token
+    assert found == [str(sale.id) for sale in reversed(sales)]
+
+    for other in ({"state": State.LIVE}, {"product_id": str(sales[0].product_id)}):
+        request = sale_pb.ListFlashSalesRequest(page_token=last, **other)
+        assert (await refusal(inventory.sales.ListFlashSales(request))).fields == ["pageToken"]
+    page = await inventory.sales.ListFlashSales(sale_pb.ListFlashSalesRequest(state=State.ENDED))
+    assert list(page.flash_sales) == []
+
+
+async def test_a_watcher_sees_the_sale_as_it_is_then_its_changes_then_its_end(
+    inventory: Inventory, db: Database
+) -> None:
+    sale = await a_sale(db, units=2)
+    async with asyncio.timeout(10):
+        stream = inventory.sales.WatchFlashSale(sale_pb.WatchFlashSaleRequest(sale_id=str(sale.id)))
+        seen = await stream.read()
+        assert (seen.state, seen.remaining) == (State.LIVE, 2)
+
+        held = await holding(db, of_sale(sale, 2))
+        seen = await stream.read()
+        assert (seen.state, seen.held, seen.remaining) == (State.SOLD_OUT, 2, 0)
+
+        await hold_ended(db, held.id)
+        await settling.expire(db)
+        seen = await stream.read()
+        assert (seen.state, seen.remaining) == (State.LIVE, 2)
+
+        await sale_ended(db, sale.id)
+        seen = await stream.read()
+        assert seen.state == State.ENDED
+        assert await stream.read() is grpc.aio.EOF
+
+
+async def test_watching_an_unknown_sale_is_not_found(inventory: Inventory) -> None:
+    stream = inventory.sales.WatchFlashSale(sale_pb.WatchFlashSaleRequest(sale_id=str(uuid.uuid4())))
+    refused: Refusal = await refusal(stream.read())
+    assert (refused.code, refused.reason) == ("NOT_FOUND", "FLASH_SALE_NOT_FOUND")
+
+
+async def test_a_sale_that_is_over_is_shown_once(inventory: Inventory, db: Database) -> None:
+    sale = await a_sale(db)
+    await sale_ended(db, sale.id)
+    stream = inventory.sales.WatchFlashSale(sale_pb.WatchFlashSaleRequest(sale_id=str(sale.id)))
+    assert [message.state async for message in stream] == [State.ENDED]

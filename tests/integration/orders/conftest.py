@@ -1,0 +1,383 @@
+"""What the tests of orders share: a database, orders to write into it, and the other services, small and in memory."""
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+from sqlalchemy import event, text
+
+from services.chassis import ids
+from services.chassis.access import MeshIdentity
+from services.chassis.clients import Target
+from services.chassis.db import Database, connect
+from services.chassis.money import Money
+from services.chassis.outbox import Relay
+from services.chassis.paging import Pages
+from services.orders import actions, rpc, store
+from services.orders.domain import Line
+from services.orders.latch import Latch
+from services.orders.partners import Catalog, Inventory, Payments, Steps
+from services.orders.placing import Placer
+from services.orders.store import NewOrder
+from services.orders.worker import Worker
+from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
+from stampede.catalog.v1 import snapshot_service_pb2_grpc as catalog_grpc
+from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
+from stampede.inventory.v1 import reservation_service_pb2_grpc as inventory_grpc
+from stampede.orders.v1 import events_pb2
+from stampede.orders.v1 import order_service_pb2 as pb
+from stampede.orders.v1 import order_service_pb2_grpc as pb_grpc
+from stampede.payments.v1 import charge_service_pb2 as payments_pb
+from stampede.payments.v1 import charge_service_pb2_grpc as payments_grpc
+from stampede.type.v1 import money_pb2, refusal_pb2
+from tests.support import tokens
+from tests.support.infra import Infra
+from tests.support.serving import serving
+
+PRICE = Money("USD", 999)
+
+
+@pytest.fixture(scope="session")
+async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) -> AsyncIterator[Database]:
+    """One for all tests here: to empty it costs a tenth of what a new one does."""
+    infra.admin(f"CREATE DATABASE test_all_orders TEMPLATE {await template('orders')}")
+    engine, sessions = connect(infra.database_url("test_all_orders"), pool_size=20)
+    yield sessions
+    await engine.dispose()
+
+
+@pytest.fixture
+async def db(one_database: Database) -> Database:
+    async with one_database.begin() as tx:
+        await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
+        await tx.execute(text("TRUNCATE orders, sagas, order_log, outbox, seen_events RESTART IDENTITY CASCADE"))
+    return one_database
+
+
+def an_order(**fields: Any) -> NewOrder:
+    line = Line(ids.new(), "TEE", "A tee", PRICE, 2, None)
+    known: dict[str, Any] = {
+        "id": ids.new(), "customer_id": ids.new(), "request_id": uuid.uuid4(), "digest": b"d" * 32, "lines": (line,),
+        "total": PRICE * 2, "hold_expire_time": datetime.now(UTC) + timedelta(minutes=10), "shipping_address": None,
+        "payment_method": "pm_card_visa", "lease_seconds": 20.0, "trace": "a trace",
+    }  # fmt: skip
+    return NewOrder(**{**known, **fields})
+
+
+async def rows_of(db: Database, query: str, **arguments: Any) -> list[tuple[Any, ...]]:
+    async with db() as tx:
+        return [tuple(row) for row in await tx.execute(text(query), arguments)]
+
+
+async def run_sql(db: Database, query: str, **arguments: Any) -> None:
+    async with db.begin() as tx:
+        await tx.execute(text(query), arguments)
+
+
+async def log_of(db: Database, order_id: uuid.UUID) -> list[tuple[Any, ...]]:
+    query = "SELECT state, reason, actor FROM order_log WHERE order_id = :id ORDER BY id"
+    return await rows_of(db, query, id=order_id)
+
+
+async def told(db: Database, order_id: uuid.UUID) -> list[tuple[str, int]]:
+    """The events of an order in the order they will be told: (last word of the subject, version)."""
+    rows = await rows_of(db, "SELECT subject, payload FROM outbox ORDER BY id")
+    events = [(subject, events_pb2.OrderChanged.FromString(bytes(payload))) for subject, payload in rows]
+    return [(s.rpartition(".")[2], e.version) for s, e in events if e.order_id == str(order_id)]
+
+
+async def until(fact: Callable[[], Awaitable[Any]], *, seconds: float = 10.0) -> Any:
+    """Waits until `fact` returns something true, and returns it."""
+    deadline = time.monotonic() + seconds
+    while not (found := await fact()):
+        assert time.monotonic() < deadline, "it did not come to pass"
+        await asyncio.sleep(0.01)
+    return found
+
+
+@dataclass
+class Counted:
+    transactions: int = 0
+    statements: int = 0
+
+
+@contextmanager
+def counted(db: Database) -> Iterator[Counted]:
+    """Transactions and statements on a database meanwhile."""
+    count, engine = Counted(), db.kw["bind"].sync_engine
+
+    def begins(_connection: Any) -> None:
+        count.transactions += 1
+
+    def states(*_: Any) -> None:
+        count.statements += 1
+
+    event.listen(engine, "begin", begins)
+    event.listen(engine, "before_cursor_execute", states)
+    try:
+        yield count
+    finally:
+        event.remove(engine, "begin", begins)
+        event.remove(engine, "before_cursor_execute", states)
+
+
+# --- the other services ---
+
+
+class FakeCatalog(catalog_grpc.SnapshotServiceServicer):
+    def __init__(self) -> None:
+        self.products: dict[str, catalog_pb.Snapshot] = {}
+        self.calls: Counter[str] = Counter()
+
+    def add(self, price: Money = PRICE, *, active: bool = True, product_id: uuid.UUID | None = None) -> uuid.UUID:
+        id_ = product_id or ids.new()
+        money = money_pb2.Money(currency_code=price.currency, minor_units=price.minor)
+        self.products[str(id_)] = catalog_pb.Snapshot(
+            product_id=str(id_), sku="TEE", name="A tee", price=money, active=active
+        )
+        return id_
+
+    async def GetSnapshots(self, request: Any, context: Any) -> Any:
+        self.calls["GetSnapshots"] += 1
+        found = [self.products[id_] for id_ in request.product_ids if id_ in self.products]
+        return catalog_pb.GetSnapshotsResponse(snapshots=found)
+
+
+class FakeInventory(inventory_grpc.ReservationServiceServicer):
+    """Units by sale or product; `away` refuses calls, `deaf` lets nobody hear the answer."""
+
+    def __init__(self) -> None:
+        self.units: Counter[str] = Counter()
+        self.prices: dict[str, Money] = {}
+        self.held: dict[str, Any] = {}
+        self.asked: dict[str, Any] = {}
+        self.calls: Counter[str] = Counter()
+        self.away = self.deaf = False
+
+    def add(self, units: int, *, sale: Money | None = None, key: uuid.UUID | None = None) -> uuid.UUID:
+        id_ = key or ids.new()
+        self.units[str(id_)] = units
+        if sale:
+            self.prices[str(id_)] = sale
+        return id_
+
+    async def _begin(self, name: str, context: Any) -> None:
+        self.calls[name] += 1
+        if self.away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+
+    async def Reserve(self, request: Any, context: Any) -> Any:
+        await self._begin("Reserve", context)
+        assert len({hold.id for hold in request.holds}) == len(request.holds), "an id twice in a batch"
+        outcomes = [self._reserve(hold) for hold in request.holds]
+        if self.deaf:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer is lost")
+        return inventory_pb.ReserveResponse(outcomes=outcomes)
+
+    def _reserve(self, hold: Any) -> Any:
+        if hold.id in self.held:
+            if self.asked[hold.id] != hold:
+                return _refused(3, "REQUEST_ID_REUSED", requestId=hold.id)
+            return inventory_pb.ReservationOutcome(reservation=self.held[hold.id])
+        for line in hold.lines:
+            if self.units[line.flash_sale_id or line.product_id] < line.quantity:
+                if line.flash_sale_id:
+                    return _refused(9, "SOLD_OUT", flashSaleId=line.flash_sale_id)
+                return _refused(9, "OUT_OF_STOCK", productId=line.product_id)
+        reservation = inventory_pb.Reservation(id=hold.id, state=inventory_pb.Reservation.HELD)
+        reservation.expire_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=600))
+        for line in hold.lines:
+            self.units[line.flash_sale_id or line.product_id] -= line.quantity
+            price = self.prices.get(line.flash_sale_id)
+            reservation.lines.add(
+                product_id=line.product_id, flash_sale_id=line.flash_sale_id, quantity=line.quantity,
+                sale_price=price and money_pb2.Money(currency_code=price.currency, minor_units=price.minor),
+            )  # fmt: skip
+        self.held[hold.id], self.asked[hold.id] = reservation, hold
+        return inventory_pb.ReservationOutcome(reservation=reservation)
+
+    def state(self, order_id: uuid.UUID | str) -> str:
+        return str(inventory_pb.Reservation.State.Name(self.held[str(order_id)].state))
+
+    async def Confirm(self, request: Any, context: Any) -> Any:
+        await self._begin("Confirm", context)
+        return inventory_pb.ConfirmResponse(
+            outcomes=[self._settle(id_, inventory_pb.Reservation.CONFIRMED) for id_ in request.ids]
+        )
+
+    async def Release(self, request: Any, context: Any) -> Any:
+        await self._begin("Release", context)
+        return inventory_pb.ReleaseResponse(
+            outcomes=[self._settle(id_, inventory_pb.Reservation.RELEASED) for id_ in request.ids]
+        )
+
+    def _settle(self, id_: str, state: Any) -> Any:
+        reservation = self.held.get(id_)
+        if reservation is None:
+            return _refused(5, "RESERVATION_NOT_FOUND", reservationId=id_)
+        if reservation.state not in (inventory_pb.Reservation.HELD, state):
+            return _refused(9, "RESERVATION_LOST" if state == inventory_pb.Reservation.CONFIRMED else "WRONG_STATE")
+        reservation.state = state
+        return inventory_pb.ReservationOutcome(reservation=reservation)
+
+
+def _refused(code: int, reason: str, **metadata: str) -> Any:
+    refusal = refusal_pb2.Refusal(
+        code=code, reason=reason, domain="inventory.stampede", message=f"{reason}.", metadata=metadata
+    )
+    return inventory_pb.ReservationOutcome(refusal=refusal)
+
+
+class FakePayments(payments_grpc.ChargeServiceServicer):
+    """`pm_declined` is declined; without a method the customer pays by hand."""
+
+    def __init__(self) -> None:
+        self.payments: dict[str, Any] = {}
+        self.calls: Counter[str] = Counter()
+        self.away = False
+
+    async def _begin(self, name: str, context: Any) -> None:
+        self.calls[name] += 1
+        if self.away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+
+    def _payment(self, item: Any, state: str) -> Any:
+        if item.order_id not in self.payments:
+            waits = state == "AWAITING_CUSTOMER"
+            self.payments[item.order_id] = payments_pb.PaymentStatus(
+                payment_id=str(ids.new()), order_id=item.order_id, state=state, provider="sandbox",
+                client_secret="a secret" if waits else "", failure_reason="CARD_DECLINED" if state == "FAILED" else "",
+            )  # fmt: skip
+        return self.payments[item.order_id]
+
+    def set_state(self, order_id: str, state: str) -> None:
+        self.payments[order_id].state = payments_pb.PaymentStatus.State.Value(state)
+        self.payments[order_id].client_secret = ""
+
+    def state(self, order_id: str) -> str:
+        return str(payments_pb.PaymentStatus.State.Name(self.payments[order_id].state))
+
+    async def Charge(self, request: Any, context: Any) -> Any:
+        await self._begin("Charge", context)
+        outcomes = []
+        for item in request.items:
+            method = item.payment_method
+            state = "AWAITING_CUSTOMER" if not method else "FAILED" if method == "pm_declined" else "SUCCEEDED"
+            outcomes.append(payments_pb.PaymentOutcome(payment=self._payment(item, state)))
+        return payments_pb.ChargeResponse(outcomes=outcomes)
+
+    async def Cancel(self, request: Any, context: Any) -> Any:
+        await self._begin("Cancel", context)
+        outcomes = []
+        for item in request.items:
+            payment = self._payment(item, "CANCELLED")
+            if self.state(item.order_id) == "AWAITING_CUSTOMER":
+                self.set_state(item.order_id, "CANCELLED")
+            outcomes.append(payments_pb.PaymentOutcome(payment=payment))
+        return payments_pb.CancelResponse(outcomes=outcomes)
+
+    async def Refund(self, request: Any, context: Any) -> Any:
+        await self._begin("Refund", context)
+        outcomes = []
+        for item in request.items:
+            payment = self._payment(item, "CANCELLED")
+            if self.state(item.order_id) == "SUCCEEDED":
+                self.set_state(item.order_id, "REFUNDED")
+            outcomes.append(payments_pb.PaymentOutcome(payment=payment))
+        return payments_pb.RefundResponse(outcomes=outcomes)
+
+
+class Shop:
+    """One running orders service, its neighbours, and a customer. Sagas left over run once `carry_on` says so."""
+
+    def __init__(self, db: Database, address: str) -> None:
+        self.db = db
+        mesh = MeshIdentity("orders", tokens.MESH_SECRET)
+        self.targets = [Target(name, address, mesh) for name in ("catalog", "inventory", "payments")]
+        catalog, inventory, payments = self.targets
+        relay, self.latch, self.watch = Relay(db), Latch(), actions.order_watch(db)
+        self.inventory_client = Inventory(inventory)
+        self.worker = Worker(db, Steps(self.inventory_client, Payments(payments)), relay, self.watch, at_once=512)
+        self.placer = Placer(
+            db, catalog=Catalog(catalog), inventory=self.inventory_client, worker=self.worker, latch=self.latch,
+            relay=relay,
+        )  # fmt: skip
+        self.service = rpc.OrderService(db, self.placer, self.worker, self.watch, Pages("a secret for pages"))
+        self.tasks: list[asyncio.Task[None]] = [asyncio.create_task(self.watch.run())]
+        self.customer = ids.new()
+        self.orders: Any = None
+        self.catalog, self.inventory, self.payments = FakeCatalog(), FakeInventory(), FakePayments()
+
+    def carry_on(self) -> None:
+        self.tasks.append(asyncio.create_task(self.worker.run()))
+
+    async def place(self, request: pb.PlaceOrderRequest, *, customer: uuid.UUID | None = None) -> pb.Order:
+        answer: pb.Order = await self.orders.PlaceOrder(request, metadata=tokens.as_user(customer or self.customer))
+        return answer
+
+    async def ended(self, order_id: str) -> pb.Order:
+        async def fact() -> pb.Order | None:
+            order: pb.Order = await self.orders.GetOrder(
+                pb.GetOrderRequest(order_id=order_id), metadata=tokens.as_user(self.customer)
+            )
+            return order if order.state != pb.Order.PENDING else None
+
+        found: pb.Order = await until(fact)
+        return found
+
+    async def close(self) -> None:
+        await self.worker.drain(5)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def shop(db: Database) -> AsyncIterator[Shop]:
+    fakes = FakeCatalog(), FakeInventory(), FakePayments()
+
+    def neighbours(server: Any) -> None:
+        catalog_grpc.add_SnapshotServiceServicer_to_server(fakes[0], server)
+        inventory_grpc.add_ReservationServiceServicer_to_server(fakes[1], server)
+        payments_grpc.add_ChargeServiceServicer_to_server(fakes[2], server)
+
+    # One port for all three; the real guard checks every request against the contract.
+    async with listening("neighbours", neighbours) as address:
+        shop = Shop(db, address)
+        shop.catalog, shop.inventory, shop.payments = fakes
+        async with serving("orders", lambda s: pb_grpc.add_OrderServiceServicer_to_server(shop.service, s)) as channel:
+            shop.orders = pb_grpc.OrderServiceStub(channel)
+            yield shop
+            await shop.close()
+        for target in shop.targets:
+            await target.close()
+
+
+class listening:
+    """Servicers behind the real guard, on a port of the system's choice; gives the address."""
+
+    def __init__(self, service: str, register: Callable[[Any], None]) -> None:
+        from services.chassis.rpc import Guard
+
+        self._server = grpc.aio.server(interceptors=[Guard(service, tokens.gatekeeper(service))])
+        register(self._server)
+        self._address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    async def __aenter__(self) -> str:
+        await self._server.start()
+        return self._address
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.stop(grace=None)
+
+
+async def the_order(db: Database, order_id: uuid.UUID | str) -> Any:
+    return await store.get(db, uuid.UUID(str(order_id)), customer_id=None)

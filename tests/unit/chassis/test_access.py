@@ -1,0 +1,277 @@
+"""Who is let in: by role and by name, on proof that cannot be forged, borrowed or outlived."""
+
+import base64
+import json
+import time
+import uuid
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from grpc_health.v1 import health_pb2  # noqa: F401  # declares a method that says nothing
+from jwt.algorithms import ECAlgorithm
+
+from services.chassis import access
+from services.chassis.access import AUDIENCE, ISSUER, Gatekeeper, MeshIdentity, Rule
+from services.chassis.calls import NOBODY
+from services.chassis.errors import PermissionDenied, Unauthenticated
+from stampede.access.v1 import access_pb2
+from stampede.catalog.v1 import catalog_service_pb2, snapshot_service_pb2  # noqa: F401  # declares the methods
+
+ADA = uuid.UUID("01890000-0000-7000-8000-0000000000ad")
+MESH_SECRET = "a mesh secret for tests, long enough"
+CUSTOMER = Rule(access_pb2.ACCESS_CUSTOMER, frozenset())
+MESH = Rule(access_pb2.ACCESS_MESH, frozenset({"orders"}))
+
+
+class Identity:
+    """Signs tokens and publishes keys; counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.keys = {"first": ec.generate_private_key(ec.SECP256R1())}
+        self.asked = 0
+
+    async def jwks(self) -> bytes:
+        self.asked += 1
+        published = [
+            {**json.loads(ECAlgorithm.to_jwk(key.public_key())), "kid": kid, "alg": "ES256", "use": "sig"}
+            for kid, key in self.keys.items()
+        ]
+        return json.dumps({"keys": published}).encode()
+
+    def claims(self, *roles: str, **other: Any) -> dict[str, Any]:
+        now = int(time.time())
+        said = {"iss": ISSUER, "aud": AUDIENCE, "sub": str(ADA), "iat": now, "exp": now + 600, "roles": list(roles)}
+        return {key: value for key, value in {**said, **other}.items() if value is not None}
+
+    def token(self, *roles: str, kid: str = "first", **other: Any) -> str:
+        return jwt.encode(self.claims(*roles, **other), self.keys[kid], algorithm="ES256", headers={"kid": kid})
+
+
+@pytest.fixture
+def identity() -> Identity:
+    return Identity()
+
+
+@pytest.fixture
+def gate(identity: Identity) -> Gatekeeper:
+    return Gatekeeper(MeshIdentity("catalog", MESH_SECRET), identity.jwks)
+
+
+def bearer(token: str) -> access.Metadata:
+    return {"authorization": f"Bearer {token}"}
+
+
+def mesh(token: str) -> access.Metadata:
+    return {"x-mesh-token": token}
+
+
+def part(said: dict[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(said).encode()).decode().rstrip("=")
+
+
+# Users
+
+
+async def test_a_signed_in_user_is_known(gate: Gatekeeper, identity: Identity) -> None:
+    caller = await gate.admit(CUSTOMER, bearer(identity.token("customer", "staff")))
+    assert (caller.user_id, caller.roles, caller.service) == (ADA, {"customer", "staff"}, "")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": int(time.time()) - 60},
+        {"exp": None},
+        {"sub": None},
+        {"sub": "ada"},
+        {"iat": None},
+        {"iss": "https://elsewhere.example"},
+        {"iss": None},
+        {"aud": "another-shop"},
+        {"aud": None},
+        {"nbf": int(time.time()) + 600},
+    ],
+    ids=str,
+)
+async def test_a_token_must_say_everything_rightly(
+    gate: Gatekeeper, identity: Identity, claims: dict[str, Any]
+) -> None:
+    with pytest.raises(Unauthenticated):
+        await gate.admit(CUSTOMER, bearer(identity.token("admin", **claims)))
+
+
+async def test_another_key_of_the_same_name_forges_nothing(gate: Gatekeeper) -> None:
+    with pytest.raises(Unauthenticated):
+        await gate.admit(CUSTOMER, bearer(Identity().token("admin")))
+
+
+async def test_roles_cannot_be_added_to_a_token(gate: Gatekeeper, identity: Identity) -> None:
+    header, _, signature = identity.token("customer").split(".")
+    with pytest.raises(Unauthenticated):
+        await gate.admit(CUSTOMER, bearer(f"{header}.{part(identity.claims('admin'))}.{signature}"))
+
+
+async def test_a_token_without_signature_is_none(gate: Gatekeeper, identity: Identity) -> None:
+    for algorithm in ("none", "None", "NONE"):
+        header = part({"alg": algorithm, "typ": "JWT", "kid": "first"})
+        with pytest.raises(Unauthenticated):
+            await gate.admit(CUSTOMER, bearer(f"{header}.{part(identity.claims('admin'))}."))
+
+
+async def test_the_public_key_is_no_shared_secret(gate: Gatekeeper, identity: Identity) -> None:
+    """HS256 with the published key as its secret: what a verifier that trusts the header would believe."""
+    public = identity.keys["first"].public_key()
+    for secret in (
+        public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
+        public.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint),
+        await identity.jwks(),
+    ):
+        signed = f"{part({'alg': 'HS256', 'typ': 'JWT', 'kid': 'first'})}.{part(identity.claims('admin'))}"
+        signature = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(signed.encode(), secret)
+        forged = f"{signed}.{base64.urlsafe_b64encode(signature).decode().rstrip('=')}"
+        with pytest.raises(Unauthenticated):
+            await gate.admit(CUSTOMER, bearer(forged))
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer a.b.c", "Basic YWRhOmFkYQ==", "a.b.c", "Bearer ü"])
+async def test_what_is_no_bearer_token_is_refused(gate: Gatekeeper, header: str) -> None:
+    with pytest.raises(Unauthenticated):
+        await gate.admit(CUSTOMER, {"authorization": header} if header else {})
+
+
+async def test_a_remembered_token_still_expires(
+    gate: Gatekeeper, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = identity.token("customer")
+    await gate.admit(CUSTOMER, bearer(token))
+    later = time.time() + 3600
+    monkeypatch.setattr(access.time, "time", lambda: later)
+    monkeypatch.setattr(jwt.api_jwt, "datetime", _Later)
+    with pytest.raises(Unauthenticated):
+        await gate.admit(CUSTOMER, bearer(token))
+
+
+class _Later(jwt.api_jwt.datetime):  # type: ignore[misc, name-defined]
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return super().now(tz) + jwt.api_jwt.timedelta(hours=1)
+
+
+# Keys
+
+
+async def test_an_unknown_key_is_looked_for_once_in_two_seconds(
+    gate: Gatekeeper, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    identity.keys["second"] = ec.generate_private_key(ec.SECP256R1())
+    unpublished = identity.token(kid="second")
+    del identity.keys["second"]
+    for _ in range(20):
+        with pytest.raises(Unauthenticated):
+            await gate.admit(CUSTOMER, bearer(unpublished))
+    assert identity.asked == 1
+    now += 2.1
+    with pytest.raises(Unauthenticated):
+        await gate.admit(CUSTOMER, bearer(unpublished))
+    assert identity.asked == 2
+
+
+async def test_a_new_key_is_found(gate: Gatekeeper, identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    await gate.admit(CUSTOMER, bearer(identity.token()))
+    identity.keys["second"] = ec.generate_private_key(ec.SECP256R1())
+    now += 2.1
+    await gate.admit(CUSTOMER, bearer(identity.token(kid="second")))
+    await gate.admit(CUSTOMER, bearer(identity.token()))
+    assert identity.asked == 2
+
+
+async def test_known_keys_serve_while_identity_is_away(gate: Gatekeeper, identity: Identity) -> None:
+    await gate.admit(CUSTOMER, bearer(identity.token()))
+
+    async def away() -> bytes:
+        raise ConnectionError
+
+    identity.jwks = away  # type: ignore[method-assign]
+    await gate.admit(CUSTOMER, bearer(identity.token("customer", jti="another")))
+
+
+# Services
+
+
+async def test_a_named_service_is_let_in(gate: Gatekeeper) -> None:
+    caller = await gate.admit(MESH, mesh(MeshIdentity("orders", MESH_SECRET).token()))
+    assert (caller.service, caller.user_id) == ("orders", None)
+
+
+async def test_a_service_that_is_not_named_is_not(gate: Gatekeeper) -> None:
+    with pytest.raises(PermissionDenied):
+        await gate.admit(MESH, mesh(MeshIdentity("payments", MESH_SECRET).token()))
+
+
+async def test_another_secret_proves_nothing(gate: Gatekeeper) -> None:
+    with pytest.raises(Unauthenticated):
+        await gate.admit(MESH, mesh(MeshIdentity("orders", "another secret, just as long as ours").token()))
+
+
+async def test_an_old_proof_is_none(gate: Gatekeeper) -> None:
+    claims = {"iss": access.MESH_ISSUER, "sub": "orders", "exp": int(time.time()) - 60}
+    with pytest.raises(Unauthenticated):
+        await gate.admit(MESH, mesh(jwt.encode(claims, MESH_SECRET, algorithm="HS256")))
+
+
+async def test_users_tokens_are_no_services_and_the_reverse(gate: Gatekeeper, identity: Identity) -> None:
+    """Neither fresh nor from the cache, which both kinds share."""
+    user, service = identity.token("admin", sub=str(ADA)), MeshIdentity("orders", MESH_SECRET).token()
+    for _ in range(2):
+        with pytest.raises(Unauthenticated):
+            await gate.admit(MESH, mesh(user))
+        with pytest.raises(Unauthenticated):
+            await gate.admit(CUSTOMER, bearer(service))
+        await gate.admit(CUSTOMER, bearer(user))
+        await gate.admit(MESH, mesh(service))
+
+
+# Rules
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed"),
+    [
+        (access_pb2.ACCESS_CUSTOMER, {"customer", "staff", "admin", "none"}),
+        (access_pb2.ACCESS_STAFF, {"staff", "admin"}),
+        (access_pb2.ACCESS_ADMIN, {"admin"}),
+        (access_pb2.ACCESS_UNSPECIFIED, set()),
+    ],
+)
+@pytest.mark.parametrize("role", ["customer", "staff", "admin", "none"])
+async def test_roles(gate: Gatekeeper, identity: Identity, rule: int, allowed: set[str], role: str) -> None:
+    admitted = gate.admit(Rule(rule, frozenset()), bearer(identity.token(role)))
+    if role in allowed:
+        await admitted
+    else:
+        with pytest.raises(PermissionDenied):
+            await admitted
+
+
+async def test_a_public_method_looks_at_no_token(gate: Gatekeeper) -> None:
+    assert await gate.admit(Rule(access_pb2.ACCESS_PUBLIC, frozenset()), bearer("rubbish")) is NOBODY
+
+
+async def test_a_method_that_declares_nothing_lets_nobody_in(gate: Gatekeeper) -> None:
+    undeclared = access.rule_of("/grpc.health.v1.Health/Check")
+    with pytest.raises(Unauthenticated):
+        await gate.admit(undeclared, mesh(MeshIdentity("orders", MESH_SECRET).token()))
+
+
+def test_rules_are_read_from_the_contract() -> None:
+    public = access.rule_of("/stampede.catalog.v1.CatalogService/GetProduct")
+    snapshots = access.rule_of("/stampede.catalog.v1.SnapshotService/GetSnapshots")
+    assert public == Rule(access_pb2.ACCESS_PUBLIC, frozenset())
+    assert snapshots == Rule(access_pb2.ACCESS_MESH, frozenset({"orders", "inventory"}))

@@ -1,0 +1,344 @@
+"""The saga, killed everywhere. Real `Worker`, `Steps` and plan; the world around them is in memory."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from services.chassis.errors import Unavailable, WrongState
+from services.orders import domain
+from services.orders import saga as plan
+from services.orders.domain import State
+from services.orders.saga import CANCELLED, HOLD_EXPIRED, PLAN, RESERVATION_LOST, Phase, Progress, Saga, StepRefused
+from tests.unit.orders.world import Killed, World, a_worker, carried, to_the_end
+
+DOORS_MOST = 14
+"""More than any run passes: charge, save, confirm, save, refund, release and finish, each before and after."""
+
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """What goes wrong here goes wrong on purpose, thousands of times."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+REFUSALS = [None, "charge", "confirm"]
+FAULTS = ["killed", "unavailable", "unforeseen"]
+
+
+def a_world(refuses: str | None, *, slow: int = 0, method: str = "pm_card_visa") -> World:
+    if refuses == "confirm":
+        return World(hold="EXPIRED", units_left=False, slow=slow, method=method)
+    return World(declines=refuses == "charge", slow=slow, method=method)
+
+
+async def live(world: World, *, fault: str = "", fault_at: int = -1, ask: str = "", ask_at: int = -1) -> None:
+    """One life of an order: what goes wrong goes wrong once, at the door of that number."""
+    passed = 0
+
+    async def door(_name: str) -> None:
+        nonlocal passed
+        passed += 1
+        if passed - 1 == ask_at:
+            if ask == HOLD_EXPIRED:
+                world.hold_expires()
+            world.journal.ask(ask)
+        if passed - 1 == fault_at:
+            raise {"killed": Killed(), "unavailable": Unavailable(part="it"), "unforeseen": RuntimeError("?")}[fault]
+
+    await carried(a_worker(world, door), world.journal.saga())
+    await to_the_end(world)
+
+
+@pytest.mark.parametrize("refuses", REFUSALS)
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_saga_ends_whole_or_not_at_all(refuses: str | None, fault: str) -> None:
+    """Stop the worker before and after everything it does: the outcome does not differ."""
+    expected = {None: (State.PAID, ""), "charge": (State.FAILED, "CARD_DECLINED"),
+                "confirm": (State.EXPIRED, RESERVATION_LOST)}[refuses]  # fmt: skip
+    for fault_at, slow in itertools.product(range(-1, DOORS_MOST), (0, 1, 2)):
+        world = a_world(refuses, slow=slow)
+        await live(world, fault=fault, fault_at=fault_at)
+        world.check_end()
+        assert (world.journal.state, world.journal.turned_for) == expected, (fault_at, slow)
+
+
+def asked_lives() -> Iterator[tuple[int, int, int]]:
+    return itertools.product(range(-1, DOORS_MOST), range(DOORS_MOST), (0, 1))
+
+
+@pytest.mark.parametrize("refuses", REFUSALS)
+@pytest.mark.parametrize("ask", [CANCELLED, HOLD_EXPIRED])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_who_asks_for_the_end_gets_one_end_whenever_it_is_asked(
+    refuses: str | None, ask: str, fault: str
+) -> None:
+    for fault_at, ask_at, slow in asked_lives():
+        world = a_world(refuses, slow=slow)
+        await live(world, fault=fault, fault_at=fault_at, ask=ask, ask_at=ask_at)
+        world.check_end()
+
+
+@pytest.mark.parametrize("ask", [CANCELLED, HOLD_EXPIRED])
+@pytest.mark.parametrize("pays", [False, True])
+@pytest.mark.parametrize("units_left", [False, True])
+async def test_a_customer_who_pays_by_hand_gets_goods_or_money(ask: str, pays: bool, units_left: bool) -> None:
+    for fault_at in range(-1, DOORS_MOST):
+        world = World(method="", units_left=units_left)
+        await _waits(world)
+        if pays:
+            world.customer_pays()
+        if ask == HOLD_EXPIRED:
+            world.hold_expires()
+        world.journal.ask(ask)
+        saga = world.journal.claim()
+        passed = 0
+
+        async def door(_name: str, at: int = fault_at) -> None:
+            nonlocal passed
+            passed += 1
+            if passed - 1 == at:
+                raise Killed
+
+        await carried(a_worker(world, door), saga)
+        await to_the_end(world)
+        world.check_end()
+        goods = pays and (ask == CANCELLED or units_left)
+        assert (world.journal.state is State.PAID) == goods
+
+
+async def _waits(world: World) -> None:
+    """The saga comes to rest until the customer pays."""
+    await carried(a_worker(world), world.journal.saga())
+    assert world.journal.row
+    assert world.journal.row.waiting
+
+
+async def test_to_take_any_failure_for_a_refusal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The usual mistake, made on purpose: a timeout is taken for a no. The tests above must notice."""
+    advance = plan.advance
+
+    async def mistaken(services: plan.Services, saga: Saga) -> Progress:
+        try:
+            return await advance(services, saga)
+        except Unavailable:
+            if saga.progress.phase is Phase.FORWARD:
+                return saga.progress.refused("PAYMENT_FAILED")
+            raise
+
+    monkeypatch.setattr(plan, "advance", mistaken)
+    wrong = 0
+    for fault_at in range(DOORS_MOST):
+        world = a_world(None)
+        try:
+            await live(world, fault="unavailable", fault_at=fault_at)
+            world.check_end()
+            assert world.journal.state is State.PAID
+        except AssertionError:
+            wrong += 1
+    assert wrong >= 3
+
+
+async def test_money_goes_back_only_after_it_is_written_down_that_it_shall() -> None:
+    """A saga that turns back after the charge is saved first; whoever was overtaken in between refunds nothing."""
+    world, seen = a_world("confirm"), []
+
+    async def door(name: str) -> None:
+        seen.append(name)
+        if name == "before save":
+            world.journal.claim()  # somebody else takes it over at this very moment
+
+    await carried(a_worker(world, door), world.journal.saga())
+
+    assert seen == ["before charge", "after charge", "before confirm", "before save", "after save"]
+    assert world.refunded == 0
+    await to_the_end(world)
+    world.check_end()
+
+
+async def test_what_the_customer_pays_by_is_asked_again_after_the_hold_not_before() -> None:
+    world = World(method="")
+    pauses = []
+    worker = a_worker(world)
+    save = worker._save
+
+    async def noted(pause):  # type: ignore[no-untyped-def]
+        pauses.append(pause)
+        return await save(pause)
+
+    worker._save = noted  # type: ignore[assignment]
+    await worker.carry(world.journal.saga())
+    (pause,) = pauses
+    assert pause.waiting
+    assert 590 < pause.seconds < 602
+
+
+async def test_what_fails_is_tried_again_ever_more_slowly_up_to_a_bound() -> None:
+    world = World()
+    seconds = []
+
+    async def door(name: str) -> None:
+        if name == "before charge":
+            raise Unavailable(part="payments")
+
+    worker = a_worker(world, door)
+    save = worker._save
+
+    async def noted(pause):  # type: ignore[no-untyped-def]
+        seconds.append(pause.seconds)
+        return await save(pause)
+
+    worker._save = noted  # type: ignore[assignment]
+    saga = world.journal.saga()
+    for _ in range(8):
+        await worker.carry(saga)
+        saga = world.journal.claim()
+    assert seconds == [0.5, 1, 2, 4, 8, 15, 15, 15]
+
+
+# --- one order, everybody at once ---
+
+
+class Actor:
+    """A worker that stands still before and after everything it does, until it is told to go on."""
+
+    def __init__(self, world: World, saga: Saga) -> None:
+        self._go, self._stands = asyncio.Event(), asyncio.Event()
+        self._killed = self._free = False
+        self.task = asyncio.create_task(carried(a_worker(world, self._door), saga))
+
+    async def _door(self, _name: str) -> None:
+        if self._killed:
+            raise Killed
+        if self._free:
+            return
+        self._stands.set()
+        await self._go.wait()
+        self._go.clear()
+        if self._killed:
+            raise Killed
+
+    async def step(self) -> None:
+        """Goes on to the next door."""
+        await self._arrive()
+        if not self.task.done():
+            self._stands.clear()
+            self._go.set()
+            await self._arrive()
+
+    async def _arrive(self) -> None:
+        stands = asyncio.create_task(self._stands.wait())
+        await asyncio.wait({stands, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        stands.cancel()
+
+    async def die(self) -> None:
+        await self._arrive()
+        self._killed = True
+        self._go.set()
+        await self.task
+
+    async def run_out(self) -> None:
+        self._free = True
+        self._go.set()
+        await self.task
+
+
+FACTS = ["pays", "told", "cancel", "expires", "steps", "dies", "taken over"]
+
+
+async def one_story(method: str, units_left: bool, facts: tuple[str, ...], begun: int) -> None:
+    world = World(method=method, units_left=units_left)
+    actors = [Actor(world, world.journal.saga())]
+    for _ in range(begun):
+        await actors[0].step()
+    for fact in facts:
+        if fact == "pays":
+            world.customer_pays()
+        elif fact == "told":
+            world.journal.wake()
+        elif fact == "cancel":
+            world.journal.ask(CANCELLED)
+        elif fact == "expires":
+            world.hold_expires()
+        elif fact == "steps":
+            await actors[0].step()
+        elif fact == "dies":
+            await actors[0].die()
+        elif world.journal.row:
+            actors.append(Actor(world, world.journal.claim()))
+            await actors[-1].step()
+            await actors[-1].step()
+    # Those who were overtaken go on last, when they can do the most harm.
+    for actor in reversed(actors):
+        await actor.run_out()
+    await to_the_end(world)
+    world.check_end()
+
+
+@pytest.mark.parametrize("units_left", [True, False])
+@pytest.mark.parametrize("method", ["", "pm_card_visa"])
+async def test_any_four_facts_in_any_order_end_in_one_consistent_state(method: str, units_left: bool) -> None:
+    """Client, events, cancellation, expiry, death and takeover, beginning anywhere in the worker's first steps."""
+    for length in range(1, 5):
+        for n, facts in enumerate(itertools.product(FACTS, repeat=length)):
+            for begun in (0, 2, 4) if length < 3 else (n % 5,):
+                try:
+                    await one_story(method, units_left, facts, begun)
+                except AssertionError as error:
+                    raise AssertionError(f"{facts} after {begun} doors: {error}") from error
+
+
+# --- the rules themselves ---
+
+
+def test_every_move_that_the_table_does_not_name_is_refused() -> None:
+    for state, wanted in itertools.product(State, State):
+        if wanted in domain.NEXT[state]:
+            assert domain.move(state, wanted) is wanted
+        else:
+            with pytest.raises(WrongState):
+                domain.move(state, wanted)
+
+
+def test_every_state_stands_in_the_table_and_only_pending_orders_can_fail_or_be_paid() -> None:
+    assert set(domain.NEXT) == set(State)
+    for wanted in (State.PAID, State.FAILED, State.CANCELLED, State.EXPIRED):
+        assert [state for state in State if wanted in domain.NEXT[state]] == [State.PENDING]
+
+
+def test_progress_goes_through_the_plan_and_back() -> None:
+    progress = Progress()
+    assert [step.name for step in PLAN[: progress.applied]] == ["reserve"]
+    assert progress.succeeded().succeeded().phase is Phase.DONE
+    back = progress.succeeded().refused("NO")
+    assert (back.phase, back.applied, back.reason) == (Phase.BACKWARD, 2, "NO")
+    assert back.succeeded().succeeded().phase is Phase.UNDONE
+
+
+def test_a_refused_inverse_is_a_bug_and_stops_loudly() -> None:
+    with pytest.raises(AssertionError, match="compensation refused"):
+        Progress(Phase.BACKWARD).refused("NO")
+    with pytest.raises(AssertionError, match="takes no steps"):
+        Progress(Phase.DONE, 3).succeeded()
+
+
+@pytest.mark.parametrize(
+    ("progress", "end"),
+    [
+        (Progress(Phase.DONE, 3), (State.PAID, "")),
+        (Progress(Phase.UNDONE, 0, CANCELLED), (State.CANCELLED, "")),
+        (Progress(Phase.UNDONE, 0, HOLD_EXPIRED), (State.EXPIRED, HOLD_EXPIRED)),
+        (Progress(Phase.UNDONE, 0, RESERVATION_LOST), (State.EXPIRED, RESERVATION_LOST)),
+        (Progress(Phase.UNDONE, 0, "CARD_DECLINED"), (State.FAILED, "CARD_DECLINED")),
+    ],
+)
+def test_why_a_saga_turned_back_decides_the_orders_end(progress: Progress, end: tuple[State, str]) -> None:
+    assert plan.end_state(progress) == end
+
+
+def test_a_refusal_carries_its_reason() -> None:
+    assert StepRefused("CARD_DECLINED").reason == "CARD_DECLINED"
