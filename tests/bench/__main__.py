@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+import psycopg
 
 from deploy.local import Mesh, Site, free_base
 from deploy.local.ports import HOST
@@ -30,6 +31,7 @@ from tests.bench.load import Job, Result
 _ROOT = Path(__file__).parents[2]
 _PARTS = ("gateway", "orders", "inventory", "catalog", "payments", "identity", "postgres", "valkey", "nats", "sandbox")
 _CUSTOMERS = 64
+CONNECTIONS = (16, 64, 256)
 _UNITS = 1_000_000
 
 
@@ -79,6 +81,11 @@ async def measure(name: str, job: Job, pids: dict[str, int]) -> Measured:
     measured = Measured(name, job.connections, result, {part: s / done * 1e6 for part, s in spent.items()})
     show(measured)
     return measured
+
+
+def total_us(row: Measured) -> float:
+    """CPU microseconds per request, without those of the load generator."""
+    return sum(us for part, us in row.cpu_us.items() if part != "load")
 
 
 def show(row: Measured) -> None:
@@ -155,17 +162,14 @@ class Shop:
         terms = {"productId": product["id"], "title": "Rush", "salePrice": price, "allocation": units, "endTime": ends}
         return await self._post("/v1/flash-sales", terms)
 
-    def job(self, sales: list[dict[str, Any]], *, connections: int, requests: int, card: str = "pm_card_visa") -> Job:
+    def job(self, sale: dict[str, Any], *, connections: int, requests: int, card: str = "pm_card_visa") -> Job:
         """Orders of one unit of the sale."""
-        sale = sales[0]
         line = {"productId": sale["productId"], "quantity": 1, "flashSaleId": sale["id"]}
         body = json.dumps({"requestId": "REQUEST_ID", "lines": [line], "paymentMethod": card})
         return Job(self._site.ports.gateway, "/v1/orders", body, self.tokens, connections, requests)
 
     async def settled(self) -> float:
         """Waits until no order is pending; returns after how many seconds."""
-        import psycopg
-
         started = asyncio.get_running_loop().time()
         url = self._site.database_url("orders").replace("+psycopg", "")
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as db:
@@ -184,31 +188,31 @@ class Shop:
             return answer
 
 
-async def bench(requests: int, *, only: str) -> list[Measured]:
+async def bench(requests: int) -> list[Measured]:
     """All rows of the report."""
     rows: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="stampede-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)
-        async with yardstick(home, free_base(30000, 32000)) as pids:
-            for connections in (64, 256):
-                port = _port_of(home)
-                job = Job(port, "/v1/auth/logout", "{}", [], connections, requests)
+        port = free_base(30000, 32000)
+        async with yardstick(home, port) as pids:
+            for connections in CONNECTIONS:
                 await load(Job(port, "/v1/auth/logout", "{}", [], connections, requests // 5))
+                job = Job(port, "/v1/auth/logout", "{}", [], connections, requests)
                 rows.append(await measure("E (bare)", job, pids))
         # Orders that only takes orders: its sagas are left for later, so that placing is measured alone.
         os.environ["SAGAS_AT_ONCE"] = "0"
         async with mesh(home / "placing") as (running, shop):
             pids = {part: running.pid(part) for part in _PARTS}
-            for connections in (16, 64, 256):
+            for connections in CONNECTIONS:
                 sale = await shop.sale()
-                await load(shop.job([sale], connections=connections, requests=requests // 5))
-                job = shop.job([sale], connections=connections, requests=requests)
+                await load(shop.job(sale, connections=connections, requests=requests // 5))
+                job = shop.job(sale, connections=connections, requests=requests)
                 rows.append(await measure("order placed", job, pids))
             empty = await shop.sale(1)
-            for connections in (64, 256):
-                await load(shop.job([empty], connections=connections, requests=requests // 5))
-                job = shop.job([empty], connections=connections, requests=requests)
+            for connections in CONNECTIONS[1:]:
+                await load(shop.job(empty, connections=connections, requests=requests // 5))
+                job = shop.job(empty, connections=connections, requests=requests)
                 rows.append(await measure("sold out", job, pids))
         os.environ["SAGAS_AT_ONCE"] = "512"
         async with mesh(home / "paying") as (running, shop):
@@ -220,10 +224,10 @@ async def bench(requests: int, *, only: str) -> list[Measured]:
 async def paid(shop: Shop, pids: dict[str, int], requests: int) -> Measured:
     """Whole paid orders: from the first request until the last order is paid."""
     sale = await shop.sale()
-    await load(shop.job([sale], connections=64, requests=requests // 5))
+    await load(shop.job(sale, connections=64, requests=requests // 5))
     await shop.settled()
     before = {part: cpu_seconds(pid) for part, pid in pids.items()}
-    result = await load(shop.job([sale], connections=64, requests=requests))
+    result = await load(shop.job(sale, connections=64, requests=requests))
     result.seconds += await shop.settled()
     spent = {part: (cpu_seconds(pid) - before[part]) / requests * 1e6 for part, pid in pids.items()}
     row = Measured("order paid", 64, result, {**spent, "load": result.cpu_seconds / requests * 1e6})
@@ -245,25 +249,18 @@ async def mesh(home: Path) -> AsyncIterator[tuple[Mesh, Shop]]:
             await shop.close()
 
 
-def _port_of(home: Path) -> int:
-    import yaml
-
-    config = yaml.safe_load((home / "envoy.yaml").read_text())
-    port: int = config["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"]
-    return port
-
-
 def report(rows: list[Measured]) -> None:
     """Prints the ratios to E."""
-    best = {row.connections: row.per_second for row in rows if row.name.startswith("E")}
-    print("\nratio to E")
+    yardsticks = {row.connections: row for row in rows if row.name.startswith("E")}
+    print("\nratios to E with as many connections: answers a second, and CPU time of all processes together")
     for row in rows:
-        yardstick_ = best.get(row.connections, best[64])
-        print(f"  {row.name:<20}{row.connections:>5} connections  {row.per_second / yardstick_:>5.2f} E")
+        e = yardsticks[row.connections]
+        rate, cpu = row.per_second / e.per_second, total_us(row) / total_us(e)
+        print(f"  {row.name:<16}{row.connections:>5} connections  {rate:>5.2f} E  {cpu:>6.2f} × its CPU")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--requests", type=int, default=20_000, help="requests per row (default: %(default)s)")
     arguments = parser.parse_args()
-    report(asyncio.run(bench(arguments.requests, only="")))
+    report(asyncio.run(bench(arguments.requests)))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Job:
-    """What to send: `requests` POSTs over `connections` keep-alive connections, each again as soon as it is answered."""
+    """What to send: `requests` POSTs over `connections` keep-alive connections, each again once it is answered."""
 
     port: int
     path: str
@@ -40,7 +40,9 @@ class Result:
 class Connection(asyncio.Protocol):
     """One keep-alive connection that sends its share, one after the other."""
 
-    def __init__(self, requests: list[bytes], result: Result, latencies: list[float], done: asyncio.Future[None]) -> None:
+    def __init__(
+        self, requests: list[bytes], result: Result, latencies: list[float], done: asyncio.Future[None]
+    ) -> None:
         self._requests, self._result, self._latencies, self._done = requests, result, latencies, done
         self._buffer = b""
         self._sent = 0.0

@@ -248,9 +248,9 @@ async def test_a_method_that_is_not_served_here_is_refused(shop: Shop, method: s
 
 
 @pytest.mark.parametrize("path", ["/v1/orders", "/v1/auth/login", "/v1/webhooks/stripe"])
-@pytest.mark.parametrize("size", [(1 << 20) + 1, 3 << 20])
+@pytest.mark.parametrize("size", [1 << 20, 3 << 20])
 async def test_a_body_of_more_than_a_mebibyte_is_too_large(shop: Shop, path: str, size: int) -> None:
-    answer = await shop.staff.send("POST", path, body=b'"' + b"x" * (size - 2) + b'"')
+    answer = await shop.staff.send("POST", path, body=b'{"x": "' + b"x" * size + b'"}')
 
     assert answer.refusal == (413, "REQUEST_TOO_LARGE")
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up, eventually
-from tests.support.rest import Answer, Json
+from tests.support.rest import Answer, Json, new_id
 
 BUYERS, PRICE = 20, 700
 _ENDS_SECONDS = 60
@@ -184,6 +184,36 @@ async def test_an_order_waits_for_a_provider_that_is_away(shop: Shop) -> None:
     await buyer.until(order["id"], "PAID", seconds=30)
     assert len(await shop.sandbox.captured(order["id"])) == 1
     assert await shop.counters(sale) == (1, 0, 1)
+    await assert_books_add_up(shop, sale)
+
+
+async def test_an_order_waits_for_payments_that_hang(shop: Shop) -> None:
+    sale, buyer = await shop.a_sale(units=2, price=PRICE), await shop.a_buyer()
+    await shop.mesh.kill("payments", signal.SIGSTOP)
+    try:
+        order = (await buyer.buy(sale, wait=1)).expect().json
+        assert order["state"] == "PENDING"
+    finally:
+        await shop.mesh.kill("payments", signal.SIGCONT)
+
+    await buyer.until(order["id"], "PAID", seconds=30)
+    assert len(await shop.sandbox.captured(order["id"])) == 1
+    await assert_books_add_up(shop, sale)
+
+
+async def test_while_inventory_hangs_an_order_is_503_and_then_goes_on(shop: Shop) -> None:
+    sale, buyer = await shop.a_sale(units=1, price=PRICE), await shop.a_buyer()
+    request_id = new_id()
+    await shop.mesh.kill("inventory", signal.SIGSTOP)
+    try:
+        assert (await buyer.buy(sale, request_id=request_id)).refusal == (503, "UNAVAILABLE")
+    finally:
+        await shop.mesh.kill("inventory", signal.SIGCONT)
+    await shop.all_parts_answer()
+
+    retry = (await buyer.buy(sale, request_id=request_id, wait=20)).expect().json
+    assert retry["state"] == "PAID"
+    assert await shop.counters(sale) == (0, 0, 1)
     await assert_books_add_up(shop, sale)
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.e2e.shop import DECLINED, VISA, Shop, assert_books_add_up, money
+from tests.e2e.shop import DECLINED, VISA, Shop, assert_books_add_up, eventually, money
 from tests.support.rest import Answer, Json, new_id
 
 
@@ -56,6 +56,29 @@ async def test_a_repeat_of_an_order_that_failed_finds_it_and_charges_nothing(sho
     assert (await buyer.buy(sale, card=DECLINED, request_id=request_id)).expect().json == order
     assert order["state"] == "FAILED"
     assert await shop.counters(sale) == (2, 0, 0)
+
+
+async def test_a_repeat_of_an_order_that_failed_finds_it_after_others_bought_the_rest(shop: Shop) -> None:
+    sale, request_id = await shop.a_sale(units=1), new_id()
+    poor, rich = await shop.a_buyer(), await shop.a_buyer()
+    order = (await poor.buy(sale, card=DECLINED, request_id=request_id)).expect().json
+    assert order["state"] == "FAILED"
+    assert (await rich.buy(sale)).expect().json["state"] == "PAID"
+
+    assert (await poor.buy(sale, card=DECLINED, request_id=request_id)).expect().json == order
+
+
+async def test_a_repeat_after_all_is_sold_finds_the_order_although_valkey_has_forgotten_it(shop: Shop) -> None:
+    sale, buyer, request_id = await shop.a_sale(units=1), await shop.a_buyer(), new_id()
+    order = (await buyer.buy(sale, request_id=request_id)).expect().json
+    assert order["state"] == "PAID"
+
+    await shop.mesh.restart("valkey")
+    other = await shop.a_sale(units=1)
+    (await buyer.buy(other)).expect()
+    for _ in range(3):
+        await eventually(lambda: buyer.buy(sale), lambda answer: answer.refusal == (400, "SOLD_OUT"))
+        assert (await buyer.buy(sale, request_id=request_id)).expect().json == order
 
 
 async def test_the_same_request_id_for_something_else_is_refused(shop: Shop) -> None:

@@ -3,8 +3,8 @@
 import asyncio
 from collections import Counter
 
-from tests.e2e.shop import Shop, assert_books_add_up
-from tests.support.rest import Answer
+from tests.e2e.shop import Buyer, Shop, assert_books_add_up, money
+from tests.support.rest import Answer, Json, new_id
 
 BUYERS, UNITS, PRICE = 60, 10, 999
 
@@ -46,6 +46,43 @@ async def test_one_customer_on_many_devices_stays_within_the_limit(shop: Shop) -
     assert outcomes(answers) == {"PAID": 3, (400, "CUSTOMER_LIMIT"): 17}
     assert await shop.counters(sale) == (27, 0, 3)
     await assert_books_add_up(shop, sale)
+
+
+async def test_paying_and_cancelling_at_the_same_moment_ends_as_one_of_the_two(shop: Shop) -> None:
+    crowd, sale = await shop.a_crowd(8), await shop.a_sale(units=8, price=PRICE)
+    placed = [(await buyer.buy(sale, card=None, wait=0)).expect().json for buyer in crowd]
+
+    async def both(buyer: Buyer, order: Json) -> None:
+        paying = shop.sandbox.pay_in_browser(order["payment"]["clientSecret"])
+        _, cancelled = await asyncio.gather(paying, buyer.cancel(order["id"]))
+        assert cancelled.status == 200 or cancelled.refusal == (400, "WRONG_STATE"), cancelled.text
+
+    await asyncio.gather(*map(both, crowd, placed))
+
+    for buyer, order in zip(crowd, placed, strict=True):
+        ended = await buyer.until(order["id"], "PAID", "CANCELLED")
+        kept = sum(entry["amount"] - entry["amount_refunded"] for entry in await shop.sandbox.captured(order["id"]))
+        assert (ended["state"], kept) in (("PAID", PRICE), ("CANCELLED", 0))
+    remaining, held, sold = await shop.counters(sale)
+    assert (remaining + sold, held) == (8, 0)
+    await assert_books_add_up(shop, sale)
+
+
+async def test_two_refunds_at_the_same_moment_pay_back_no_more_than_was_paid(shop: Shop) -> None:
+    product, buyer = await shop.a_product(price=1000), await shop.a_buyer()
+    order = (await buyer.buy(product)).expect().json
+    refund = f"/v1/payments/{order['payment']['id']}:refund"
+
+    answers = await asyncio.gather(
+        *(shop.staff.post(refund, {"amount": money(300), "reason": "dent", "requestId": new_id()}) for _ in range(6))
+    )
+
+    refusals = Counter(answer.refusal for answer in answers if answer.status != 200)
+    assert refusals == {(400, "REFUND_TOO_LARGE"): 3}
+    [entry] = await shop.sandbox.captured(order["id"])
+    assert entry["amount_refunded"] == 900
+    await buyer.until(order["id"], "PARTIALLY_REFUNDED")
+    await assert_books_add_up(shop, product)
 
 
 async def test_units_of_declined_cards_go_to_those_who_can_pay(shop: Shop) -> None:

@@ -1,0 +1,421 @@
+"""Placing over gRPC, beside real servers of small catalog, inventory and payments: prices, refusals, repeats, crashes."""
+
+import asyncio
+import uuid
+from collections import Counter
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from services.chassis import ids
+from services.chassis.money import MINOR_UNITS_MAX, Money
+from services.orders import actions, store
+from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
+from stampede.orders.v1 import order_service_pb2 as pb
+from tests.integration.orders.conftest import PRICE, Shop, counted, log_of, rows_of, run_sql, told
+from tests.support import tokens
+from tests.support.serving import refusal
+
+SALE_PRICE = Money("USD", 100)
+State = pb.Order.State
+
+
+def wanting(*lines: tuple[uuid.UUID, int, uuid.UUID | None], **fields: Any) -> pb.PlaceOrderRequest:
+    known = {"request_id": str(uuid.uuid4()), "payment_method": "pm_card_visa"}
+    return pb.PlaceOrderRequest(
+        lines=[
+            pb.PlaceOrderLine(product_id=str(product), quantity=units, flash_sale_id=str(sale) if sale else "")
+            for product, units, sale in lines
+        ],
+        **{**known, **fields},
+    )
+
+
+def stocked(shop: Shop, units: int = 10, price: Money = PRICE) -> uuid.UUID:
+    product = shop.catalog.add(price)
+    return shop.inventory.add(units, key=product)
+
+
+def on_sale(shop: Shop, units: int = 10, price: Money = SALE_PRICE) -> tuple[uuid.UUID, uuid.UUID]:
+    return shop.catalog.add(), shop.inventory.add(units, sale=price)
+
+
+async def orders_written(shop: Shop) -> int:
+    return len(await rows_of(shop.db, "SELECT 1 FROM orders"))
+
+
+async def test_an_order_is_placed_paid_and_logged(shop: Shop) -> None:
+    product = stocked(shop)
+    order = await shop.place(wanting((product, 2, None)))
+    assert (order.state, order.total.minor_units, order.customer_id) == (State.PENDING, 1998, str(shop.customer))
+
+    order = await shop.ended(order.id)
+
+    assert (order.state, order.payment.state) == (State.PAID, pb.OrderPayment.SUCCEEDED)
+    assert shop.inventory.state(order.id) == "CONFIRMED"
+    id_ = uuid.UUID(order.id)
+    assert [(state, actor) for state, _, actor in await log_of(shop.db, id_)] == [("PENDING", "customer"), ("PAID", "saga")]
+    assert await told(shop.db, id_) == [("placed", 1), ("paid", 2)]
+
+
+async def test_flash_lines_cost_what_the_sale_says_and_others_what_the_catalog_says(shop: Shop) -> None:
+    (flash, sale), plain = on_sale(shop), stocked(shop)
+    order = await shop.place(wanting((flash, 3, sale), (plain, 2, None)))
+    assert [line.unit_price.minor_units for line in order.lines] == [100, 999]
+    assert order.total.minor_units == 300 + 1998
+    assert order.lines[0].flash_sale_id == str(sale)
+    shop.catalog.add(Money("USD", 1), product_id=plain)  # a new price does not reach an order
+    assert (await shop.ended(order.id)).total == order.total
+
+
+async def test_one_product_in_two_spellings_is_still_one_product(shop: Shop) -> None:
+    """Else the ordinary line would be sold at the sale's price."""
+    flash, sale = on_sale(shop)
+    shop.inventory.add(100, key=flash)
+    request = wanting((flash, 1, sale), (flash, 50, None))
+    request.lines[1].product_id = str(flash).upper()
+
+    refused = await refusal(shop.place(request))
+
+    assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", ["lines"])
+    assert await orders_written(shop) == 0
+
+
+async def test_currencies_do_not_mix_and_the_hold_goes_back(shop: Shop) -> None:
+    dollars, yen = stocked(shop), stocked(shop, price=Money("JPY", 500))
+    refused = await refusal(shop.place(wanting((dollars, 1, None), (yen, 1, None))))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "CURRENCY_MISMATCH")
+    assert [r.state for r in shop.inventory.held.values()] == [inventory_pb.Reservation.RELEASED]
+    assert await orders_written(shop) == 0
+
+
+async def test_an_order_that_no_provider_takes_goes_back(shop: Shop) -> None:
+    dear = stocked(shop, price=Money("USD", MINOR_UNITS_MAX))
+    refused = await refusal(shop.place(wanting((dear, 2, None))))
+    assert refused.reason == "ORDER_TOO_LARGE"
+    assert [r.state for r in shop.inventory.held.values()] == [inventory_pb.Reservation.RELEASED]
+    assert await orders_written(shop) == 0
+
+
+async def test_products_that_are_unknown_or_off_sale_cost_inventory_nothing(shop: Shop) -> None:
+    off = shop.catalog.add(active=False)
+    assert (await refusal(shop.place(wanting((off, 1, None))))).reason == "PRODUCT_NOT_ACTIVE"
+    unknown = await refusal(shop.place(wanting((ids.new(), 1, None))))
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "PRODUCT_NOT_FOUND")
+    assert shop.inventory.calls == Counter()
+
+
+async def test_inventorys_refusals_come_through_as_they_are(shop: Shop) -> None:
+    product = stocked(shop, units=1)
+    refused = await refusal(shop.place(wanting((product, 2, None))))
+    assert (refused.code, refused.reason, refused.domain) == ("FAILED_PRECONDITION", "OUT_OF_STOCK", "inventory.stampede")
+    assert refused.metadata == {"productId": str(product)}
+    assert await orders_written(shop) == 0
+
+
+async def test_once_a_sale_is_sold_out_nobody_else_is_asked(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    product, sale = on_sale(shop, units=1)
+    first = wanting((product, 1, sale))
+    order = await shop.place(first)
+    await shop.ended(order.id)
+    monkeypatch.setattr("services.orders.latch._CLOSED_SECONDS", 60.0)
+    assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
+    asked = shop.inventory.calls["Reserve"]
+
+    with counted(shop.db) as count:
+        for _ in range(20):
+            refused = await refusal(shop.place(wanting((product, 1, sale))))
+            assert (refused.reason, refused.domain) == ("SOLD_OUT", "inventory.stampede")
+
+    assert shop.inventory.calls["Reserve"] == asked
+    assert count.statements == 0
+    assert (await shop.place(first)).id == order.id  # a repeat finds its order all the same
+
+
+async def test_the_latch_opens_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    product, sale = on_sale(shop, units=0)
+    monkeypatch.setattr("services.orders.latch._CLOSED_SECONDS", 0.0)
+    assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
+    shop.inventory.units[str(sale)] = 1
+    await shop.place(wanting((product, 1, sale)))
+
+
+async def test_with_inventory_away_nothing_is_written(shop: Shop) -> None:
+    product = stocked(shop)
+    shop.inventory.away = True
+    refused = await refusal(shop.place(wanting((product, 1, None))))
+    assert (refused.code, refused.retry_seconds) == ("UNAVAILABLE", 1)
+    assert await rows_of(shop.db, "SELECT 1 FROM orders UNION ALL SELECT 1 FROM outbox") == []
+
+
+async def test_with_payments_away_an_order_is_placed_and_ends_later(shop: Shop) -> None:
+    product = stocked(shop)
+    shop.payments.away = True
+    order = await shop.place(wanting((product, 1, None)))
+    assert order.state == State.PENDING
+    await shop.worker.drain(10)
+    shop.payments.away = False
+    await run_sql(shop.db, "UPDATE sagas SET next_time = now()")
+    shop.carry_on()
+    assert (await shop.ended(order.id)).state == State.PAID
+
+
+async def test_a_hold_whose_answer_was_lost_is_found_by_the_repeat(shop: Shop) -> None:
+    product, request = stocked(shop), None
+    request = wanting((product, 1, None))
+    shop.inventory.deaf = True
+    assert (await refusal(shop.place(request))).code == "UNAVAILABLE"
+    assert (len(shop.inventory.held), await orders_written(shop)) == (1, 0)
+    shop.inventory.deaf = False
+
+    order = await shop.place(request)
+
+    assert list(shop.inventory.held) == [order.id]
+    assert shop.inventory.units[str(product)] == 9
+
+
+async def test_orders_dying_between_hold_and_insert_leaves_the_hold_to_the_repeat(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = stocked(shop)
+    request, insert = wanting((product, 1, None)), store.insert
+
+    async def dies(*_: Any) -> Any:
+        raise RuntimeError("the process died here")
+
+    monkeypatch.setattr(store, "insert", dies)
+    assert (await refusal(shop.place(request))).code == "INTERNAL"
+    monkeypatch.setattr(store, "insert", insert)
+
+    order = await shop.place(request)
+
+    assert list(shop.inventory.held) == [order.id]
+    assert shop.inventory.calls["Release"] == 0
+    assert (await shop.ended(order.id)).state == State.PAID
+
+
+@pytest.mark.parametrize("state", ["RELEASED", "EXPIRED"])
+async def test_a_repeat_that_comes_after_the_hold_ended_is_told_so(shop: Shop, state: str) -> None:
+    product = stocked(shop)
+    request = wanting((product, 1, None))
+    shop.inventory.deaf = True
+    await refusal(shop.place(request))
+    shop.inventory.deaf = False
+    (reservation,) = shop.inventory.held.values()
+    reservation.state = inventory_pb.Reservation.State.Value(state)
+
+    refused = await refusal(shop.place(request))
+
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "HOLD_ENDED")
+    assert await orders_written(shop) == 0
+
+
+async def test_a_repeat_of_an_order_that_has_ended_finds_it_as_it_is_now(shop: Shop) -> None:
+    product, sale = on_sale(shop, units=1)
+    request = wanting((product, 1, sale), payment_method="pm_declined")
+    order = await shop.place(request)
+    assert (await shop.ended(order.id)).state_reason == "CARD_DECLINED"
+    assert shop.inventory.state(order.id) == "RELEASED"
+
+    again = await shop.place(request)
+
+    assert (again.id, again.state) == (order.id, State.FAILED)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by this process", "by another"])
+async def test_a_repeat_finds_its_order_though_the_price_has_risen_beyond_bounds(shop: Shop, known: bool) -> None:
+    """It must not give back the hold of the order that was placed at the old price."""
+    product = stocked(shop)
+    request = wanting((product, 2, None), payment_method="")
+    order = await shop.place(request)
+    shop.catalog.add(Money("USD", MINOR_UNITS_MAX), product_id=product)
+    shop.placer._catalog._known.clear()
+    if not known:
+        shop.latch._placed.clear()
+
+    again = await shop.place(request)
+
+    assert (again.id, again.total) == (order.id, order.total)
+    assert shop.inventory.state(order.id) == "HELD"
+
+
+async def test_a_repeat_finds_its_order_though_the_product_is_off_sale(shop: Shop) -> None:
+    product = stocked(shop)
+    request = wanting((product, 2, None))
+    order = await shop.place(request)
+    shop.catalog.add(active=False, product_id=product)
+    shop.placer._catalog._known.clear()
+    assert (await shop.place(request)).id == order.id
+
+
+async def test_a_request_id_stands_for_one_order(shop: Shop) -> None:
+    product = stocked(shop)
+    request = wanting((product, 1, None))
+    await shop.place(request)
+    for change in ({"payment_method": "pm_other"}, {"lines": wanting((product, 2, None)).lines}):
+        other = wanting((product, 1, None), request_id=request.request_id)
+        other.MergeFrom(pb.PlaceOrderRequest())
+        if "lines" in change:
+            del other.lines[:]
+            other.lines.extend(change["lines"])  # type: ignore[arg-type]
+        else:
+            other.payment_method = "pm_other"
+        refused = await refusal(shop.place(other))
+        assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+    # Another customer's request may have the same id.
+    assert (await shop.place(request, customer=ids.new())).state == State.PENDING
+    assert await orders_written(shop) == 2
+
+
+async def test_the_same_request_eight_times_at_once_is_one_order_and_one_hold(shop: Shop) -> None:
+    product = stocked(shop)
+    request = wanting((product, 1, None))
+    answers = await asyncio.gather(*(shop.place(request) for _ in range(8)))
+    assert len({order.id for order in answers}) == 1
+    assert (await shop.ended(answers[0].id)).state == State.PAID
+    assert shop.inventory.units[str(product)] == 9
+    assert await orders_written(shop) == 1
+
+
+async def test_two_orders_under_one_request_id_at_once_do_not_share_a_hold(shop: Shop) -> None:
+    """Else one could have what is sold out, on the hold of something else."""
+    scarce, plenty = stocked(shop, units=0), stocked(shop)
+    for _ in range(5):
+        id_ = str(uuid.uuid4())
+        requests = [wanting((plenty, 1, None), request_id=id_), wanting((scarce, 1, None), request_id=id_)]
+        await asyncio.gather(*(shop.place(r) for r in (*requests, *requests)), return_exceptions=True)
+    for (lines,) in await rows_of(shop.db, "SELECT lines FROM orders"):
+        assert [line["product_id"] for line in lines] == [str(plenty)]
+
+
+async def test_without_a_payment_method_the_answer_carries_the_client_secret(shop: Shop) -> None:
+    product = stocked(shop)
+    order = await shop.place(wanting((product, 1, None), payment_method=""))
+    assert (order.state, order.payment.state) == (State.PENDING, pb.OrderPayment.AWAITING_CUSTOMER)
+    assert order.payment.client_secret == "a secret"
+
+    shop.payments.set_state(order.id, "SUCCEEDED")
+    async with shop.db.begin() as tx:
+        await store.wake(tx, [uuid.UUID(order.id)])
+    shop.carry_on()
+    order = await shop.ended(order.id)
+    assert (order.state, order.payment.client_secret) == (State.PAID, "")
+
+
+async def test_who_likes_to_wait_gets_the_end(shop: Shop) -> None:
+    product = stocked(shop)
+    order = await shop.place(wanting((product, 1, None), prefer_wait=Duration(seconds=10)))
+    assert order.state == State.PAID
+    declined = await shop.place(
+        wanting((product, 1, None), prefer_wait=Duration(seconds=10), payment_method="pm_declined")
+    )
+    assert (declined.state, declined.state_reason) == (State.FAILED, "CARD_DECLINED")
+    assert shop.inventory.state(declined.id) == "RELEASED"
+
+
+async def test_who_waited_long_enough_gets_the_order_as_it_is(shop: Shop) -> None:
+    product = stocked(shop)
+    wait = Duration(nanos=50_000_000)
+    order = await shop.place(wanting((product, 1, None), payment_method="", prefer_wait=wait))
+    assert order.state == State.PENDING
+
+
+async def test_a_pending_order_can_be_cancelled_once_and_for_all(shop: Shop) -> None:
+    product = stocked(shop)
+    order = await shop.place(wanting((product, 1, None), payment_method=""))
+    me = tokens.as_user(shop.customer)
+    stranger = await refusal(
+        shop.orders.CancelOrder(pb.CancelOrderRequest(order_id=order.id), metadata=tokens.as_user(ids.new()))
+    )
+    assert (stranger.code, stranger.reason) == ("NOT_FOUND", "ORDER_NOT_FOUND")
+    stale = await refusal(shop.orders.CancelOrder(pb.CancelOrderRequest(order_id=order.id, etag='"99"'), metadata=me))
+    assert (stale.code, stale.reason) == ("ABORTED", "STALE_ETAG")
+
+    for _ in range(2):
+        order = await shop.orders.CancelOrder(pb.CancelOrderRequest(order_id=order.id), metadata=me)
+        assert order.state == State.CANCELLED
+
+    assert (shop.inventory.state(order.id), shop.payments.state(order.id)) == ("RELEASED", "CANCELLED")
+
+
+async def test_a_paid_order_cannot_be_cancelled(shop: Shop) -> None:
+    order = await shop.place(wanting((stocked(shop), 1, None), prefer_wait=Duration(seconds=10)))
+    refused = await refusal(
+        shop.orders.CancelOrder(pb.CancelOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
+    )
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+
+
+async def test_a_watcher_sees_an_order_through_to_its_end(shop: Shop) -> None:
+    order = await shop.place(wanting((stocked(shop), 1, None), payment_method=""))
+    async with asyncio.timeout(10):
+        stream = shop.orders.WatchOrder(pb.WatchOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
+        assert (await stream.read()).state == State.PENDING
+        await actions.cancel(shop.db, shop.worker, uuid.UUID(order.id), customer_id=None, etag="")
+        assert [seen.state async for seen in _rest(stream)] == [State.CANCELLED]
+
+
+async def _rest(stream: Any) -> Any:
+    import grpc
+
+    while (message := await stream.read()) is not grpc.aio.EOF:
+        yield message
+
+
+async def test_orders_are_listed_newest_first_in_pages_and_only_ones_own(shop: Shop) -> None:
+    product, me = stocked(shop, units=100), tokens.as_user(shop.customer)
+    placed = [(await shop.place(wanting((product, 1, None), payment_method=""))).id for _ in range(5)]
+    await shop.place(wanting((product, 1, None)), customer=ids.new())
+    found, token = [], ""
+    while True:
+        page = await shop.orders.ListOrders(pb.ListOrdersRequest(page_size=2, page_token=token), metadata=me)
+        found += [order.id for order in page.orders]
+        if not (token := page.next_page_token):
+            break
+        last = token
+    assert found == placed[::-1]
+    request = pb.ListOrdersRequest(page_token=last)
+    stolen = await refusal(shop.orders.ListOrders(request, metadata=tokens.as_user(ids.new())))
+    assert stolen.fields == ["pageToken"]
+    page = await shop.orders.ListOrders(pb.ListOrdersRequest(state=State.PAID), metadata=me)
+    assert list(page.orders) == []
+
+
+async def test_staff_sees_everybodys_orders_and_strangers_none(shop: Shop) -> None:
+    order = await shop.place(wanting((stocked(shop), 1, None)))
+    request = pb.GetOrderRequest(order_id=order.id)
+    assert (await shop.orders.GetOrder(request, metadata=tokens.as_staff())).id == order.id
+    assert (await refusal(shop.orders.GetOrder(request, metadata=tokens.as_user(ids.new())))).code == "NOT_FOUND"
+    assert (await refusal(shop.orders.GetOrder(request))).code == "UNAUTHENTICATED"
+
+
+async def test_a_paid_order_alone_takes_three_transactions_at_most(shop: Shop) -> None:
+    product = stocked(shop)
+    request = wanting((product, 1, None))
+    with counted(shop.db) as count:
+        order = await shop.place(request)
+        await shop.worker.drain(10)
+    assert count.transactions <= 3
+    assert count.statements <= 4
+    assert shop.inventory.calls == {"Reserve": 1, "Confirm": 1}
+    assert shop.payments.calls == {"Charge": 1}
+    assert (await shop.ended(order.id)).state == State.PAID
+
+
+async def test_fifty_orders_at_once_cost_less_each_than_one(shop: Shop) -> None:
+    product = stocked(shop, units=1000)
+    await shop.place(wanting((product, 1, None)))  # channels, pools and caches are warm
+    await shop.worker.drain(10)
+    shop.inventory.calls.clear()
+    requests = [wanting((product, 1, None), payment_method="pm_card_visa") for _ in range(50)]
+
+    with counted(shop.db) as count:
+        await asyncio.gather(*(shop.place(r, customer=ids.new()) for r in requests))
+        placing = count.transactions
+        await shop.worker.drain(10)
+
+    assert placing / 50 <= 0.5
+    assert count.transactions / 50 <= 1.0
+    assert shop.inventory.calls["Reserve"] / 50 <= 0.4
+    assert await orders_written(shop) == 51
