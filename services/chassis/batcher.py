@@ -18,6 +18,10 @@ _SIZES = Histogram(
 )
 
 
+# Under load, a moment between batches in which the callers just answered come back with their next item.
+_GATHER_SECONDS = 0.002
+
+
 class Batcher(Generic[T, R]):
     """Gathers items that arrive while a batch is in flight, and acts on them together.
 
@@ -64,6 +68,8 @@ class Batcher(Generic[T, R]):
                 if batch:
                     self._sizes.observe(len(batch))
                     await self._settle(batch)
+                if len(batch) > 1:
+                    await asyncio.sleep(_GATHER_SECONDS)
         finally:
             # Not in a done callback: an item that came just before it ran would count on this lane, and wait for ever.
             assert lane

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from services.chassis.errors import AppError, WrongState
+from services.chassis.errors import AppError, InvalidFields, WrongState
 from services.chassis.money import MINOR_UNITS_MAX, Money
 
 HOLD_SECONDS = 600
@@ -175,7 +175,10 @@ class Order:
 
 
 def check_products(wishes: Sequence[Wish], products: dict[uuid.UUID, Product]) -> None:
-    """Raises unless every product is known and on sale."""
+    """Raises unless every product is known and on sale, and stands in one line."""
+    if len({wish.product_id for wish in wishes}) < len(wishes):
+        # The contract's rule compares texts, and one id can be written in several ways.
+        raise InvalidFields({"lines": "must not name a product twice"})
     for wish in wishes:
         product = products.get(wish.product_id)
         if product is None:

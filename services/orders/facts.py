@@ -35,6 +35,7 @@ async def paid_or_not(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
     """Wakes the sagas that wait for these payments; moves orders that staff paid back."""
     events = [PaymentChanged.FromString(payload) for payload in payloads]
     await store.wake(tx, [uuid.UUID(event.order_id) for event in events])
+    events.sort(key=lambda event: event.refunded_minor_units)  # told again, they may come out of order
     back = {
         uuid.UUID(event.order_id): State.REFUNDED
         if event.refunded_minor_units == event.amount_minor_units

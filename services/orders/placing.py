@@ -84,6 +84,9 @@ class Placer:
         try:
             lines, total = domain.priced(purchase.wishes, products, _sale_prices(reservation))
         except AppError:
+            # The hold may be that of an order which was placed at other prices.
+            if known := await store.find(self._db, purchase.customer_id, purchase.request_id):
+                return _same(known, purchase)
             await self._inventory.release(order_id)
             raise
         new = NewOrder(
@@ -104,7 +107,7 @@ class Placer:
     async def _reserve(self, order_id: uuid.UUID, purchase: Purchase) -> Reservation:
         try:
             return await self._inventory.reserve(HoldRequest(order_id, purchase.customer_id, purchase.wishes))
-        except Refused as refusal:
+        except (Refused, RequestIdReused) as refusal:
             if refusal.reason == SoldOut.reason:
                 self._latch.close(uuid.UUID(refusal.metadata["flashSaleId"]))
             if refusal.reason == RequestIdReused.reason:

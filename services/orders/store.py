@@ -78,12 +78,13 @@ _SAVE = text("""
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:fences AS integer[]), CAST(:phases AS text[]), CAST(:applied AS integer[]),
             CAST(:reasons AS text[]), CAST(:waiting AS boolean[]), CAST(:attempts AS integer[]),
-            CAST(:seconds AS double precision[]), CAST(:payments AS jsonb[])
-        ) AS w (id, fence, phase, applied, reason, waiting, attempts, seconds, payment)
+            CAST(:seconds AS double precision[]), CAST(:payments AS jsonb[]), CAST(:asked AS text[])
+        ) AS w (id, fence, phase, applied, reason, waiting, attempts, seconds, payment, asked)
     ), mine AS (
         UPDATE sagas s SET phase = w.phase, applied = w.applied, reason = w.reason, waiting = w.waiting,
             attempts = w.attempts,
-            next_time = CASE WHEN s.asked <> '' AND w.waiting THEN clock_timestamp()
+            -- What was asked while a process had the saga, it does not know yet.
+            next_time = CASE WHEN s.asked <> w.asked AND w.waiting THEN clock_timestamp()
                 ELSE clock_timestamp() + make_interval(secs => w.seconds) END
         FROM w WHERE s.order_id = w.id AND s.fence = w.fence
         RETURNING s.order_id
@@ -242,6 +243,7 @@ async def save(db: Database, pauses: Sequence[Pause]) -> list[bool]:
         "waiting": [p.waiting for p in pauses],
         "attempts": [p.saga.attempts for p in pauses],
         "seconds": [p.seconds for p in pauses],
+        "asked": [p.saga.progress.asked for p in pauses],
         "payments": [rows.payment_to_json(p.saga.payment) for p in pauses],
     }
     async with db.begin() as tx:

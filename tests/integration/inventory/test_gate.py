@@ -10,7 +10,8 @@ import pytest
 
 from services.chassis import ids
 from services.chassis.db import Database
-from services.inventory import actions, gate as gates, reserving, settling
+from services.inventory import actions, reserving, settling
+from services.inventory import gate as gates
 from services.inventory.domain import CustomerLimit, FlashSaleNotFound, Hold, OutOfStock, Reservation, SoldOut
 from services.inventory.gate import Gate
 from tests.integration.inventory.conftest import (

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import text
 
 from services.chassis import ids
@@ -263,7 +270,9 @@ def test_no_walk_leads_to_wrong_numbers(infra: Infra, template: Callable[[str], 
     with asyncio.Runner() as runner:
         # Hypothesis calls rules one by one, so they run on a loop of their own.
         name = "test_walks_inventory"
-        infra.admin(f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {runner.run(template('inventory'))}")
+        infra.admin(
+            f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {runner.run(template('inventory'))}"
+        )
         engine, db = connect(infra.database_url(name), pool_size=2)
         gate = Gate(infra.valkey_url)
         machine = type("Walk", (Walk,), {"run": staticmethod(runner.run), "db": db, "gate": gate})

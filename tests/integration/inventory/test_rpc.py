@@ -178,9 +178,7 @@ async def test_a_released_unit_can_be_bought_again_at_once_through_the_gate(
         ({"duration": Duration(seconds=3601)}, "holds[0].duration"),
     ],
 )
-async def test_a_wrong_field_is_named(
-    inventory: Inventory, db: Database, changes: dict[str, Any], field: str
-) -> None:
+async def test_a_wrong_field_is_named(inventory: Inventory, db: Database, changes: dict[str, Any], field: str) -> None:
     hold = a_hold(await a_sale(db), **changes)
     refused = await refusal(inventory.reservations.Reserve(pb.ReserveRequest(holds=[hold]), metadata=ORDERS))
     assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", [field])

@@ -92,7 +92,9 @@ async def test_two_sales_of_a_product_do_not_run_at_the_same_time(db: Database) 
         assert refused.value.metadata == {"flashSaleId": str(first.id)}
 
     # One may begin the moment the other ends; another product's may run at the same time.
-    await actions.create_sale(db, await terms(db, product_id, start_time=start + hour, end_time=start + 2 * hour), key=None)
+    await actions.create_sale(
+        db, await terms(db, product_id, start_time=start + hour, end_time=start + 2 * hour), key=None
+    )
     await actions.create_sale(db, await terms(db, product_id, start_time=start - hour / 2, end_time=start), key=None)
     other = await a_product(db)
     await actions.create_sale(db, await terms(db, other, start_time=start, end_time=start + hour), key=None)
@@ -186,9 +188,7 @@ async def test_a_start_in_the_past_means_at_once_by_the_databases_clock(db: Data
     product_id = await a_product(db)
     before = await now_of(db)
 
-    sale = await actions.create_sale(
-        db, await terms(db, product_id, start_time=before - timedelta(days=9)), key=None
-    )
+    sale = await actions.create_sale(db, await terms(db, product_id, start_time=before - timedelta(days=9)), key=None)
 
     assert before <= sale.start_time <= sale.server_time
     assert sale.state == "LIVE"

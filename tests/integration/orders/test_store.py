@@ -27,7 +27,9 @@ async def placed(db: Database, count: int = 1, **fields: object) -> list[NewOrde
 
 async def due(db: Database, *order_ids: uuid.UUID) -> None:
     """Lets leases and pauses run out, without waiting for it."""
-    await run_sql(db, "UPDATE sagas SET next_time = now() - interval '1 second' WHERE order_id = ANY(:i)", i=list(order_ids))
+    await run_sql(
+        db, "UPDATE sagas SET next_time = now() - interval '1 second' WHERE order_id = ANY(:i)", i=list(order_ids)
+    )
 
 
 async def seconds_to_go(db: Database, order_id: uuid.UUID) -> float:

@@ -18,7 +18,6 @@ DOORS_MOST = 14
 """More than any run passes: charge, save, confirm, save, refund, release and finish, each before and after."""
 
 
-
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """What goes wrong here goes wrong on purpose, thousands of times."""
@@ -290,6 +289,25 @@ async def test_any_four_facts_in_any_order_end_in_one_consistent_state(method: s
                     await one_story(method, units_left, facts, begun)
                 except AssertionError as error:
                     raise AssertionError(f"{facts} after {begun} doors: {error}") from error
+
+
+@pytest.mark.xfail(strict=True, reason="reported: a lost reservation can still be confirmed by who was overtaken")
+async def test_who_was_overtaken_cannot_take_units_for_an_order_that_goes_back() -> None:
+    """Lost for the owner, whose saga turns; then units come back, and the slow call of the first arrives."""
+    world = World(hold="EXPIRED", units_left=False)
+    slow = Actor(world, world.journal.saga())
+    for _ in range(2):
+        await slow.step()  # charged, and about to confirm
+    owner = Actor(world, world.journal.claim())
+    for _ in range(5):
+        await owner.step()  # its confirmation was refused, and it has saved that it goes back
+    assert world.journal.row
+    assert world.journal.row.progress.phase is Phase.BACKWARD
+    world.units_left = True
+    await slow.run_out()
+    await owner.run_out()
+    await to_the_end(world)
+    world.check_end()
 
 
 # --- the rules themselves ---

@@ -1,6 +1,6 @@
 """Inventory and payments as their contracts promise, in memory; and a journal that keeps to the rules of `store`."""
 
-import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.chassis import ids
-from services.chassis.errors import Refused, Unavailable
+from services.chassis.errors import Refused
 from services.chassis.money import Money
 from services.orders.domain import Payment, PaymentState, State
 from services.orders.partners import Steps
-from services.orders.saga import HOLD_EXPIRED, Phase, Progress, Saga
+from services.orders.saga import HOLD_EXPIRED, Progress, Saga
 from services.orders.store import Ending, Pause
 from services.orders.worker import Worker
 
@@ -240,10 +240,8 @@ def a_worker(world: World, door: Door = open_door) -> Worker:
 
 async def carried(worker: Worker, saga: Saga) -> None:
     """Lets a worker carry a saga until it rests or dies."""
-    try:
+    with contextlib.suppress(Killed):
         await worker.carry(saga)
-    except Killed:
-        pass
 
 
 async def to_the_end(world: World) -> None:
@@ -255,5 +253,3 @@ async def to_the_end(world: World) -> None:
             world.journal.ask(HOLD_EXPIRED)
         await carried(a_worker(world), world.journal.claim())
     raise AssertionError(f"the saga does not come to an end: {world}")
-
-
