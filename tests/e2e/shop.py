@@ -12,7 +12,7 @@ import aiohttp
 import psycopg
 
 from deploy.audit import Sources, audit
-from deploy.local import Mesh
+from deploy.local import EVERYTHING, Mesh
 from tests.support.rest import Answer, Json, Rest, new_id
 
 T = TypeVar("T")
@@ -233,8 +233,15 @@ class Shop:
         return (await self.rest.get(f"/v1/flash-sales/{sale['id']}")).expect().json
 
     async def all_parts_answer(self) -> None:
-        """Returns once the gateway finds every part ready."""
-        await eventually(lambda: self.rest.get("/readyz"), lambda answer: answer.status == 200, seconds=30)
+        """Returns once every part is up and answers; the gateway may not even have noticed that one was down."""
+        for part in EVERYTHING:
+            await self.mesh.ready(part, timeout=30)
+        paths = ("/readyz", "/v1/products", "/v1/auth/me", "/v1/flash-sales", "/v1/orders", f"/v1/payments/{new_id()}")
+
+        async def look() -> list[int]:
+            return [(await self.staff.get(path)).status for path in paths]
+
+        await eventually(look, lambda found: max(found) < 500, seconds=30)
 
     async def counters(self, sale: Json) -> tuple[int, int, int]:
         """Units of a sale that remain, are held, are sold."""

@@ -10,7 +10,7 @@ from jwt.algorithms import ECAlgorithm
 
 from services.chassis.access import AUDIENCE, ISSUER, Gatekeeper, MeshIdentity
 
-MESH_SECRET = "a mesh secret for tests, long enough"  # noqa: S105
+MESH_SECRET = "a mesh secret for tests, long enough"
 _KEY = ec.generate_private_key(ec.SECP256R1())
 
 

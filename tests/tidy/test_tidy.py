@@ -38,6 +38,7 @@ MAY_SLEEP = {
     "tests/support/infra.py": "polls a port until a server that just started listens on it",
     "tests/integration/catalog/test_products.py": "polls pg_locks until a statement waits; Postgres tells nobody",
     "tests/integration/payments/conftest.py": "polls the sandbox until a payment is settled",
+    "tests/integration/orders/conftest.py": "polls the database until a saga has got somewhere",
     "tests/unit/local/test_supervisor.py": "shows that a supervisor does nothing, which has no event",
     "tests/bench/__main__.py": "polls the mesh until it answers, and until no saga is left",
     "tests/e2e/shop.py": "polls the mesh through its gateway, which tells nobody",

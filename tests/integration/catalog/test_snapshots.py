@@ -59,7 +59,7 @@ async def test_a_thousand_are_answered_and_more_refused(snapshots: Snapshots, cr
 async def test_only_named_services_may_ask(channel: grpc.aio.Channel, snapshots: Snapshots) -> None:
     product = str(uuid.uuid4())
     assert (await refusal(snapshots(product, caller="payments"))).code == "PERMISSION_DENIED"
-    await snapshots(product, caller="inventory")
+    await snapshots(product, caller="orders")
     stub: Any = SnapshotServiceStub(channel)
     request = snapshot_pb.GetSnapshotsRequest(product_ids=[product])
     for metadata in (None, as_staff()):

@@ -101,11 +101,11 @@ async def test_a_service_shows_who_it_is_and_for_which_call(guarded: Served) -> 
 
 
 async def test_a_call_lasts_no_longer_than_its_caller_waits(guarded: Served) -> None:
-    calls.enter(calls.Call(method="/m", request_id="r", deadline=time.monotonic() + 2))
+    calls.enter(calls.Call(method="/m", request_id="r", deadline=time.monotonic() + 20))
     await guarded.get(seconds=60)
     left = guarded.catalog.calls[0].seconds_left()
     assert left is not None
-    assert left <= 2
+    assert left < 21, "gRPC rounds a timeout up"
 
 
 async def test_a_call_whose_caller_has_gone_is_not_made(guarded: Served) -> None:

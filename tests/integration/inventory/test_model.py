@@ -29,8 +29,8 @@ from services.inventory.gate import Gate
 from tests.integration.inventory.conftest import STAFF, books, hold_ended, rows_of, sale_ended
 from tests.support.infra import Infra
 
-PRODUCTS, CUSTOMERS = 2, 3
-EXAMPLES, STEPS = 25, 40
+PRODUCTS, CUSTOMERS, STOCK = 2, 3, 12
+EXAMPLES, STEPS = 15, 35
 
 
 class Modelled:
@@ -51,11 +51,16 @@ class Walk(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.run(self._begin())
-        self.stock = {product: Modelled(0) for product in self.products}
+        self.stock = {product: Modelled(STOCK) for product in self.products}
         self.sales: dict[uuid.UUID, Modelled] = {}
         self.product_of: dict[uuid.UUID, uuid.UUID] = {}
         self.open: dict[uuid.UUID, uuid.UUID] = {}  # by product: the sale that runs
         self.holds: dict[uuid.UUID, tuple[Hold, State]] = {}
+        # A walk that begins in the middle of things gets further.
+        for p in range(PRODUCTS):
+            self.create_sale(p, 6, 2 * p)
+        self.reserve(0, ("sale", "sale"), (2, 1), False)
+        self.reserve(1, ("sale", "stock"), (1, 2), True)
 
     async def _begin(self) -> None:
         async with self.db.begin() as tx:
@@ -64,7 +69,7 @@ class Walk(RuleBasedStateMachine):
         self.products = [ids.new() for _ in range(PRODUCTS)]
         self.customers = [ids.new() for _ in range(CUSTOMERS)]
         for product in self.products:
-            await actions.set_stock(self.db, product, on_hand=0, reason="counted", actor=STAFF, key=None)
+            await actions.set_stock(self.db, product, on_hand=STOCK, reason="counted", actor=STAFF, key=None)
 
     # --- what may happen ---
 
