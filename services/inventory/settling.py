@@ -32,6 +32,10 @@ async def confirm(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
             await lock_pools(tx, (line for r in (*held, *expired) for line in r.lines))
         retaken = await _retake(tx, expired)
         done = [*held, *retaken]
+        lost = [r.id for r in expired if r not in retaken]
+        if lost:
+            # A verdict for good: whoever hears it pays the money back, and no late repeat may take units after that.
+            await tx.execute(_MOVE, {"state": State.RELEASED, "ids": lost})
         if done:
             await _sell(tx, done)
             await tx.execute(_MOVE, {"state": State.CONFIRMED, "ids": [r.id for r in done]})

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -286,7 +286,7 @@ def test_no_walk_leads_to_wrong_numbers(infra: Infra, template: Callable[[str], 
                 machine,
                 settings=settings(
                     max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, derandomize=True, database=None,
-                    suppress_health_check=list(HealthCheck), print_blob=False,
+                    suppress_health_check=list(HealthCheck), print_blob=False, phases=[Phase.generate],
                 ),
             )  # fmt: skip
         finally:
