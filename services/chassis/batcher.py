@@ -4,10 +4,11 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from prometheus_client import Histogram
 
+from services.chassis import calls
 from services.chassis.errors import AppError, RateLimited
 
 T = TypeVar("T")
@@ -18,8 +19,16 @@ _SIZES = Histogram(
 )
 
 
+# As many as fit into a header that gRPC takes without complaint.
+_IDS_MOST = 100
 # Under load, a moment between batches in which the callers just answered come back with their next item.
 _GATHER_SECONDS = 0.002
+
+
+class _Entry(NamedTuple, Generic[T, R]):
+    item: T
+    future: asyncio.Future[R]
+    request_id: str
 
 
 class Batcher(Generic[T, R]):
@@ -41,7 +50,7 @@ class Batcher(Generic[T, R]):
     ) -> None:
         self._name, self._act = name, act
         self._most, self._lanes, self._queue_most = most, lanes, queue_most
-        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._waiting: deque[_Entry[T, R]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._sizes = _SIZES.labels(name)
 
@@ -50,7 +59,7 @@ class Batcher(Generic[T, R]):
         if len(self._waiting) >= self._queue_most:
             raise RateLimited(what=self._name)
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self._waiting.append(_Entry(item, future, calls.request_id()))
         if len(self._running) < self._lanes:
             # A context of its own: the batch must not run under one caller's deadline or identity.
             self._running.add(asyncio.create_task(self._work(), context=contextvars.Context()))
@@ -60,10 +69,10 @@ class Batcher(Generic[T, R]):
         lane = asyncio.current_task()
         try:
             while self._waiting:
-                batch: list[tuple[T, asyncio.Future[R]]] = []
+                batch: list[_Entry[T, R]] = []
                 while self._waiting and len(batch) < self._most:
                     entry = self._waiting.popleft()
-                    if not entry[1].done():  # its caller may have given up meanwhile
+                    if not entry.future.done():  # its caller may have given up meanwhile
                         batch.append(entry)
                 if batch:
                     self._sizes.observe(len(batch))
@@ -75,9 +84,12 @@ class Batcher(Generic[T, R]):
             assert lane
             self._running.discard(lane)
 
-    async def _settle(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+    async def _settle(self, batch: list[_Entry[T, R]]) -> None:
+        # What a batch calls is done for all of its items: whoever looks for one request's id finds the batch.
+        ids = dict.fromkeys(entry.request_id for entry in batch if entry.request_id)
+        calls.enter(calls.Call(method=self._name, request_id=",".join(list(ids)[:_IDS_MOST])))
         try:
-            outcomes: Sequence[R | Exception] = await self._act([item for item, _ in batch])
+            outcomes: Sequence[R | Exception] = await self._act([entry.item for entry in batch])
             assert len(outcomes) == len(batch), f"{self._name}: {len(outcomes)} outcomes for {len(batch)} items"
         except AppError as error:
             outcomes = [error] * len(batch)
@@ -88,7 +100,8 @@ class Batcher(Generic[T, R]):
                     await self._settle([entry])
                 return
             outcomes = [error]
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            future = entry.future
             if future.done():
                 continue
             if isinstance(outcome, Exception):

@@ -50,6 +50,12 @@ def current() -> Call:
     return _current.get() or Call(method="", request_id=str(uuid.uuid4()))
 
 
+def request_id() -> str:
+    """The request id of the current call; empty outside of any."""
+    call = _current.get()
+    return call.request_id if call else ""
+
+
 def user_id() -> uuid.UUID:
     """The signed-in user of the current call. Only for methods whose access demands one."""
     user = current().caller.user_id

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import protovalidate
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from prometheus_client import Counter, Histogram
 
 from services.chassis import access, calls, statuses, telemetry
@@ -25,6 +25,8 @@ _SECONDS = Histogram(
 _ANSWERS = Counter("stampede_rpc_total", "Calls answered.", ["method", "code", "reason"])
 _IN_FLIGHT_MOST = 2048
 _IDEMPOTENCY_KEY_MOST = 255
+# Of a batch it is the ids of all its items.
+_REQUEST_ID_MOST = 4096
 # Names the UUIDs that stand for idempotency keys which are not UUIDs themselves.
 _KEY_NAMESPACE = uuid.UUID("6f1c1f0e-6f5b-4c0e-9d7e-1f6c0d6f7a52")
 _NO_NUL = "must not contain the character U+0000"
@@ -58,7 +60,7 @@ class Guard(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or method.startswith(_OPEN_TO_ALL):
             return handler
-        codec = handler.request_deserializer, handler.response_serializer
+        codec = _decoded(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary:
             behavior = telemetry.traced(method, handler.unary_unary)
             guarded = grpc.unary_unary_rpc_method_handler(self._unary(method, behavior), *codec)
@@ -112,10 +114,10 @@ class Guard(grpc.aio.ServerInterceptor):
         return guarded
 
     async def _enter(
-        self, method: str, rule: Rule, request: Message, context: grpc.aio.ServicerContext[Any, Any]
+        self, method: str, rule: Rule, request: Message | None, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         metadata: Metadata = dict(context.invocation_metadata() or ())
-        request_id = str(metadata.get("x-request-id") or uuid.uuid4())[:64]
+        request_id = str(metadata.get("x-request-id") or uuid.uuid4())[:_REQUEST_ID_MOST]
         left = context.time_remaining()
         call = calls.Call(
             method=method,
@@ -124,6 +126,8 @@ class Guard(grpc.aio.ServerInterceptor):
             traceparent=str(metadata.get("traceparent", "")),
         )
         calls.enter(call)
+        if request is None:
+            raise InvalidFields({"request": "is not a message of this method, or holds text that is not UTF-8"})
         call.caller = await self._gatekeeper.admit(rule, metadata)
         if key := metadata.get("idempotency-key"):
             _take_idempotency_key(request, str(key))
@@ -155,6 +159,18 @@ class Guard(grpc.aio.ServerInterceptor):
             await context.send_initial_metadata(answer.initial)
         # Raises. Setting a code and returning would do as well, but sends an empty response along with the refusal.
         await context.abort(answer.code, answer.message, answer.trailing)
+
+
+def _decoded(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:
+    """`decode`, but None for what cannot be decoded: gRPC would tell the client what Python thinks of it."""
+
+    def decoded(data: bytes) -> Message | None:
+        try:
+            return decode(data)
+        except DecodeError:
+            return None
+
+    return decoded
 
 
 def _take_idempotency_key(request: Message, key: str) -> None:

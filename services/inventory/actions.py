@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis import ids, once
 from services.chassis.calls import RequestKey
 from services.chassis.db import Database
+from services.chassis.errors import InvalidFields
 from services.chassis.money import Money
-from services.inventory.domain import FlashSaleNotFound, OutOfStock, SaleOverlaps, StockNotFound
+from services.inventory.domain import ON_HAND_MOST, FlashSaleNotFound, OutOfStock, SaleOverlaps, StockNotFound
 from services.inventory.tables import FlashSale, Movement, Stock
 
 CLOSE_MOST = 100
@@ -76,6 +77,8 @@ async def adjust_stock(
 async def _move(tx: AsyncSession, stock: Stock, delta: int, reason: str, actor: uuid.UUID) -> Stock:
     if delta == 0:
         return stock
+    if stock.on_hand + delta > ON_HAND_MOST:
+        raise InvalidFields({"delta": f"would bring the stock above {ON_HAND_MOST} units"})
     query = text("""
         UPDATE stock SET on_hand = on_hand + :delta, update_time = clock_timestamp()
         WHERE product_id = :product AND on_hand + :delta >= held RETURNING product_id

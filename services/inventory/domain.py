@@ -11,6 +11,7 @@ from services.chassis.errors import AppError
 from services.chassis.money import Money
 
 HOLD_SECONDS_DEFAULT = 600
+ON_HAND_MOST = 1_000_000_000
 WATCHERS_MOST = 5_000
 
 
@@ -35,8 +36,10 @@ class OutOfStock(AppError):
 
 
 class SoldOut(AppError):
+    """Fewer units are left than were asked for; `remaining` says whether others may still get some."""
+
     code = "FAILED_PRECONDITION"
-    template = "The flash sale {flashSaleId} is sold out."
+    template = "The flash sale {flashSaleId} has {remaining} units left."
 
 
 class SaleNotLive(AppError):

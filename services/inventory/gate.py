@@ -16,6 +16,7 @@ import redis.exceptions
 import structlog
 from prometheus_client import Counter
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.chassis.db import Database
 from services.inventory.domain import Hold, Line, Reservation
@@ -31,7 +32,7 @@ _REFUSED = Counter("stampede_gate_refused_total", "Holds that the gate turned aw
 _BYPASSED = Counter("stampede_gate_bypassed_total", "Batches that went without the gate.")
 
 # One call per sale and batch. KEYS: units left, holders. ARGV: id, quantity, id, quantity, …
-# Answers 1 (pass) or 0 (refuse) for each, nothing at all where the sale is not known here.
+# Answers for each -1 (pass), or how many units are left (too few); nothing at all where the sale is not known here.
 # An id that holds units already passes: it is a repeat, and PostgreSQL will find its reservation.
 _TAKE = """
 local left = redis.call('GET', KEYS[1])
@@ -41,13 +42,13 @@ local answers = {}
 for i = 1, #ARGV, 2 do
     local units = tonumber(ARGV[i + 1])
     if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1 then
-        answers[#answers + 1] = 1
+        answers[#answers + 1] = -1
     elseif left >= units then
         left = left - units
         redis.call('HSET', KEYS[2], ARGV[i], units)
-        answers[#answers + 1] = 1
+        answers[#answers + 1] = -1
     else
-        answers[#answers + 1] = 0
+        answers[#answers + 1] = left
     end
 end
 redis.call('SET', KEYS[1], left, 'KEEPTTL')
@@ -87,8 +88,8 @@ class Gate:
         self._heal = self._valkey.register_script(_HEAL)
         self._away_until = 0.0
 
-    async def refused(self, holds: Sequence[Hold]) -> dict[uuid.UUID, Line]:
-        """Takes units for `holds`; returns those that go away empty, each with the line that is sold out."""
+    async def refused(self, holds: Sequence[Hold]) -> dict[uuid.UUID, tuple[Line, int]]:
+        """Takes units for `holds`; returns those that go away empty: the line that is short, and the units left."""
         by_sale: dict[uuid.UUID, list[tuple[Hold, Line]]] = defaultdict(list)
         for hold in holds:
             for line in hold.lines:
@@ -96,20 +97,20 @@ class Gate:
                     by_sale[line.sale_id].append((hold, line))
         if not by_sale or time.monotonic() < self._away_until:
             return {}
-        refused: dict[uuid.UUID, Line] = {}
+        refused: dict[uuid.UUID, tuple[Line, int]] = {}
         try:
             for sale_id, wishes in by_sale.items():
                 arguments = [x for hold, line in wishes for x in (str(hold.id), line.quantity)]
                 answers = await self._take(keys=_keys(sale_id), args=arguments)
-                for (hold, line), passes in zip(wishes, answers, strict=False):
-                    if not passes:
-                        refused[hold.id] = line
+                for (hold, line), left in zip(wishes, answers, strict=False):
+                    if left >= 0:
+                        refused[hold.id] = line, left
         except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
             self._lost(error)
             return {}
         # What a hold of several lines took before one of them was refused must go back.
         half_taken = [(hold.id, line) for hold in holds if hold.id in refused for line in hold.lines]
-        await self.give_back((id_, line) for id_, line in half_taken if line != refused[id_])
+        await self.give_back((id_, line) for id_, line in half_taken if line != refused[id_][0])
         _REFUSED.inc(len(refused))
         return refused
 
@@ -144,6 +145,8 @@ class Gate:
             except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
                 self._lost(error)
                 known = set()  # it may come back empty
+            except SQLAlchemyError as error:
+                log.warning("the gate cannot be healed", cause=repr(error)[:200])
             await asyncio.sleep(HEAL_SECONDS)
 
     async def _heal_once(self, db: Database, known: set[uuid.UUID]) -> set[uuid.UUID]:

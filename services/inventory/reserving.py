@@ -68,7 +68,7 @@ _WHY_NOT = text("""
         WHEN closed_as IS NOT NULL THEN closed_as
         WHEN end_time <= clock_timestamp() THEN 'ENDED'
         WHEN start_time > clock_timestamp() THEN 'SCHEDULED'
-        ELSE 'LIVE' END AS state
+        ELSE 'LIVE' END AS state, allocation - held - sold - returned AS remaining
     FROM flash_sales WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
 
@@ -78,10 +78,16 @@ async def admit(db: Database, gate: Gate, holds: Sequence[Hold]) -> list[Outcome
     refused = await gate.refused(holds)
     admitted = [hold for hold in holds if hold.id not in refused]
     outcomes: dict[uuid.UUID, Outcome] = {
-        id_: domain.SoldOut(flashSaleId=line.sale_id) for id_, line in refused.items()
+        id_: domain.SoldOut(flashSaleId=line.sale_id, remaining=left) for id_, (line, left) in refused.items()
     }
     if admitted:
-        for hold, outcome in zip(admitted, await reserve(db, admitted), strict=True):
+        try:
+            held = await reserve(db, admitted)
+        except BaseException:
+            # Whether it was committed or not: tokens that are given back too early let too many in, and no harm done.
+            await gate.give_back((hold.id, line) for hold in admitted for line in hold.lines)
+            raise
+        for hold, outcome in zip(admitted, held, strict=True):
             outcomes[hold.id] = outcome
         empty_handed = [hold for hold in admitted if isinstance(outcomes[hold.id], AppError)]
         await gate.give_back((hold.id, line) for hold in empty_handed for line in hold.lines)
@@ -226,7 +232,7 @@ async def _why_short(tx: AsyncSession, short: Sequence[tuple[Hold, Line]]) -> di
         elif sale.state != "LIVE":
             why[hold.id] = domain.SaleNotLive(flashSaleId=line.sale_id, state=sale.state)
         else:
-            why[hold.id] = domain.SoldOut(flashSaleId=line.sale_id)
+            why[hold.id] = domain.SoldOut(flashSaleId=line.sale_id, remaining=sale.remaining)
     return why
 
 

@@ -42,7 +42,7 @@ class SoldOut(AppError):
     """Inventory said so a moment ago; see `latch`."""
 
     code = "FAILED_PRECONDITION"
-    template = "The flash sale {flashSaleId} is sold out."
+    template = "The flash sale {flashSaleId} has {remaining} units left."
     domain = "inventory.stampede"
 
 

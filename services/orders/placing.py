@@ -63,7 +63,7 @@ class Placer:
                 return _same(known, purchase)
         for wish in purchase.wishes:
             if wish.sale_id and self._latch.is_closed(wish.sale_id):
-                raise SoldOut(flashSaleId=wish.sale_id)
+                raise SoldOut(flashSaleId=wish.sale_id, remaining=0)
         products = await self._catalog.products([wish.product_id for wish in purchase.wishes])
         domain.check_products(purchase.wishes, products)
         # From here on the client may hang up, but what is held must become an order or be given back.
@@ -108,7 +108,8 @@ class Placer:
         try:
             return await self._inventory.reserve(HoldRequest(order_id, purchase.customer_id, purchase.wishes))
         except (Refused, RequestIdReused) as refusal:
-            if refusal.reason == SoldOut.reason:
+            # Only when nothing is left: who asks for too many must not shut the sale for others.
+            if refusal.reason == SoldOut.reason and refusal.metadata["remaining"] == "0":
                 self._latch.close(uuid.UUID(refusal.metadata["flashSaleId"]))
             if refusal.reason == RequestIdReused.reason:
                 raise RequestIdReused(requestId=purchase.request_id) from refusal

@@ -83,8 +83,8 @@ _SAVE = text("""
     ), mine AS (
         UPDATE sagas s SET phase = w.phase, applied = w.applied, reason = w.reason, waiting = w.waiting,
             attempts = w.attempts,
-            -- What was asked while a process had the saga, it does not know yet.
-            next_time = CASE WHEN s.asked <> w.asked AND w.waiting THEN clock_timestamp()
+            -- What was asked, or came in, while a process had the saga, it does not know yet.
+            next_time = CASE WHEN w.waiting AND (s.woken OR s.asked <> w.asked) THEN clock_timestamp()
                 ELSE clock_timestamp() + make_interval(secs => w.seconds) END
         FROM w WHERE s.order_id = w.id AND s.fence = w.fence
         RETURNING s.order_id
@@ -99,7 +99,7 @@ _CLAIM = """
     WITH due AS (
         SELECT order_id FROM sagas WHERE {which} ORDER BY next_time LIMIT :most FOR UPDATE SKIP LOCKED
     ), mine AS (
-        UPDATE sagas s SET fence = s.fence + 1, waiting = false,
+        UPDATE sagas s SET fence = s.fence + 1, waiting = false, woken = false,
             next_time = clock_timestamp() + make_interval(secs => :lease),
             -- The timer of the hold: inventory's event may be late, or lost on its way.
             asked = CASE WHEN s.asked = '' AND o.hold_expire_time + interval '2 seconds' < clock_timestamp()
@@ -277,9 +277,12 @@ async def ask(tx: AsyncSession, order_ids: Sequence[uuid.UUID], why: str) -> Non
 
 
 async def wake(tx: AsyncSession, order_ids: Sequence[uuid.UUID]) -> None:
-    """Has sagas that wait for their payment look again now."""
+    """Has sagas that wait for their payment look again now; those under way, when they would lie down to wait."""
     await tx.execute(
-        text("UPDATE sagas SET next_time = clock_timestamp() WHERE order_id = ANY(CAST(:ids AS uuid[])) AND waiting"),
+        text("""
+            UPDATE sagas SET woken = true, next_time = CASE WHEN waiting THEN clock_timestamp() ELSE next_time END
+            WHERE order_id = ANY(CAST(:ids AS uuid[]))
+        """),
         {"ids": list(order_ids)},
     )
 

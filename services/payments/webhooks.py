@@ -59,7 +59,7 @@ def verified(body: bytes, signature: str, secret: str) -> Event | None:
         raise InvalidFields({"body": f"must have at most {WEBHOOK_BYTES_MOST} bytes"})
     try:
         stripe.WebhookSignature.verify_header(body, signature, secret, _TOLERANCE_SECONDS)
-    except (stripe.SignatureVerificationError, UnicodeDecodeError, OverflowError):
+    except (stripe.SignatureVerificationError, UnicodeDecodeError, OverflowError, TypeError):
         raise BadSignature() from None
     try:
         told = orjson.loads(body)

@@ -38,6 +38,7 @@ def upgrade() -> None:
             asked          text NOT NULL DEFAULT '',
             payment_method text NOT NULL,
             waiting        boolean NOT NULL DEFAULT false,
+            woken          boolean NOT NULL DEFAULT false,
             fence          integer NOT NULL DEFAULT 1,
             attempts       integer NOT NULL DEFAULT 0,
             next_time      timestamptz NOT NULL,

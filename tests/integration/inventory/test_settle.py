@@ -231,7 +231,20 @@ async def test_a_late_payment_is_lost_where_the_units_went_to_others(db: Databas
 
     assert [type(o) for o in outcomes] == [ReservationLost, ReservationLost]
     assert (await rows_of(db, "SELECT * FROM flash_sales"), await rows_of(db, "SELECT * FROM stock")) == before
-    assert await state_of(db, of_flash.id) == "EXPIRED"
+    assert await state_of(db, of_flash.id) == "RELEASED"
+    assert await books(db) == []
+
+
+async def test_a_reservation_that_was_lost_stays_lost_when_units_come_back(db: Database) -> None:
+    """Whoever heard the verdict pays the money back; a repeat that was slow must not take units after that."""
+    sale = await a_sale(db, units=1)
+    late = await expired_hold(db, of_sale(sale))
+    other = await holding(db, of_sale(sale))
+    assert isinstance(await confirm(db, late.id), ReservationLost)
+
+    await release(db, other.id)
+
+    assert isinstance(await confirm(db, late.id), ReservationLost)
     assert await books(db) == []
 
 
@@ -261,9 +274,7 @@ async def test_a_late_payment_retakes_all_of_its_lines_or_none(db: Database, lac
     assert isinstance(await confirm(db, late.id), ReservationLost)
     assert await rows_of(db, "SELECT count(*) FROM stock_movements") == movements
     assert await books(db) == []
-
     await release(db, other.id)
-    assert isinstance(await confirm(db, late.id), Reservation)
     assert await books(db) == []
 
 

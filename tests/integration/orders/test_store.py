@@ -239,7 +239,6 @@ async def test_an_event_wakes_who_waits_for_it_and_nobody_else(db: Database) -> 
     assert [saga.order_id for saga in await store.claim_due(db, 5)] == [waiting.id]
 
 
-@pytest.mark.xfail(strict=True, reason="reported: `wake` leaves no mark on a saga that is just being looked after")
 async def test_an_event_that_comes_while_its_saga_is_looked_after_is_not_lost(db: Database) -> None:
     """Payments said "waits for the customer"; the customer paid; the event came; only then the saga lay down."""
     (new,) = await placed(db)

@@ -291,7 +291,6 @@ async def test_any_four_facts_in_any_order_end_in_one_consistent_state(method: s
                     raise AssertionError(f"{facts} after {begun} doors: {error}") from error
 
 
-@pytest.mark.xfail(strict=True, reason="reported: a lost reservation can still be confirmed by who was overtaken")
 async def test_who_was_overtaken_cannot_take_units_for_an_order_that_goes_back() -> None:
     """Lost for the owner, whose saga turns; then units come back, and the slow call of the first arrives."""
     world = World(hold="EXPIRED", units_left=False)

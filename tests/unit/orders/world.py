@@ -59,6 +59,7 @@ class World:
             self.hold = "CONFIRMED"
             self.taken += 1
             return
+        self.hold = "RELEASED"  # a verdict for good
         raise refused("FAILED_PRECONDITION", "RESERVATION_LOST")
 
     def release(self) -> None:
