@@ -63,7 +63,9 @@ async def test_whom_the_gate_refuses_costs_no_statement(db: Database, gate: Gate
     with statements(db) as seen:
         outcomes = await reserving.admit(db, gate, [a_hold(of_sale(sale)) for _ in range(50)])
 
-    assert all(isinstance(o, SoldOut) and o.metadata == {"flashSaleId": str(sale.id)} for o in outcomes)
+    assert all(
+        isinstance(o, SoldOut) and o.metadata == {"flashSaleId": str(sale.id), "remaining": "0"} for o in outcomes
+    )
     assert seen == []
 
 
@@ -104,7 +106,7 @@ async def test_what_a_hold_of_several_lines_half_took_goes_back(db: Database, ga
     (outcome,) = await reserving.admit(db, gate, [hold])
 
     assert isinstance(outcome, SoldOut)
-    assert outcome.metadata == {"flashSaleId": str(scarce.id)}
+    assert outcome.metadata == {"flashSaleId": str(scarce.id), "remaining": "1"}
     assert [await left(gate, sale) for sale in (plenty, scarce, more)] == [5, 1, 5]
     assert await holders(gate, plenty) == set()
 

@@ -190,7 +190,7 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         for line in hold.lines:
             if self.units[line.flash_sale_id or line.product_id] < line.quantity:
                 if line.flash_sale_id:
-                    return _refused(9, "SOLD_OUT", flashSaleId=line.flash_sale_id)
+                    return _refused(9, "SOLD_OUT", flashSaleId=line.flash_sale_id, remaining="0")
                 return _refused(9, "OUT_OF_STOCK", productId=line.product_id)
         reservation = inventory_pb.Reservation(id=hold.id, state=inventory_pb.Reservation.HELD)
         reservation.expire_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=600))

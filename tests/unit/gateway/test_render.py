@@ -103,7 +103,8 @@ def test_a_known_path_says_which_methods_it_takes(config: Config) -> None:
 
 
 def test_every_part_counts_for_readiness(config: Config) -> None:
-    health_check = manager(config)["http_filters"][0]["typed_config"]
+    filters = {each["name"]: each["typed_config"] for each in manager(config)["http_filters"]}
+    health_check = filters["envoy.filters.http.health_check"]
     assert set(health_check["cluster_min_healthy_percentages"]) == {
         "catalog",
         "identity",
