@@ -117,10 +117,3 @@ def discount_percent(price_minor: int, original_price_minor: int | None) -> int 
     if original_price_minor is None:
         return None
     return (original_price_minor - price_minor) * 100 // original_price_minor
-
-
-def check_text(texts: Mapping[str, str]) -> None:
-    """Refuses the one character that a string of the contract may hold and Postgres cannot."""
-    violations = {field: "must not contain the character NUL" for field, text in texts.items() if "\0" in text}
-    if violations:
-        raise InvalidFields(violations)

@@ -26,7 +26,6 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
         self._db, self._pages = db, pages
 
     async def CreateProduct(self, request: pb.CreateProductRequest, context: Context) -> pb.Product:
-        _check_texts(request)
         draft = Draft(
             sku=request.sku,
             slug=request.slug,
@@ -43,13 +42,9 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
         return to_proto(await actions.get_product(self._db, uuid.UUID(request.product_id)))
 
     async def GetProductBySlug(self, request: pb.GetProductBySlugRequest, context: Context) -> pb.Product:
-        domain.check_text({"slug": request.slug})
         return to_proto(await actions.get_product_by_slug(self._db, request.slug))
 
     async def ListProducts(self, request: pb.ListProductsRequest, context: Context) -> pb.ListProductsResponse:
-        domain.check_text(
-            {"query": request.query, "category": request.category, "attribute": request.attribute},
-        )
         wanted = Filter(
             query=request.query,
             category=request.category,
@@ -68,7 +63,6 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
         )
 
     async def UpdateProduct(self, request: pb.UpdateProductRequest, context: Context) -> pb.Product:
-        _check_texts(request)
         product = await actions.update_product(
             self._db,
             uuid.UUID(request.product_id),
@@ -141,15 +135,3 @@ def _changes(request: pb.UpdateProductRequest) -> Changes:
     if "attributes" in values:
         values["attributes"] = dict(values["attributes"])
     return Changes(**values)
-
-
-def _check_texts(request: pb.CreateProductRequest | pb.UpdateProductRequest) -> None:
-    attributes = "".join(request.attributes) + "".join(request.attributes.values())
-    domain.check_text(
-        {
-            "name": request.name,
-            "description": request.description,
-            "category": request.category,
-            "attributes": attributes,
-        }
-    )

@@ -155,7 +155,8 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def _refuse(self, answer: statuses.Answer, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         log.debug("refused", method=method, code=answer.code.name, message=answer.message)
-        if answer.initial:
+        # Not to services: gRPC repeats no call of which it has seen a beginning.
+        if answer.initial and not calls.current().caller.service:
             await context.send_initial_metadata(answer.initial)
         # Raises. Setting a code and returning would do as well, but sends an empty response along with the refusal.
         await context.abort(answer.code, answer.message, answer.trailing)
@@ -189,7 +190,7 @@ def _with_nul(message: Message, prefix: str = "") -> Iterator[str]:
     """The fields whose text holds a NUL, which PostgreSQL cannot store."""
     for field, value in message.ListFields():
         values = value if field.is_repeated else [value]
-        for part in values.values() if isinstance(values, Mapping) else values:
+        for part in (*values.keys(), *values.values()) if isinstance(values, Mapping) else values:
             if isinstance(part, str) and "\0" in part:
                 yield prefix + field.json_name
             elif isinstance(part, Message):

@@ -1,11 +1,11 @@
 """The rules of accounts, sessions and keys. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
-from services.chassis.errors import AppError, InvalidFields, Unauthenticated
+from services.chassis.errors import AppError, Unauthenticated
 
 ROLES = ("customer", "staff", "admin")
 FIRST_ADMIN = "admin@stampede.local"
@@ -48,13 +48,6 @@ class Lifetimes:
 def address(text: str) -> str:
     """An e-mail address as it is stored and compared."""
     return text.lower()
-
-
-def check_text(texts: Mapping[str, str]) -> None:
-    """Refuses the one character that a string of the contract may hold and Postgres cannot."""
-    violations = {field: "must not contain the character NUL" for field, text in texts.items() if "\0" in text}
-    if violations:
-        raise InvalidFields(violations)
 
 
 def refresh_expiry(now: datetime, session_expires: datetime, lifetimes: Lifetimes) -> datetime:

@@ -10,7 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 from services.chassis import calls, wire
 from services.chassis.calls import RequestKey
 from services.chassis.db import Database
-from services.identity import actions, domain
+from services.identity import actions
 from services.identity.actions import Pair, Signer
 from services.identity.passwords import Passwords
 from services.identity.tables import User
@@ -26,7 +26,6 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
         self._db, self._passwords, self._signer, self._vault = db, passwords, signer, vault
 
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
-        domain.check_text({"displayName": request.display_name})
         user = await actions.register(
             self._db,
             self._passwords,
@@ -38,7 +37,6 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
         return pb.RegisterResponse(user=to_proto(user))
 
     async def Login(self, request: pb.LoginRequest, context: Context) -> pb.Tokens:
-        domain.check_text({"email": request.email})
         pair = await actions.login(
             self._db, self._passwords, self._signer, email=request.email, password=request.password
         )
