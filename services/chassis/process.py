@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
@@ -210,5 +211,8 @@ def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, Non
             raise SystemExit("settings are not usable:\n  MIGRATION_DATABASE_URL: needed to migrate")
         asyncio.run(db.migrate(service, config.migration_database_url.get_secret_value()))
     if command in ("serve", "up"):
+        # Calls leave no cycles behind that matter, and a full collection stops them all: have fewer.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
         telemetry.start(service, log_level=config.log_level, metrics_listen=config.metrics_listen)
         asyncio.run(main(config))

@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -92,7 +93,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 self._in_flight -= 1
                 took = time.perf_counter() - started
                 seconds.observe(took)
-                telemetry.line("answered", method=method, code=code, ms=round(took * 1000, 1))
+                if code != "FAILED_PRECONDITION":  # the everyday no: the gateway's log has it, and losers must be cheap
+                    telemetry.line("answered", method=method, code=code, ms=round(took * 1000, 1))
 
         return guarded
 
@@ -150,7 +152,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 **refusal.metadata,
                 cause=repr(error.__cause__ or error)[:300],
             )
-        _ANSWERS.labels(method, refusal.code, refusal.reason).inc()
+        _counted(method, refusal.code, refusal.reason).inc()
         return statuses.answer(refusal, self._domain)
 
     async def _refuse(self, answer: statuses.Answer, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -160,6 +162,11 @@ class Guard(grpc.aio.ServerInterceptor):
             await context.send_initial_metadata(answer.initial)
         # Raises. Setting a code and returning would do as well, but sends an empty response along with the refusal.
         await context.abort(answer.code, answer.message, answer.trailing)
+
+
+@lru_cache(maxsize=4096)
+def _counted(method: str, code: str, reason: str) -> Counter:
+    return _ANSWERS.labels(method, code, reason)
 
 
 def _decoded(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:

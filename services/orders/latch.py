@@ -27,10 +27,22 @@ class Latch:
             self._closed.clear()
         self._closed[sale_id] = time.monotonic() + _CLOSED_SECONDS
 
+    def open(self, sale_id: uuid.UUID) -> None:
+        """Says that inventory has units of the sale."""
+        self._closed.pop(sale_id, None)
+
     def is_closed(self, sale_id: uuid.UUID) -> bool:
-        """Whether the sale was sold out a moment ago."""
+        """Whether the sale was sold out a moment ago. When the moment is over, one caller is let through to ask again;
+        the others hear no until it has its answer, or the next moment is over.
+        """
         until = self._closed.get(sale_id)
-        return until is not None and time.monotonic() < until
+        if until is None:
+            return False
+        now = time.monotonic()
+        if now < until:
+            return True
+        self._closed[sale_id] = now + _CLOSED_SECONDS
+        return False
 
     def placed(self, order_ids: Iterable[uuid.UUID]) -> None:
         """Says that these orders exist."""

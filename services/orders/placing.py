@@ -1,6 +1,7 @@
 """Placing an order: hold the stock, then write the order, then let its saga run."""
 
 import asyncio
+import hashlib
 import time
 import uuid
 from dataclasses import dataclass
@@ -30,10 +31,16 @@ class Purchase:
 
     customer_id: uuid.UUID
     request_id: uuid.UUID
-    digest: bytes
+    content: bytes
+    """What is asked for, as bytes: tells a repeat from another order under the same request id."""
     wishes: tuple[Wish, ...]
     payment_method: str
     shipping_address: Address | None
+
+    @property
+    def digest(self) -> bytes:
+        """Over `content`; made when needed, which for most of a crowd it never is."""
+        return hashlib.sha256(self.content).digest()
 
 
 class Placer:
@@ -106,14 +113,19 @@ class Placer:
 
     async def _reserve(self, order_id: uuid.UUID, purchase: Purchase) -> Reservation:
         try:
-            return await self._inventory.reserve(HoldRequest(order_id, purchase.customer_id, purchase.wishes))
+            reservation = await self._inventory.reserve(HoldRequest(order_id, purchase.customer_id, purchase.wishes))
         except (Refused, RequestIdReused) as refusal:
-            # Only when nothing is left: who asks for too many must not shut the sale for others.
-            if refusal.reason == SoldOut.reason and refusal.metadata["remaining"] == "0":
-                self._latch.close(uuid.UUID(refusal.metadata["flashSaleId"]))
+            if refusal.reason == SoldOut.reason:
+                # Closed only when nothing is left: who asks for too many must not shut the sale for others.
+                note = self._latch.close if refusal.metadata["remaining"] == "0" else self._latch.open
+                note(uuid.UUID(refusal.metadata["flashSaleId"]))
             if refusal.reason == RequestIdReused.reason:
                 raise RequestIdReused(requestId=purchase.request_id) from refusal
             raise
+        for wish in purchase.wishes:
+            if wish.sale_id:
+                self._latch.open(wish.sale_id)
+        return reservation
 
     async def _write(self, new: NewOrder, reservation: Reservation) -> Order:
         if reservation.state not in (Reservation.HELD, Reservation.CONFIRMED):

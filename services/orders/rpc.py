@@ -1,6 +1,5 @@
 """The gRPC face of orders: reads a request, calls one function, writes a response."""
 
-import hashlib
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -26,9 +25,10 @@ class OrderService(pb_grpc.OrderServiceServicer):
         self._watch, self._pages = watch, pages
 
     async def PlaceOrder(self, request: pb.PlaceOrderRequest, context: Any) -> pb.Order:
+        seconds = request.prefer_wait.ToTimedelta().total_seconds()
+        request.ClearField("prefer_wait")  # how long the caller likes to wait is no part of what it asks for
         order = await self._placer.place(_purchase(request))
-        if request.HasField("prefer_wait") and order.state is State.PENDING:
-            seconds = request.prefer_wait.ToTimedelta().total_seconds()
+        if seconds and order.state is State.PENDING:
             order = await actions.settled(self._watch, self._db, order, seconds=seconds)
         return to_proto(order)
 
@@ -70,17 +70,11 @@ def _whose() -> uuid.UUID | None:
 
 
 def _purchase(request: pb.PlaceOrderRequest) -> Purchase:
-    # How long the caller likes to wait is no part of what it asks for.
-    content = pb.PlaceOrderRequest(
-        lines=request.lines,
-        payment_method=request.payment_method,
-        shipping_address=request.shipping_address if request.HasField("shipping_address") else None,
-    )
     address = request.shipping_address
     return Purchase(
         customer_id=calls.user_id(),
         request_id=uuid.UUID(request.request_id),
-        digest=hashlib.sha256(content.SerializeToString(deterministic=True)).digest(),
+        content=request.SerializeToString(deterministic=True),
         wishes=tuple(
             Wish(
                 uuid.UUID(line.product_id), line.quantity, uuid.UUID(line.flash_sale_id) if line.flash_sale_id else None

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -188,49 +188,69 @@ class Shop:
             return answer
 
 
-async def bench(requests: int) -> list[Measured]:
-    """All rows of the report."""
-    rows: list[Measured] = []
+@dataclass
+class Bench:
+    """The report as it grows. Each row stands beside an E measured just before it: this machine is never quiet."""
+
+    requests: int
+    e_port: int
+    e_pids: dict[str, int]
+    rows: list[tuple[Measured, Measured]] = field(default_factory=list)
+
+    async def row(self, name: str, job: Job, pids: dict[str, int]) -> None:
+        """Measures E, then `job`."""
+        e = await self.yardstick(job.connections)
+        self.rows.append((await measure(name, job, pids), e))
+
+    async def yardstick(self, connections: int) -> Measured:
+        """Measures E."""
+        job = Job(self.e_port, "/v1/auth/logout", "{}", [], connections, self.requests)
+        return await measure("E", job, self.e_pids)
+
+    async def placing(self, home: Path) -> None:
+        """Orders held and durable, on one hot sale; and the answer to those who come too late."""
+        # Its sagas are left for later, so that placing is measured alone.
+        os.environ["SAGAS_AT_ONCE"] = "0"
+        async with mesh(home) as (running, shop):
+            pids = {part: running.pid(part) for part in _PARTS}
+            for name, units, levels in (("order placed", _UNITS, CONNECTIONS), ("sold out", 1, CONNECTIONS[1:])):
+                for connections in levels:
+                    sale = await shop.sale(units)
+                    await load(shop.job(sale, connections=connections, requests=self.requests // 5))
+                    await self.row(name, shop.job(sale, connections=connections, requests=self.requests), pids)
+
+    async def paying(self, home: Path) -> None:
+        """Whole paid orders."""
+        os.environ["SAGAS_AT_ONCE"] = "512"
+        async with mesh(home) as (running, shop):
+            pids = {part: running.pid(part) for part in _PARTS}
+            await paid(shop, pids, self.requests // 5, 64)
+            e = await self.yardstick(64)
+            self.rows.append((await paid(shop, pids, self.requests // 2, 64), e))
+
+
+async def bench(requests: int) -> list[tuple[Measured, Measured]]:
+    """All rows of the report, each with its E."""
     with tempfile.TemporaryDirectory(prefix="stampede-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)
         port = free_base(30000, 32000)
         async with yardstick(home, port) as pids:
-            for connections in CONNECTIONS:
-                await load(Job(port, "/v1/auth/logout", "{}", [], connections, requests // 5))
-                job = Job(port, "/v1/auth/logout", "{}", [], connections, requests)
-                rows.append(await measure("E (bare)", job, pids))
-        # Orders that only takes orders: its sagas are left for later, so that placing is measured alone.
-        os.environ["SAGAS_AT_ONCE"] = "0"
-        async with mesh(home / "placing") as (running, shop):
-            pids = {part: running.pid(part) for part in _PARTS}
-            for connections in CONNECTIONS:
-                sale = await shop.sale()
-                await load(shop.job(sale, connections=connections, requests=requests // 5))
-                job = shop.job(sale, connections=connections, requests=requests)
-                rows.append(await measure("order placed", job, pids))
-            empty = await shop.sale(1)
-            for connections in CONNECTIONS[1:]:
-                await load(shop.job(empty, connections=connections, requests=requests // 5))
-                job = shop.job(empty, connections=connections, requests=requests)
-                rows.append(await measure("sold out", job, pids))
-        os.environ["SAGAS_AT_ONCE"] = "512"
-        async with mesh(home / "paying") as (running, shop):
-            pids = {part: running.pid(part) for part in _PARTS}
-            rows.append(await paid(shop, pids, requests // 2))
-    return rows
+            report_ = Bench(requests, port, pids)
+            await load(Job(port, "/v1/auth/logout", "{}", [], 64, requests // 2))
+            await report_.placing(home / "placing")
+            await report_.paying(home / "paying")
+    return report_.rows
 
 
-async def paid(shop: Shop, pids: dict[str, int], requests: int) -> Measured:
+async def paid(shop: Shop, pids: dict[str, int], requests: int, connections: int) -> Measured:
     """Whole paid orders: from the first request until the last order is paid."""
     sale = await shop.sale()
-    await load(shop.job(sale, connections=64, requests=requests // 5))
-    await shop.settled()
     before = {part: cpu_seconds(pid) for part, pid in pids.items()}
-    result = await load(shop.job(sale, connections=64, requests=requests))
+    result = await load(shop.job(sale, connections=connections, requests=requests))
     result.seconds += await shop.settled()
     spent = {part: (cpu_seconds(pid) - before[part]) / requests * 1e6 for part, pid in pids.items()}
-    row = Measured("order paid", 64, result, {**spent, "load": result.cpu_seconds / requests * 1e6})
+    row = Measured("order paid", connections, result, {**spent, "load": result.cpu_seconds / requests * 1e6})
     show(row)
     return row
 
@@ -249,12 +269,10 @@ async def mesh(home: Path) -> AsyncIterator[tuple[Mesh, Shop]]:
             await shop.close()
 
 
-def report(rows: list[Measured]) -> None:
-    """Prints the ratios to E."""
-    yardsticks = {row.connections: row for row in rows if row.name.startswith("E")}
-    print("\nratios to E with as many connections: answers a second, and CPU time of all processes together")
-    for row in rows:
-        e = yardsticks[row.connections]
+def report(rows: list[tuple[Measured, Measured]]) -> None:
+    """Prints each row's ratios to its own E."""
+    print("\nratios to E at as many connections, measured just before: answers a second, CPU of all processes together")
+    for row, e in rows:
         rate, cpu = row.per_second / e.per_second, total_us(row) / total_us(e)
         print(f"  {row.name:<16}{row.connections:>5} connections  {rate:>5.2f} E  {cpu:>6.2f} × its CPU")
 

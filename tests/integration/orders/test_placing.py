@@ -418,7 +418,7 @@ async def fifty_at_once(shop: Shop, product: uuid.UUID) -> None:
     """Past the guard, so that they really come at once, however slow the machine."""
     purchases = [
         Purchase(
-            customer_id=ids.new(), request_id=uuid.uuid4(), digest=b"d" * 32, wishes=(Wish(product, 1, None),),
+            customer_id=ids.new(), request_id=uuid.uuid4(), content=b"d" * 32, wishes=(Wish(product, 1, None),),
             payment_method="pm_card_visa", shipping_address=None,
         )
         for _ in range(50)
