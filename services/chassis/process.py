@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import structlog
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from nats.js import JetStreamContext
@@ -213,6 +214,6 @@ def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, Non
     if command in ("serve", "up"):
         # Calls leave no cycles behind that matter, and a full collection stops them all: have fewer.
         gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        gc.set_threshold(100_000, 50, 100)
         telemetry.start(service, log_level=config.log_level, metrics_listen=config.metrics_listen)
-        asyncio.run(main(config))
+        uvloop.run(main(config))

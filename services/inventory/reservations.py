@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -73,20 +72,18 @@ def from_row(row: Any) -> Reservation:
     return Reservation(row.id, row.customer_id, State(row.state), _lines_from_json(row.lines), row.expire_time)
 
 
-def lines_to_json(lines: Sequence[Line]) -> str:
+def lines_to_json(lines: Sequence[Line]) -> list[dict[str, object]]:
     """`lines` as the column of that name keeps them."""
-    return orjson.dumps(
-        [
-            {
-                "product_id": line.product_id,
-                "sale_id": line.sale_id,
-                "quantity": line.quantity,
-                "price_minor": line.sale_price.minor if line.sale_price else None,
-                "currency": line.sale_price.currency if line.sale_price else None,
-            }
-            for line in lines
-        ]
-    ).decode()
+    return [
+        {
+            "product_id": line.product_id,
+            "sale_id": line.sale_id,
+            "quantity": line.quantity,
+            "price_minor": line.sale_price.minor if line.sale_price else None,
+            "currency": line.sale_price.currency if line.sale_price else None,
+        }
+        for line in lines
+    ]
 
 
 def _lines_from_json(lines: list[dict[str, Any]]) -> tuple[Line, ...]:

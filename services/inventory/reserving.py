@@ -4,6 +4,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -57,8 +58,7 @@ _COUNT_CUSTOMERS = text("""
 _INSERT = text("""
     INSERT INTO reservations (id, customer_id, state, lines, expire_time)
     SELECT w.id, w.customer_id, 'HELD', w.lines, clock_timestamp() + make_interval(secs => w.seconds)
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:customers AS uuid[]), CAST(:lines AS jsonb[]), CAST(:seconds AS integer[]))
-        AS w (id, customer_id, lines, seconds)
+    FROM jsonb_to_recordset(CAST(:holds AS jsonb)) AS w (id uuid, customer_id uuid, lines jsonb, seconds integer)
     ORDER BY w.id
     ON CONFLICT (id) DO NOTHING
     RETURNING id, expire_time
@@ -179,13 +179,11 @@ async def _count_customers(
 async def _insert(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Reservation]:
     if not holds:
         return {}
-    arguments = {
-        "ids": [hold.id for hold in holds],
-        "customers": [hold.customer_id for hold in holds],
-        "lines": [lines_to_json(hold.lines) for hold in holds],
-        "seconds": [hold.seconds for hold in holds],
-    }
-    expires = {row.id: row.expire_time for row in await tx.execute(_INSERT, arguments)}
+    documents = [
+        {"id": h.id, "customer_id": h.customer_id, "lines": lines_to_json(h.lines), "seconds": h.seconds} for h in holds
+    ]
+    inserted = await tx.execute(_INSERT, {"holds": orjson.dumps(documents).decode()})
+    expires = {row.id: row.expire_time for row in inserted}
     return {
         hold.id: Reservation(hold.id, hold.customer_id, State.HELD, hold.lines, expires[hold.id])
         for hold in holds
