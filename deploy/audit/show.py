@@ -80,7 +80,7 @@ def money(report: Report) -> str:
 
 def amount(minor: int) -> str:
     """Minor units, as the provider counts them."""
-    return f"{minor:,}"
+    return f"{minor:,} minor units"
 
 
 def count(number: int, noun: str) -> str:

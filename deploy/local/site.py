@@ -10,6 +10,7 @@ from pathlib import Path
 from deploy.local.ports import HOST, SERVICES, Ports
 
 ROOT = Path(__file__).parents[2]
+_PORT = 8080
 _DATABASE_ROLES = tuple(role for service in SERVICES for role in (service, f"{service}_owner"))
 _NAMES = (
     *(f"database/{role}" for role in ("postgres", *_DATABASE_ROLES)),
@@ -45,8 +46,10 @@ class Site:
     @classmethod
     def here(cls) -> "Site":
         """The mesh of this checkout, as STAMPEDE_HOME and STAMPEDE_PORT say."""
-        home = Path(os.environ.get("STAMPEDE_HOME") or ROOT / ".stampede")
-        return cls.at(home, int(os.environ.get("STAMPEDE_PORT") or 8080))
+        port = int(os.environ.get("STAMPEDE_PORT") or _PORT)
+        # A mesh on other ports is another mesh, with data of its own.
+        folder = ".stampede" if port == _PORT else f".stampede-{port}"
+        return cls.at(Path(os.environ.get("STAMPEDE_HOME") or ROOT / folder), port)
 
     @property
     def url(self) -> str:

@@ -97,7 +97,7 @@ async def declare_stream(jetstream: JetStreamContext, service: str) -> None:
 
 
 class Consumer:
-    """Acts on the events of another service, in the order they were told, each once.
+    """Acts on the events of another service, each once, in the order they were told unless one has to be repeated.
 
     `name` is the durable consumer's; replicas that share it share the work.
     """

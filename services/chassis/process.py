@@ -36,11 +36,14 @@ _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 10_000),
     ("grpc.so_reuseport", 0),
+    # A crowd comes all at once. gRPC's own limits would drop part of it with a bare CANCELLED, `rpc.Guard` says why.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
     # Clients ask the name service again when a connection ends; without an end they would never see new replicas.
     ("grpc.max_connection_age_ms", 300_000),
     # The mesh's clients ping every 20 seconds; gRPC's default takes that for an attack, and hangs up.
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
 
 
@@ -124,7 +127,10 @@ class Process:
         async def exchange() -> None:
             jetstream = await self.jetstream()
             await events.declare_stream(jetstream, self.service)
-            await asyncio.gather(self.relay.run(jetstream), *(consumer.run(jetstream) for consumer in consumers))
+            async with asyncio.TaskGroup() as group:  # where one fails, all are started anew, and none runs twice
+                group.create_task(self.relay.run(jetstream))
+                for consumer in consumers:
+                    group.create_task(consumer.run(jetstream))
 
         self.background("events", exchange)
 

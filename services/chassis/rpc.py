@@ -24,7 +24,8 @@ _SECONDS = Histogram(
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
 )  # fmt: skip
 _ANSWERS = Counter("stampede_rpc_total", "Calls answered.", ["method", "code", "reason"])
-_IN_FLIGHT_MOST = 2048
+# More than may wait for a change at once (see `watch`), so that waiting locks nobody out.
+_IN_FLIGHT_MOST = 8192
 _IDEMPOTENCY_KEY_MOST = 255
 # Of a batch it is the ids of all its items.
 _REQUEST_ID_MOST = 4096

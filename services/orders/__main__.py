@@ -33,6 +33,7 @@ async def main(config: Settings) -> None:
         process.background("saga metrics", worker.measure)
         process.background("watch", watch.run)
         await process.serve("stampede.orders.v1.OrderService")
+        await placer.drain(_DRAIN_SECONDS)
         await worker.drain(_DRAIN_SECONDS)
 
 

@@ -8,7 +8,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.db import Database
 from services.chassis.events import Consumer
 from services.orders import store
-from services.orders.domain import State
 from services.orders.saga import HOLD_EXPIRED
 from stampede.inventory.v1.events_pb2 import ReservationExpired
 from stampede.payments.v1.events_pb2 import PaymentChanged
@@ -35,13 +34,8 @@ async def paid_or_not(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
     """Wakes the sagas that wait for these payments; moves orders that staff paid back."""
     events = [PaymentChanged.FromString(payload) for payload in payloads]
     await store.wake(tx, [uuid.UUID(event.order_id) for event in events])
-    events.sort(key=lambda event: event.refunded_minor_units)  # told again, they may come out of order
-    back = {
-        uuid.UUID(event.order_id): State.REFUNDED
-        if event.refunded_minor_units == event.amount_minor_units
-        else State.PARTIALLY_REFUNDED
-        for event in events
-        if event.refunded_minor_units
-    }
-    if back:
-        await store.refunded(tx, back)
+    back: dict[uuid.UUID, int] = {}
+    for event in events:  # told again, they may come out of order
+        order_id = uuid.UUID(event.order_id)
+        back[order_id] = max(back.get(order_id, 0), event.refunded_minor_units)
+    await store.refunded(tx, {order_id: units for order_id, units in back.items() if units})

@@ -79,6 +79,11 @@ class Placer:
         holding.add_done_callback(self._held)
         return await asyncio.shield(holding)
 
+    async def drain(self, seconds: float) -> None:
+        """Lets orders that are being placed become so, for at most `seconds`, also those whose clients have gone."""
+        if self._holding:
+            await asyncio.wait(set(self._holding), timeout=seconds)
+
     def _held(self, holding: asyncio.Task[Order]) -> None:
         self._holding.discard(holding)
         if not holding.cancelled():

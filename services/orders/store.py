@@ -1,7 +1,7 @@
 """Orders and sagas in PostgreSQL. Each function is one transaction; those on the hot path take a whole batch."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -61,12 +61,14 @@ _FINISH = text("""
             CAST(:payments AS jsonb[])
         ) AS w (id, fence, state, reason, payment)
     ), mine AS (
-        DELETE FROM sagas s USING w WHERE s.order_id = w.id AND s.fence = w.fence RETURNING s.order_id
+        DELETE FROM sagas s USING w WHERE s.order_id = w.id AND s.fence = w.fence
+        RETURNING s.order_id, s.refunded_minor
     ), moved AS (
         UPDATE orders o SET state = w.state, state_reason = w.reason, payment = coalesce(w.payment, o.payment),
             version = o.version + 1, update_time = clock_timestamp()
         FROM w JOIN mine ON mine.order_id = w.id WHERE o.id = w.id AND o.state = 'PENDING'
-        RETURNING o.id, o.customer_id, o.state, o.state_reason, o.currency, o.total_minor, o.version, o.update_time
+        RETURNING o.id, o.customer_id, o.state, o.state_reason, o.currency, o.total_minor, o.version, o.update_time,
+            mine.refunded_minor
     ), logged AS (
         INSERT INTO order_log (order_id, version, state, reason, actor, request_id)
         SELECT id, version, state, state_reason, 'saga', '' FROM moved
@@ -218,6 +220,8 @@ async def finish(db: Database, endings: Sequence[Ending]) -> list[bool]:
     async with db.begin() as tx:
         moved = (await tx.execute(_FINISH, arguments)).all()
         await outbox.tell(tx, [rows.moved(row) for row in moved])
+        # Staff may be faster than the saga: what they paid back meanwhile counts from here on.
+        await refunded(tx, {row.id: row.refunded_minor for row in moved if row.refunded_minor})
     ids = {row.id for row in moved}
     return [e.saga.order_id in ids for e in endings]
 
@@ -287,13 +291,28 @@ async def wake(tx: AsyncSession, order_ids: Sequence[uuid.UUID]) -> None:
     )
 
 
-async def refunded(tx: AsyncSession, order_ids: dict[uuid.UUID, State]) -> None:
-    """Moves paid orders whose money went back, by staff's hand, to `REFUNDED` or `PARTIALLY_REFUNDED`."""
+async def refunded(tx: AsyncSession, minor_units: Mapping[uuid.UUID, int]) -> None:
+    """Moves paid orders whose money went back, by staff's hand, to `REFUNDED` or `PARTIALLY_REFUNDED`.
+
+    `minor_units` went back in all, by order. An order whose saga is still under way moves when that has paid it.
+    """
+    if not minor_units:
+        return
+    arguments = {"ids": list(minor_units), "units": list(minor_units.values())}
+    await tx.execute(
+        text("""
+            UPDATE sagas SET refunded_minor = w.units
+            FROM unnest(CAST(:ids AS uuid[]), CAST(:units AS bigint[])) AS w (id, units)
+            WHERE order_id = w.id AND refunded_minor < w.units
+        """),
+        arguments,
+    )
     changed = (
         await tx.execute(
             text("""
                 WITH w AS (
-                    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:states AS text[])) AS w (id, state)
+                    SELECT id, CASE WHEN units < total_minor THEN 'PARTIALLY_REFUNDED' ELSE 'REFUNDED' END AS state
+                    FROM unnest(CAST(:ids AS uuid[]), CAST(:units AS bigint[])) AS w (id, units) JOIN orders USING (id)
                 ), moved AS (
                     UPDATE orders o SET state = w.state, version = o.version + 1, update_time = clock_timestamp(),
                         payment = CASE WHEN w.state = 'REFUNDED'
@@ -307,7 +326,7 @@ async def refunded(tx: AsyncSession, order_ids: dict[uuid.UUID, State]) -> None:
                 )
                 SELECT * FROM moved
             """),
-            {"ids": list(order_ids), "states": list(order_ids.values())},
+            arguments,
         )
     ).all()
     await outbox.tell(tx, [rows.moved(row) for row in changed])

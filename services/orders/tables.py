@@ -52,6 +52,7 @@ class SagaRow(Base):
     asked: Mapped[str] = mapped_column(default="")
     waiting: Mapped[bool] = mapped_column(default=False)
     woken: Mapped[bool] = mapped_column(default=False)
+    refunded_minor: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(Integer, default=1)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)

@@ -31,7 +31,7 @@ _MEASURE_SECONDS = 5.0
 _BACKOFF_FIRST_SECONDS = 0.5
 _BACKOFF_MOST_SECONDS = 15.0
 # A little after the hold's end, so that the saga finds it ended.
-_AFTER_HOLD_SECONDS = 1.0
+_AFTER_HOLD_SECONDS = 2.5
 
 
 class Worker:

@@ -39,6 +39,7 @@ def upgrade() -> None:
             payment_method text NOT NULL,
             waiting        boolean NOT NULL DEFAULT false,
             woken          boolean NOT NULL DEFAULT false,
+            refunded_minor bigint NOT NULL DEFAULT 0,
             fence          integer NOT NULL DEFAULT 1,
             attempts       integer NOT NULL DEFAULT 0,
             next_time      timestamptz NOT NULL,

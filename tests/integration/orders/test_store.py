@@ -277,6 +277,29 @@ async def test_events_of_other_services_become_wishes_and_wakes(db: Database) ->
     assert asked == {expired.id: HOLD_EXPIRED, paid.id: ""}
 
 
+def refund_event(new: NewOrder, minor: int) -> bytes:
+    return PaymentChanged(
+        order_id=str(new.id), state="REFUNDED", refunded_minor_units=minor, amount_minor_units=new.total.minor
+    ).SerializeToString()
+
+
+async def test_what_staff_paid_back_before_the_saga_ended_is_not_forgotten(db: Database) -> None:
+    """Charged, and paid back at once, while inventory was away: the order must not stand as paid."""
+    (new,) = await placed(db)
+    saga = await claimed(db, new.id)
+    saga.payment = replace(PAYMENT, state=PaymentState.SUCCEEDED)
+    async with db.begin() as tx:
+        await facts.paid_or_not(tx, [refund_event(new, new.total.minor)])
+
+    await store.finish(db, [Ending(saga, State.PAID, "")])
+
+    order = await the_order(db, new.id)
+    assert order.state is State.REFUNDED
+    assert order.payment
+    assert order.payment.state is PaymentState.REFUNDED
+    assert [state for state, *_ in await log_of(db, new.id)] == ["PENDING", "PAID", "REFUNDED"]
+
+
 @pytest.mark.parametrize(
     ("amounts", "state"),
     [([300], "PARTIALLY_REFUNDED"), ([300, 999], "REFUNDED"), ([999, 300], "REFUNDED"), ([999, 999], "REFUNDED")],
@@ -289,12 +312,7 @@ async def test_refunds_by_staff_reach_the_order_in_whatever_order_they_come(
     saga = await claimed(db, new.id)
     saga.payment = replace(PAYMENT, state=PaymentState.SUCCEEDED)
     await store.finish(db, [Ending(saga, State.PAID, "")])
-    events = [
-        PaymentChanged(
-            order_id=str(new.id), state="REFUNDED", refunded_minor_units=amount, amount_minor_units=999
-        ).SerializeToString()
-        for amount in amounts
-    ]
+    events = [refund_event(new, new.total.minor if amount == 999 else amount) for amount in amounts]
     for batch in [events] if at_once else [[event] for event in events]:
         async with db.begin() as tx:
             await facts.paid_or_not(tx, batch)
