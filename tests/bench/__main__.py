@@ -198,9 +198,12 @@ class Bench:
     rows: list[tuple[Measured, Measured]] = field(default_factory=list)
 
     async def row(self, name: str, job: Job, pids: dict[str, int]) -> None:
-        """Measures E, then `job`."""
-        e = await self.yardstick(job.connections)
-        self.rows.append((await measure(name, job, pids), e))
+        """Measures E, then `job`, three times in turn; the pair whose ratio lies in the middle counts."""
+        pairs = []
+        for _ in range(3):
+            e = await self.yardstick(job.connections)
+            pairs.append((await measure(name, job, pids), e))
+        self.rows.append(sorted(pairs, key=lambda pair: pair[0].per_second / pair[1].per_second)[1])
 
     async def yardstick(self, connections: int) -> Measured:
         """Measures E."""
@@ -279,6 +282,6 @@ def report(rows: list[tuple[Measured, Measured]]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--requests", type=int, default=20_000, help="requests per row (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=6_000, help="requests per row (default: %(default)s)")
     arguments = parser.parse_args()
     report(asyncio.run(bench(arguments.requests)))
