@@ -220,6 +220,6 @@ def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, Non
     if command in ("serve", "up"):
         # Calls leave no cycles behind that matter, and a full collection stops them all: have fewer.
         gc.freeze()
-        gc.set_threshold(100_000, 50, 100)
+        gc.set_threshold(10_000, 50, 100)
         telemetry.start(service, log_level=config.log_level, metrics_listen=config.metrics_listen)
         uvloop.run(main(config))
