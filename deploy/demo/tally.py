@@ -67,11 +67,6 @@ class Tally:
         return sum(count for reason, count in self.ended.items() if reason in DECLINED)
 
     @property
-    def unsold_otherwise(self) -> int:
-        """Orders that ended unpaid for another reason than a declined card."""
-        return sum(self.ended.values()) - self.declined
-
-    @property
     def unanswered(self) -> int:
         return self.refused["NO_ANSWER"] + sum(n for reason, n in self.refused.items() if reason.startswith("HTTP_5"))
 

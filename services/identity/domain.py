@@ -7,7 +7,6 @@ from typing import Protocol, TypeVar
 
 from services.chassis.errors import AppError, Unauthenticated
 
-ROLES = ("customer", "staff", "admin")
 FIRST_ADMIN = "admin@stampede.local"
 PASSWORD_BYTES_MIN = 8
 PASSWORD_BYTES_MAX = 72

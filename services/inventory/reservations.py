@@ -7,7 +7,7 @@ step: it only inserts, and waits for nobody who waits for it.
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -45,16 +45,27 @@ async def lock_pools(tx: AsyncSession, lines: Iterable[Line]) -> None:
 
 async def uncount_customers(tx: AsyncSession, taken: Iterable[tuple[uuid.UUID, Iterable[Line]]]) -> None:
     """Gives customers their allowance back: (customer, lines) pairs."""
+    await _count_again(tx, taken, sign=-1)
+
+
+async def recount_customers(tx: AsyncSession, taken: Iterable[tuple[uuid.UUID, Iterable[Line]]]) -> None:
+    """Takes the allowance once more that `uncount_customers` gave back, whatever the limit says."""
+    await _count_again(tx, taken, sign=1)
+
+
+async def _count_again(
+    tx: AsyncSession, taken: Iterable[tuple[uuid.UUID, Iterable[Line]]], *, sign: Literal[-1, 1]
+) -> None:
     units: dict[tuple[uuid.UUID, uuid.UUID], int] = defaultdict(int)
     for customer_id, lines in taken:
         for line in lines:
             if line.sale_id:
-                units[line.sale_id, customer_id] += line.quantity
+                units[line.sale_id, customer_id] += sign * line.quantity
     if units:
         await tx.execute(
             # Sales without a limit keep no count, so for them this finds no row.
             text("""
-                UPDATE sale_customers c SET units = c.units - w.units
+                UPDATE sale_customers c SET units = c.units + w.units
                 FROM unnest(CAST(:sales AS uuid[]), CAST(:customers AS uuid[]), CAST(:units AS integer[]))
                     AS w (sale_id, customer_id, units)
                 WHERE c.sale_id = w.sale_id AND c.customer_id = w.customer_id

@@ -12,7 +12,15 @@ from services.chassis.db import Database
 from services.chassis.errors import WrongState
 from services.inventory import domain
 from services.inventory.domain import Line, Reservation, State
-from services.inventory.reservations import LOCK, LOCK_EXPIRED, Outcome, from_row, lock_pools, uncount_customers
+from services.inventory.reservations import (
+    LOCK,
+    LOCK_EXPIRED,
+    Outcome,
+    from_row,
+    lock_pools,
+    recount_customers,
+    uncount_customers,
+)
 from stampede.inventory.v1 import events_pb2
 
 EXPIRE_MOST = 500
@@ -67,7 +75,7 @@ async def _retake(tx: AsyncSession, expired: Sequence[Reservation]) -> list[Rese
         else:
             await savepoint.rollback()
     if retaken:
-        await _recount(tx, retaken)
+        await recount_customers(tx, [(r.customer_id, r.lines) for r in retaken])
     return retaken
 
 
@@ -101,16 +109,6 @@ async def _take_again(tx: AsyncSession, line: Line) -> bool:
         RETURNING product_id
     """)
     return await tx.scalar(query, {"product": line.product_id, "units": line.quantity}) is not None
-
-
-async def _recount(tx: AsyncSession, reservations: Sequence[Reservation]) -> None:
-    for reservation in reservations:
-        for line in reservation.lines:
-            if line.sale_id:
-                await tx.execute(
-                    text("UPDATE sale_customers SET units = units + :units WHERE sale_id = :s AND customer_id = :c"),
-                    {"units": line.quantity, "s": line.sale_id, "c": reservation.customer_id},
-                )
 
 
 async def _sell(tx: AsyncSession, reservations: Sequence[Reservation]) -> None:

@@ -8,7 +8,6 @@ from datetime import datetime
 
 from services.chassis.errors import AppError
 
-ITEMS_MOST = 200
 WEBHOOK_BYTES_MOST = 256 * 1024
 IN_FLIGHT_MOST = 5_000
 ANSWER_SECONDS = 3.0
