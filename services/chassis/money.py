@@ -12,3 +12,10 @@ class Money:
 
     currency: str
     minor: int
+
+    def __add__(self, other: "Money") -> "Money":
+        assert self.currency == other.currency, f"{self.currency} + {other.currency}"
+        return Money(self.currency, self.minor + other.minor)
+
+    def __mul__(self, count: int) -> "Money":
+        return Money(self.currency, self.minor * count)
