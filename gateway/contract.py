@@ -31,6 +31,8 @@ class Route:
     """The service that answers: the part of the package after `stampede.`."""
     signed_in: bool
     streams: bool
+    is_body: bool
+    """Whether it answers with a body of its own, a `google.api.HttpBody`."""
     waits: bool
     """Whether the caller may ask to be kept waiting for an outcome (`prefer_wait`)."""
 
@@ -82,6 +84,7 @@ def _routes(method: MethodDescriptor, pool: descriptor_pool.DescriptorPool) -> I
             owner=method.full_name.split(".")[1],
             signed_in=access != PUBLIC,
             streams=method.server_streaming,
+            is_body=method.output_type.full_name == "google.api.HttpBody",
             waits="prefer_wait" in method.input_type.fields_by_name,
         )
 

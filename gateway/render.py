@@ -6,7 +6,7 @@ Kubernetes: the defaults, which are service names and container ports.
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from gateway import replies, routes
-from gateway.contract import read
+from gateway.contract import Route, read
 
 HERE = Path(__file__).parent
 SERVICES = ("catalog", "identity", "inventory", "orders", "payments")
@@ -46,7 +46,11 @@ class Gateway:
     descriptor: Path
     listen: Address = Address("0.0.0.0", 8080)  # noqa: S104 - in a container, that is the point
     admin_port: int = 9901
-    targets: Mapping[str, Address] = field(default_factory=lambda: {name: Address(name, 50051) for name in SERVICES})
+    targets: Mapping[str, Address] = field(default_factory=lambda: {name: Address(name, 8000) for name in SERVICES})
+    grpc_targets: Mapping[str, Address] = field(
+        default_factory=lambda: {name: Address(name, 50051) for name in SERVICES}
+    )
+    """Where methods are called that answer with a body of their own; see `routes.cluster_of`."""
     descriptor_at: str = ""
     """Where Envoy will find the descriptor set, when not where it is now."""
     issuer: str = "https://stampede.local"
@@ -84,13 +88,13 @@ def render(gateway: Gateway) -> Config:
             "LOCAL_REPLIES": json.dumps(replies.mappers()),
             "READY_CLUSTERS": json.dumps({name: {"value": 100} for name in gateway.targets}),
             "ACCESS_LOG": json.dumps(access_log(gateway.log)),
-            "CLUSTERS": json.dumps([*map(cluster, gateway.targets, gateway.targets.values()), _self(gateway)]),
+            "CLUSTERS": json.dumps([*_clusters(gateway, contract), _self(gateway)]),
         },
     )
 
 
 def bare(descriptor: Path, listen: Address, target: Address, services: Iterable[str]) -> Config:
-    """Only transcoder and router before one cluster: the least any gateway costs.
+    """Only transcoder and router before one gRPC server: the least that gRPC behind any gateway costs.
 
     For benchmarks, as the ceiling the full configuration is compared with.
     """
@@ -101,14 +105,19 @@ def bare(descriptor: Path, listen: Address, target: Address, services: Iterable[
             "LISTEN_PORT": listen.port,
             "DESCRIPTOR": str(descriptor.resolve()),
             "SERVICES": json.dumps(sorted(services)),
-            "CLUSTERS": json.dumps([cluster("bare", target)]),
+            "HOST": target.host,
+            "PORT": target.port,
         },
     )
 
 
-def cluster(name: str, target: Address) -> Config:
-    """The Envoy cluster of one gRPC service."""
-    return _fill("cluster.yaml", {"NAME": name, "HOST": target.host, "PORT": target.port})
+def _clusters(gateway: Gateway, contract: Iterable[Route]) -> Iterator[Config]:
+    """The services; and the gRPC ports of those that need it."""
+    for name, target in gateway.targets.items():
+        yield _fill("cluster.yaml", {"NAME": name, "HOST": target.host, "PORT": target.port})
+    for owner in sorted({route.owner for route in contract if route.is_body}):
+        target = gateway.grpc_targets[owner]
+        yield _fill("cluster_grpc.yaml", {"NAME": f"{owner}-grpc", "HOST": target.host, "PORT": target.port})
 
 
 def access_log(which: str) -> list[Config]:
@@ -165,7 +174,15 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="SERVICE=HOST:PORT",
-        help="where a service listens (default: SERVICE:50051); repeat for each",
+        help="where a service listens (default: SERVICE:8000); repeat for each",
+    )
+    parser.add_argument(
+        "--grpc-target",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="SERVICE=HOST:PORT",
+        help="where it speaks gRPC (default: SERVICE:50051); repeat for each",
     )
     parser.add_argument(
         "--page", type=_pair, action="append", default=[], metavar="PATH=FILE", help="answer PATH with FILE"
@@ -179,14 +196,14 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _arguments(arguments)
-    targets = {name: Address(name, 50051) for name in SERVICES}
     config = render(
         Gateway(
             descriptor=options.descriptor,
             descriptor_at=options.descriptor_at,
             listen=options.listen,
             admin_port=options.admin_port,
-            targets=targets | {name: Address.parse(address) for name, address in options.target},
+            targets=_with(Gateway(descriptor=options.descriptor).targets, options.target),
+            grpc_targets=_with(Gateway(descriptor=options.descriptor).grpc_targets, options.grpc_target),
             issuer=options.issuer,
             audience=options.audience,
             trusted_hops=options.trusted_hops,
@@ -195,6 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     )
     write(config, options.out)
+
+
+def _with(targets: Mapping[str, Address], options: Iterable[tuple[str, str]]) -> dict[str, Address]:
+    return {**targets, **{name: Address.parse(address) for name, address in options}}
 
 
 def write(config: Config, directory: Path) -> Path:

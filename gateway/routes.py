@@ -54,13 +54,18 @@ def _rest(route: Route) -> Config:
     config: Config = {
         "name": route.method,
         "match": {**_path(route), "headers": [_verb(route.verb)]},
-        "route": {"cluster": route.owner, **_limits(route)},
+        "route": {"cluster": cluster_of(route), **_limits(route)},
     }
     if not route.streams:
         config["request_headers_to_add"] = [_deadline(route)]
     if route.signed_in:
         config["typed_per_filter_config"] = _TOKEN_REQUIRED
     return config
+
+
+def cluster_of(route: Route) -> str:
+    """Where it is sent. Only trailers make the transcoder end a body of the service's own; they need gRPC itself."""
+    return f"{route.owner}-grpc" if route.is_body else route.owner
 
 
 def _path(route: Route) -> Config:

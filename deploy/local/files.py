@@ -43,6 +43,7 @@ def envoy(site: Site) -> None:
         descriptor=ROOT / "protos/gen/gateway.binpb",
         listen=Address(HOST, site.ports.gateway),
         admin_port=site.ports.admin,
-        targets={name: Address(HOST, site.ports.grpc(name)) for name in SERVICES},
+        targets={name: Address(HOST, site.ports.http(name)) for name in SERVICES},
+        grpc_targets={name: Address(HOST, site.ports.grpc(name)) for name in SERVICES},
     )
     write(render(gateway), site.run)

@@ -129,7 +129,7 @@ def _services(site: Site) -> Iterator[Part]:
             # Migrates first. In deployment that is a job of its own, with credentials that the service never sees.
             command=(sys.executable, "-m", f"services.{name}", "up"),
             environment=service_environment(site, name),
-            ports=(site.ports.grpc(name), site.ports.metrics(name)),
+            ports=(site.ports.grpc(name), site.ports.http(name), site.ports.metrics(name)),
             after=("databases",),
             tier=1,
             ready=probes.grpc_health(site.ports.grpc(name)),
@@ -166,6 +166,7 @@ def service_environment(site: Site, name: str) -> dict[str, str]:
     common = _python() | {
         "ENVIRONMENT": "local",
         "LISTEN": site.target(name),
+        "HTTP_LISTEN": f"{HOST}:{site.ports.http(name)}",
         "METRICS_LISTEN": f"{HOST}:{site.ports.metrics(name)}",
         "DATABASE_URL": site.database_url(name),
         "MIGRATION_DATABASE_URL": site.database_url(name, f"{name}_owner"),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 SERVICES = ("catalog", "identity", "inventory", "orders", "payments")
 HOST = "127.0.0.1"
-_GRPC, _METRICS = 10, 20
-_SPAN = 25
+_GRPC, _METRICS, _HTTP = 10, 20, 30
+_SPAN = 35
 
 
 class PortTaken(Exception):
@@ -57,6 +57,9 @@ class Ports:
 
     def grpc(self, service: str) -> int:
         return self.base + _GRPC + SERVICES.index(service)
+
+    def http(self, service: str) -> int:
+        return self.base + _HTTP + SERVICES.index(service)
 
     def metrics(self, service: str) -> int:
         return self.base + _METRICS + SERVICES.index(service)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jwt
 from google.protobuf import descriptor_pool
 
-from services.chassis.calls import NOBODY, Caller
+from services.chassis.calls import NOBODY, Caller, Metadata
 from services.chassis.errors import PermissionDenied, Unauthenticated
 from stampede.access.v1 import access_pb2
 
@@ -22,8 +22,6 @@ _MESH_SECONDS = 600
 _CACHE_MOST = 20_000
 _REFETCH_SECONDS = 2.0
 _LEEWAY_SECONDS = 5
-
-Metadata = dict[str, str | bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,11 @@ def rule_of(method: str) -> Rule:
     name = method.lstrip("/").replace("/", ".")
     options = descriptor_pool.Default().FindMethodByName(name).GetOptions()
     return Rule(options.Extensions[access_pb2.access], frozenset(options.Extensions[access_pb2.callers]))
+
+
+def is_for_mesh(method: str) -> bool:
+    """Whether only services may call it."""
+    return rule_of(method).access == access_pb2.ACCESS_MESH
 
 
 class MeshIdentity:

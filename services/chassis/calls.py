@@ -3,8 +3,9 @@
 import hashlib
 import time
 import uuid
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
@@ -23,6 +24,8 @@ class Caller:
 
 
 NOBODY = Caller()
+Metadata = Mapping[str, str | bytes]
+"""What came with a call: gRPC's metadata, or HTTP's headers, by lower-case name."""
 
 
 @dataclass(slots=True)
@@ -36,6 +39,7 @@ class Call:
     deadline: float | None = None
     """On the monotonic clock, in seconds."""
     traceparent: str = ""
+    metadata: Metadata = field(default_factory=dict, repr=False)
 
     def seconds_left(self) -> float | None:
         return None if self.deadline is None else self.deadline - time.monotonic()

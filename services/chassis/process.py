@@ -20,8 +20,10 @@ from sqlalchemy import text
 from services.chassis import clients, db, events, settings, telemetry
 from services.chassis.access import Gatekeeper, MeshIdentity
 from services.chassis.clients import Target
+from services.chassis.guard import Guard
+from services.chassis.http import HttpServer
 from services.chassis.outbox import Relay
-from services.chassis.rpc import Guard
+from services.chassis.rpc import Registry
 from services.chassis.settings import S, ServiceSettings
 from stampede.identity.v1.identity_service_pb2 import GetJwksRequest
 from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
@@ -29,6 +31,8 @@ from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 log = structlog.get_logger()
 
 _DRAIN_SECONDS = 10.0
+# The gateway looks once a second who is ready.
+_LEAVE_SECONDS = 1.2
 _CHECK_SECONDS = 1.0
 _RESTART_SECONDS = 1.0
 _FORGET_SECONDS = 3600.0
@@ -74,7 +78,9 @@ class Process:
         self._engine, self.db = db.connect(url, pool_size=config.database_pool_size)
         self.relay = Relay(self.db)
         gatekeeper = Gatekeeper(self.mesh, fetch_jwks or self._jwks_from_identity())
-        self.server = grpc.aio.server(interceptors=[Guard(service, gatekeeper)], options=_SERVER_OPTIONS)
+        self._server, self._http = grpc.aio.server(options=_SERVER_OPTIONS), HttpServer()
+        # What generated code says of its argument is more than it asks of it.
+        self.server: Any = Registry(Guard(service, gatekeeper), self._server, self._http)
 
     async def __aenter__(self) -> "Process":
         return self
@@ -148,24 +154,26 @@ class Process:
         answers, and `ready`, where given, does not raise.
         """
         checks = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checks, self.server)
-        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.server.add_insecure_port(self._config.listen)
-        await self.server.start()
-        log.info("started", listen=self._config.listen)
-
+        self._server.add_insecure_port(self._config.listen)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        watcher = asyncio.create_task(self._watch_readiness(checks, ready))
-        await stop.wait()
+        async with self._http.listening(self._config.http_listen, drain_seconds=_DRAIN_SECONDS):
+            await self._server.start()
+            log.info("started", listen=self._config.listen, http_listen=self._config.http_listen)
+            watcher = asyncio.create_task(self._watch_readiness(checks, ready))
+            await stop.wait()
 
-        log.info("draining")
-        watcher.cancel()
-        # Fail the readiness probe first, so that no new call arrives while those in flight finish.
-        await checks.enter_graceful_shutdown()
-        await self.server.stop(_DRAIN_SECONDS)
+            log.info("draining")
+            watcher.cancel()
+            # Fail the readiness probes first, so that no new call arrives while those in flight finish.
+            self._http.ready = False
+            await checks.enter_graceful_shutdown()
+            await asyncio.sleep(_LEAVE_SECONDS)
+            await self._server.stop(_DRAIN_SECONDS)
         log.info("stopped")
 
     async def _watch_readiness(
@@ -184,6 +192,7 @@ class Process:
                 now = health_pb2.HealthCheckResponse.NOT_SERVING
             if now != was:
                 await checks.set("", now)
+                self._http.ready = now == health_pb2.HealthCheckResponse.SERVING
                 was = now
             await asyncio.sleep(_CHECK_SECONDS if was == health_pb2.HealthCheckResponse.SERVING else 0.1)
 

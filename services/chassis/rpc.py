@@ -1,217 +1,74 @@
-"""What every server does around every method: one interceptor, for unary and streaming calls alike."""
+"""The gRPC side of a service: for the other services, and for whoever has stubs."""
 
-import asyncio
-import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import grpc
-import protovalidate
-import structlog
-from google.protobuf.message import DecodeError, Message
-from prometheus_client import Counter, Histogram
 
-from services.chassis import access, calls, statuses, telemetry
-from services.chassis.access import Gatekeeper, Metadata, Rule
-from services.chassis.errors import InvalidFields, RateLimited
-
-log = structlog.get_logger()
-
-_SECONDS = Histogram(
-    "stampede_rpc_seconds", "Time to answer a call.", ["method"],
-    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
-)  # fmt: skip
-_ANSWERS = Counter("stampede_rpc_total", "Calls answered.", ["method", "code", "reason"])
-# More than may wait for a change at once (see `watch`), so that waiting locks nobody out.
-_IN_FLIGHT_MOST = 8192
-_IDEMPOTENCY_KEY_MOST = 255
-# Of a batch it is the ids of all its items.
-_REQUEST_ID_MOST = 4096
-# Names the UUIDs that stand for idempotency keys which are not UUIDs themselves.
-_KEY_NAMESPACE = uuid.UUID("6f1c1f0e-6f5b-4c0e-9d7e-1f6c0d6f7a52")
-_NO_NUL = "must not contain the character U+0000"
-_OPEN_TO_ALL = ("/grpc.health.v1.", "/grpc.reflection.")
+from services.chassis import calls, guard
+from services.chassis.access import is_for_mesh
+from services.chassis.guard import Guard, Stream, Unary
+from services.chassis.http import HttpServer
+from services.chassis.statuses import Answer
 
 Handler = Any  # grpc.RpcMethodHandler, whose attributes its type stubs leave out
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Guard(grpc.aio.ServerInterceptor):
-    """Gives each call its identity and deadline, lets in whom the contract names, checks the request against the
-    contract's rules, and turns what a handler raises into a status. Handlers never touch status codes, and no
-    traceback, SQL or secret in an unforeseen exception reaches a client.
+class Registry:
+    """What generated code takes for a server: `add_CatalogServiceServicer_to_server(servicer, registry)`.
+
+    Puts `guard` around every method and adds it to the gRPC server; and, unless it is for the mesh alone, to the
+    gateway's HTTP server.
     """
 
-    def __init__(self, service: str, gatekeeper: Gatekeeper) -> None:
-        self._domain = f"{service}.stampede"
-        self._gatekeeper = gatekeeper
-        self._validator = protovalidate.Validator()
-        self._guarded: dict[str, Handler] = {}
-        self._in_flight = 0
+    def __init__(self, guard: Guard, server: grpc.aio.Server, http: HttpServer | None = None) -> None:
+        self._guard, self._server, self._http = guard, server, http
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        """Called by gRPC for every call; wraps a method's handler the first time only."""
-        method: str = details.method
-        if (guarded := self._guarded.get(method)) is not None:
-            return guarded
-        handler = await continuation(details)
-        if handler is None or method.startswith(_OPEN_TO_ALL):
-            return handler
-        codec = _decoded(handler.request_deserializer), handler.response_serializer
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Does nothing: generated code says all this a second time, in the call below."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Adds the methods of the servicer of `service`."""
+        served = {name: self._served(f"/{service}/{name}", handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, served),))
+
+    def _served(self, method: str, handler: Handler) -> Handler:
+        decode, encode = guard.decoder(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary:
-            behavior = telemetry.traced(method, handler.unary_unary)
-            guarded = grpc.unary_unary_rpc_method_handler(self._unary(method, behavior), *codec)
-        else:
-            guarded = grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), *codec)
-        self._guarded[method] = guarded
-        return guarded
-
-    def _unary(self, method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        rule, seconds = access.rule_of(method), _SECONDS.labels(method)
-        count_ok = _ANSWERS.labels(method, "OK", "")
-
-        async def guarded(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            started = time.perf_counter()
-            if self._in_flight >= _IN_FLIGHT_MOST:
-                return await self._refuse(statuses.answer(RateLimited(what=method), self._domain), method, context)
-            self._in_flight += 1
-            code = "OK"
-            try:
-                await self._enter(method, rule, request, context)
-                response = await behavior(request, context)
-                count_ok.inc()
-                return response
-            except Exception as error:
-                answer = self._answer(error, method)
-                code = answer.code.name
-                return await self._refuse(answer, method, context)
-            finally:
-                self._in_flight -= 1
-                took = time.perf_counter() - started
-                seconds.observe(took)
-                if code != "FAILED_PRECONDITION":  # the everyday no: the gateway's log has it, and losers must be cheap
-                    telemetry.line("answered", method=method, code=code, ms=round(took * 1000, 1))
-
-        return guarded
-
-    def _stream(self, method: str, behavior: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-        rule = access.rule_of(method)
-        count_ok = _ANSWERS.labels(method, "OK", "")
-
-        async def guarded(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            try:
-                await self._enter(method, rule, request, context)
-                async for response in behavior(request, context):
-                    yield response
-                count_ok.inc()
-            except asyncio.CancelledError:
-                raise  # the client has gone
-            except Exception as error:
-                await self._refuse(self._answer(error, method), method, context)
-
-        return guarded
-
-    async def _enter(
-        self, method: str, rule: Rule, request: Message | None, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
-        metadata: Metadata = dict(context.invocation_metadata() or ())
-        request_id = str(metadata.get("x-request-id") or uuid.uuid4())[:_REQUEST_ID_MOST]
-        left = context.time_remaining()
-        call = calls.Call(
-            method=method,
-            request_id=request_id,
-            deadline=None if left is None else time.monotonic() + left,
-            traceparent=str(metadata.get("traceparent", "")),
-        )
-        calls.enter(call)
-        if request is None:
-            raise InvalidFields({"request": "is not a message of this method, or holds text that is not UTF-8"})
-        call.caller = await self._gatekeeper.admit(rule, metadata)
-        if key := metadata.get("idempotency-key"):
-            _take_idempotency_key(request, str(key))
-        if violations := self._validator.collect_violations(request):
-            raise InvalidFields({_path(v.proto): v.proto.message for v in violations})
-        # A quick look first: a zero byte may also be part of a number.
-        if b"\0" in request.SerializeToString() and (with_nul := dict.fromkeys(_with_nul(request), _NO_NUL)):
-            raise InvalidFields(with_nul)
-
-    def _answer(self, error: Exception, method: str) -> statuses.Answer:
-        refusal = statuses.foreseen(error)
-        if refusal is None:
-            log.exception("unforeseen failure", method=method)
-            _ANSWERS.labels(method, "INTERNAL", "").inc()
-            return statuses.INTERNAL
-        if refusal.code == "UNAVAILABLE":
-            log.warning(
-                "a part is away",
-                method=method,
-                **refusal.metadata,
-                cause=repr(error.__cause__ or error)[:300],
-            )
-        _counted(method, refusal.code, refusal.reason).inc()
-        return statuses.answer(refusal, self._domain)
-
-    async def _refuse(self, answer: statuses.Answer, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        log.debug("refused", method=method, code=answer.code.name, message=answer.message)
-        # Not to services: gRPC repeats no call of which it has seen a beginning.
-        if answer.initial and not calls.current().caller.service:
-            await context.send_initial_metadata(answer.initial)
-        # Raises. Setting a code and returning would do as well, but sends an empty response along with the refusal.
-        await context.abort(answer.code, answer.message, answer.trailing)
+            unary = self._guard.unary(method, handler.unary_unary)
+            if self._http and not is_for_mesh(method):
+                self._http.add_unary(method, unary, decode, encode)
+            return grpc.unary_unary_rpc_method_handler(_unary(unary), decode, encode)
+        stream = self._guard.stream(method, handler.unary_stream)
+        if self._http and not is_for_mesh(method):
+            self._http.add_stream(method, stream, decode, encode)
+        return grpc.unary_stream_rpc_method_handler(_stream(stream), decode, encode)
 
 
-@lru_cache(maxsize=4096)
-def _counted(method: str, code: str, reason: str) -> Counter:
-    return _ANSWERS.labels(method, code, reason)
+def _unary(guarded: Unary) -> Any:
+    async def answer(request: Any, context: Context) -> Any:
+        outcome = await guarded(request, dict(context.invocation_metadata() or ()), context.time_remaining())
+        if isinstance(outcome, Answer):
+            await _refuse(outcome, context)
+        return outcome
+
+    return answer
 
 
-def _decoded(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:
-    """`decode`, but None for what cannot be decoded: gRPC would tell the client what Python thinks of it."""
+def _stream(guarded: Stream) -> Any:
+    async def answer(request: Any, context: Context) -> AsyncIterator[Any]:
+        async for outcome in guarded(request, dict(context.invocation_metadata() or ())):
+            if isinstance(outcome, Answer):
+                await _refuse(outcome, context)
+            yield outcome
 
-    def decoded(data: bytes) -> Message | None:
-        try:
-            return decode(data)
-        except DecodeError:
-            return None
-
-    return decoded
+    return answer
 
 
-def _take_idempotency_key(request: Message, key: str) -> None:
-    """Fills an empty `request_id` from the header. A key that is no UUID stands for one that is made from it."""
-    if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:  # type: ignore[attr-defined]
-        return
-    if len(key) > _IDEMPOTENCY_KEY_MOST:
-        raise InvalidFields({"Idempotency-Key": f"must have at most {_IDEMPOTENCY_KEY_MOST} characters"})
-    try:
-        request.request_id = str(uuid.UUID(key))  # type: ignore[attr-defined]
-    except ValueError:
-        request.request_id = str(uuid.uuid5(_KEY_NAMESPACE, key))  # type: ignore[attr-defined]
-
-
-def _with_nul(message: Message, prefix: str = "") -> Iterator[str]:
-    """The fields whose text holds a NUL, which PostgreSQL cannot store."""
-    for field, value in message.ListFields():
-        values = value if field.is_repeated else [value]
-        for part in (*values.keys(), *values.values()) if isinstance(values, Mapping) else values:
-            if isinstance(part, str) and "\0" in part:
-                yield prefix + field.json_name
-            elif isinstance(part, Message):
-                yield from _with_nul(part, f"{prefix}{field.json_name}.")
-
-
-def _path(violation: Any) -> str:
-    """The field as a client wrote it; for example `lines[0].productId`. Empty for a rule over the whole message."""
-    path = ""
-    for element in violation.field.elements if violation.field else ():
-        head, *rest = element.field_name.split("_")
-        name = head + "".join(word.capitalize() for word in rest)
-        path += f".{name}" if path else name
-        if (subscript := element.subscript) is not None:
-            path += f"[{subscript.value}]"
-    return path or str(violation.rule_id)
+async def _refuse(answer: Answer, context: Context) -> None:
+    # Not to services: gRPC repeats no call of which it has seen a beginning.
+    if answer.initial and not calls.current().caller.service:
+        await context.send_initial_metadata(answer.initial)
+    # Raises. Setting a code and returning would do as well, but sends an empty response along with the refusal.
+    await context.abort(answer.code, answer.message, answer.trailing)

@@ -20,6 +20,8 @@ class ServiceSettings(BaseSettings):
     environment: Literal["local", "production"] = "production"
 
     listen: str = "0.0.0.0:50051"  # a container answers on all of its addresses
+    http_listen: str = "0.0.0.0:8000"
+    """Where the gateway calls; `listen` is for the other services."""
     metrics_listen: str = "0.0.0.0:9090"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

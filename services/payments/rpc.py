@@ -64,7 +64,7 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
     async def ReceiveStripeWebhook(
         self, request: httpbody_pb2.HttpBody, context: Context
     ) -> pb.ReceiveStripeWebhookResponse:
-        signature = str(dict(context.invocation_metadata() or ()).get("stripe-signature", ""))
+        signature = str(calls.current().metadata.get("stripe-signature", ""))
         event = webhooks.verified(request.data, signature, self._secret)
         if event is not None:
             await self._inbox.put(event)

@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import wheel
 
@@ -93,12 +92,9 @@ def test_the_same_contract_gives_the_same_wheel(built: Path, tmp_path: Path) -> 
 async def test_the_example_runs_on_the_wheel_alone(installed: Path) -> None:
     ports: list[int] = []
 
-    def listen(server: grpc.aio.Server) -> None:
-        ports.append(server.add_insecure_port("127.0.0.1:0"))
-
     async with (
-        serving("catalog", lambda server: add_CatalogServiceServicer_to_server(Catalog(), server), listen),
-        serving("inventory", lambda server: add_FlashSaleServiceServicer_to_server(FlashSales(), server), listen),
+        serving("catalog", lambda server: add_CatalogServiceServicer_to_server(Catalog(), server), ports=ports),
+        serving("inventory", lambda server: add_FlashSaleServiceServicer_to_server(FlashSales(), server), ports=ports),
     ):
         catalog, inventory = (f"127.0.0.1:{port}" for port in ports)
         command, environment = isolated(installed, EXAMPLE, CATALOG_TARGET=catalog, INVENTORY_TARGET=inventory)

@@ -9,20 +9,25 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from services.chassis.rpc import Guard
+from services.chassis.guard import Guard
+from services.chassis.rpc import Registry
 from tests.support import tokens
 
 
 @asynccontextmanager
-async def serving(service: str, *register: Callable[[grpc.aio.Server], None]) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to a server of `service` with the given servicers added.
+async def serving(
+    service: str, *register: Callable[[Any], None], ports: list[int] | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a server of `service` with the given servicers added. Its port is added to `ports`.
 
     async with serving("catalog", lambda s: add_CatalogServiceServicer_to_server(CatalogService(db), s)) as channel:
     """
-    server = grpc.aio.server(interceptors=[Guard(service, tokens.gatekeeper(service))])
+    server = grpc.aio.server()
     for add in register:
-        add(server)
+        add(Registry(Guard(service, tokens.gatekeeper(service)), server))
     port = server.add_insecure_port("127.0.0.1:0")
+    if ports is not None:
+        ports.append(port)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -12,7 +12,8 @@ from services.chassis import calls, clients
 from services.chassis.access import MeshIdentity
 from services.chassis.clients import Target
 from services.chassis.errors import Refused, Unavailable, WrongState
-from services.chassis.rpc import Guard
+from services.chassis.guard import Guard
+from services.chassis.rpc import Registry
 from stampede.catalog.v1 import snapshot_service_pb2 as pb
 from stampede.catalog.v1.snapshot_service_pb2_grpc import (
     SnapshotServiceServicer,
@@ -53,9 +54,9 @@ class Served:
         self.catalog, self._guarded, self.port = Catalog(), guarded, 0
 
     async def start(self) -> None:
-        guard = [Guard("catalog", tokens.gatekeeper("catalog"))] if self._guarded else []
-        self._server = grpc.aio.server(interceptors=guard)
-        add_SnapshotServiceServicer_to_server(self.catalog, self._server)
+        self._server = grpc.aio.server()
+        guarded = Registry(Guard("catalog", tokens.gatekeeper("catalog")), self._server)
+        add_SnapshotServiceServicer_to_server(self.catalog, guarded if self._guarded else self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
         self.target = Target("catalog", f"127.0.0.1:{self.port}", ORDERS)

@@ -57,8 +57,9 @@ async def slow(infra: Infra) -> AsyncIterator[Slow]:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     environment = {
-        "ENVIRONMENT": "local", "LISTEN": address, "DATABASE_URL": infra.database_url("postgres"),
-        "NATS_URL": infra.nats_url, "MESH_SECRET": "m" * 32, "PAGE_SECRET": "p" * 32,
+        "ENVIRONMENT": "local", "LISTEN": address, "HTTP_LISTEN": "127.0.0.1:0",
+        "DATABASE_URL": infra.database_url("postgres"), "NATS_URL": infra.nats_url,
+        "MESH_SECRET": "m" * 32, "PAGE_SECRET": "p" * 32,
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.integration.chassis.slow_service", cwd=ROOT, env={**os.environ, **environment},

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.chassis import calls, rpc
+from services.chassis import calls, guard
 from services.chassis.errors import Unavailable, WrongState
 from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.catalog.v1.catalog_service_pb2_grpc import (
@@ -159,7 +159,7 @@ async def test_a_call_without_a_request_id_gets_one(catalog: Any, servicer: Cata
 async def test_too_many_calls_in_flight_are_refused(
     catalog: Any, servicer: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc, "_IN_FLIGHT_MOST", 1)
+    monkeypatch.setattr(guard, "_IN_FLIGHT_MOST", 1)
     servicer.gate.clear()
     first = asyncio.ensure_future(catalog.CreateProduct(a_request(), metadata=as_staff()))
     await servicer.entered.wait()

@@ -11,7 +11,8 @@ from sqlalchemy import text
 
 from services.chassis.access import Gatekeeper, MeshIdentity
 from services.chassis.db import Database
-from services.chassis.rpc import Guard
+from services.chassis.guard import Guard
+from services.chassis.rpc import Registry
 from services.identity import actions
 from services.identity.actions import Signer
 from services.identity.domain import Lifetimes
@@ -69,9 +70,9 @@ async def replica(db: Database) -> Replica:
 @pytest.fixture
 async def channel(db: Database, passwords: Passwords, replica: Replica) -> AsyncIterator[grpc.aio.Channel]:
     gatekeeper = Gatekeeper(MeshIdentity("identity", MESH_SECRET), replica.keyring.jwks)
-    server = grpc.aio.server(interceptors=[Guard("identity", gatekeeper)])
+    server = grpc.aio.server()
     service = IdentityService(db, passwords, Signer(replica.keyring, LIFETIMES), replica.vault)
-    add_IdentityServiceServicer_to_server(service, server)
+    add_IdentityServiceServicer_to_server(service, Registry(Guard("identity", gatekeeper), server))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -365,10 +365,11 @@ class listening:
     """Servicers behind the real guard, on a port of the system's choice; gives the address."""
 
     def __init__(self, service: str, register: Callable[[Any], None]) -> None:
-        from services.chassis.rpc import Guard
+        from services.chassis.guard import Guard
+        from services.chassis.rpc import Registry
 
-        self._server = grpc.aio.server(interceptors=[Guard(service, tokens.gatekeeper(service))])
-        register(self._server)
+        self._server = grpc.aio.server()
+        register(Registry(Guard(service, tokens.gatekeeper(service)), self._server))
         self._address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
     async def __aenter__(self) -> str:

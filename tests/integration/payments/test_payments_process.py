@@ -72,7 +72,8 @@ async def a_process(infra: Infra, sandbox: Sandbox, home: Path) -> AsyncIterator
     url = infra.database_url(name)
     environment = {
         **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/protos/gen", "ENVIRONMENT": "local",
-        "LISTEN": f"127.0.0.1:{_free_port()}", "METRICS_LISTEN": f"127.0.0.1:{_free_port()}",
+        "LISTEN": f"127.0.0.1:{_free_port()}", "HTTP_LISTEN": "127.0.0.1:0",
+        "METRICS_LISTEN": f"127.0.0.1:{_free_port()}",
         "DATABASE_URL": url, "MIGRATION_DATABASE_URL": url, "NATS_URL": infra.nats_url, "MESH_SECRET": MESH_SECRET,
         "PAGE_SECRET": "seals pages in tests", "STRIPE_API_KEY": KEY, "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
         "STRIPE_API_BASE": sandbox.url, "PROVIDER_CALLS_PER_SECOND": "0",
