@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
-from services.inventory import domain
+from services.inventory import domain, everyday
 from services.inventory.domain import Grant, Hold, Line, Reservation, State
 from services.inventory.gate import Gate
 from services.inventory.reservations import LOOK, Outcome, from_row, lines_to_json, lock_pools, uncount_customers
@@ -96,6 +96,8 @@ async def admit(db: Database, gate: Gate, holds: Sequence[Hold]) -> list[Outcome
 
 async def reserve(db: Database, holds: Sequence[Hold]) -> list[Outcome]:
     """Holds units for orders; one outcome per hold, in order. See `ReservationService.Reserve` for the refusals."""
+    if (held := await everyday.reserve(db, holds)) is not None:
+        return list(held)
     outcomes: dict[uuid.UUID, Outcome] = {}
     rounds = domain.rounds(holds)
     async with db.begin() as tx:

@@ -25,8 +25,10 @@ class OrderService(pb_grpc.OrderServiceServicer):
         self._watch, self._pages = watch, pages
 
     async def PlaceOrder(self, request: pb.PlaceOrderRequest, context: Any) -> pb.Order:
-        seconds = request.prefer_wait.ToTimedelta().total_seconds()
-        request.ClearField("prefer_wait")  # how long the caller likes to wait is no part of what it asks for
+        seconds = 0.0
+        if request.HasField("prefer_wait"):
+            seconds = request.prefer_wait.ToTimedelta().total_seconds()
+            request.ClearField("prefer_wait")  # how long the caller likes to wait is no part of what it asks for
         order = await self._placer.place(_purchase(request))
         if seconds and order.state is State.PENDING:
             order = await actions.settled(self._watch, self._db, order, seconds=seconds)
