@@ -8,7 +8,7 @@ import structlog
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
 from prometheus_client import Counter, Gauge
-from sqlalchemy import Identity, LargeBinary, delete, func, select, text
+from sqlalchemy import Identity, LargeBinary, func, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -48,6 +48,10 @@ CREATE TABLE outbox (
     create_time timestamptz NOT NULL DEFAULT now()
 );
 """
+
+
+_OLDEST = text("SELECT id, event_id, subject, payload FROM outbox ORDER BY id LIMIT :most")
+_FORGET = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
 
 
 async def tell(tx: AsyncSession, events: list[tuple[str, Message]]) -> None:
@@ -107,16 +111,10 @@ class Relay:
         async with self._db.begin() as tx:
             if not await tx.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
                 return 0
-            events = (
-                await tx.execute(
-                    select(OutboxEvent.id, OutboxEvent.event_id, OutboxEvent.subject, OutboxEvent.payload)
-                    .order_by(OutboxEvent.id)
-                    .limit(_BATCH_MOST)
-                )
-            ).all()
+            events = (await tx.execute(_OLDEST, {"most": _BATCH_MOST})).all()
             if events:
                 await _publish(jetstream, [(e.subject, e.payload, str(e.event_id)) for e in events])
-                await tx.execute(delete(OutboxEvent).where(OutboxEvent.id.in_([e.id for e in events])))
+                await tx.execute(_FORGET, {"ids": [e.id for e in events]})
         _RELAYED.inc(len(events))
         _WAITING.set(len(events))
         return len(events)

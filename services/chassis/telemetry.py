@@ -1,5 +1,6 @@
 """Logs as JSON lines, metrics for Prometheus, traces for OpenTelemetry."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -50,6 +51,14 @@ def line(event: str, **fields: object) -> None:
     if call.method:
         document["request_id"] = call.request_id
     sys.stdout.buffer.write(orjson.dumps(document, default=repr, option=orjson.OPT_UTC_Z) + b"\n")
+    # A batch ends many calls at once: their lines are one write.
+    if not _State.is_flushing:
+        _State.is_flushing = True
+        asyncio.get_running_loop().call_soon(_flush)
+
+
+def _flush() -> None:
+    _State.is_flushing = False
     sys.stdout.buffer.flush()
 
 
@@ -75,6 +84,7 @@ class _State:
     """What `start` found out. Before it, as in tests, nothing is logged by `line`."""
 
     tracer: Any = None
+    is_flushing = False
     service = ""
     level = logging.CRITICAL
 

@@ -18,6 +18,7 @@ from services.chassis import ids
 from services.chassis.access import MeshIdentity
 from services.chassis.clients import Target
 from services.chassis.db import Database, connect
+from services.chassis.errors import Unavailable
 from services.chassis.money import Money
 from services.chassis.outbox import Relay
 from services.chassis.paging import Pages
@@ -172,14 +173,14 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
     async def _begin(self, name: str, context: Any) -> None:
         self.calls[name] += 1
         if self.away:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+            raise Unavailable(part="here")
 
     async def Reserve(self, request: Any, context: Any) -> Any:
         await self._begin("Reserve", context)
         assert len({hold.id for hold in request.holds}) == len(request.holds), "an id twice in a batch"
         outcomes = [self._reserve(hold) for hold in request.holds]
         if self.deaf:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer is lost")
+            raise Unavailable(part="here")
         return inventory_pb.ReserveResponse(outcomes=outcomes)
 
     def _reserve(self, hold: Any) -> Any:
@@ -247,7 +248,7 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
     async def _begin(self, name: str, context: Any) -> None:
         self.calls[name] += 1
         if self.away:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+            raise Unavailable(part="here")
 
     def _payment(self, item: Any, state: str) -> Any:
         if item.order_id not in self.payments:
