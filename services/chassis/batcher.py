@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from prometheus_client import Histogram
@@ -21,6 +21,9 @@ _SIZES = Histogram(
 
 # As many as fit into a header that gRPC takes without complaint.
 _IDS_MOST = 100
+# A batch that takes longer than this waits for something, such as a locked row. Others need not wait with it.
+_PATIENCE_SECONDS = 0.05
+_STUCK_MOST = 4
 # Under load, a moment between batches in which the callers just answered come back with their next item.
 _GATHER_SECONDS = 0.002
 
@@ -37,6 +40,9 @@ class Batcher(Generic[T, R]):
     At low load a batch is one item and nothing waits; at high load batches grow until the work keeps up. `act`
     takes up to `most` items and returns one outcome for each, in order: a value, or an exception for that item
     alone. `lanes` batches run at once. More than `queue_most` waiting items are refused with `RateLimited`.
+
+    `keys` names what an item may have to wait for, such as the rows it locks: items that share none with a batch that
+    is stuck go past it, so that one locked row does not hold up all.
     """
 
     def __init__(
@@ -47,11 +53,14 @@ class Batcher(Generic[T, R]):
         most: int = 128,
         lanes: int = 1,
         queue_most: int = 4096,
+        keys: Callable[[T], Iterable[Hashable]] | None = None,
     ) -> None:
         self._name, self._act = name, act
         self._most, self._lanes, self._queue_most = most, lanes, queue_most
         self._waiting: deque[_Entry[T, R]] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self._keys = keys
+        self._stuck: dict[asyncio.Task[None], set[Hashable]] = {}
         self._sizes = _SIZES.labels(name)
 
     async def __call__(self, item: T) -> R:
@@ -60,29 +69,57 @@ class Batcher(Generic[T, R]):
             raise RateLimited(what=self._name)
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Entry(item, future, calls.request_id()))
-        if len(self._running) < self._lanes:
+        if not self._must_wait(item):
+            self._open_lane()
+        return await future
+
+    def _must_wait(self, item: T) -> bool:
+        """Whether a batch is stuck on something that `item` needs too."""
+        if not self._stuck or not self._keys:
+            return False
+        keys = set(self._keys(item))
+        return any(not keys.isdisjoint(stuck) for stuck in self._stuck.values())
+
+    def _open_lane(self) -> None:
+        if len(self._running) - len(self._stuck) < self._lanes and len(self._stuck) <= _STUCK_MOST:
             # A context of its own: the batch must not run under one caller's deadline or identity.
             self._running.add(asyncio.create_task(self._work(), context=contextvars.Context()))
-        return await future
 
     async def _work(self) -> None:
         lane = asyncio.current_task()
+        assert lane
         try:
-            while self._waiting:
-                batch: list[_Entry[T, R]] = []
-                while self._waiting and len(batch) < self._most:
-                    entry = self._waiting.popleft()
-                    if not entry.future.done():  # its caller may have given up meanwhile
-                        batch.append(entry)
-                if batch:
-                    self._sizes.observe(len(batch))
+            # One that was stuck finds its place taken.
+            while len(self._running) - len(self._stuck) <= self._lanes and (batch := self._next()):
+                self._sizes.observe(len(batch))
+                patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._go_past, lane, batch)
+                try:
                     await self._settle(batch)
+                finally:
+                    patience.cancel()
+                    self._stuck.pop(lane, None)
                 if len(batch) > 1:
                     await asyncio.sleep(_GATHER_SECONDS)
         finally:
             # Not in a done callback: an item that came just before it ran would count on this lane, and wait for ever.
-            assert lane
             self._running.discard(lane)
+
+    def _next(self) -> list[_Entry[T, R]]:
+        """Takes the oldest items that need not wait for a batch that is stuck."""
+        batch: list[_Entry[T, R]] = []
+        passed_over: list[_Entry[T, R]] = []
+        while self._waiting and len(batch) < self._most:
+            entry = self._waiting.popleft()
+            if entry.future.done():
+                continue  # its caller has given up meanwhile
+            (passed_over if self._must_wait(entry.item) else batch).append(entry)
+        self._waiting.extendleft(reversed(passed_over))
+        return batch
+
+    def _go_past(self, lane: asyncio.Task[None], batch: list[_Entry[T, R]]) -> None:
+        if self._keys:
+            self._stuck[lane] = {key for entry in batch for key in self._keys(entry.item)}
+            self._open_lane()
 
     async def _settle(self, batch: list[_Entry[T, R]]) -> None:
         # What a batch calls is done for all of its items: whoever looks for one request's id finds the batch.

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
@@ -71,7 +71,7 @@ class Inventory:
 
     def __init__(self, target: Target) -> None:
         self._target, self._stub = target, ReservationServiceStub(target.channel)
-        self.reserve = Batcher("reserve", self._reserve, most=256)
+        self.reserve = Batcher("reserve", self._reserve, most=256, keys=_pools)
         self.confirm = Batcher("confirm", self._confirm, most=256)
         self.release = Batcher("release", self._release, most=256)
 
@@ -167,6 +167,11 @@ class Steps:
         except Refused as refusal:
             if refusal.code != "NOT_FOUND":  # nothing is held under it: as wished
                 raise
+
+
+def _pools(hold: HoldRequest) -> Iterator[uuid.UUID]:
+    """What inventory may have to lock: a sale's row, or that of a product's stock."""
+    return (wish.sale_id or wish.product_id for wish in hold.wishes)
 
 
 def _settled(outcomes: Sequence[inventory_pb.ReservationOutcome]) -> list[inventory_pb.Reservation | Exception]:

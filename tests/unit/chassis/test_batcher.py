@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.chassis import batcher
 from services.chassis.batcher import Batcher
 from services.chassis.errors import AppError, RateLimited
 
@@ -205,3 +206,62 @@ def test_every_item_gets_its_own_outcome(plan: list[tuple[str, bool]], lanes: in
             assert gone or outcome == expected or type(outcome) is expected
 
     asyncio.run(run())
+
+
+class Rows:
+    """Squares numbers, but a batch with a locked one waits until it is unlocked."""
+
+    def __init__(self, *locked: int) -> None:
+        self.batches: list[list[int]] = []
+        self.locked = set(locked)
+        self.waiting: asyncio.Queue[None] = asyncio.Queue()
+        self.unlocked = asyncio.Event()
+
+    async def __call__(self, items: Sequence[int]) -> Sequence[int | Exception]:
+        self.batches.append(list(items))
+        if self.locked.intersection(items):
+            self.waiting.put_nowait(None)
+            await self.unlocked.wait()
+        return [item * item for item in items]
+
+
+async def test_items_go_past_a_batch_that_is_stuck_on_something_else() -> None:
+    rows = Rows(7)
+    squares = Batcher("test", rows, lanes=1, keys=lambda item: (item,))
+    stuck = asyncio.ensure_future(squares(7))
+    await turns()
+    same, *others = [asyncio.ensure_future(squares(n)) for n in (7, 1, 2, 3)]
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*others) == [1, 4, 9]
+        assert await squares(4) == 16
+    assert not stuck.done()
+    assert not same.done()
+    rows.unlocked.set()
+    assert await asyncio.gather(stuck, same) == [49, 49]
+    assert [batch for batch in rows.batches if 7 in batch] == [[7], [7]]
+
+
+async def test_a_crowd_of_locked_rows_holds_up_only_so_many_lanes_and_no_item_for_good() -> None:
+    rows = Rows(*range(10))
+    squares = Batcher("test", rows, lanes=1, most=1, keys=lambda item: (item,))
+    stuck = [asyncio.ensure_future(squares(n)) for n in range(10)]
+    async with asyncio.timeout(5):
+        for _ in range(5):
+            await rows.waiting.get()
+    assert rows.batches == [[n] for n in range(5)]
+    rows.unlocked.set()
+    assert await asyncio.gather(*stuck) == [n * n for n in range(10)]
+    assert await squares(11) == 121
+
+
+async def test_without_keys_everybody_waits_for_the_batch_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "_PATIENCE_SECONDS", 0)
+    rows = Rows(7)
+    squares = Batcher("test", rows, lanes=1)
+    stuck, other = asyncio.ensure_future(squares(7)), asyncio.ensure_future(squares(1))
+    await turns()
+    later = asyncio.ensure_future(squares(2))
+    await turns()
+    assert not later.done()
+    rows.unlocked.set()
+    assert await asyncio.gather(stuck, other, later) == [49, 1, 4]
