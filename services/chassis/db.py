@@ -18,8 +18,6 @@ Database = async_sessionmaker[AsyncSession]
 
 _CONNECT_SECONDS = 5
 _POOL_SECONDS = 3
-# Nobody waits for a lock for ever, and who is paused in the middle of a transaction gives up what they have locked.
-_OPTIONS = "-c jit=off -c lock_timeout=3s -c idle_in_transaction_session_timeout=10s"
 
 
 class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
@@ -44,7 +42,7 @@ def connect(url: str, *, pool_size: int) -> tuple[AsyncEngine, Database]:
         max_overflow=0,
         pool_timeout=_POOL_SECONDS,
         pool_pre_ping=False,
-        connect_args={"connect_timeout": _CONNECT_SECONDS, "options": _OPTIONS},
+        connect_args={"connect_timeout": _CONNECT_SECONDS, "options": "-c jit=off"},
     )
     return engine, async_sessionmaker(engine, expire_on_commit=False)
 
