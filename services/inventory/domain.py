@@ -159,6 +159,22 @@ def allot(holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]) -> Allotment
     return Allotment(tuple(held), tuple(short), {pool: units for pool, units in left.items() if units})
 
 
+def regrant(grants: Mapping[uuid.UUID, Grant], units: Mapping[uuid.UUID, int]) -> dict[uuid.UUID, Grant]:
+    """`grants` on the same terms, of the `units` by pool that came back."""
+    return {pool: replace(grant, units=units.get(pool, 0)) for pool, grant in grants.items()}
+
+
+def over_limit(
+    hold: Hold, grants: Mapping[uuid.UUID, Grant], counted: Mapping[tuple[uuid.UUID, uuid.UUID], int]
+) -> Line | None:
+    """The first line with which the customer would have more than its sale allows; `counted` by sale and customer."""
+    for line in hold.lines:
+        limit = grants[line.pool].per_customer_limit if line.pool in grants else 0
+        if limit and line.sale_id and counted.get((line.sale_id, hold.customer_id), 0) + line.quantity > limit:
+            return line
+    return None
+
+
 def _priced(hold: Hold, grants: Mapping[uuid.UUID, Grant]) -> Hold:
     """`hold` with the sales' prices, and no longer than the shortest of the sales' own times."""
     seconds = [grants[line.pool].hold_seconds for line in hold.lines]

@@ -1,8 +1,9 @@
 """Holding units for orders: the hot path. A whole batch is one transaction, of three statements in the usual case."""
 
 import uuid
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import orjson
 from sqlalchemy import text
@@ -63,6 +64,12 @@ _INSERT = text("""
     ON CONFLICT (id) DO NOTHING
     RETURNING id, expire_time
 """)
+_KNOWN = text("SELECT id FROM reservations WHERE id = ANY(CAST(:ids AS uuid[]))")
+_COUNTED = text("""
+    SELECT c.sale_id, c.customer_id, c.units
+    FROM sale_customers c JOIN unnest(CAST(:sales AS uuid[]), CAST(:customers AS uuid[])) AS w (sale_id, customer_id)
+        USING (sale_id, customer_id)
+""")
 _WHY_NOT = text("""
     SELECT id, product_id, CASE
         WHEN closed_as IS NOT NULL THEN closed_as
@@ -110,29 +117,72 @@ async def reserve(db: Database, holds: Sequence[Hold]) -> list[Outcome]:
 
 async def _reserve_round(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Outcome]:
     grants = await _take(tx, holds)
-    allotment = domain.allot(holds, grants)
-    within, over = await _count_customers(tx, allotment.held, grants)
-    outcomes: dict[uuid.UUID, Outcome] = dict(await _insert(tx, within))
+    dealt = await _deal(tx, holds, grants)
+    outcomes: dict[uuid.UUID, Outcome] = dict(dealt.held)
+    if len(outcomes) == len(holds):
+        return outcomes
 
     # From here on it is the rare case: somebody goes away empty, or comes for the second time.
-    known = [hold for hold in within if hold.id not in outcomes]
-    back: dict[uuid.UUID, int] = defaultdict(int, allotment.leftover)
-    for hold in (*over, *known):
-        for line in hold.lines:
-            back[line.pool] += line.quantity
+    over, short, back = dealt.over, dealt.short, dealt.back
+    if short and (over or dealt.known):
+        again = await _deal_again(tx, dealt, grants)
+        outcomes |= again.held
+        over, short, back = [*over, *again.over], again.short, again.back
     if any(back.values()):
         await _give_back(tx, holds, back)
+    refused: dict[uuid.UUID, AppError] = {
+        hold.id: domain.CustomerLimit(flashSaleId=line.sale_id, limit=grants[line.pool].per_customer_limit)
+        for hold, line in over
+    }
+    refused.update(await _why_short(tx, short))
+    outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Dealt:
+    """Who got what of the units that a transaction took."""
+
+    held: dict[uuid.UUID, Reservation]
+    over: list[tuple[Hold, Line]]
+    """Holds above a customer's limit, each with the line that is."""
+    known: list[Hold]
+    """Holds whose ids are known: repeats, or an id that is used for something else."""
+    short: Sequence[tuple[Hold, Line]]
+    back: dict[uuid.UUID, int]
+    """Units that nobody here got, by pool."""
+
+
+async def _deal(tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]) -> _Dealt:
+    allotment = domain.allot(holds, grants)
+    within, over = await _count_customers(tx, allotment.held, grants)
+    held = await _insert(tx, within)
+    known = [hold for hold in within if hold.id not in held]
     if known:
         await uncount_customers(tx, [(hold.customer_id, hold.lines) for hold in known])
-    refused: dict[uuid.UUID, AppError] = {}
-    for hold in over:
-        line = next(line for line in hold.lines if line.sale_id and grants[line.pool].per_customer_limit)
-        limit = grants[line.pool].per_customer_limit
-        refused[hold.id] = domain.CustomerLimit(flashSaleId=line.sale_id, limit=limit)
-    refused.update(await _why_short(tx, allotment.short))
-    if known or refused:
-        outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
-    return outcomes
+    back = Counter(allotment.leftover)
+    back.update(domain.demand([*(hold for hold, _ in over), *known]))
+    return _Dealt(held, over, known, allotment.short, back)
+
+
+async def _deal_again(tx: AsyncSession, dealt: _Dealt, grants: Mapping[uuid.UUID, Grant]) -> _Dealt:
+    """Deals what came back to those who went away empty, so that nobody is refused while a unit is left.
+
+    Once is enough, because who may not have any is left out: the sales are locked, so their counts stay as they are.
+    """
+    empty = [hold for hold, _ in dealt.short]
+    known = set(await tx.scalars(_KNOWN, {"ids": [hold.id for hold in empty]}))
+    pairs = [(line.sale_id, hold.customer_id) for hold in empty for line in hold.lines if line.sale_id]
+    sales, customers = zip(*pairs, strict=True) if pairs else ((), ())
+    counts = await tx.execute(_COUNTED, {"sales": list(sales), "customers": list(customers)})
+    counted = {(row.sale_id, row.customer_id): row.units for row in counts}
+    over = [
+        (hold, line) for hold in empty if hold.id not in known and (line := domain.over_limit(hold, grants, counted))
+    ]
+    barred = known | {hold.id for hold, _ in over}
+    may = [hold for hold in empty if hold.id not in barred]
+    again = await _deal(tx, may, domain.regrant(grants, dealt.back))
+    return replace(again, over=[*over, *again.over])
 
 
 async def _take(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Grant]:
@@ -153,8 +203,8 @@ async def _take(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Gran
 
 async def _count_customers(
     tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]
-) -> tuple[list[Hold], list[Hold]]:
-    """Counts units against the sales' limits; returns the holds within them and those over."""
+) -> tuple[list[Hold], list[tuple[Hold, Line]]]:
+    """Counts units against the sales' limits; returns the holds within them, and those over with the line that is."""
     limited = [
         (line.sale_id, hold.customer_id, line.quantity, grants[line.pool].per_customer_limit)
         for hold in holds
@@ -167,12 +217,16 @@ async def _count_customers(
     arguments = {"sales": list(sales), "customers": list(customers), "units": list(units), "limits": list(limits)}
     counted = {(row.sale_id, row.customer_id) for row in await tx.execute(_COUNT_CUSTOMERS, arguments)}
     missed = {(sale, customer) for sale, customer, _, _ in limited} - counted
-    over = [hold for hold in holds if any((line.sale_id, hold.customer_id) in missed for line in hold.lines)]
-    over_ids = {hold.id for hold in over}
+    over = [
+        (hold, line)
+        for hold in holds
+        if (line := next((line for line in hold.lines if (line.sale_id, hold.customer_id) in missed), None))
+    ]
+    over_ids = {hold.id for hold, _ in over}
     # A hold over one sale's limit gives back what it was counted for in its other sales.
     partly = [
         (hold.customer_id, tuple(line for line in hold.lines if (line.sale_id, hold.customer_id) in counted))
-        for hold in over
+        for hold, _ in over
     ]
     await uncount_customers(tx, partly)
     return [hold for hold in holds if hold.id not in over_ids], over

@@ -107,16 +107,12 @@ class Walk(RuleBasedStateMachine):
         gated=st.booleans(),
     )
     def reserve(self, c: int, kinds: tuple[str, ...], units: tuple[int, ...], gated: bool) -> None:
-        lines = tuple(
-            Line(product, self.open[product] if kind == "sale" else None, quantity)
-            for product, kind, quantity in zip(self.products, kinds, units, strict=True)
-            if kind == "stock" or (kind == "sale" and product in self.open)
-        )
+        lines = self._lines(kinds, units)
         if not lines:
             return
         hold = Hold(ids.new(), self.customers[c], lines, 600)
         outcome = self._reserved(hold, gated)
-        fits = all(self._pool(line).free >= line.quantity for line in lines) and not self._over(hold)
+        fits = self._fits(hold) and not self._over(hold)
         if isinstance(outcome, Reservation):
             assert fits, "it was given what was not there"
             self._take(lines)
@@ -124,6 +120,41 @@ class Walk(RuleBasedStateMachine):
         else:
             # The gate may refuse too much until it heals; PostgreSQL never does.
             assert gated or not fits, f"it was refused what was there: {outcome}"
+
+    @rule(
+        wishes=st.lists(
+            st.tuples(
+                st.integers(0, CUSTOMERS - 1), st.tuples(*[st.sampled_from(["none", "sale", "stock"])] * PRODUCTS),
+                st.tuples(*[st.integers(1, 3)] * PRODUCTS),
+            ),
+            max_size=6,
+        ),
+        data=st.data(),
+    )  # fmt: skip
+    def reserve_a_batch(self, wishes: list[tuple[int, tuple[str, ...], tuple[int, ...]]], data: st.DataObject) -> None:
+        """Nobody is refused what is still there when the batch is done."""
+        fresh = [
+            Hold(ids.new(), self.customers[c], lines, 600)
+            for c, kinds, units in wishes
+            if (lines := self._lines(kinds, units))
+        ]
+        known = data.draw(st.lists(st.sampled_from(list(self.holds)), unique=True, max_size=3)) if self.holds else []
+        batch = data.draw(st.permutations([*fresh, *(self.holds[id_][0] for id_ in known)]))
+        if not batch:
+            return
+        outcomes = dict(zip((h.id for h in batch), self.run(reserving.reserve(self.db, batch)), strict=True))
+        for hold in fresh:
+            if isinstance(outcomes[hold.id], Reservation):
+                self._take(hold.lines)
+                self.holds[hold.id] = hold, State.HELD
+        for id_ in known:
+            assert (outcomes[id_].id, outcomes[id_].state) == (id_, self.holds[id_][1])
+        for hold in fresh:
+            assert all(self._pool(line).free >= 0 for line in hold.lines), "more was given than was there"
+            if isinstance(outcomes[hold.id], domain.CustomerLimit):
+                assert self._over(hold)
+            elif not isinstance(outcomes[hold.id], Reservation):
+                assert self._over(hold) or not self._fits(hold), f"it was refused what was left: {outcomes[hold.id]}"
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data(), gated=st.booleans())
@@ -221,6 +252,16 @@ class Walk(RuleBasedStateMachine):
         call = reserving.admit(self.db, self.gate, [hold]) if gated else reserving.reserve(self.db, [hold])
         outcome: Reservation | AppError = self.run(call)[0]
         return outcome
+
+    def _lines(self, kinds: tuple[str, ...], units: tuple[int, ...]) -> tuple[Line, ...]:
+        return tuple(
+            Line(product, self.open[product] if kind == "sale" else None, quantity)
+            for product, kind, quantity in zip(self.products, kinds, units, strict=True)
+            if kind == "stock" or (kind == "sale" and product in self.open)
+        )
+
+    def _fits(self, hold: Hold) -> bool:
+        return all(self._pool(line).free >= line.quantity for line in hold.lines)
 
     def _pool(self, line: Line) -> Modelled:
         return self.sales[line.sale_id] if line.sale_id else self.stock[line.product_id]

@@ -205,3 +205,107 @@ async def test_a_customers_second_hold_in_a_batch_takes_no_lock_out_of_order(db:
 
     assert all(isinstance(outcome, Reservation) for answer in answers for outcome in answer)
     assert await books(db) == []
+
+
+# --- what a batch gives back, it deals again ---
+
+
+async def test_a_unit_that_an_over_limit_hold_gives_back_goes_to_its_neighbour(db: Database) -> None:
+    """Else the neighbour hears that it is sold out, and a unit is left."""
+    sale, regular = await a_sale(db, units=2, per_customer_limit=1), ids.new()
+    await reserve(db, a_hold(of_sale(sale), customer_id=regular))
+    batch = [a_hold(of_sale(sale), customer_id=regular), a_hold(of_sale(sale))]
+
+    outcomes = await reserving.reserve(db, batch)
+
+    assert [type(o) for o in outcomes] == [CustomerLimit, Reservation]
+    assert (await actions.get_sale(db, sale.id)).remaining == 0
+    assert await books(db) == []
+
+
+async def test_a_unit_that_a_repeat_gives_back_goes_to_its_neighbour(db: Database) -> None:
+    sale, plain = await a_sale(db, units=2), await a_product(db, on_hand=2)
+    first, second = a_hold(of_sale(sale)), a_hold(of_stock(plain))
+    held = await reserving.reserve(db, [first, second])
+    batch = [first, second, a_hold(of_sale(sale)), a_hold(of_stock(plain)), a_hold(of_sale(sale))]
+
+    outcomes = await reserving.reserve(db, batch)
+
+    assert outcomes[:2] == held
+    assert [type(o) for o in outcomes[2:]] == [Reservation, Reservation, SoldOut]
+    assert await books(db) == []
+
+
+async def test_units_that_come_back_pass_by_those_who_may_not_have_them(db: Database) -> None:
+    """One unit, and in front of the only one who may have it: two over the limit, and a repeat."""
+    sale, regulars = await a_sale(db, units=4, per_customer_limit=1), [ids.new() for _ in range(3)]
+    known = [a_hold(of_sale(sale), customer_id=customer) for customer in regulars]
+    await reserving.reserve(db, known)
+    greedy = [a_hold(of_sale(sale), customer_id=customer) for customer in regulars[:2]]
+
+    outcomes = await reserving.reserve(db, [*greedy, known[2], a_hold(of_sale(sale)), a_hold(of_sale(sale))])
+
+    assert [type(o) for o in outcomes] == [CustomerLimit, CustomerLimit, Reservation, Reservation, SoldOut]
+    assert await books(db) == []
+
+
+async def test_who_is_over_the_limit_hears_of_the_limit_where_units_are_left(db: Database) -> None:
+    """The second in the batch found nothing at first; but a unit is left, and sold out it is not."""
+    sale, regulars = await a_sale(db, units=3, per_customer_limit=1), [ids.new() for _ in range(2)]
+    await reserving.reserve(db, [a_hold(of_sale(sale), customer_id=customer) for customer in regulars])
+
+    outcomes = await reserving.reserve(db, [a_hold(of_sale(sale), customer_id=customer) for customer in regulars])
+
+    assert [type(o) for o in outcomes] == [CustomerLimit, CustomerLimit]
+    assert (await actions.get_sale(db, sale.id)).remaining == 1
+    assert await books(db) == []
+
+
+async def test_what_comes_back_of_one_pool_serves_a_hold_of_several_all_or_nothing(db: Database) -> None:
+    limited, other = await a_sale(db, units=3, per_customer_limit=2), await a_sale(db, units=2, per_customer_limit=2)
+    regular = ids.new()
+    await reserve(db, a_hold(of_sale(limited, 2), customer_id=regular))
+    batch = [
+        a_hold(of_sale(limited), of_sale(other, 2), customer_id=regular),  # over the limit of the first
+        a_hold(of_sale(other), of_sale(limited)),  # fits once that is given back
+        a_hold(of_sale(other, 2)),  # and then there is one too few for this
+        a_hold(of_sale(other)),
+    ]
+
+    outcomes = await reserving.reserve(db, batch)
+
+    assert [type(o) for o in outcomes] == [CustomerLimit, Reservation, SoldOut, Reservation]
+    assert [(await actions.get_sale(db, sale.id)).remaining for sale in (limited, other)] == [0, 0]
+    assert await books(db) == []
+
+
+async def test_batches_full_of_repeats_and_greed_refuse_nobody_while_a_unit_is_left(db: Database) -> None:
+    """Several at once: in the end each unit that could be sold was sold, or somebody may still have it."""
+    sale, regulars = await a_sale(db, units=30, per_customer_limit=1), [ids.new() for _ in range(10)]
+    known = [a_hold(of_sale(sale), customer_id=customer) for customer in regulars]
+    await reserving.reserve(db, known)
+    batches = []
+    for n in range(5):
+        greedy = [a_hold(of_sale(sale), customer_id=customer) for customer in regulars[::2]]
+        fresh = [a_hold(of_sale(sale)) for _ in range(6)]
+        batches.append([*greedy, *known[n : n + 4], *fresh])
+
+    answers = await asyncio.gather(*(reserving.reserve(db, batch) for batch in batches))
+
+    new = [outcome for answer in answers for outcome in answer[-6:]]
+    assert sum(isinstance(o, Reservation) for o in new) == 20
+    assert sum(isinstance(o, SoldOut) for o in new) == 10
+    assert await books(db) == []
+
+
+@pytest.mark.parametrize("full", [0, 1])
+async def test_the_limit_that_refuses_is_the_one_that_is_named(db: Database, full: int) -> None:
+    sales = [await a_sale(db, units=9, per_customer_limit=limit) for limit in (2, 3)]
+    customer = ids.new()
+    await reserve(db, a_hold(of_sale(sales[full], 2 + full), customer_id=customer))
+
+    outcome = await reserve(db, a_hold(of_sale(sales[0]), of_sale(sales[1]), customer_id=customer))
+
+    assert isinstance(outcome, CustomerLimit)
+    assert outcome.metadata == {"flashSaleId": str(sales[full].id), "limit": str(2 + full)}
+    assert await books(db) == []
