@@ -11,6 +11,7 @@ from services.chassis.errors import AppError
 from services.chassis.money import Money
 
 HOLD_SECONDS_DEFAULT = 600
+EXTENSION_SECONDS_MOST = 600
 ON_HAND_MOST = 1_000_000_000
 WATCHERS_MOST = 5_000
 

@@ -103,6 +103,10 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         outcomes = await settling.confirm(self._db, db.uuids(list(request.ids)))
         return pb.ConfirmResponse(outcomes=map(_outcome, outcomes))
 
+    async def Extend(self, request: pb.ExtendRequest, context: Any) -> pb.ExtendResponse:
+        outcomes = await settling.extend(self._db, db.uuids(list(request.ids)))
+        return pb.ExtendResponse(outcomes=map(_outcome, outcomes))
+
     async def Release(self, request: pb.ReleaseRequest, context: Any) -> pb.ReleaseResponse:
         outcomes = await settling.release(self._db, db.uuids(list(request.ids)))
         await self._gate.give_back_reservations(o for o in outcomes if isinstance(o, Reservation))

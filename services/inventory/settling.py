@@ -1,8 +1,12 @@
-"""What becomes of held units: confirmed, released or expired. Each function is one transaction over a whole batch."""
+"""What becomes of held units: confirmed, released, expired, or held for longer.
+
+Each function is one transaction over a whole batch.
+"""
 
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -28,6 +32,13 @@ EXPIRE_MOST = 500
 _MOVE = text("""
     UPDATE reservations SET state = :state, update_time = clock_timestamp() WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
+# As long again as at first, and once: who extends twice finds it done.
+_EXTEND = text("""
+    UPDATE reservations SET extended = true, update_time = clock_timestamp(),
+        expire_time = expire_time + least(date_trunc('second', expire_time - create_time), make_interval(secs => :most))
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND NOT extended
+    RETURNING id, expire_time
+""")
 
 
 async def confirm(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
@@ -51,8 +62,7 @@ async def confirm(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for id_ in ids:
         if id_ in confirmed:
-            r = confirmed[id_]
-            outcomes.append(Reservation(r.id, r.customer_id, State.CONFIRMED, r.lines, r.expire_time))
+            outcomes.append(replace(confirmed[id_], state=State.CONFIRMED))
         elif id_ in found:
             outcomes.append(domain.ReservationLost(reservationId=id_))
         else:
@@ -170,9 +180,21 @@ async def release(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
         elif r.state is State.CONFIRMED:
             outcomes.append(WrongState(resource="reservation", state=r.state, wanted=State.RELEASED))
         else:
-            state = State.RELEASED if id_ in released else r.state
-            outcomes.append(Reservation(r.id, r.customer_id, state, r.lines, r.expire_time))
+            outcomes.append(replace(r, state=State.RELEASED) if id_ in released else r)
     return outcomes
+
+
+async def extend(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
+    """Lets held units be held for longer, once; one outcome per id, in order. See `ReservationService.Extend`."""
+    async with db.begin() as tx:
+        found = {r.id: r for r in map(from_row, await tx.execute(LOCK, {"ids": list(ids)}))}
+        held = [r.id for r in found.values() if r.state is State.HELD]
+        if held:
+            # Whose time is up, but who still holds the units, may keep them: expiry has not come by yet.
+            arguments = {"ids": held, "most": domain.EXTENSION_SECONDS_MOST}
+            for row in await tx.execute(_EXTEND, arguments):
+                found[row.id] = replace(found[row.id], expire_time=row.expire_time)
+    return [found.get(id_) or domain.ReservationNotFound(reservationId=id_) for id_ in ids]
 
 
 async def expire(db: Database) -> list[Reservation]:

@@ -94,5 +94,6 @@ class ReservationRow(Base):
     state: Mapped[str]
     lines: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
     expire_time: Mapped[datetime]
+    extended: Mapped[bool] = mapped_column(default=False)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)

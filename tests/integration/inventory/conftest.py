@@ -154,6 +154,11 @@ async def rows_of(db: Database, query: str, **arguments: Any) -> list[tuple[Any,
         return [tuple(row) for row in await tx.execute(text(query), arguments)]
 
 
+async def run_sql(db: Database, query: str, **arguments: Any) -> None:
+    async with db.begin() as tx:
+        await tx.execute(text(query), arguments)
+
+
 async def holding(db: Database, *lines: Line, **fields: Any) -> Reservation:
     """A hold of these lines, which must be there to take."""
     (outcome,) = await reserving.reserve(db, [a_hold(*lines, **fields)])

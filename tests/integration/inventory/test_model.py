@@ -199,6 +199,15 @@ class Walk(RuleBasedStateMachine):
             self._give_back(hold.lines)
             self.holds[id_] = hold, State.RELEASED
 
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data())
+    def extend(self, data: st.DataObject) -> None:
+        """It moves no unit, whatever became of the hold; twice is once."""
+        id_ = data.draw(st.sampled_from(list(self.holds)))
+        first, again = (self.run(settling.extend(self.db, [id_]))[0] for _ in range(2))
+        assert first == again
+        assert first.state is self.holds[id_][1]
+
     @precondition(lambda self: any(state is State.HELD for _, state in self.holds.values()))
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:

@@ -81,7 +81,7 @@ def a_sale_request(product_id: uuid.UUID, **fields: Any) -> sale_pb.CreateFlashS
     return request
 
 
-@pytest.mark.parametrize("method", ["Reserve", "Confirm", "Release"])
+@pytest.mark.parametrize("method", ["Reserve", "Confirm", "Extend", "Release"])
 async def test_only_orders_moves_reservations(inventory: Inventory, method: str) -> None:
     call, request = getattr(inventory.reservations, method), getattr(pb, f"{method}Request")()
     allowed = await refusal(call(request, metadata=ORDERS))
@@ -139,12 +139,17 @@ async def test_outcomes_come_in_the_order_asked_each_with_its_own_reason(invento
 async def test_a_reservation_goes_its_way_over_the_wire(inventory: Inventory, db: Database) -> None:
     sale = await a_sale(db, units=3)
     sold, back = a_hold(sale), a_hold(sale)
-    await inventory.reservations.Reserve(pb.ReserveRequest(holds=[sold, back]), metadata=ORDERS)
+    reserved = await inventory.reservations.Reserve(pb.ReserveRequest(holds=[sold, back]), metadata=ORDERS)
+    held = [outcome.reservation for outcome in reserved.outcomes]
     unknown = str(uuid.uuid4())
 
+    extended = await inventory.reservations.Extend(pb.ExtendRequest(ids=[unknown, back.id]), metadata=ORDERS)
     confirmed = await inventory.reservations.Confirm(pb.ConfirmRequest(ids=[unknown, sold.id]), metadata=ORDERS)
     released = await inventory.reservations.Release(pb.ReleaseRequest(ids=[sold.id, back.id]), metadata=ORDERS)
 
+    assert extended.outcomes[0].refusal.reason == "RESERVATION_NOT_FOUND"
+    longer = extended.outcomes[1].reservation
+    assert (longer.state, longer.expire_time.seconds - held[1].expire_time.seconds) == (pb.Reservation.HELD, 60)
     assert confirmed.outcomes[0].refusal.reason == "RESERVATION_NOT_FOUND"
     assert confirmed.outcomes[1].reservation.state == pb.Reservation.CONFIRMED
     assert released.outcomes[0].refusal.reason == "WRONG_STATE"

@@ -4,6 +4,10 @@ import asyncio
 import itertools
 import random
 import uuid
+from collections.abc import Awaitable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -25,6 +29,7 @@ from tests.integration.inventory.conftest import (
     of_sale,
     of_stock,
     rows_of,
+    run_sql,
     sale_ended,
     state_of,
 )
@@ -343,6 +348,103 @@ async def test_two_who_are_late_share_what_a_closed_sale_gave_back(db: Database)
     outcomes = await asyncio.gather(*(confirm(db, r.id) for r in sold))
 
     assert sorted(type(o).__name__ for o in outcomes) == ["Reservation", "ReservationLost"]
+    assert await books(db) == []
+
+
+# --- holds for longer ---
+
+
+async def extend(db: Database, reservation_id: uuid.UUID) -> Outcome:
+    return (await settling.extend(db, [reservation_id]))[0]
+
+
+async def expire_time(db: Database, reservation_id: uuid.UUID) -> datetime:
+    ((found,),) = await rows_of(db, "SELECT expire_time FROM reservations WHERE id = :id", id=reservation_id)
+    assert isinstance(found, datetime)
+    return found
+
+
+@pytest.mark.parametrize(("seconds", "more"), [(1, 1), (30, 30), (600, 600), (3600, 600)])
+async def test_a_hold_is_extended_once_by_as_long_again_and_ten_minutes_at_most(
+    db: Database, seconds: int, more: int
+) -> None:
+    held = await holding(db, of_stock(await a_product(db)), seconds=seconds)
+
+    outcomes = [await extend(db, held.id) for _ in range(3)]
+
+    expected = replace(held, expire_time=held.expire_time + timedelta(seconds=more))
+    assert outcomes == [expected] * 3
+    assert await expire_time(db, held.id) == expected.expire_time
+
+
+async def test_an_extension_is_as_long_as_the_sale_lets_holds_be(db: Database) -> None:
+    sale = await a_sale(db, hold_seconds=7)
+    held = await holding(db, of_sale(sale), seconds=600)
+
+    outcome = await extend(db, held.id)
+
+    assert isinstance(outcome, Reservation)
+    assert outcome.expire_time - held.expire_time == timedelta(seconds=7)
+
+
+async def test_ten_who_extend_at_once_extend_once(db: Database) -> None:
+    held = await holding(db, of_stock(await a_product(db)), seconds=60)
+
+    outcomes = await asyncio.gather(*(extend(db, held.id) for _ in range(10)))
+
+    assert {o.expire_time for o in outcomes if isinstance(o, Reservation)} == {
+        held.expire_time + timedelta(seconds=60)
+    }  # fmt: skip
+
+
+async def test_what_is_not_held_is_returned_as_it_is(db: Database) -> None:
+    sale = await a_sale(db, units=5)
+    sold, back = [await holding(db, of_sale(sale)) for _ in range(2)]
+    await confirm(db, sold.id)
+    await release(db, back.id)
+    gone, alive, unknown = await expired_hold(db, of_sale(sale)), await holding(db, of_sale(sale)), ids.new()
+    before = await rows_of(db, "SELECT * FROM reservations WHERE state <> 'HELD' ORDER BY id")
+
+    outcomes = await settling.extend(db, [sold.id, unknown, back.id, alive.id, gone.id, alive.id])
+
+    states = [o.state if isinstance(o, Reservation) else type(o) for o in outcomes]
+    assert states == ["CONFIRMED", ReservationNotFound, "RELEASED", "HELD", "EXPIRED", "HELD"]
+    assert await rows_of(db, "SELECT * FROM reservations WHERE state <> 'HELD' ORDER BY id") == before
+    assert outcomes[3] == outcomes[5] != alive
+    assert await books(db) == []
+
+
+async def test_an_extended_hold_outlives_its_first_time_and_ends_at_its_second(db: Database) -> None:
+    sale = await a_sale(db, units=2)
+    extended, other = [await holding(db, of_sale(sale), seconds=60) for _ in range(2)]
+    await extend(db, extended.id)
+    query = "UPDATE reservations SET expire_time = expire_time - interval '61 seconds'"
+
+    await run_sql(db, query)
+    assert [r.id for r in await settling.expire(db)] == [other.id]
+
+    await run_sql(db, query)
+    assert [r.id for r in await settling.expire(db)] == [extended.id]
+    assert isinstance(await extend(db, extended.id), Reservation)
+    assert await state_of(db, extended.id) == "EXPIRED"
+    assert await books(db) == []
+
+
+async def test_extension_and_expiry_at_the_same_moment_end_in_one_of_the_two(db: Database) -> None:
+    """Forty whose time has just come: each was given up and told, or holds on for as long again; never both."""
+    sale = await a_sale(db, units=40)
+    held = [await holding(db, of_sale(sale), seconds=60) for _ in range(40)]
+    await run_sql(db, "UPDATE reservations SET create_time = create_time - interval '61 seconds',"
+                      " expire_time = expire_time - interval '61 seconds'")  # fmt: skip
+    calls: list[Awaitable[Any]] = [extend(db, r.id) for r in held]
+    calls[5:5] = calls[20:20] = [settling.expire(db)]
+    calls = [settling.extend(db, [r.id for r in held[:10]]), settling.expire(db), *calls]
+
+    await asyncio.gather(*calls)
+
+    rows = await rows_of(db, "SELECT id, state, extended, expire_time > clock_timestamp() FROM reservations")
+    assert {row[1:] for row in rows} <= {("EXPIRED", False, False), ("HELD", True, True)}
+    assert sorted(await told(db)) == sorted(row[0] for row in rows if row[1] == "EXPIRED")
     assert await books(db) == []
 
 
