@@ -93,6 +93,8 @@ class Payment:
     client_secret: str | None
     attempt: int
     failure_reason: str
+    authenticating: bool
+    """The customer has begun to pay, and answers to their bank; only while the payment waits for the customer."""
     refunded_minor: int
     refunding_minor: int
     """What refunds that the provider has not confirmed yet will pay back."""
@@ -147,6 +149,8 @@ class Fact:
     amount_minor: int | None = None
     currency: str | None = None
     reason: str = ""
+    authenticating: bool = False
+    """With `AWAITING`: the customer has begun to pay, and is asked by the bank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +196,7 @@ def decide(payment: Payment, fact: Fact) -> tuple[Payment, Verdict]:
         provider_reference=known or said,
         client_secret=(fact.client_secret or payment.client_secret) if state in OPEN else None,
         failure_reason=fact.reason if declined else "" if state is State.SUCCEEDED else payment.failure_reason,
+        authenticating=fact.authenticating and state is State.AWAITING_CUSTOMER,
         checks=payment.checks if state == payment.state else 0,
     ), Verdict.TAKEN
 

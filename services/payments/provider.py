@@ -277,6 +277,7 @@ def said(
         amount_minor=amount,
         currency=currency,
         reason=decline_reason(*error) if kind is Kind.DECLINED and error else "",
+        authenticating=status == "requires_action",
     )
 
 

@@ -82,9 +82,9 @@ async def insert(tx: AsyncSession, orders: Sequence[Wanted], *, state: State) ->
         text(
             "INSERT INTO payments AS p (id, order_id, customer_id, amount_minor, currency, state, provider,"  # noqa: S608
             " customer_pays, payment_method, attempt, attempt_time, failure_reason, refunded_minor, refunding_minor,"
-            " cancel_requested, checks, next_check_time, version)"
+            " cancel_requested, checks, authenticating, next_check_time, version)"
             " SELECT n.id, n.order_id, n.customer_id, n.amount_minor, n.currency, :state, :provider,"
-            " n.method IS NULL, CASE WHEN :begun THEN n.method END, 1, now(), '', 0, 0, NOT :begun, 0,"
+            " n.method IS NULL, CASE WHEN :begun THEN n.method END, 1, now(), '', 0, 0, NOT :begun, 0, false,"
             " CASE WHEN :begun THEN now() + make_interval(secs => :lease) END, 1"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:orders AS uuid[]), CAST(:customers AS uuid[]),"
             " CAST(:amounts AS bigint[]), CAST(:currencies AS text[]), CAST(:methods AS text[]))"
@@ -109,8 +109,8 @@ async def new_attempts(tx: AsyncSession, cards: Mapping[uuid.UUID, str]) -> dict
     begun = await tx.execute(
         text(
             "UPDATE payments AS p SET state = 'PROCESSING', payment_method = n.method, attempt = p.attempt + 1,"  # noqa: S608
-            " attempt_time = now(), failure_reason = '', checks = 0, version = p.version + 1, update_time = now(),"
-            " next_check_time = now() + make_interval(secs => :lease)"
+            " attempt_time = now(), failure_reason = '', authenticating = false, checks = 0,"
+            " version = p.version + 1, update_time = now(), next_check_time = now() + make_interval(secs => :lease)"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:methods AS text[])) AS n(id, method)"
             " WHERE p.id = n.id AND p.state = 'AWAITING_CUSTOMER' AND NOT p.cancel_requested"
             f" RETURNING {_PAYMENT_LIST}"
@@ -147,15 +147,16 @@ async def store(tx: AsyncSession, changed: Sequence[Payment], *, unchanged: Sequ
     await tx.execute(
         text(
             "UPDATE payments AS p SET state = n.state, payment_method = n.method, provider_reference = n.reference,"
-            " client_secret = n.secret, failure_reason = n.reason, refunded_minor = n.refunded,"
-            " refunding_minor = n.refunding, checks = n.checks, version = p.version + n.bump,"
-            " update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,"
+            " client_secret = n.secret, failure_reason = n.reason, authenticating = n.authenticating,"
+            " refunded_minor = n.refunded, refunding_minor = n.refunding, checks = n.checks,"
+            " version = p.version + n.bump, update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,"
             " next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:states AS text[]), CAST(:methods AS text[]),"
             " CAST(:references AS text[]), CAST(:secrets AS text[]), CAST(:reasons AS text[]),"
-            " CAST(:refunded AS bigint[]), CAST(:refunding AS bigint[]), CAST(:checks AS bigint[]),"
-            " CAST(:bumps AS int[]), CAST(:pauses AS double precision[]))"
-            " AS n(id, state, method, reference, secret, reason, refunded, refunding, checks, bump, pause)"
+            " CAST(:authenticating AS boolean[]), CAST(:refunded AS bigint[]), CAST(:refunding AS bigint[]),"
+            " CAST(:checks AS bigint[]), CAST(:bumps AS int[]), CAST(:pauses AS double precision[]))"
+            " AS n(id, state, method, reference, secret, reason, authenticating, refunded, refunding, checks, bump,"
+            " pause)"
             " WHERE p.id = n.id"
         ),
         {
@@ -165,6 +166,7 @@ async def store(tx: AsyncSession, changed: Sequence[Payment], *, unchanged: Sequ
             "references": [p.provider_reference for p in payments],
             "secrets": [p.client_secret for p in payments],
             "reasons": [p.failure_reason for p in payments],
+            "authenticating": [p.authenticating for p in payments],
             "refunded": [p.refunded_minor for p in payments],
             "refunding": [p.refunding_minor for p in payments],
             "checks": [p.checks for p in payments],

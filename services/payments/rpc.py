@@ -108,6 +108,7 @@ def _to_status(payment: Payment) -> charge_pb.PaymentStatus:
         failure_reason=payment.failure_reason,
         provider=payment.provider,
         client_secret=(payment.client_secret or "") if waits else "",
+        authenticating=payment.authenticating,
     )
 
 

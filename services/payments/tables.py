@@ -44,6 +44,7 @@ class Payment(Base):
     attempt: Mapped[int]
     attempt_time: Mapped[datetime]
     failure_reason: Mapped[str]
+    authenticating: Mapped[bool]
     refunded_minor: Mapped[int]
     refunding_minor: Mapped[int]
     cancel_requested: Mapped[bool]

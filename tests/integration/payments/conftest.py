@@ -95,6 +95,14 @@ class Sandbox:
                 return found
             after = f"&starting_after={page['data'][-1]['id']}"
 
+    async def confirm(self, intent: dict[str, Any], card: str) -> None:
+        """What the provider's script does in the buyer's page."""
+        form = {"client_secret": intent["client_secret"], "payment_method": card}
+        headers = {"Authorization": f"Bearer {KEY.replace('sk_', 'pk_')}"}
+        url = f"{self.url}/v1/payment_intents/{intent['id']}/confirm"
+        async with self.http.post(url, data=form, headers=headers) as answer:
+            assert answer.status == 200, await answer.text()
+
     async def refunds(self, intent: str) -> list[dict[str, Any]]:
         headers = {"Authorization": f"Bearer {KEY}"}
         async with self.http.get(f"{self.url}/v1/refunds?limit=100&payment_intent={intent}", headers=headers) as answer:

@@ -106,6 +106,34 @@ async def test_events_out_of_order_never_move_a_payment_back(service: Payments, 
     assert await service.told(order_id) == ["succeeded"]
 
 
+async def test_whether_the_customer_answers_to_the_bank_is_known_while_it_is_so(
+    running: Payments, sandbox: Sandbox
+) -> None:
+    """Begun without a card: the secret alone does not mean that anybody pays."""
+    item = an_order("")
+    before = await running.charged(item)
+    assert (before.state, before.authenticating) == (State.AWAITING_CUSTOMER, False)
+    (intent,) = await sandbox.intents(item.order_id)
+
+    async def asked(wanted: bool) -> None:
+        async def there() -> bool:
+            now = await running.charged(item)
+            assert now.state == State.AWAITING_CUSTOMER
+            return now.authenticating == wanted
+
+        await until(there)
+
+    await sandbox.confirm(intent, "pm_card_authenticationRequired")
+    await asked(True)
+    await sandbox.control("POST", f"payment_intents/{intent['id']}/authenticate", {"outcome": "fail"})
+    await asked(False)
+    await sandbox.confirm(intent, "pm_card_authenticationRequired")
+    await asked(True)
+    await sandbox.control("POST", f"payment_intents/{intent['id']}/authenticate", {"outcome": "succeed"})
+    await running.reaches(before.payment_id, State.SUCCEEDED)
+    assert not (await running.charged(item)).authenticating
+
+
 async def test_an_event_before_the_reference_is_known_finds_the_payment_by_its_id(
     service: Payments, sandbox: Sandbox
 ) -> None:

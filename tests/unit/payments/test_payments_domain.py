@@ -36,8 +36,8 @@ def a_payment(**changes: object) -> Payment:
     payment = Payment(
         id=_ID, order_id=_ID, customer_id=_ID, amount_minor=1999, currency="USD", state=State.PROCESSING,
         provider="stripe", customer_pays=False, payment_method="pm_card_visa", provider_reference=None,
-        client_secret=None, attempt=1, failure_reason="", refunded_minor=0, refunding_minor=0, cancel_requested=False,
-        checks=0, version=1, create_time=moment, update_time=moment,
+        client_secret=None, attempt=1, failure_reason="", authenticating=False, refunded_minor=0, refunding_minor=0,
+        cancel_requested=False, checks=0, version=1, create_time=moment, update_time=moment,
     )  # fmt: skip
     return dataclasses.replace(payment, **changes)  # type: ignore[arg-type]
 
@@ -93,6 +93,16 @@ def test_secrets_and_cards_are_gone_once_a_payment_rests() -> None:
     for kind in (Kind.SUCCEEDED, Kind.DECLINED, Kind.CANCELLED):
         payment, _ = decide(a_payment(client_secret="secret"), a_fact(kind))
         assert (payment.client_secret, payment.payment_method) == (None, None)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_only_who_is_awaited_is_authenticating(kind: Kind) -> None:
+    asked, _ = decide(a_payment(customer_pays=True), a_fact(Kind.AWAITING, authenticating=True))
+    assert asked.authenticating
+    after, _ = decide(asked, a_fact(kind))
+    assert after.authenticating == (kind is Kind.UNKNOWN), "nothing was said, so nothing has changed"
+    after, _ = decide(a_payment(), a_fact(kind, authenticating=True))
+    assert after.authenticating == (kind is Kind.AWAITING)
 
 
 _FACTS = st.lists(
