@@ -56,7 +56,9 @@ def running() -> Iterator[Infra]:
         started.append(_start([Path(sys.executable).parent / "nats-server", *arguments], home / "nats"))
         for port in (postgres, valkey, nats):
             _wait(port)
-        yield Infra(postgres, f"redis://127.0.0.1:{valkey}/0", f"nats://127.0.0.1:{nats}")
+        infra = Infra(postgres, f"redis://127.0.0.1:{valkey}/0", f"nats://127.0.0.1:{nats}")
+        _wait_for_postgres(infra)
+        yield infra
     finally:
         for process in started:
             process.send_signal(signal.SIGINT)
@@ -113,3 +115,15 @@ def _wait(port: int) -> None:
             return
         time.sleep(0.05)
     raise TimeoutError(f"nothing listens on port {port}")
+
+
+def _wait_for_postgres(infra: Infra) -> None:
+    """It listens a while before it lets anybody in; on a busy machine that shows."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return infra.admin()
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
