@@ -106,6 +106,13 @@ class Payment:
     state: PaymentState
     client_secret: str = ""
     failure_reason: str = ""
+    authenticating: bool = False
+    """The customer has begun to pay, and answers to their bank."""
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether money may move at any moment, by what is known."""
+        return self.state is PaymentState.PROCESSING or self.authenticating
 
 
 @dataclass(frozen=True, slots=True)

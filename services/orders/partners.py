@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import structlog
 from google.protobuf.duration_pb2 import Duration
 
 from services.chassis import statuses, wire
@@ -19,6 +20,8 @@ from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
 from stampede.inventory.v1.reservation_service_pb2_grpc import ReservationServiceStub
 from stampede.payments.v1 import charge_service_pb2 as payments_pb
 from stampede.payments.v1.charge_service_pb2_grpc import ChargeServiceStub
+
+log = structlog.get_logger()
 
 _PRODUCT_SECONDS = 1.0
 _PRODUCTS_MOST = 100_000
@@ -73,6 +76,7 @@ class Inventory:
         self._target, self._stub = target, ReservationServiceStub(target.channel)
         self.reserve = Batcher("reserve", self._reserve, most=256, keys=_pools)
         self.confirm = Batcher("confirm", self._confirm, most=256)
+        self.extend = Batcher("extend", self._extend, most=256)
         self.release = Batcher("release", self._release, most=256)
 
     async def _reserve(self, holds: Sequence[HoldRequest]) -> list[inventory_pb.Reservation | Exception]:
@@ -91,6 +95,10 @@ class Inventory:
     async def _confirm(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
         request = inventory_pb.ConfirmRequest(ids=map(str, ids))
         return _settled((await self._target.call(self._stub.Confirm, request)).outcomes)
+
+    async def _extend(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
+        request = inventory_pb.ExtendRequest(ids=map(str, ids))
+        return _settled((await self._target.call(self._stub.Extend, request)).outcomes)
 
     async def _release(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
         request = inventory_pb.ReleaseRequest(ids=map(str, ids))
@@ -160,6 +168,12 @@ class Steps:
                 raise StepRefused(RESERVATION_LOST) from refusal
             raise
 
+    async def extend(self, saga: Saga) -> None:
+        """Has the units held for longer, once. Where they are held no more, nothing changes."""
+        reservation = await self._inventory.extend(saga.order_id)
+        saga.hold_expire_time = wire.datetime_of(reservation.expire_time)
+        log.info("asked for more time", order_id=saga.order_id, hold_expire_time=saga.hold_expire_time)
+
     async def release(self, saga: Saga) -> None:
         """Gives the held units back."""
         try:
@@ -188,6 +202,7 @@ def _payment(outcome: payments_pb.PaymentOutcome) -> Payment | AppError:
         PaymentState(payments_pb.PaymentStatus.State.Name(status.state)),
         status.client_secret,
         status.failure_reason,
+        status.authenticating,
     )
 
 

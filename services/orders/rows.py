@@ -41,10 +41,11 @@ def saga(row: Any) -> Saga:
         total=Money(row.currency, row.total_minor),
         payment_method=row.payment_method,
         hold_expire_time=row.hold_expire_time,
-        progress=Progress(Phase(row.phase), row.applied, row.reason, row.asked),
+        progress=Progress(Phase(row.phase), row.applied, row.reason, row.asked, row.extended),
         fence=row.fence,
         attempts=row.attempts,
         payment=payment(row.payment),
+        hold_ends=row.hold_ends,
     )
 
 
@@ -57,6 +58,7 @@ def payment(column: dict[str, Any] | None) -> Payment | None:
         PaymentState(column["state"]),
         column["client_secret"],
         column["failure_reason"],
+        column.get("authenticating", False),
     )
 
 

@@ -59,6 +59,8 @@ class Progress:
     """Why it turned back."""
     asked: str = ""
     """Why somebody wants it to turn back: `CANCELLED` or `HOLD_EXPIRED`. Too late once the money has moved."""
+    extended: bool = False
+    """More time was asked for the hold, which is done once."""
 
     @property
     def finished(self) -> bool:
@@ -79,6 +81,10 @@ class Progress:
         assert self.phase is Phase.FORWARD, f"compensation refused: {reason}"
         return replace(self, phase=Phase.BACKWARD if self.applied else Phase.UNDONE, reason=reason)
 
+    def stretched(self) -> "Progress":
+        """More time was asked for the hold; the next step is still to be taken."""
+        return replace(self, extended=True)
+
 
 @dataclass(slots=True)
 class Saga:
@@ -95,6 +101,16 @@ class Saga:
     attempts: int = 0
     payment: Payment | None = None
     """What the last answer of payments said."""
+    hold_ends: bool = False
+    """Whether the hold was about to end when the saga was taken up; by the database's clock."""
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether the hold is about to end while money may be moving, and no more time was asked for yet."""
+        if not self.hold_ends or self.progress.extended or self.progress.asked == HOLD_EXPIRED:
+            return False
+        # A charge without any answer may have arrived all the same.
+        return self.payment.in_progress if self.payment else bool(self.payment_method)
 
 
 class Services(Protocol):
@@ -104,6 +120,7 @@ class Services(Protocol):
     async def give_up(self, saga: Saga) -> None: ...
     async def refund(self, saga: Saga) -> None: ...
     async def confirm(self, saga: Saga) -> None: ...
+    async def extend(self, saga: Saga) -> None: ...
     async def release(self, saga: Saga) -> None: ...
 
 
@@ -123,6 +140,8 @@ class Step:
     undo: Call
     give_up: Call | None = None
     """What is done instead of `do` when the saga was asked to turn back. Returns where it is too late for that."""
+    stretch: Call | None = None
+    """What is done, once, where the step has no outcome yet and the hold is about to end with money on its way."""
 
 
 PLAN = (
@@ -132,6 +151,7 @@ PLAN = (
         do=lambda services, saga: services.charge(saga),
         undo=lambda services, saga: services.refund(saga),
         give_up=lambda services, saga: services.give_up(saga),
+        stretch=lambda services, saga: services.extend(saga),
     ),
     Step("confirm", do=lambda services, saga: services.confirm(saga), undo=_nothing),
 )
@@ -148,6 +168,11 @@ async def advance(services: Services, saga: Saga) -> Progress:
         await (step.give_up if progress.asked and step.give_up else step.do)(services, saga)
     except StepRefused as refusal:
         return progress.refused(refusal.reason)
+    except Exception:
+        if not (step.stretch and saga.needs_time):
+            raise
+        await step.stretch(services, saga)
+        return progress.stretched()
     return progress.succeeded()
 
 

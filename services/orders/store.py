@@ -41,8 +41,10 @@ _INSERT = text("""
         ON CONFLICT DO NOTHING
         RETURNING id, create_time
     ), begun AS (
-        INSERT INTO sagas (order_id, phase, applied, payment_method, next_time)
-        SELECT id, 'FORWARD', 1, payment_method, clock_timestamp() + make_interval(secs => lease)
+        INSERT INTO sagas (order_id, phase, applied, payment_method, next_time, look_time)
+        SELECT id, 'FORWARD', 1, payment_method, clock_timestamp() + make_interval(secs => lease),
+            -- Early enough for a slow charge, a process that dies, and its lease.
+            hold_expire_time - least(interval '30 seconds', (hold_expire_time - clock_timestamp()) / 2)
         FROM w JOIN placed USING (id)
     ), logged AS (
         INSERT INTO order_log (order_id, version, state, reason, actor, request_id)
@@ -80,20 +82,24 @@ _SAVE = text("""
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:fences AS integer[]), CAST(:phases AS text[]), CAST(:applied AS integer[]),
             CAST(:reasons AS text[]), CAST(:waiting AS boolean[]), CAST(:attempts AS integer[]),
-            CAST(:seconds AS double precision[]), CAST(:payments AS jsonb[]), CAST(:asked AS text[])
-        ) AS w (id, fence, phase, applied, reason, waiting, attempts, seconds, payment, asked)
+            CAST(:seconds AS double precision[]), CAST(:payments AS jsonb[]), CAST(:asked AS text[]),
+            CAST(:extended AS boolean[]), CAST(:holds AS timestamptz[])
+        ) AS w (id, fence, phase, applied, reason, waiting, attempts, seconds, payment, asked, extended, hold)
     ), mine AS (
         UPDATE sagas s SET phase = w.phase, applied = w.applied, reason = w.reason, waiting = w.waiting,
-            attempts = w.attempts,
+            attempts = w.attempts, extended = w.extended,
             -- What was asked, or came in, while a process had the saga, it does not know yet.
             next_time = CASE WHEN w.waiting AND (s.woken OR s.asked <> w.asked) THEN clock_timestamp()
-                ELSE clock_timestamp() + make_interval(secs => w.seconds) END
+                ELSE least(clock_timestamp() + make_interval(secs => w.seconds),
+                    CASE WHEN w.waiting AND NOT w.extended THEN s.look_time END) END
         FROM w WHERE s.order_id = w.id AND s.fence = w.fence
         RETURNING s.order_id
     ), shown AS (
-        UPDATE orders o SET payment = w.payment, version = o.version + 1, update_time = clock_timestamp()
+        UPDATE orders o SET payment = coalesce(w.payment, o.payment), hold_expire_time = w.hold,
+            version = o.version + 1, update_time = clock_timestamp()
         FROM w JOIN mine ON mine.order_id = w.id
-        WHERE o.id = w.id AND w.payment IS NOT NULL AND o.payment IS DISTINCT FROM w.payment
+        WHERE o.id = w.id
+            AND (o.payment IS DISTINCT FROM coalesce(w.payment, o.payment) OR o.hold_expire_time <> w.hold)
     )
     SELECT order_id FROM mine
 """)
@@ -105,9 +111,14 @@ _CLAIM = """
             next_time = clock_timestamp() + make_interval(secs => :lease),
             -- The timer of the hold: inventory's event may be late, or lost on its way.
             asked = CASE WHEN s.asked = '' AND o.hold_expire_time + interval '2 seconds' < clock_timestamp()
-                THEN 'HOLD_EXPIRED' ELSE s.asked END
+                THEN 'HOLD_EXPIRED' ELSE s.asked END,
+            -- Money that does not move yet may do so on the next look, after three quarters of the time that is left.
+            look_time = CASE WHEN s.look_time IS NULL OR s.look_time > clock_timestamp() THEN s.look_time
+                WHEN o.hold_expire_time > clock_timestamp() + interval '2 seconds'
+                THEN o.hold_expire_time - (o.hold_expire_time - clock_timestamp()) / 4 END
         FROM due JOIN orders o ON o.id = due.order_id WHERE s.order_id = due.order_id
-        RETURNING s.*, o.customer_id, o.currency, o.total_minor, o.hold_expire_time, o.payment
+        RETURNING s.*, o.customer_id, o.currency, o.total_minor, o.hold_expire_time, o.payment,
+            old.look_time IS DISTINCT FROM new.look_time AS hold_ends
     )
     SELECT * FROM mine
 """
@@ -248,6 +259,8 @@ async def save(db: Database, pauses: Sequence[Pause]) -> list[bool]:
         "attempts": [p.saga.attempts for p in pauses],
         "seconds": [p.seconds for p in pauses],
         "asked": [p.saga.progress.asked for p in pauses],
+        "extended": [p.saga.progress.extended for p in pauses],
+        "holds": [p.saga.hold_expire_time for p in pauses],
         "payments": [rows.payment_to_json(p.saga.payment) for p in pauses],
     }
     async with db.begin() as tx:

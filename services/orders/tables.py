@@ -39,7 +39,10 @@ class OrderRow(Base):
 
 
 class SagaRow(Base):
-    """How far an order that is not settled yet has come. `next_time` is when some process shall look after it."""
+    """How far an order that is not settled yet has come. `next_time` is when some process shall look after it.
+
+    `look_time` is when it shall look whether the hold must be extended; none where it need not look any more.
+    """
 
     __tablename__ = "sagas"
 
@@ -53,6 +56,8 @@ class SagaRow(Base):
     waiting: Mapped[bool] = mapped_column(default=False)
     woken: Mapped[bool] = mapped_column(default=False)
     refunded_minor: Mapped[int] = mapped_column(default=0)
+    look_time: Mapped[datetime | None] = mapped_column(default=None)
+    extended: Mapped[bool] = mapped_column(default=False)
     fence: Mapped[int] = mapped_column(Integer, default=1)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)

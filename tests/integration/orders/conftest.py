@@ -160,6 +160,7 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         self.prices: dict[str, Money] = {}
         self.held: dict[str, Any] = {}
         self.asked: dict[str, Any] = {}
+        self.extended: set[str] = set()
         self.calls: Counter[str] = Counter()
         self.away = self.deaf = False
 
@@ -214,6 +215,15 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
             outcomes=[self._settle(id_, inventory_pb.Reservation.CONFIRMED) for id_ in request.ids]
         )
 
+    async def Extend(self, request: Any, context: Any) -> Any:
+        await self._begin("Extend", context)
+        for id_ in set(request.ids) - self.extended:
+            if self.held[id_].state == inventory_pb.Reservation.HELD:
+                self.held[id_].expire_time.seconds += 600
+                self.extended.add(id_)
+        outcomes = [inventory_pb.ReservationOutcome(reservation=self.held[id_]) for id_ in request.ids]
+        return inventory_pb.ExtendResponse(outcomes=outcomes)
+
     async def Release(self, request: Any, context: Any) -> Any:
         await self._begin("Release", context)
         return inventory_pb.ReleaseResponse(
@@ -238,7 +248,7 @@ def _refused(code: int, reason: str, **metadata: str) -> Any:
 
 
 class FakePayments(payments_grpc.ChargeServiceServicer):
-    """`pm_declined` is declined; without a method the customer pays by hand."""
+    """`pm_declined` is declined, `pm_slow` under way; without a method the customer pays by hand."""
 
     def __init__(self) -> None:
         self.payments: dict[str, Any] = {}
@@ -271,7 +281,8 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
         outcomes = []
         for item in request.items:
             method = item.payment_method
-            state = "AWAITING_CUSTOMER" if not method else "FAILED" if method == "pm_declined" else "SUCCEEDED"
+            known = {"": "AWAITING_CUSTOMER", "pm_declined": "FAILED", "pm_slow": "PROCESSING"}
+            state = known.get(method, "SUCCEEDED")
             outcomes.append(payments_pb.PaymentOutcome(payment=self._payment(item, state)))
         return payments_pb.ChargeResponse(outcomes=outcomes)
 

@@ -17,7 +17,7 @@ from services.orders.partners import HoldRequest
 from services.orders.placing import Purchase
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
 from stampede.orders.v1 import order_service_pb2 as pb
-from tests.integration.orders.conftest import PRICE, Shop, counted, log_of, rows_of, run_sql, told
+from tests.integration.orders.conftest import PRICE, Shop, counted, log_of, rows_of, run_sql, told, until
 from tests.support import tokens
 from tests.support.serving import refusal
 
@@ -399,6 +399,58 @@ async def test_staff_sees_everybodys_orders_and_strangers_none(shop: Shop) -> No
     assert (await shop.orders.GetOrder(request, metadata=tokens.as_staff())).id == order.id
     assert (await refusal(shop.orders.GetOrder(request, metadata=tokens.as_user(ids.new())))).code == "NOT_FOUND"
     assert (await refusal(shop.orders.GetOrder(request))).code == "UNAUTHENTICATED"
+
+
+async def a_hold_about_to_end(shop: Shop, order_id: str) -> None:
+    """As if the customer had come ten minutes ago."""
+    id_ = uuid.UUID(order_id)
+    await run_sql(shop.db, "UPDATE orders SET hold_expire_time = now() + interval '29 seconds' WHERE id = :id", id=id_)
+    await run_sql(shop.db, "UPDATE sagas SET look_time = now(), next_time = now() WHERE order_id = :id", id=id_)
+
+
+async def seen_by_its_customer(shop: Shop, order_id: str) -> pb.Order:
+    request = pb.GetOrderRequest(order_id=order_id)
+    order: pb.Order = await shop.orders.GetOrder(request, metadata=tokens.as_user(shop.customer))
+    return order
+
+
+@pytest.mark.parametrize("how", ["pm_slow", ""], ids=["the provider", "the bank"])
+async def test_while_somebody_is_at_work_on_the_payment_the_hold_is_extended_once(shop: Shop, how: str) -> None:
+    order = await shop.place(wanting((stocked(shop), 1, None), payment_method=how))
+    await shop.worker.drain(10)
+    if not how:
+        shop.payments.payments[order.id].authenticating = True
+    await a_hold_about_to_end(shop, order.id)
+    shop.carry_on()
+
+    async def longer() -> bool:
+        now = await seen_by_its_customer(shop, order.id)
+        return bool(now.hold_expire_time.seconds == order.hold_expire_time.seconds + 600)
+
+    await until(longer)
+    await a_hold_about_to_end(shop, order.id)
+    shop.payments.set_state(order.id, "SUCCEEDED")
+    async with shop.db.begin() as tx:
+        await store.wake(tx, [uuid.UUID(order.id)])
+    assert (await shop.ended(order.id)).state == State.PAID
+    assert shop.inventory.calls["Extend"] == 1
+
+
+async def test_nothing_is_kept_longer_for_a_customer_who_has_not_begun_to_pay(shop: Shop) -> None:
+    order = await shop.place(wanting((stocked(shop), 1, None), payment_method=""))
+    await shop.worker.drain(10)
+    charged = shop.payments.calls["Charge"]
+    await a_hold_about_to_end(shop, order.id)
+    shop.carry_on()
+
+    async def looked_and_waits() -> bool:
+        waits = "SELECT waiting AND next_time > now() + interval '5 seconds' FROM sagas"
+        return shop.payments.calls["Charge"] > charged and await rows_of(shop.db, waits) == [(True,)]
+
+    await until(looked_and_waits)
+    assert shop.inventory.calls["Extend"] == 0
+    now = await seen_by_its_customer(shop, order.id)
+    assert (now.state, now.etag) == (State.PENDING, order.etag)
 
 
 async def test_a_paid_order_alone_takes_three_transactions_at_most(shop: Shop) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -253,6 +254,106 @@ async def test_the_holds_own_timer_asks_where_no_event_came(db: Database) -> Non
     (new,) = await placed(db)
     await run_sql(db, "UPDATE orders SET hold_expire_time = now() - interval '3 seconds'")
     assert (await claimed(db, new.id)).progress.asked == HOLD_EXPIRED
+
+
+# --- looking at holds before they end ---
+
+
+async def look_in(db: Database, order_id: uuid.UUID) -> float | None:
+    """Seconds until the saga looks at its hold; None where it need not."""
+    query = "SELECT extract(epoch FROM look_time - clock_timestamp())::float FROM sagas WHERE order_id = :id"
+    ((seconds,),) = await rows_of(db, query, id=order_id)
+    return None if seconds is None else float(seconds)
+
+
+async def hold_left(db: Database, order_id: uuid.UUID, *, seconds: float) -> None:
+    """Lets so much of the hold's time pass that `seconds` are left, and the saga's turn come."""
+    move = "clock_timestamp() + make_interval(secs => :seconds) - hold_expire_time"
+    await run_sql(
+        db, f"UPDATE sagas SET look_time = look_time + (SELECT {move} FROM orders WHERE id = :id) WHERE order_id = :id",
+        seconds=seconds, id=order_id,
+    )  # fmt: skip
+    await run_sql(db, f"UPDATE orders SET hold_expire_time = hold_expire_time + ({move}) WHERE id = :id",
+                  seconds=seconds, id=order_id)  # fmt: skip
+    await due(db, order_id)
+
+
+@pytest.mark.parametrize(("hold", "before"), [(600, 30), (61, 30), (10, 5), (1, 0.5)])
+async def test_who_waits_for_their_customer_is_looked_at_before_the_hold_ends(
+    db: Database, hold: float, before: float
+) -> None:
+    (new,) = await placed(db, hold_expire_time=datetime.now(UTC) + timedelta(seconds=hold))
+    saga = await claimed(db, new.id)
+    assert not saga.hold_ends
+
+    await store.save(db, [Pause(saga, True, hold + 2.5)])
+
+    assert hold - before - 0.4 < await seconds_to_go(db, new.id) < hold - before + 0.1
+    assert await store.claim_due(db, 5) == []
+
+
+async def test_what_is_tried_again_sooner_is_not_kept_waiting_for_the_look(db: Database) -> None:
+    (new,) = await placed(db)
+    await store.save(db, [Pause(await claimed(db, new.id), True, 15.0)])
+    assert 14 < await seconds_to_go(db, new.id) < 15.1
+
+
+async def test_looks_come_closer_to_the_end_and_then_no_more(db: Database) -> None:
+    """A customer may begin to pay after the first look. None asks again and again."""
+    (new,) = await placed(db)
+    for left, next_look in ((29, 7.25), (7.2, 1.8), (1.8, None)):
+        await hold_left(db, new.id, seconds=left)
+        (saga,) = await store.claim_due(db, 5)
+        assert saga.hold_ends
+        await store.save(db, [Pause(saga, True, left + 2.5)])
+        assert not await store.claim_due(db, 5)
+        seconds = await look_in(db, new.id)
+        if next_look is None:
+            assert seconds is None
+            assert left + 2 < await seconds_to_go(db, new.id) < left + 2.6
+        else:
+            assert left - next_look - 0.4 < await seconds_to_go(db, new.id) < left - next_look + 0.1
+    await due(db, new.id)
+    assert not (await claimed(db, new.id)).hold_ends
+
+
+async def test_a_look_is_found_by_whoever_comes_after_a_process_that_died(db: Database) -> None:
+    (new,) = await placed(db)
+    await hold_left(db, new.id, seconds=29)
+    assert (await claimed(db, new.id)).hold_ends  # and this one dies
+
+    await hold_left(db, new.id, seconds=7)
+
+    (saga,) = await store.claim_due(db, 5)
+    assert (saga.hold_ends, saga.progress.extended) == (True, False)
+
+
+async def test_an_extension_shows_in_the_order_and_ends_the_looks(db: Database) -> None:
+    (new,) = await placed(db)
+    await hold_left(db, new.id, seconds=29)
+    saga = await claimed(db, new.id)
+    saga.progress, saga.hold_expire_time = saga.progress.stretched(), saga.hold_expire_time + timedelta(minutes=10)
+
+    for _ in range(2):
+        await store.save(db, [Pause(saga, True, 631.5)])
+
+    order = await the_order(db, new.id)
+    assert (order.hold_expire_time, order.version) == (saga.hold_expire_time, 2)
+    assert 631 < await seconds_to_go(db, new.id) < 631.6
+    await hold_left(db, new.id, seconds=5)
+    again = await claimed(db, new.id)
+    assert (again.progress.extended, again.needs_time, again.progress.asked) == (True, False, "")
+    await hold_left(db, new.id, seconds=-3)
+    assert (await claimed(db, new.id)).progress.asked == HOLD_EXPIRED
+
+
+async def test_who_was_overtaken_does_not_move_the_hold(db: Database) -> None:
+    (new,) = await placed(db)
+    stale, _ = await claimed(db, new.id), await claimed(db, new.id)
+    stale.progress, stale.hold_expire_time = stale.progress.stretched(), stale.hold_expire_time + timedelta(minutes=10)
+    assert await store.save(db, [Pause(stale, True, 5.0)]) == [False]
+    assert (await the_order(db, new.id)).hold_expire_time == new.hold_expire_time
+    assert not (await claimed(db, new.id)).progress.extended
 
 
 async def test_a_settled_order_has_nothing_to_claim_ask_or_wake(db: Database) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import structlog
@@ -12,10 +14,12 @@ from services.orders import domain
 from services.orders import saga as plan
 from services.orders.domain import State
 from services.orders.saga import CANCELLED, HOLD_EXPIRED, PLAN, RESERVATION_LOST, Phase, Progress, Saga, StepRefused
+from services.orders.store import Pause
 from tests.unit.orders.world import Killed, World, a_worker, carried, to_the_end
 
-DOORS_MOST = 14
-"""More than any run passes: charge, save, confirm, save, refund, release and finish, each before and after."""
+DOORS_MOST = 22
+"""More than any run passes, with its pauses: charge, save, extend, confirm, refund, release and finish, each before and
+after."""
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +31,8 @@ def _quiet() -> Iterator[None]:
 
 REFUSALS = [None, "charge", "confirm"]
 FAULTS = ["killed", "unavailable", "unforeseen"]
+EXPECTED = {None: (State.PAID, ""), "charge": (State.FAILED, "CARD_DECLINED"),
+            "confirm": (State.EXPIRED, RESERVATION_LOST)}  # fmt: skip
 
 
 def a_world(refuses: str | None, *, slow: int = 0, method: str = "pm_card_visa") -> World:
@@ -35,35 +41,38 @@ def a_world(refuses: str | None, *, slow: int = 0, method: str = "pm_card_visa")
     return World(declines=refuses == "charge", slow=slow, method=method)
 
 
-async def live(world: World, *, fault: str = "", fault_at: int = -1, ask: str = "", ask_at: int = -1) -> None:
+async def live(
+    world: World, *, fault: str = "", fault_at: int = -1, ask: str = "", ask_at: int = -1, ends_at: int = -1
+) -> None:
     """One life of an order: what goes wrong goes wrong once, at the door of that number."""
     passed = 0
 
     async def door(_name: str) -> None:
         nonlocal passed
         passed += 1
+        if passed - 1 == ends_at:
+            world.journal.hold_is_about_to_end()
         if passed - 1 == ask_at:
             if ask == HOLD_EXPIRED:
                 world.hold_expires()
             world.journal.ask(ask)
         if passed - 1 == fault_at:
+            world.mishaps += 1
             raise {"killed": Killed(), "unavailable": Unavailable(part="it"), "unforeseen": RuntimeError("?")}[fault]
 
     await carried(a_worker(world, door), world.journal.saga())
-    await to_the_end(world)
+    await to_the_end(world, door)
 
 
 @pytest.mark.parametrize("refuses", REFUSALS)
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_saga_ends_whole_or_not_at_all(refuses: str | None, fault: str) -> None:
     """Stop the worker before and after everything it does: the outcome does not differ."""
-    expected = {None: (State.PAID, ""), "charge": (State.FAILED, "CARD_DECLINED"),
-                "confirm": (State.EXPIRED, RESERVATION_LOST)}[refuses]  # fmt: skip
     for fault_at, slow in itertools.product(range(-1, DOORS_MOST), (0, 1, 2)):
         world = a_world(refuses, slow=slow)
         await live(world, fault=fault, fault_at=fault_at)
         world.check_end()
-        assert (world.journal.state, world.journal.turned_for) == expected, (fault_at, slow)
+        assert (world.journal.state, world.journal.turned_for) == EXPECTED[refuses], (fault_at, slow)
 
 
 def asked_lives() -> Iterator[tuple[int, int, int]]:
@@ -115,6 +124,158 @@ async def _waits(world: World) -> None:
     await carried(a_worker(world), world.journal.saga())
     assert world.journal.row
     assert world.journal.row.waiting
+
+
+# --- a hold that is about to end ---
+
+
+@pytest.mark.parametrize("refuses", REFUSALS)
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_hold_that_is_about_to_end_changes_no_end(refuses: str | None, fault: str) -> None:
+    """Whenever it is looked at, and whatever fails then: money and stock end as if there had been time enough."""
+    for fault_at, ends_at, slow in itertools.product(range(-1, DOORS_MOST), range(DOORS_MOST), range(5)):
+        world = a_world(refuses, slow=slow)
+        await live(world, fault=fault, fault_at=fault_at, ends_at=ends_at)
+        world.check_end()
+        assert (world.journal.state, world.journal.turned_for) == EXPECTED[refuses], (fault_at, ends_at, slow)
+
+
+@pytest.mark.parametrize("ask", [CANCELLED, HOLD_EXPIRED])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_hold_that_is_about_to_end_does_not_stop_who_asks_for_the_end(ask: str, fault: str) -> None:
+    doors = range(-1, DOORS_MOST)
+    for fault_at, ask_at, ends_at, slow in itertools.product(doors, range(0, DOORS_MOST, 2), (0, 2, 5), (1, 3)):
+        world = a_world(None, slow=slow)
+        await live(world, fault=fault, fault_at=fault_at, ask=ask, ask_at=ask_at, ends_at=ends_at)
+        world.check_end()
+
+
+@pytest.mark.parametrize("ends_at", range(3))
+async def test_while_the_provider_is_at_work_more_time_is_asked_for_once(ends_at: int) -> None:
+    world = World(slow=4)
+    pauses = noted_pauses(world)
+    await live(world, ends_at=ends_at)
+
+    assert world.journal.state is State.PAID
+    assert (world.asked_longer, world.longer) == (1, True)
+    held_until = [pause.saga.hold_expire_time - world.placed_time for pause in pauses]
+    assert (held_until[0], held_until[-1]) == (timedelta(minutes=10), timedelta(minutes=20))
+    assert [pause.saga.progress.extended for pause in pauses] == [False, *[True] * (len(pauses) - 1)]
+
+
+async def test_a_charge_that_is_answered_in_time_asks_for_nothing() -> None:
+    """The usual order, even where its hold ends soon: not a call more."""
+    world, seen = World(), []
+
+    async def door(name: str) -> None:
+        seen.append(name)
+
+    world.journal.hold_is_about_to_end()
+    await carried(a_worker(world, door), world.journal.claim())
+
+    assert seen == [f"{when} {name}" for name in ("charge", "confirm", "finish") for when in ("before", "after")]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("end", ["pays", "expires", CANCELLED])
+async def test_time_is_given_to_a_customer_who_has_begun_to_pay_and_to_no_other(begins: bool, end: str) -> None:
+    """Whoever only looks at the page would keep the stock from others. Killed everywhere."""
+    for fault_at in range(-1, DOORS_MOST):
+        world = World(method="")
+        await _waits(world)
+        if begins:
+            world.customer_begins()
+        passed = 0
+
+        async def door(_name: str, at: int = fault_at, world: World = world) -> None:
+            nonlocal passed
+            passed += 1
+            if passed - 1 == at:
+                world.mishaps += 1
+                raise Killed
+
+        for _ in range(2):  # it is looked at twice
+            world.journal.hold_is_about_to_end()
+            await carried(a_worker(world, door), world.journal.claim())
+        if end == "pays":
+            world.customer_pays()
+        elif end == "expires":
+            world.hold_expires()
+        else:
+            world.journal.ask(CANCELLED)
+        await to_the_end(world, door)
+        world.check_end()
+        assert world.longer == begins
+        assert (world.journal.state is State.PAID) == (end == "pays")
+
+
+async def test_a_hold_that_has_gone_when_more_time_is_asked_for_stays_as_it_is() -> None:
+    """Paid late, it re-takes its units, or the money goes back."""
+    for units_left in (True, False):
+        world = World(slow=3, hold="EXPIRED", units_left=units_left)
+        pauses = noted_pauses(world)
+        await live(world, ends_at=0)
+        world.check_end()
+        assert (world.asked_longer, world.longer) == (1, False)
+        assert world.journal.state is (State.PAID if units_left else State.EXPIRED)
+        assert {pause.saga.hold_expire_time - world.placed_time for pause in pauses} == {timedelta(minutes=10)}
+
+
+async def test_a_hold_that_is_said_to_have_expired_is_not_asked_for_more_time() -> None:
+    world = World(slow=3)
+    await carried(a_worker(world), world.journal.saga())
+    world.hold_expires()
+    world.journal.hold_is_about_to_end()
+    await carried(a_worker(world), world.journal.claim())
+    assert world.asked_longer == 0
+    await to_the_end(world)
+    world.check_end()
+
+
+async def test_inventory_that_is_away_when_asked_for_more_time_does_not_keep_the_payment_from_going_on() -> None:
+    world = World(slow=3)
+
+    async def door(name: str) -> None:
+        if name == "before extend":
+            raise Unavailable(part="inventory")
+
+    await carried(a_worker(world), world.journal.saga())
+    for _ in range(4):
+        world.journal.hold_is_about_to_end()
+        await carried(a_worker(world, door), world.journal.claim())
+        if world.journal.row is None:
+            break
+    assert (world.journal.state, world.asked_longer) == (State.PAID, 0)
+    world.check_end()
+
+
+@pytest.mark.parametrize(("method", "asks"), [("pm_card_visa", True), ("", False)])
+async def test_a_charge_without_any_answer_may_have_arrived(method: str, asks: bool) -> None:
+    """Payments is away. Where it was to charge a card, money may be moving; where the customer pays, nobody has yet."""
+    world = World(method=method)
+
+    async def door(name: str) -> None:
+        if name == "after charge":
+            raise Unavailable(part="payments")
+
+    world.journal.hold_is_about_to_end()
+    await carried(a_worker(world, door), world.journal.claim())
+
+    assert world.longer is asks
+    await to_the_end(world)
+
+
+def noted_pauses(world: World) -> list[Pause]:
+    """Every pause that is saved from here on, as it is then."""
+    pauses: list[Pause] = []
+    save = world.journal.save
+
+    def noted(pause: Pause) -> bool:
+        pauses.append(replace(pause, saga=replace(pause.saga)))
+        return save(pause)
+
+    world.journal.save = noted  # type: ignore[method-assign]
+    return pauses
 
 
 async def test_to_take_any_failure_for_a_refusal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +407,7 @@ class Actor:
         await self.task
 
 
-FACTS = ["pays", "told", "cancel", "expires", "steps", "dies", "taken over"]
+FACTS = ["pays", "told", "cancel", "expires", "ends soon", "steps", "dies", "taken over"]
 
 
 async def one_story(method: str, units_left: bool, facts: tuple[str, ...], begun: int) -> None:
@@ -263,11 +424,16 @@ async def one_story(method: str, units_left: bool, facts: tuple[str, ...], begun
             world.journal.ask(CANCELLED)
         elif fact == "expires":
             world.hold_expires()
+        elif fact == "ends soon":
+            world.customer_begins()
+            world.journal.hold_is_about_to_end()
         elif fact == "steps":
             await actors[0].step()
         elif fact == "dies":
+            world.mishaps += 1
             await actors[0].die()
         elif world.journal.row:
+            world.mishaps += 1
             actors.append(Actor(world, world.journal.claim()))
             await actors[-1].step()
             await actors[-1].step()

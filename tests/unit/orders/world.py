@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from services.chassis import ids
+from services.chassis import ids, wire
 from services.chassis.errors import Refused
 from services.chassis.money import Money
 from services.orders.domain import Payment, PaymentState, State
@@ -15,6 +15,7 @@ from services.orders.partners import Steps
 from services.orders.saga import HOLD_EXPIRED, Progress, Saga
 from services.orders.store import Ending, Pause
 from services.orders.worker import Worker
+from stampede.inventory.v1.reservation_service_pb2 import Reservation
 
 
 class Killed(BaseException):
@@ -39,16 +40,31 @@ class World:
     units_left: bool = True
     """Whether an expired hold's units can be re-taken."""
     hold: str = "HELD"
+    asked_longer: int = 0
+    """How often more time was asked for the hold."""
+    asked_for_nobody: bool = False
+    """Whether it was asked for although nobody had begun to pay."""
+    longer: bool = False
+    """Whether the hold was given it."""
+    begun: bool = False
+    """Whether the customer has begun to pay in the browser."""
     payment: PaymentState | None = None
     charged: int = 0
     refunded: int = 0
     taken: int = 0
     """How often units were made sold ones."""
+    mishaps: int = 0
+    """How often a worker failed, died, or was overtaken: each may leave something that is done again."""
+    placed_time: datetime = field(default_factory=lambda: datetime.now(UTC))
     order_id: uuid.UUID = field(default_factory=ids.new)
     journal: "Journal" = field(init=False)
 
     def __post_init__(self) -> None:
         self.journal = Journal(self)
+
+    @property
+    def authenticating(self) -> bool:
+        return self.begun and self.payment is PaymentState.AWAITING_CUSTOMER
 
     # --- inventory ---
 
@@ -67,6 +83,15 @@ class World:
             raise refused("FAILED_PRECONDITION", "WRONG_STATE")
         if self.hold == "HELD":
             self.hold = "RELEASED"
+
+    def extend(self) -> None:
+        self.asked_longer += 1
+        self.asked_for_nobody = self.asked_for_nobody or not (self.method or self.begun)
+        self.longer = self.longer or self.hold == "HELD"
+
+    @property
+    def hold_expire_time(self) -> datetime:
+        return self.placed_time + timedelta(minutes=20 if self.longer else 10)
 
     def hold_expires(self) -> None:
         """The hold's time is up, and orders hears of it."""
@@ -102,7 +127,12 @@ class World:
             else:
                 self._money_moves()
 
+    def customer_begins(self) -> None:
+        """The customer has given a card, and answers to the bank."""
+        self.begun = True
+
     def customer_pays(self) -> None:
+        self.begun = True
         if self.payment is PaymentState.AWAITING_CUSTOMER:
             self._money_moves()
 
@@ -117,6 +147,8 @@ class World:
         assert state is not State.PENDING, "the order never ends"
         assert self.charged <= 1
         assert self.refunded <= 1
+        assert not self.asked_for_nobody, "stock was kept for somebody who did not pay"
+        assert self.asked_longer <= 1 + self.mishaps, "more time was asked for more than once"
         if state is State.PAID:
             assert (payment, self.hold, self.taken) == (PaymentState.SUCCEEDED, "CONFIRMED", 1)
         else:
@@ -139,16 +171,23 @@ class Partner:
         self._world, self._door = world, door
 
     def __getattr__(self, name: str) -> Callable[[Any], Awaitable[Any]]:
-        async def call(_item: Any) -> Payment | None:
+        async def call(_item: Any) -> Payment | Reservation | None:
             await self._door(f"before {name}")
             getattr(self._world, name)()
-            answer = self._world.payment  # as it was when the answer was written
+            # As it was when the answer was written.
+            answer, authenticating, until = (
+                self._world.payment,
+                self._world.authenticating,
+                self._world.hold_expire_time,
+            )
             await self._door(f"after {name}")
             if name in ("confirm", "release"):
                 return None
+            if name == "extend":
+                return Reservation(expire_time=wire.timestamp(until))
             assert answer is not None
             reason = "CARD_DECLINED" if answer is PaymentState.FAILED else ""
-            return Payment(uuid.UUID(int=7), "sandbox", answer, "secret", reason)
+            return Payment(uuid.UUID(int=7), "sandbox", answer, "secret", reason, authenticating)
 
         return call
 
@@ -156,10 +195,14 @@ class Partner:
 @dataclass
 class Row:
     progress: Progress
+    hold_expire_time: datetime
     fence: int = 1
     waiting: bool = False
     due: bool = False
     attempts: int = 0
+    payment: Payment | None = None
+    look: bool = False
+    """Whether the time has come to look at the hold."""
 
 
 class Journal:
@@ -167,7 +210,7 @@ class Journal:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.row: Row | None = Row(Progress())
+        self.row: Row | None = Row(Progress(), world.hold_expire_time)
         self.state, self.turned_for = State.PENDING, ""
         self.ends = 0
 
@@ -175,14 +218,17 @@ class Journal:
         assert self.row
         return Saga(
             order_id=self._world.order_id, customer_id=uuid.UUID(int=1), total=Money("USD", 999),
-            payment_method=self._world.method, hold_expire_time=datetime.now(UTC) + timedelta(minutes=10),
+            payment_method=self._world.method, hold_expire_time=self.row.hold_expire_time,
             progress=self.row.progress, fence=self.row.fence, attempts=self.row.attempts,
         )  # fmt: skip
 
     def claim(self) -> Saga:
         assert self.row
         self.row.fence, self.row.waiting, self.row.due = self.row.fence + 1, False, False
-        return self.saga()
+        saga = self.saga()
+        saga.hold_ends, self.row.look = self.row.look, False
+        saga.payment = self.row.payment
+        return saga
 
     def save(self, pause: Pause) -> bool:
         if self.row is None or pause.saga.fence != self.row.fence:
@@ -191,7 +237,9 @@ class Journal:
         known = pause.saga.progress.asked
         self.row.progress = replace(pause.saga.progress, asked=asked)
         self.row.waiting, self.row.attempts = pause.waiting, pause.saga.attempts
-        self.row.due = pause.waiting and asked != known
+        self.row.hold_expire_time, self.row.payment = pause.saga.hold_expire_time, pause.saga.payment
+        self.row.look = self.row.look and not self.row.progress.extended
+        self.row.due = pause.waiting and (asked != known or self.row.look)
         return True
 
     def finish(self, ending: Ending) -> bool:
@@ -205,6 +253,11 @@ class Journal:
     def ask(self, why: str) -> None:
         if self.row and not self.row.progress.asked:
             self.row.progress = replace(self.row.progress, asked=why)
+            self.row.due = self.row.due or self.row.waiting
+
+    def hold_is_about_to_end(self) -> None:
+        if self.row and not self.row.progress.extended:
+            self.row.look = True
             self.row.due = self.row.due or self.row.waiting
 
     def wake(self) -> None:
@@ -245,12 +298,12 @@ async def carried(worker: Worker, saga: Saga) -> None:
         await worker.carry(saga)
 
 
-async def to_the_end(world: World) -> None:
+async def to_the_end(world: World, door: Door = open_door) -> None:
     """Whatever is left over is taken over, as often as it takes; in the end the hold's timer rings."""
     for turn in range(40):
         if world.journal.row is None:
             return
-        if turn > 3 and world.journal.row.waiting:
+        if turn > 6 and world.journal.row.waiting:
             world.journal.ask(HOLD_EXPIRED)
-        await carried(a_worker(world), world.journal.claim())
+        await carried(a_worker(world, door), world.journal.claim())
     raise AssertionError(f"the saga does not come to an end: {world}")
