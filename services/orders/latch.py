@@ -3,7 +3,8 @@
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 _CLOSED_SECONDS = 0.1
 _SALES_MOST = 10_000
@@ -17,32 +18,54 @@ class Latch:
     the latch knows the ids of the latest orders.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` tells seconds."""
+        self._clock = clock
         self._closed: dict[uuid.UUID, float] = {}
+        self._asking: dict[uuid.UUID, object] = {}
         self._placed: OrderedDict[int, None] = OrderedDict()
 
     def close(self, sale_id: uuid.UUID) -> None:
         """Says that inventory has just found the sale sold out."""
         if len(self._closed) >= _SALES_MOST:
             self._closed.clear()
-        self._closed[sale_id] = time.monotonic() + _CLOSED_SECONDS
+        self._closed[sale_id] = self._clock() + _CLOSED_SECONDS
+        self._asking.pop(sale_id, None)
 
     def open(self, sale_id: uuid.UUID) -> None:
         """Says that inventory has units of the sale."""
         self._closed.pop(sale_id, None)
+        self._asking.pop(sale_id, None)
 
-    def is_closed(self, sale_id: uuid.UUID) -> bool:
-        """Whether the sale was sold out a moment ago. When the moment is over, one caller is let through to ask again;
-        the others hear no until it has its answer, or the next moment is over.
+    def closed(self, sale_ids: Iterable[uuid.UUID]) -> uuid.UUID | None:
+        """The first of these sales that was sold out a moment ago: who wants it hears no. None where none was."""
+        if not self._closed:
+            return None
+        now = self._clock()
+        return next((sale_id for sale_id in sale_ids if self._closed.get(sale_id, now) > now), None)
+
+    @contextmanager
+    def asking(self, sale_ids: Sequence[uuid.UUID]) -> Iterator[uuid.UUID | None]:
+        """Around the question to inventory whether there are units; yields what `closed` says.
+
+        When a sale's moment is over, one caller is let through to ask again; the others hear no until it has its
+        answer, or the next moment is over. A caller who ends without one leaves the question to the next at once: else
+        those who ask in vain, again and again, would keep units that came back from everybody.
         """
-        until = self._closed.get(sale_id)
-        if until is None:
-            return False
-        now = time.monotonic()
-        if now < until:
-            return True
-        self._closed[sale_id] = now + _CLOSED_SECONDS
-        return False
+        shut = self.closed(sale_ids)
+        me, mine = object(), []
+        if shut is None and self._closed:
+            mine = [sale_id for sale_id in sale_ids if sale_id in self._closed]
+            for sale_id in mine:
+                self._closed[sale_id] = self._clock() + _CLOSED_SECONDS
+                self._asking[sale_id] = me
+        try:
+            yield shut
+        finally:
+            for sale_id in mine:
+                if self._asking.get(sale_id) is me:
+                    del self._asking[sale_id]
+                    self._closed[sale_id] = self._clock()
 
     def placed(self, order_ids: Iterable[uuid.UUID]) -> None:
         """Says that these orders exist."""

@@ -23,6 +23,8 @@ from stampede.inventory.v1.reservation_service_pb2 import Reservation
 
 # How long an answer may wait for the client secret. The order is placed all the same.
 _SECRET_SECONDS = 5.0
+# Inventory's reason for a customer who has had enough of a sale.
+_CUSTOMER_LIMIT = "CUSTOMER_LIMIT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,11 @@ class Purchase:
     wishes: tuple[Wish, ...]
     payment_method: str
     shipping_address: Address | None
+
+    @property
+    def sale_ids(self) -> list[uuid.UUID]:
+        """The flash sales it buys in."""
+        return [wish.sale_id for wish in self.wishes if wish.sale_id]
 
     @property
     def digest(self) -> bytes:
@@ -68,9 +75,8 @@ class Placer:
             known = await store.find(self._db, purchase.customer_id, purchase.request_id)
             if known is not None:
                 return _same(known, purchase)
-        for wish in purchase.wishes:
-            if wish.sale_id and self._latch.is_closed(wish.sale_id):
-                raise SoldOut(flashSaleId=wish.sale_id, remaining=0)
+        if shut := self._latch.closed(purchase.sale_ids):
+            raise SoldOut(flashSaleId=shut, remaining=0)
         products = await self._catalog.products([wish.product_id for wish in purchase.wishes])
         domain.check_products(purchase.wishes, products)
         # From here on the client may hang up, but what is held must become an order or be given back.
@@ -117,20 +123,25 @@ class Placer:
         return await self._write(new, reservation)
 
     async def _reserve(self, order_id: uuid.UUID, purchase: Purchase) -> Reservation:
-        try:
-            reservation = await self._inventory.reserve(HoldRequest(order_id, purchase.customer_id, purchase.wishes))
-        except (Refused, RequestIdReused) as refusal:
-            if refusal.reason == SoldOut.reason:
-                # Closed only when nothing is left: who asks for too many must not shut the sale for others.
-                note = self._latch.close if refusal.metadata["remaining"] == "0" else self._latch.open
-                note(uuid.UUID(refusal.metadata["flashSaleId"]))
-            if refusal.reason == RequestIdReused.reason:
-                raise RequestIdReused(requestId=purchase.request_id) from refusal
-            raise
-        for wish in purchase.wishes:
-            if wish.sale_id:
-                self._latch.open(wish.sale_id)
-        return reservation
+        with self._latch.asking(purchase.sale_ids) as shut:
+            if shut:
+                raise SoldOut(flashSaleId=shut, remaining=0)
+            try:
+                wanted = HoldRequest(order_id, purchase.customer_id, purchase.wishes)
+                reservation = await self._inventory.reserve(wanted)
+            except (Refused, RequestIdReused) as refusal:
+                if refusal.reason == SoldOut.reason:
+                    # Closed only when nothing is left: who asks for too many must not shut the sale for others.
+                    note = self._latch.close if refusal.metadata["remaining"] == "0" else self._latch.open
+                    note(uuid.UUID(refusal.metadata["flashSaleId"]))
+                elif refusal.reason == _CUSTOMER_LIMIT:
+                    self._latch.open(uuid.UUID(refusal.metadata["flashSaleId"]))  # there are units, for others
+                if refusal.reason == RequestIdReused.reason:
+                    raise RequestIdReused(requestId=purchase.request_id) from refusal
+                raise
+            for sale_id in purchase.sale_ids:
+                self._latch.open(sale_id)
+            return reservation
 
     async def _write(self, new: NewOrder, reservation: Reservation) -> Order:
         if reservation.state not in (Reservation.HELD, Reservation.CONFIRMED):

@@ -161,6 +161,8 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         self.held: dict[str, Any] = {}
         self.asked: dict[str, Any] = {}
         self.extended: set[str] = set()
+        self.regulars: set[str] = set()
+        """Customers who have had all that one may have."""
         self.calls: Counter[str] = Counter()
         self.away = self.deaf = False
 
@@ -194,6 +196,8 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
                 if line.flash_sale_id:
                     return _refused(9, "SOLD_OUT", flashSaleId=line.flash_sale_id, remaining="0")
                 return _refused(9, "OUT_OF_STOCK", productId=line.product_id)
+            if hold.customer_id in self.regulars and line.flash_sale_id:
+                return _refused(9, "CUSTOMER_LIMIT", flashSaleId=line.flash_sale_id, limit="1")
         reservation = inventory_pb.Reservation(id=hold.id, state=inventory_pb.Reservation.HELD)
         reservation.expire_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=600))
         for line in hold.lines:

@@ -152,6 +152,47 @@ async def test_the_latch_opens_again(shop: Shop, monkeypatch: pytest.MonkeyPatch
     await shop.place(wanting((product, 1, sale)))
 
 
+@pytest.mark.parametrize(
+    "asks", ["an unknown product", "over the limit", "inventory away", "another sold out", "too many"]
+)
+async def test_whoever_asks_in_vain_whether_a_sale_has_units_again_leaves_it_to_the_next(shop: Shop, asks: str) -> None:
+    """One caller asks for all when the latch's moment is over. If that one hears nothing of the sale, somebody else
+    asks at once: else those who ask nonsense all the time keep a unit that came back from everybody."""
+    now = 100.0
+    shop.latch._clock = lambda: now
+    (product, sale), (other, gone) = on_sale(shop, units=0), on_sale(shop, units=0)
+    regular = ids.new()
+    shop.inventory.regulars.add(str(regular))
+    for wish in ((product, 1, sale), (other, 1, gone)):
+        assert (await refusal(shop.place(wanting(wish)))).reason == "SOLD_OUT"
+    now += 0.09
+    assert (await refusal(shop.place(wanting((other, 1, gone))))).reason == "SOLD_OUT"
+    now += 0.02
+    shop.inventory.units[str(sale)] = 2
+
+    if asks == "an unknown product":
+        assert (await refusal(shop.place(wanting((ids.new(), 1, sale))))).reason == "PRODUCT_NOT_FOUND"
+    elif asks == "over the limit":
+        assert (await refusal(shop.place(wanting((product, 1, sale)), customer=regular))).reason == "CUSTOMER_LIMIT"
+    elif asks == "inventory away":
+        shop.inventory.away = True
+        assert (await refusal(shop.place(wanting((product, 1, sale))))).code == "UNAVAILABLE"
+        shop.inventory.away = False
+    elif asks == "another sold out":
+        refused = await refusal(shop.place(wanting((product, 1, sale), (other, 1, gone))))
+        assert (refused.reason, refused.metadata["flashSaleId"]) == ("SOLD_OUT", str(gone))
+    else:
+        plain = stocked(shop, units=1)
+        refused = await refusal(shop.place(wanting((product, 1, sale), (plain, 2, None))))
+        assert refused.reason == "OUT_OF_STOCK"
+
+    if asks == "over the limit":  # which means that there are units: nobody has to wait for another's answer
+        await asyncio.gather(*(shop.place(wanting((product, 1, sale))) for _ in range(2)))
+    else:
+        for _ in range(2):
+            await shop.place(wanting((product, 1, sale)))
+
+
 async def test_with_inventory_away_nothing_is_written(shop: Shop) -> None:
     product = stocked(shop)
     shop.inventory.away = True

@@ -1,4 +1,4 @@
-"""Prices, lines and the latch: pure rules."""
+"""Prices and lines: pure rules."""
 
 import uuid
 
@@ -6,9 +6,8 @@ import pytest
 
 from services.chassis.errors import InvalidFields
 from services.chassis.money import MINOR_UNITS_MAX, Money
-from services.orders import domain, latch
+from services.orders import domain
 from services.orders.domain import Product, Wish
-from services.orders.latch import Latch
 
 TEE, CAP = uuid.UUID(int=1), uuid.UUID(int=2)
 SALE = uuid.UUID(int=9)
@@ -53,24 +52,3 @@ def test_products_must_be_known_on_sale_and_in_one_line() -> None:
         domain.check_products([Wish(CAP, 1, None)], products())
     with pytest.raises(InvalidFields):
         domain.check_products([Wish(TEE, 1, SALE), Wish(TEE, 1, None)], products())
-
-
-def test_the_latch_closes_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(latch.time, "monotonic", lambda: now)
-    latched = Latch()
-    assert not latched.is_closed(SALE)
-    latched.close(SALE)
-    now = 100.09
-    assert latched.is_closed(SALE)
-    assert not latched.is_closed(TEE)
-    now = 100.11
-    assert not latched.is_closed(SALE)
-
-
-def test_the_latch_forgets_the_oldest_orders_beyond_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latch, "PLACED_MOST", 3)
-    latched = Latch()
-    orders = [uuid.UUID(int=n) for n in range(5)]
-    latched.placed(orders)
-    assert [latched.knows(order) for order in orders] == [False, False, True, True, True]
