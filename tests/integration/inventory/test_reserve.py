@@ -1,7 +1,9 @@
 """Holding units: the race, the repeat, the limit, the mixture."""
 
 import asyncio
+import itertools
 import uuid
+from collections import Counter
 
 import pytest
 
@@ -20,7 +22,7 @@ from services.inventory.domain import (
     State,
     StockNotFound,
 )
-from tests.integration.inventory.conftest import a_hold, a_product, a_sale, books, of_sale, of_stock
+from tests.integration.inventory.conftest import a_hold, a_product, a_sale, books, hold_ended, of_sale, of_stock
 
 
 async def reserve(db: Database, hold: Hold) -> Reservation | AppError:
@@ -135,6 +137,77 @@ async def test_the_limit_holds_within_one_batch_too(db: Database) -> None:
     outcomes = await reserving.reserve(db, [a_hold(of_sale(sale, 2), customer_id=customer) for _ in range(4)])
 
     assert [type(o) for o in outcomes] == [Reservation, CustomerLimit, CustomerLimit, CustomerLimit]
+    assert await books(db) == []
+
+
+@pytest.mark.parametrize("ordinary", [False, True], ids=["flash alone", "with ordinary lines"])
+async def test_forty_orders_of_one_customer_in_one_batch_get_what_the_limit_lets(db: Database, ordinary: bool) -> None:
+    """Their neighbours in the batch get theirs all the same."""
+    sale, plain, greedy = await a_sale(db, units=20, per_customer_limit=2), await a_product(db, on_hand=99), ids.new()
+    also = [of_stock(plain)] if ordinary else []
+    batch = [a_hold(of_sale(sale), *also, customer_id=ids.new() if n % 5 == 4 else greedy) for n in range(50)]
+
+    outcomes = await reserving.reserve(db, batch)
+
+    mine = [o for hold, o in zip(batch, outcomes, strict=True) if hold.customer_id == greedy]
+    others = [o for hold, o in zip(batch, outcomes, strict=True) if hold.customer_id != greedy]
+    assert Counter(map(type, mine)) == {Reservation: 2, CustomerLimit: 38}
+    assert Counter(map(type, others)) == {Reservation: 10}
+    assert (await actions.get_sale(db, sale.id)).held == 12
+    assert await books(db) == []
+
+
+async def test_many_orders_of_one_customer_in_many_batches_at_once_get_what_the_limit_lets(db: Database) -> None:
+    sales = [await a_sale(db, units=50, per_customer_limit=2) for _ in range(2)]
+    greedy = [ids.new() for _ in range(2)]
+    batches = [
+        [
+            a_hold(of_sale(sales[(n + b) % 2]), customer_id=greedy[n % 3] if n % 3 < 2 else ids.new())
+            for n in range(12)
+        ]
+        for b in range(8)
+    ]  # fmt: skip
+
+    answers = await asyncio.gather(*(reserving.reserve(db, batch) for batch in batches))
+
+    got: Counter[tuple[uuid.UUID, uuid.UUID | None]] = Counter()
+    for hold, outcome in zip(itertools.chain(*batches), itertools.chain(*answers), strict=True):
+        if isinstance(outcome, Reservation):
+            got[hold.customer_id, hold.lines[0].sale_id] += 1
+        else:
+            assert isinstance(outcome, CustomerLimit)
+            assert hold.customer_id in greedy
+    assert {got[customer, sale.id] for customer in greedy for sale in sales} == {2}
+    assert sum(units for (customer, _), units in got.items() if customer not in greedy) == 8 * 4
+    assert await books(db) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "back"), [("cancelled", 2), ("expired", 2), ("lost", 2), ("paid", 0), ("paid late", 0), ("extended", 0)]
+)
+async def test_an_order_that_does_not_come_to_be_gives_the_allowance_back(db: Database, end: str, back: int) -> None:
+    """However it ends, parallel orders get just what is free again."""
+    sale, customer = await a_sale(db, units=10, per_customer_limit=2), ids.new()
+    held = [await reserve(db, a_hold(of_sale(sale), customer_id=customer)) for _ in range(2)]
+    first = [outcome.id for outcome in held if isinstance(outcome, Reservation)]
+    if end in ("expired", "lost", "paid late"):
+        await hold_ended(db, *first)
+        await settling.expire(db)
+    if end == "lost":  # somebody else was faster, and has released them since
+        rivals = [a_hold(of_sale(sale)) for _ in range(10)]
+        await reserving.reserve(db, rivals)
+    if end == "cancelled":
+        await settling.release(db, first)
+    elif end == "extended":
+        await settling.extend(db, first)
+    elif end != "expired":
+        await settling.confirm(db, first)
+    if end == "lost":
+        await settling.release(db, [rival.id for rival in rivals])
+
+    outcomes = await asyncio.gather(*(reserve(db, a_hold(of_sale(sale), customer_id=customer)) for _ in range(6)))
+
+    assert Counter(map(type, outcomes)) == Counter({Reservation: back, CustomerLimit: 6 - back}) + Counter()
     assert await books(db) == []
 
 
