@@ -108,6 +108,12 @@ class Refused(AppError):
         self.domain = domain
         self.metadata = metadata
 
+    def again(self) -> "Refused":
+        """The same words for somebody else. Raised once more, an error would drag along where it has been before."""
+        return Refused(
+            code=self.code, reason=self.reason, domain=self.domain or "", message=str(self), metadata=self.metadata
+        )
+
 
 def check_etag(given: str, current: str) -> None:
     """Raises `StaleEtag` where the caller acts on another version than the current one. Empty means any."""

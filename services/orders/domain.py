@@ -38,14 +38,6 @@ class OrderTooLarge(AppError):
     template = "The order comes to {minorUnits} minor units; a payment can be {most} at most."
 
 
-class SoldOut(AppError):
-    """Inventory said so a moment ago; see `latch`."""
-
-    code = "FAILED_PRECONDITION"
-    template = "The flash sale {flashSaleId} has {remaining} units left."
-    domain = "inventory.stampede"
-
-
 class HoldEnded(AppError):
     code = "FAILED_PRECONDITION"
     template = "What request {requestId} held was given back; order again under a new request id."

@@ -13,7 +13,7 @@ from services.chassis.errors import AppError, Refused, RequestIdReused
 from services.chassis.money import Money
 from services.chassis.outbox import Relay
 from services.orders import domain, store
-from services.orders.domain import Address, HoldEnded, Order, Product, SoldOut, Wish
+from services.orders.domain import Address, HoldEnded, Order, Product, Wish
 from services.orders.latch import Latch
 from services.orders.partners import Catalog, HoldRequest, Inventory
 from services.orders.saga import Progress, Saga
@@ -23,8 +23,8 @@ from stampede.inventory.v1.reservation_service_pb2 import Reservation
 
 # How long an answer may wait for the client secret. The order is placed all the same.
 _SECRET_SECONDS = 5.0
-# Inventory's reason for a customer who has had enough of a sale.
-_CUSTOMER_LIMIT = "CUSTOMER_LIMIT"
+# Inventory's reasons.
+_SOLD_OUT, _NOT_LIVE = "SOLD_OUT", "SALE_NOT_LIVE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Placer:
             if known is not None:
                 return _same(known, purchase)
         if shut := self._latch.closed(purchase.sale_ids):
-            raise SoldOut(flashSaleId=shut, remaining=0)
+            raise shut
         products = await self._catalog.products([wish.product_id for wish in purchase.wishes])
         domain.check_products(purchase.wishes, products)
         # From here on the client may hang up, but what is held must become an order or be given back.
@@ -125,23 +125,28 @@ class Placer:
     async def _reserve(self, order_id: uuid.UUID, purchase: Purchase) -> Reservation:
         with self._latch.asking(purchase.sale_ids) as shut:
             if shut:
-                raise SoldOut(flashSaleId=shut, remaining=0)
+                raise shut
             try:
                 wanted = HoldRequest(order_id, purchase.customer_id, purchase.wishes)
                 reservation = await self._inventory.reserve(wanted)
             except (Refused, RequestIdReused) as refusal:
-                if refusal.reason == SoldOut.reason:
-                    # Closed only when nothing is left: who asks for too many must not shut the sale for others.
-                    note = self._latch.close if refusal.metadata["remaining"] == "0" else self._latch.open
-                    note(uuid.UUID(refusal.metadata["flashSaleId"]))
-                elif refusal.reason == _CUSTOMER_LIMIT:
-                    self._latch.open(uuid.UUID(refusal.metadata["flashSaleId"]))  # there are units, for others
+                self._note(refusal)
                 if refusal.reason == RequestIdReused.reason:
                     raise RequestIdReused(requestId=purchase.request_id) from refusal
                 raise
             for sale_id in purchase.sale_ids:
                 self._latch.open(sale_id)
             return reservation
+
+    def _note(self, refusal: AppError) -> None:
+        if not isinstance(refusal, Refused) or "flashSaleId" not in refusal.metadata:
+            return
+        sale_id = uuid.UUID(refusal.metadata["flashSaleId"])
+        # Closed only for what everybody would hear: who asks for too many, or has had enough, must not shut it.
+        if refusal.reason == _NOT_LIVE or (refusal.reason == _SOLD_OUT and refusal.metadata["remaining"] == "0"):
+            self._latch.close(sale_id, refusal)
+        else:
+            self._latch.open(sale_id)
 
     async def _write(self, new: NewOrder, reservation: Reservation) -> Order:
         if reservation.state not in (Reservation.HELD, Reservation.CONFIRMED):

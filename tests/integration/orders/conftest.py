@@ -161,6 +161,8 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         self.held: dict[str, Any] = {}
         self.asked: dict[str, Any] = {}
         self.extended: set[str] = set()
+        self.not_live: dict[str, str] = {}
+        """States of sales that do not run."""
         self.regulars: set[str] = set()
         """Customers who have had all that one may have."""
         self.calls: Counter[str] = Counter()
@@ -192,6 +194,8 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
                 return _refused(3, "REQUEST_ID_REUSED", requestId=hold.id)
             return inventory_pb.ReservationOutcome(reservation=self.held[hold.id])
         for line in hold.lines:
+            if state := self.not_live.get(line.flash_sale_id):
+                return _refused(9, "SALE_NOT_LIVE", flashSaleId=line.flash_sale_id, state=state)
             if self.units[line.flash_sale_id or line.product_id] < line.quantity:
                 if line.flash_sale_id:
                     return _refused(9, "SOLD_OUT", flashSaleId=line.flash_sale_id, remaining="0")

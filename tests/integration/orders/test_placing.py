@@ -144,6 +144,19 @@ async def test_once_a_sale_is_sold_out_nobody_else_is_asked(shop: Shop, monkeypa
     assert (await shop.place(first)).id == order.id  # a repeat finds its order all the same
 
 
+@pytest.mark.parametrize("state", ["SCHEDULED", "ENDED"])
+async def test_who_comes_too_early_or_too_late_hears_so_and_asks_nobody(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    product, sale = on_sale(shop, units=1)
+    shop.inventory.not_live[str(sale)] = state
+    monkeypatch.setattr("services.orders.latch._CLOSED_SECONDS", 60.0)
+    for _ in range(3):
+        refused = await refusal(shop.place(wanting((product, 1, sale))))
+        assert (refused.reason, refused.metadata["state"]) == ("SALE_NOT_LIVE", state)
+    assert shop.inventory.calls["Reserve"] == 1
+
+
 async def test_the_latch_opens_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     product, sale = on_sale(shop, units=0)
     monkeypatch.setattr("services.orders.latch._CLOSED_SECONDS", 0.0)
