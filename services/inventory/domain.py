@@ -2,7 +2,7 @@
 
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -132,6 +132,8 @@ class Allotment:
     held: tuple[Hold, ...]
     short: tuple[tuple[Hold, Line], ...]
     """Holds that go away empty, each with the first line that there were too few units for."""
+    over: tuple[tuple[Hold, Line], ...]
+    """Holds of customers who would have more than they may, each with the first line that is too much."""
     leftover: Mapping[uuid.UUID, int]
     """Units to give back to their pools."""
 
@@ -145,35 +147,46 @@ def demand(holds: Sequence[Hold]) -> dict[uuid.UUID, int]:
     return wanted
 
 
-def allot(holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]) -> Allotment:
-    """Deals granted units out, first come first served; each hold gets all of its lines or nothing."""
+def allot(
+    holds: Sequence[Hold],
+    grants: Mapping[uuid.UUID, Grant],
+    *,
+    counted: Mapping[tuple[uuid.UUID, uuid.UUID], int],
+    known: Collection[uuid.UUID],
+) -> Allotment:
+    """Deals granted units out, first come first served; each hold gets all of its lines or nothing.
+
+    `counted` says how many units customers have had, by sale and customer. Holds whose ids are `known`, from before or
+    from earlier in the batch, get nothing: they have their answer. So nobody takes units that he may not have away from
+    somebody who is later.
+    """
     left = {pool: grant.units for pool, grant in grants.items()}
-    held, short = [], []
+    counts = defaultdict(int, counted)
+    passed_by = set(known)
+    held, short, over = [], [], []
     for hold in holds:
-        lacking = next((line for line in hold.lines if left.get(line.pool, 0) < line.quantity), None)
-        if lacking is not None:
-            short.append((hold, lacking))
+        if hold.id in passed_by:
             continue
-        for line in hold.lines:
-            left[line.pool] -= line.quantity
-        held.append(_priced(hold, grants))
-    return Allotment(tuple(held), tuple(short), {pool: units for pool, units in left.items() if units})
+        passed_by.add(hold.id)
+        if (lacking := next((line for line in hold.lines if left.get(line.pool, 0) < line.quantity), None)) is not None:
+            short.append((hold, lacking))
+        elif (above := next((line for line in hold.lines if _above(line, hold, grants, counts)), None)) is not None:
+            over.append((hold, above))
+        else:
+            for line in hold.lines:
+                left[line.pool] -= line.quantity
+                if line.sale_id:
+                    counts[line.sale_id, hold.customer_id] += line.quantity
+            held.append(_priced(hold, grants))
+    return Allotment(tuple(held), tuple(short), tuple(over), {pool: units for pool, units in left.items() if units})
 
 
-def regrant(grants: Mapping[uuid.UUID, Grant], units: Mapping[uuid.UUID, int]) -> dict[uuid.UUID, Grant]:
-    """`grants` on the same terms, of the `units` by pool that came back."""
-    return {pool: replace(grant, units=units.get(pool, 0)) for pool, grant in grants.items()}
-
-
-def over_limit(
-    hold: Hold, grants: Mapping[uuid.UUID, Grant], counted: Mapping[tuple[uuid.UUID, uuid.UUID], int]
-) -> Line | None:
-    """The first line with which the customer would have more than its sale allows; `counted` by sale and customer."""
-    for line in hold.lines:
-        limit = grants[line.pool].per_customer_limit if line.pool in grants else 0
-        if limit and line.sale_id and counted.get((line.sale_id, hold.customer_id), 0) + line.quantity > limit:
-            return line
-    return None
+def _above(
+    line: Line, hold: Hold, grants: Mapping[uuid.UUID, Grant], counts: Mapping[tuple[uuid.UUID, uuid.UUID], int]
+) -> bool:
+    """Whether the customer would have more units than the line's sale lets one have."""
+    limit = grants[line.pool].per_customer_limit
+    return bool(line.sale_id and limit and counts[line.sale_id, hold.customer_id] + line.quantity > limit)
 
 
 def _priced(hold: Hold, grants: Mapping[uuid.UUID, Grant]) -> Hold:
@@ -184,16 +197,3 @@ def _priced(hold: Hold, grants: Mapping[uuid.UUID, Grant]) -> Hold:
         lines=tuple(replace(line, sale_price=grants[line.pool].price) for line in hold.lines),
         seconds=min([hold.seconds, *(s for s in seconds if s is not None)]),
     )
-
-
-def rounds(holds: Sequence[Hold]) -> list[list[Hold]]:
-    """Splits a batch so that no customer stands twice in a round: limits are counted one hold at a time."""
-    split: list[list[Hold]] = []
-    seen: dict[uuid.UUID, int] = defaultdict(int)
-    for hold in holds:
-        turn = seen[hold.customer_id]
-        seen[hold.customer_id] += 1
-        if turn == len(split):
-            split.append([])
-        split[turn].append(hold)
-    return split

@@ -1,9 +1,8 @@
-"""Holding units for orders: the hot path. A whole batch is one transaction, of three statements in the usual case."""
+"""Holding units for orders: the hot path. A whole batch is one transaction, of a dozen statements at most."""
 
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import orjson
 from sqlalchemy import text
@@ -15,7 +14,7 @@ from services.chassis.money import Money
 from services.inventory import domain, everyday
 from services.inventory.domain import Grant, Hold, Line, Reservation, State
 from services.inventory.gate import Gate
-from services.inventory.reservations import LOOK, Outcome, from_row, lines_to_json, lock_pools, uncount_customers
+from services.inventory.reservations import LOOK, Outcome, from_row, lines_to_json
 
 # The check is the write: one statement grants what is there and no more, so no two batches can see the same unit.
 _TAKE_SALES = text("""
@@ -44,7 +43,7 @@ _TAKE_STOCK = text("""
     WHERE s.product_id = w.product_id AND s.on_hand > s.held
     RETURNING s.product_id AS id, new.held - old.held AS units
 """)
-_COUNT_CUSTOMERS = text("""
+_COUNT = text("""
     INSERT INTO sale_customers AS c (sale_id, customer_id, units)
     SELECT w.sale_id, w.customer_id, w.units
     FROM unnest(
@@ -54,7 +53,7 @@ _COUNT_CUSTOMERS = text("""
     ORDER BY w.sale_id, w.customer_id
     ON CONFLICT (sale_id, customer_id) DO UPDATE SET units = c.units + excluded.units
     WHERE c.units + excluded.units <= (SELECT per_customer_limit FROM flash_sales WHERE id = c.sale_id)
-    RETURNING sale_id, customer_id
+    RETURNING customer_id
 """)
 _INSERT = text("""
     INSERT INTO reservations (id, customer_id, state, lines, expire_time)
@@ -105,88 +104,40 @@ async def reserve(db: Database, holds: Sequence[Hold]) -> list[Outcome]:
     """Holds units for orders; one outcome per hold, in order. See `ReservationService.Reserve` for the refusals."""
     if (held := await everyday.reserve(db, holds)) is not None:
         return list(held)
-    outcomes: dict[uuid.UUID, Outcome] = {}
-    rounds = domain.rounds(holds)
     async with db.begin() as tx:
-        if len(rounds) > 1:
-            await lock_pools(tx, (line for hold in holds for line in hold.lines))
-        for round_ in rounds:
-            outcomes.update(await _reserve_round(tx, round_))
+        outcomes = await _reserve(tx, holds)
     return [outcomes[hold.id] for hold in holds]
 
 
-async def _reserve_round(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Outcome]:
-    grants = await _take(tx, holds)
-    dealt = await _deal(tx, holds, grants)
-    outcomes: dict[uuid.UUID, Outcome] = dict(dealt.held)
-    if len(outcomes) == len(holds):
+async def _reserve(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Outcome]:
+    wanted = domain.demand(holds)
+    grants = await _take(tx, holds, wanted)
+    # The pools are locked from here on: what is read of their customers stays as it is.
+    counted = await _counted(tx, holds, grants)
+    enough = all(pool in grants and grants[pool].units == units for pool, units in wanted.items())
+    # Where there is enough for all, a repeat takes nothing from anybody: it is found when it cannot be written.
+    known = set() if enough else set(await tx.scalars(_KNOWN, {"ids": [hold.id for hold in holds]}))
+    dealt = domain.allot(holds, grants, counted=counted, known=known)
+    held = await _insert(tx, dealt.held)
+    await _count(tx, [hold for hold in dealt.held if hold.id in held], grants)
+    outcomes: dict[uuid.UUID, Outcome] = dict(held)
+    if len(held) == len(holds):
         return outcomes
 
     # From here on it is the rare case: somebody goes away empty, or comes for the second time.
-    over, short, back = dealt.over, dealt.short, dealt.back
-    if short and (over or dealt.known):
-        again = await _deal_again(tx, dealt, grants)
-        outcomes |= again.held
-        over, short, back = [*over, *again.over], again.short, again.back
-    if any(back.values()):
-        await _give_back(tx, holds, back)
+    back = Counter(dealt.leftover)
+    back.update(domain.demand([hold for hold in dealt.held if hold.id not in held]))
+    await _give_back(tx, holds, back)
     refused: dict[uuid.UUID, AppError] = {
         hold.id: domain.CustomerLimit(flashSaleId=line.sale_id, limit=grants[line.pool].per_customer_limit)
-        for hold, line in over
+        for hold, line in dealt.over
     }
-    refused.update(await _why_short(tx, short))
+    refused.update(await _why_short(tx, dealt.short))
     outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
     return outcomes
 
 
-@dataclass(frozen=True)
-class _Dealt:
-    """Who got what of the units that a transaction took."""
-
-    held: dict[uuid.UUID, Reservation]
-    over: list[tuple[Hold, Line]]
-    """Holds above a customer's limit, each with the line that is."""
-    known: list[Hold]
-    """Holds whose ids are known: repeats, or an id that is used for something else."""
-    short: Sequence[tuple[Hold, Line]]
-    back: dict[uuid.UUID, int]
-    """Units that nobody here got, by pool."""
-
-
-async def _deal(tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]) -> _Dealt:
-    allotment = domain.allot(holds, grants)
-    within, over = await _count_customers(tx, allotment.held, grants)
-    held = await _insert(tx, within)
-    known = [hold for hold in within if hold.id not in held]
-    if known:
-        await uncount_customers(tx, [(hold.customer_id, hold.lines) for hold in known])
-    back = Counter(allotment.leftover)
-    back.update(domain.demand([*(hold for hold, _ in over), *known]))
-    return _Dealt(held, over, known, allotment.short, back)
-
-
-async def _deal_again(tx: AsyncSession, dealt: _Dealt, grants: Mapping[uuid.UUID, Grant]) -> _Dealt:
-    """Deals what came back to those who went away empty, so that nobody is refused while a unit is left.
-
-    Once is enough, because who may not have any is left out: the sales are locked, so their counts stay as they are.
-    """
-    empty = [hold for hold, _ in dealt.short]
-    known = set(await tx.scalars(_KNOWN, {"ids": [hold.id for hold in empty]}))
-    pairs = [(line.sale_id, hold.customer_id) for hold in empty for line in hold.lines if line.sale_id]
-    sales, customers = zip(*pairs, strict=True) if pairs else ((), ())
-    counts = await tx.execute(_COUNTED, {"sales": list(sales), "customers": list(customers)})
-    counted = {(row.sale_id, row.customer_id): row.units for row in counts}
-    over = [
-        (hold, line) for hold in empty if hold.id not in known and (line := domain.over_limit(hold, grants, counted))
-    ]
-    barred = known | {hold.id for hold, _ in over}
-    may = [hold for hold in empty if hold.id not in barred]
-    again = await _deal(tx, may, domain.regrant(grants, dealt.back))
-    return replace(again, over=[*over, *again.over])
-
-
-async def _take(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Grant]:
-    wanted = domain.demand(holds)
+async def _take(tx: AsyncSession, holds: Sequence[Hold], wanted: Mapping[uuid.UUID, int]) -> dict[uuid.UUID, Grant]:
     product_of = {line.sale_id: line.product_id for hold in holds for line in hold.lines if line.sale_id}
     grants: dict[uuid.UUID, Grant] = {}
     if product_of:
@@ -201,35 +152,38 @@ async def _take(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Gran
     return grants
 
 
-async def _count_customers(
+async def _counted(
     tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]
-) -> tuple[list[Hold], list[tuple[Hold, Line]]]:
-    """Counts units against the sales' limits; returns the holds within them, and those over with the line that is."""
-    limited = [
-        (line.sale_id, hold.customer_id, line.quantity, grants[line.pool].per_customer_limit)
-        for hold in holds
-        for line in hold.lines
-        if line.sale_id and grants[line.pool].per_customer_limit
-    ]
-    if not limited:
-        return list(holds), []
-    sales, customers, units, limits = zip(*limited, strict=True)
-    arguments = {"sales": list(sales), "customers": list(customers), "units": list(units), "limits": list(limits)}
-    counted = {(row.sale_id, row.customer_id) for row in await tx.execute(_COUNT_CUSTOMERS, arguments)}
-    missed = {(sale, customer) for sale, customer, _, _ in limited} - counted
-    over = [
-        (hold, line)
-        for hold in holds
-        if (line := next((line for line in hold.lines if (line.sale_id, hold.customer_id) in missed), None))
-    ]
-    over_ids = {hold.id for hold, _ in over}
-    # A hold over one sale's limit gives back what it was counted for in its other sales.
-    partly = [
-        (hold.customer_id, tuple(line for line in hold.lines if (line.sale_id, hold.customer_id) in counted))
-        for hold, _ in over
-    ]
-    await uncount_customers(tx, partly)
-    return [hold for hold in holds if hold.id not in over_ids], over
+) -> dict[tuple[uuid.UUID, uuid.UUID], int]:
+    """How many units the customers of `holds` have of sales with a limit, by sale and customer."""
+    pairs = list(_limited(holds, grants))
+    if not pairs:
+        return {}
+    sales, customers = zip(*pairs, strict=True)
+    rows = await tx.execute(_COUNTED, {"sales": list(sales), "customers": list(customers)})
+    return {(row.sale_id, row.customer_id): row.units for row in rows}
+
+
+async def _count(tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]) -> None:
+    """Counts units against the sales' limits. `domain.allot` has seen to it that they are kept; here it is certain."""
+    units = _limited(holds, grants)
+    if not units:
+        return
+    sales, customers = zip(*units, strict=True)
+    limits = [grants[sale].per_customer_limit for sale in sales]
+    arguments = {"sales": list(sales), "customers": list(customers), "units": list(units.values()), "limits": limits}
+    counted = (await tx.scalars(_COUNT, arguments)).all()
+    assert len(counted) == len(units), "a customer was counted while the sale was locked"
+
+
+def _limited(holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]) -> Counter[tuple[uuid.UUID, uuid.UUID]]:
+    """The units that `holds` are of sales with a limit, by sale and customer."""
+    units: Counter[tuple[uuid.UUID, uuid.UUID]] = Counter()
+    for hold in holds:
+        for line in hold.lines:
+            if line.sale_id and line.pool in grants and grants[line.pool].per_customer_limit:
+                units[line.sale_id, hold.customer_id] += line.quantity
+    return units
 
 
 async def _insert(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Reservation]:

@@ -22,7 +22,16 @@ from services.inventory.domain import (
     State,
     StockNotFound,
 )
-from tests.integration.inventory.conftest import a_hold, a_product, a_sale, books, hold_ended, of_sale, of_stock
+from tests.integration.inventory.conftest import (
+    a_hold,
+    a_product,
+    a_sale,
+    books,
+    hold_ended,
+    of_sale,
+    of_stock,
+    statements,
+)
 
 
 async def reserve(db: Database, hold: Hold) -> Reservation | AppError:
@@ -154,6 +163,35 @@ async def test_forty_orders_of_one_customer_in_one_batch_get_what_the_limit_lets
     assert Counter(map(type, mine)) == {Reservation: 2, CustomerLimit: 38}
     assert Counter(map(type, others)) == {Reservation: 10}
     assert (await actions.get_sale(db, sale.id)).held == 12
+    assert await books(db) == []
+
+
+async def test_what_a_batch_costs_does_not_grow_with_it(db: Database) -> None:
+    """Whatever is in it: one customer's two hundred tries must not keep the sale locked for everybody."""
+    limited, scarce = await a_sale(db, units=90, per_customer_limit=2), await a_sale(db, units=3)
+    plain, greedy = await a_product(db, on_hand=5), ids.new()
+    known = [a_hold(of_sale(limited)) for _ in range(5)]
+    await reserving.reserve(db, known)
+    batch = [a_hold(of_sale(limited), of_stock(plain), customer_id=greedy) for _ in range(100)]
+    batch += [*known, *(a_hold(of_sale(scarce)) for _ in range(50)), a_hold(of_stock(ids.new()))]
+    batch += [a_hold(of_sale(limited), customer_id=greedy) for _ in range(100)]
+
+    with statements(db) as seen:
+        outcomes = await reserving.reserve(db, batch)
+
+    assert Counter(map(type, outcomes)) == {Reservation: 2 + 5 + 3, CustomerLimit: 198, SoldOut: 47, StockNotFound: 1}
+    assert len(seen) <= 13, seen
+    assert await books(db) == []
+
+
+async def test_an_id_that_stands_twice_in_a_batch_takes_once(db: Database) -> None:
+    sale = await a_sale(db, units=9, per_customer_limit=9)
+    hold = a_hold(of_sale(sale, 2))
+
+    outcomes = await reserving.reserve(db, [hold, hold, a_hold(of_sale(sale))])
+
+    assert all(isinstance(o, Reservation) for o in outcomes)
+    assert (await actions.get_sale(db, sale.id)).held == 3
     assert await books(db) == []
 
 
