@@ -54,6 +54,11 @@ def current() -> Call:
     return _current.get() or Call(method="", request_id=str(uuid.uuid4()))
 
 
+def answering() -> bool:
+    """Whether the current task answers a call, or a batch of them, rather than working in the background."""
+    return _current.get() is not None
+
+
 def request_id() -> str:
     """The request id of the current call; empty outside of any."""
     call = _current.get()

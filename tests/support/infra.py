@@ -27,6 +27,7 @@ class Infra:
     postgres_port: int
     valkey_url: str
     nats_url: str
+    postgres_log: Path
 
     def database_url(self, name: str) -> str:
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.postgres_port}/{name}"
@@ -56,7 +57,7 @@ def running() -> Iterator[Infra]:
         started.append(_start([Path(sys.executable).parent / "nats-server", *arguments], home / "nats"))
         for port in (postgres, valkey, nats):
             _wait(port)
-        infra = Infra(postgres, f"redis://127.0.0.1:{valkey}/0", f"nats://127.0.0.1:{nats}")
+        infra = Infra(postgres, f"redis://127.0.0.1:{valkey}/0", f"nats://127.0.0.1:{nats}", home / "postgres/log")
         _wait_for_postgres(infra)
         yield infra
     finally:
