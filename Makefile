@@ -10,6 +10,7 @@ READY := $(VENV)/.ready
 STUBS := protos/gen/gateway.binpb
 PROTOS := $(shell find protos/stampede -name '*.proto')
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: help
 help: ## Show this list
@@ -53,7 +54,7 @@ check: setup ## Lint, types, contract and style: all that needs no server
 	@$(BIN)/python -m pytest -q tests/tidy tests/contract tests/unit
 
 bench: setup ## Measure what an order costs, in ratios to a bare RPC
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 stubs: setup ## Build the wheel of client stubs in dist/
 	@$(BIN)/python protos/wheel.py

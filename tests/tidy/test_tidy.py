@@ -40,7 +40,9 @@ MAY_SLEEP = {
     "tests/integration/payments/conftest.py": "polls the sandbox until a payment is settled",
     "tests/integration/orders/conftest.py": "polls the database until a saga has got somewhere",
     "tests/unit/local/test_supervisor.py": "shows that a supervisor does nothing, which has no event",
-    "tests/bench/__main__.py": "polls the mesh until it answers, and until no saga is left",
+    "tests/bench/mesh.py": "polls E's gateway until it answers",
+    "tests/bench/shop.py": "polls the database until no saga is left",
+    "tests/bench/statements.py": "measures what is done in a time in which nothing is asked for",
     "tests/e2e/shop.py": "polls the mesh through its gateway, which tells nobody",
 }
 

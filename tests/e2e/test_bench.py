@@ -1,0 +1,81 @@
+"""The bench's own code, with tiny numbers: what it finds must be right, how fast is no matter here."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local import Mesh
+from tests.bench import books, statements
+from tests.bench.mesh import Yardstick, pids_of
+from tests.bench.rows import Rows
+from tests.bench.rush import Plan, rush
+from tests.bench.shop import Shop as Bench
+from tests.e2e.shop import Shop
+
+PLAN = Plan(units=20, customers=40, attempts_each=5, limit=0, connections=16, idle_seconds=0)
+
+
+@pytest.fixture(scope="module")
+async def bench(mesh: Mesh) -> AsyncIterator[Bench]:
+    """The bench's door to the mesh; leaves no order under way, for later tests look whether anything changes."""
+    async with Bench.open(mesh.site) as opened:
+        earlier = await opened.unsettled()
+        yield opened
+        await opened.settled(but=earlier)
+
+
+async def test_its_customers_are_accounts_like_others(bench: Bench, shop: Shop) -> None:
+    first, second = await bench.tokens(2)
+    me = [(await shop.rest.as_(token).get("/v1/auth/me")).expect().json for token in (first, second)]
+    assert me[0]["id"] != me[1]["id"]
+    assert [user["roles"] for user in me] == [["customer"]] * 2
+    login = {"email": me[0]["email"], "password": "correct horse"}
+    token = (await shop.rest.post("/v1/auth/login", login)).expect().json["accessToken"]
+    assert (await shop.rest.as_(token).get("/v1/auth/me")).json == me[0]
+
+
+async def test_every_row_gets_only_the_answers_that_count(bench: Bench, mesh: Mesh, tmp_path: Path) -> None:
+    async with Yardstick.running(tmp_path) as e:
+        rows = Rows(e, requests=20, pairs=1)
+        await rows.warm_up()
+        await rows.hot(bench, pids_of(mesh))
+        await rows.spread(bench, pids_of(mesh), products=3)
+        await rows.sold_out(bench, pids_of(mesh))
+        await rows.paid(bench, pids_of(mesh))
+
+    assert [verdict.name for verdict in rows.verdicts] == [
+        "order placed, 16 connections",
+        "order placed, 64 connections",
+        "order placed, 256 connections",
+        "CPU per held unit, 16 → 256 connections",
+        "order placed, spread, 256 connections",
+        "sold out, 64 connections",
+        "sold out, 256 connections",
+        "order paid, 64 connections",
+    ]
+    assert not [verdict.more for verdict in rows.verdicts if "but also" in verdict.more]
+
+
+async def test_a_rush_adds_up_and_its_statements_are_counted(
+    bench: Bench, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "TOLD_SECONDS", 0)  # exact numbers of the server are no matter here
+
+    answers, sold, spent, _background = await rush(bench, pids_of(mesh), PLAN)
+
+    assert answers.met, answers
+    assert "180 × 400 SOLD_OUT" in answers.more
+    assert sold.met, sold
+    assert "20 reservations, 20 orders" in sold.more
+    assert int(spent.found) >= 1
+
+
+async def test_its_books_are_wrong_when_one_unit_is_missing(bench: Bench, shop: Shop) -> None:
+    sale, buyer = await bench.sale(2), await shop.a_buyer()
+    (await buyer.buy(sale)).expect()
+
+    found = books.read(bench.site, sale["id"])
+
+    assert books.problems(found, allocation=2, wanted=1, limit=0) == []
+    assert books.problems(found, allocation=2, wanted=2, limit=0) == ["reservations take 1 units, not 2"]

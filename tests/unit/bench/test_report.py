@@ -1,0 +1,49 @@
+"""What the report says of numbers, and of the bars that they are held to."""
+
+import pytest
+
+from tests.bench.load import Result
+from tests.bench.measure import Measured
+from tests.bench.report import Verdict, against_e, cheaper, side_by_side, table
+
+E = Measured("E", 256, Result(1.0, 0.1, {"200": 4_000}), "200", {"gateway": 100.0, "bare": 300.0, "load": 30.0})
+
+
+def row(right: int = 2_000, *, connections: int = 256, orders_us: float = 700.0, **others: int) -> Measured:
+    cpu = {"orders": orders_us, "gateway": 100.0, "identity": 0.2, "load": 40.0}
+    return Measured("order placed", connections, Result(1.0, 0.1, {"200": right, **others}), "200", cpu)
+
+
+@pytest.mark.parametrize(("right", "met"), [(2_000, True), (1_999, False)])
+def test_a_row_is_held_to_its_share_of_e(right: int, met: bool) -> None:
+    verdict = against_e(row(right), E, 0.5, {})
+    assert (verdict.met, verdict.bar) == (met, "at least 0.50 E")
+    assert "2.00 × its CPU" in verdict.more
+
+
+def test_a_row_without_a_bar_is_only_told() -> None:
+    verdict = against_e(row(10), E, None, {})
+    assert (verdict.met, verdict.bar, verdict.found) == (True, "", "0.00 E")
+
+
+def test_wrong_answers_do_not_make_a_row_fast() -> None:
+    spoilt = row(1_000, lost=3_000)
+    assert spoilt.per_second == 1_000
+    verdict = against_e(spoilt, E, None, spoilt.others)
+    assert not verdict.met
+    assert "but also 3,000 × lost" in verdict.more
+
+
+@pytest.mark.parametrize(("many_us", "met"), [(600.0, True), (700.0, False)])
+def test_cpu_per_unit_must_fall(many_us: float, met: bool) -> None:
+    assert cheaper(row(connections=16), row(orders_us=many_us)).met is met
+
+
+def test_cpu_stands_side_by_side_without_the_load_generator() -> None:
+    lines = [line.split() for line in side_by_side(row(connections=16), row(orders_us=500.0))]
+    assert lines[1:] == [["orders", "700", "500"], ["gateway", "100", "100"], ["all", "800", "600"]]
+
+
+def test_a_missed_bar_is_seen_at_once() -> None:
+    verdicts = [Verdict("a", "1", "at least 2", False), Verdict("b", "3", "at least 2"), Verdict("c", "4")]
+    assert [line[:3].strip() for line in table(verdicts)] == ["NO", "yes", ""]
