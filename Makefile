@@ -11,6 +11,7 @@ STUBS := protos/gen/gateway.binpb
 PROTOS := $(shell find protos/stampede -name '*.proto')
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ATTEMPTS ?= 500000
 
 .PHONY: help
 help: ## Show this list
@@ -40,7 +41,7 @@ audit: setup ## Check the books of a running mesh over all databases and the pro
 	@$(BIN)/python -m deploy.audit
 
 ##@ Change it
-.PHONY: setup check test bench stubs
+.PHONY: setup check test bench soak stubs
 setup: $(READY) $(STUBS) ## Make .venv ready to work in (safe to repeat)
 
 test: setup ## Run all tests, on the real servers
@@ -55,6 +56,9 @@ check: setup ## Lint, types, contract and style: all that needs no server
 
 bench: setup ## Measure what an order costs, in ratios to a bare RPC
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+soak: setup ## See whether memory stays flat over SOAK_ATTEMPTS=500000
+	@$(BIN)/python -m tests.bench.soak --attempts $(SOAK_ATTEMPTS)
 
 stubs: setup ## Build the wheel of client stubs in dist/
 	@$(BIN)/python protos/wheel.py

@@ -11,6 +11,7 @@ from tests.bench.mesh import Yardstick, pids_of
 from tests.bench.rows import Rows
 from tests.bench.rush import Plan, rush
 from tests.bench.shop import Shop as Bench
+from tests.bench.soak import soak
 from tests.e2e.shop import Shop
 
 PLAN = Plan(units=20, customers=40, attempts_each=5, limit=0, connections=16, idle_seconds=0)
@@ -79,3 +80,11 @@ async def test_its_books_are_wrong_when_one_unit_is_missing(bench: Bench, shop: 
 
     assert books.problems(found, allocation=2, wanted=1, limit=0) == []
     assert books.problems(found, allocation=2, wanted=2, limit=0) == ["reservations take 1 units, not 2"]
+
+
+async def test_a_soak_looks_at_the_memory_of_every_part(bench: Bench, mesh: Mesh) -> None:
+    answers, *memory = await soak(bench, pids_of(mesh), attempts=100, customers=10, rounds=2)
+
+    assert answers.met, answers
+    assert {verdict.name for verdict in memory} == {f"memory of {part}" for part in pids_of(mesh)}
+    assert all("MiB" in verdict.more for verdict in memory)
