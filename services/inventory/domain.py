@@ -72,6 +72,10 @@ class State(StrEnum):
     EXPIRED = "EXPIRED"
 
 
+Pool = tuple[uuid.UUID, uuid.UUID | None]
+"""A product's ordinary stock, or one of its flash sales. Both ids, so that a sale is never another product's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """Units of one product, from a flash sale or, where `sale_id` is None, from ordinary stock."""
@@ -82,9 +86,9 @@ class Line:
     sale_price: Money | None = None
 
     @property
-    def pool(self) -> uuid.UUID:
-        """What the units are taken from: the sale, or the product's ordinary stock."""
-        return self.sale_id or self.product_id
+    def pool(self) -> Pool:
+        """What the units are taken from."""
+        return self.product_id, self.sale_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +138,13 @@ class Allotment:
     """Holds that go away empty, each with the first line that there were too few units for."""
     over: tuple[tuple[Hold, Line], ...]
     """Holds of customers who would have more than they may, each with the first line that is too much."""
-    leftover: Mapping[uuid.UUID, int]
+    leftover: Mapping[Pool, int]
     """Units to give back to their pools."""
 
 
-def demand(holds: Sequence[Hold]) -> dict[uuid.UUID, int]:
+def demand(holds: Sequence[Hold]) -> dict[Pool, int]:
     """How many units a batch wants of each pool."""
-    wanted: dict[uuid.UUID, int] = defaultdict(int)
+    wanted: dict[Pool, int] = defaultdict(int)
     for hold in holds:
         for line in hold.lines:
             wanted[line.pool] += line.quantity
@@ -149,7 +153,7 @@ def demand(holds: Sequence[Hold]) -> dict[uuid.UUID, int]:
 
 def allot(
     holds: Sequence[Hold],
-    grants: Mapping[uuid.UUID, Grant],
+    grants: Mapping[Pool, Grant],
     *,
     counted: Mapping[tuple[uuid.UUID, uuid.UUID], int],
     known: Collection[uuid.UUID],
@@ -182,14 +186,14 @@ def allot(
 
 
 def _above(
-    line: Line, hold: Hold, grants: Mapping[uuid.UUID, Grant], counts: Mapping[tuple[uuid.UUID, uuid.UUID], int]
+    line: Line, hold: Hold, grants: Mapping[Pool, Grant], counts: Mapping[tuple[uuid.UUID, uuid.UUID], int]
 ) -> bool:
     """Whether the customer would have more units than the line's sale lets one have."""
     limit = grants[line.pool].per_customer_limit
     return bool(line.sale_id and limit and counts[line.sale_id, hold.customer_id] + line.quantity > limit)
 
 
-def _priced(hold: Hold, grants: Mapping[uuid.UUID, Grant]) -> Hold:
+def _priced(hold: Hold, grants: Mapping[Pool, Grant]) -> Hold:
     """`hold` with the sales' prices, and no longer than the shortest of the sales' own times."""
     seconds = [grants[line.pool].hold_seconds for line in hold.lines]
     return replace(

@@ -12,7 +12,7 @@ from services.chassis.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
 from services.inventory import domain, everyday
-from services.inventory.domain import Grant, Hold, Line, Reservation, State
+from services.inventory.domain import Grant, Hold, Line, Pool, Reservation, State
 from services.inventory.gate import Gate
 from services.inventory.reservations import LOOK, Outcome, from_row, lines_to_json
 
@@ -28,9 +28,11 @@ _TAKE_SALES = text("""
     UPDATE flash_sales s
     SET held = s.held + least(w.units, s.allocation - s.held - s.sold - s.returned), update_time = clock_timestamp()
     FROM wanted w JOIN locked USING (id)
-    WHERE s.id = w.id AND s.closed_as IS NULL AND s.start_time <= clock_timestamp() AND s.end_time > clock_timestamp()
+    WHERE s.id = w.id AND s.product_id = w.product_id AND s.closed_as IS NULL
+        AND s.start_time <= clock_timestamp() AND s.end_time > clock_timestamp()
         AND s.allocation - s.held - s.sold - s.returned > 0
-    RETURNING s.id, new.held - old.held AS units, s.price_minor, s.currency, s.hold_seconds, s.per_customer_limit
+    RETURNING s.id, s.product_id, new.held - old.held AS units, s.price_minor, s.currency, s.hold_seconds,
+        s.per_customer_limit
 """)
 _TAKE_STOCK = text("""
     WITH wanted AS (
@@ -111,7 +113,7 @@ async def reserve(db: Database, holds: Sequence[Hold]) -> list[Outcome]:
 
 async def _reserve(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Outcome]:
     wanted = domain.demand(holds)
-    grants = await _take(tx, holds, wanted)
+    grants = await _take(tx, wanted)
     # The pools are locked from here on: what is read of their customers stays as it is.
     counted = await _counted(tx, holds, grants)
     enough = all(pool in grants and grants[pool].units == units for pool, units in wanted.items())
@@ -127,7 +129,7 @@ async def _reserve(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, O
     # From here on it is the rare case: somebody goes away empty, or comes for the second time.
     back = Counter(dealt.leftover)
     back.update(domain.demand([hold for hold in dealt.held if hold.id not in held]))
-    await _give_back(tx, holds, back)
+    await _give_back(tx, back)
     refused: dict[uuid.UUID, AppError] = {
         hold.id: domain.CustomerLimit(flashSaleId=line.sale_id, limit=grants[line.pool].per_customer_limit)
         for hold, line in dealt.over
@@ -137,23 +139,25 @@ async def _reserve(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, O
     return outcomes
 
 
-async def _take(tx: AsyncSession, holds: Sequence[Hold], wanted: Mapping[uuid.UUID, int]) -> dict[uuid.UUID, Grant]:
-    product_of = {line.sale_id: line.product_id for hold in holds for line in hold.lines if line.sale_id}
-    grants: dict[uuid.UUID, Grant] = {}
-    if product_of:
-        sales = list(product_of)
-        arguments = {"pools": sales, "products": list(product_of.values()), "units": [wanted[s] for s in sales]}
-        for row in await tx.execute(_TAKE_SALES, arguments):
+async def _take(tx: AsyncSession, wanted: Mapping[Pool, int]) -> dict[Pool, Grant]:
+    grants: dict[Pool, Grant] = {}
+    sales = [(product_id, sale_id, units) for (product_id, sale_id), units in wanted.items() if sale_id]
+    if sales:
+        products, ids, units = zip(*sales, strict=True)
+        for row in await tx.execute(
+            _TAKE_SALES, {"pools": list(ids), "products": list(products), "units": list(units)}
+        ):
             price = Money(row.currency, row.price_minor)
-            grants[row.id] = Grant(row.units, price, row.hold_seconds, row.per_customer_limit)
-    if stock := [pool for pool in wanted if pool not in product_of]:
-        for row in await tx.execute(_TAKE_STOCK, {"pools": stock, "units": [wanted[p] for p in stock]}):
-            grants[row.id] = Grant(row.units)
+            grants[row.product_id, row.id] = Grant(row.units, price, row.hold_seconds, row.per_customer_limit)
+    stock = {product_id: units for (product_id, sale_id), units in wanted.items() if not sale_id}
+    if stock:
+        for row in await tx.execute(_TAKE_STOCK, {"pools": list(stock), "units": list(stock.values())}):
+            grants[row.id, None] = Grant(row.units)
     return grants
 
 
 async def _counted(
-    tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]
+    tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[Pool, Grant]
 ) -> dict[tuple[uuid.UUID, uuid.UUID], int]:
     """How many units the customers of `holds` have of sales with a limit, by sale and customer."""
     pairs = list(_limited(holds, grants))
@@ -164,19 +168,24 @@ async def _counted(
     return {(row.sale_id, row.customer_id): row.units for row in rows}
 
 
-async def _count(tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]) -> None:
+async def _count(tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[Pool, Grant]) -> None:
     """Counts units against the sales' limits. `domain.allot` has seen to it that they are kept; here it is certain."""
     units = _limited(holds, grants)
     if not units:
         return
     sales, customers = zip(*units, strict=True)
-    limits = [grants[sale].per_customer_limit for sale in sales]
-    arguments = {"sales": list(sales), "customers": list(customers), "units": list(units.values()), "limits": limits}
+    limit = {sale_id: grant.per_customer_limit for (_, sale_id), grant in grants.items()}
+    arguments = {
+        "sales": list(sales),
+        "customers": list(customers),
+        "units": list(units.values()),
+        "limits": [limit[sale_id] for sale_id in sales],
+    }
     counted = (await tx.scalars(_COUNT, arguments)).all()
     assert len(counted) == len(units), "a customer was counted while the sale was locked"
 
 
-def _limited(holds: Sequence[Hold], grants: Mapping[uuid.UUID, Grant]) -> Counter[tuple[uuid.UUID, uuid.UUID]]:
+def _limited(holds: Sequence[Hold], grants: Mapping[Pool, Grant]) -> Counter[tuple[uuid.UUID, uuid.UUID]]:
     """The units that `holds` are of sales with a limit, by sale and customer."""
     units: Counter[tuple[uuid.UUID, uuid.UUID]] = Counter()
     for hold in holds:
@@ -201,12 +210,11 @@ async def _insert(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Re
     }
 
 
-async def _give_back(tx: AsyncSession, holds: Sequence[Hold], units: Mapping[uuid.UUID, int]) -> None:
+async def _give_back(tx: AsyncSession, units: Mapping[Pool, int]) -> None:
     """Gives units back that this very transaction took; nobody saw them gone."""
-    sales = {line.sale_id for hold in holds for line in hold.lines if line.sale_id}
     for table, key, pools in (
-        ("flash_sales", "id", [pool for pool in units if pool in sales]),
-        ("stock", "product_id", [pool for pool in units if pool not in sales]),
+        ("flash_sales", "id", {sale_id: n for (_, sale_id), n in units.items() if sale_id}),
+        ("stock", "product_id", {product_id: n for (product_id, sale_id), n in units.items() if not sale_id}),
     ):
         if pools:
             await tx.execute(
@@ -214,7 +222,7 @@ async def _give_back(tx: AsyncSession, holds: Sequence[Hold], units: Mapping[uui
                     UPDATE {table} s SET held = s.held - w.units
                     FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (id, units) WHERE s.{key} = w.id
                 """),  # noqa: S608  # both names stand three lines above
-                {"pools": pools, "units": [units[pool] for pool in pools]},
+                {"pools": list(pools), "units": list(pools.values())},
             )
 
 

@@ -262,5 +262,8 @@ def _units_by_pool(reservations: Iterable[Reservation]) -> tuple[dict[uuid.UUID,
     stock: dict[uuid.UUID, int] = defaultdict(int)
     for reservation in reservations:
         for line in reservation.lines:
-            (sales if line.sale_id else stock)[line.pool] += line.quantity
+            if line.sale_id:
+                sales[line.sale_id] += line.quantity
+            else:
+                stock[line.product_id] += line.quantity
     return sales, stock

@@ -15,6 +15,7 @@ from services.inventory.domain import (
     CustomerLimit,
     FlashSaleNotFound,
     Hold,
+    Line,
     OutOfStock,
     Reservation,
     SaleNotLive,
@@ -300,6 +301,27 @@ async def test_the_price_and_the_time_of_a_hold_are_the_sales(db: Database, quan
     assert held.lines[0].sale_price is not None
     assert held.lines[0].sale_price.minor == 999
     assert 25 < (held.expire_time - sale.server_time).total_seconds() < 60
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_sale_lends_its_price_to_no_other_product_whoever_is_beside_it_in_the_batch(
+    db: Database, first: bool
+) -> None:
+    sale, dear = await a_sale(db, units=10), await a_product(db)
+    thief, honest = a_hold(Line(dear, sale.id, 1)), a_hold(of_sale(sale))
+
+    outcomes = dict(
+        zip(
+            ("thief", "honest") if first else ("honest", "thief"),
+            await reserving.reserve(db, [thief, honest] if first else [honest, thief]),
+            strict=True,
+        )
+    )
+
+    assert isinstance(outcomes["thief"], FlashSaleNotFound), outcomes["thief"]
+    assert isinstance(outcomes["honest"], Reservation), outcomes["honest"]
+    assert (await actions.get_sale(db, sale.id)).held == 1
+    assert await books(db) == []
 
 
 async def test_a_customers_second_hold_in_a_batch_takes_no_lock_out_of_order(db: Database) -> None:

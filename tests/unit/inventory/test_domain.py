@@ -6,14 +6,16 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inventory.domain import Grant, Hold, Line, allot, demand
+from services.inventory.domain import Grant, Hold, Line, Pool, allot, demand
 
-POOLS = [uuid.UUID(int=n) for n in range(1, 4)]
+PRODUCTS = [uuid.UUID(int=n) for n in range(1, 4)]
+SALES = {product: uuid.UUID(int=product.int + 100) for product in PRODUCTS}
+POOLS: list[Pool] = [*((product, None) for product in PRODUCTS), *SALES.items()]
 CUSTOMERS = [uuid.UUID(int=n) for n in range(10, 13)]
 
-lines = st.lists(st.sampled_from(POOLS), min_size=1, max_size=3, unique=True).flatmap(
-    lambda pools: st.tuples(
-        *[st.builds(Line, st.just(pool), st.sampled_from([None, pool]), st.integers(1, 4)) for pool in pools]
+lines = st.lists(st.sampled_from(PRODUCTS), min_size=1, max_size=3, unique=True).flatmap(
+    lambda products: st.tuples(
+        *[st.builds(Line, st.just(p), st.sampled_from([None, SALES[p]]), st.integers(1, 4)) for p in products]
     )
 )
 holds = st.lists(
@@ -22,13 +24,15 @@ holds = st.lists(
 )  # fmt: skip
 
 
-counts = st.dictionaries(st.tuples(st.sampled_from(POOLS), st.sampled_from(CUSTOMERS)), st.integers(0, 4))
+counts = st.dictionaries(
+    st.tuples(st.sampled_from(list(SALES.values())), st.sampled_from(CUSTOMERS)), st.integers(0, 4)
+)
 
 
 @given(holds, st.dictionaries(st.sampled_from(POOLS), st.integers(0, 9)), st.integers(0, 4), counts, st.data())
 def test_no_unit_is_dealt_twice_or_lost_and_nobody_goes_away_for_nothing(
     wished: list[Hold],
-    there: dict[uuid.UUID, int],
+    there: dict[Pool, int],
     limit: int,
     counted: dict[tuple[uuid.UUID, uuid.UUID], int],
     data: st.DataObject,
@@ -62,21 +66,22 @@ def test_no_unit_is_dealt_twice_or_lost_and_nobody_goes_away_for_nothing(
 
 
 def test_an_id_that_stands_twice_in_a_batch_takes_once() -> None:
-    hold = Hold(uuid.uuid4(), CUSTOMERS[0], (Line(POOLS[0], None, 2),), 600)
+    hold = Hold(uuid.uuid4(), CUSTOMERS[0], (Line(*POOLS[0], 2),), 600)
     dealt = allot([hold, hold], {POOLS[0]: Grant(4)}, counted={}, known=())
     assert (len(dealt.held), dealt.leftover) == (1, {POOLS[0]: 2})
 
 
 def test_a_hold_lasts_no_longer_than_the_shortest_of_its_sales() -> None:
-    hold = Hold(uuid.uuid4(), CUSTOMERS[0], (Line(POOLS[0], POOLS[0], 1), Line(POOLS[1], None, 1)), 600)
-    dealt = allot([hold], {POOLS[0]: Grant(1, hold_seconds=30), POOLS[1]: Grant(1)}, counted={}, known=())
+    hold = Hold(uuid.uuid4(), CUSTOMERS[0], (Line(*POOLS[3], 1), Line(*POOLS[0], 1)), 600)
+    dealt = allot([hold], {POOLS[3]: Grant(1, hold_seconds=30), POOLS[0]: Grant(1)}, counted={}, known=())
     assert dealt.held[0].seconds == 30
 
 
 def test_the_line_over_the_limit_is_the_one_that_is_named() -> None:
-    customer, (loose, tight, free) = CUSTOMERS[0], POOLS
-    hold = Hold(uuid.uuid4(), customer, tuple(Line(pool, pool, 2) for pool in (loose, tight, free)), 600)
-    grants = {loose: Grant(9, per_customer_limit=5), tight: Grant(9, per_customer_limit=3), free: Grant(9)}
+    customer, pools, (loose, tight, free) = CUSTOMERS[0], POOLS[3:], SALES.values()
+    hold = Hold(uuid.uuid4(), customer, tuple(Line(*pool, 2) for pool in pools), 600)
+    limits = (5, 3, 0)
+    grants = {pool: Grant(9, per_customer_limit=limit) for pool, limit in zip(pools, limits, strict=True)}
 
     def above(counted: dict[tuple[uuid.UUID, uuid.UUID], int]) -> list[Line]:
         return [line for _, line in allot([hold], grants, counted=counted, known=()).over]
@@ -88,8 +93,8 @@ def test_the_line_over_the_limit_is_the_one_that_is_named() -> None:
 
 
 def test_a_customers_holds_in_one_batch_count_together() -> None:
-    sale = POOLS[0]
-    batch = [Hold(uuid.uuid4(), CUSTOMERS[0], (Line(sale, sale, units),), 600) for units in (2, 2, 1, 1)]
+    sale = POOLS[3]
+    batch = [Hold(uuid.uuid4(), CUSTOMERS[0], (Line(*sale, units),), 600) for units in (2, 2, 1, 1)]
     dealt = allot(batch, {sale: Grant(9, per_customer_limit=3)}, counted={}, known=())
     assert [hold.id for hold in dealt.held] == [batch[0].id, batch[2].id]
     assert [hold.id for hold, _ in dealt.over] == [batch[1].id, batch[3].id]
