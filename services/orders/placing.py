@@ -24,7 +24,7 @@ from stampede.inventory.v1.reservation_service_pb2 import Reservation
 # How long an answer may wait for the client secret. The order is placed all the same.
 _SECRET_SECONDS = 5.0
 # Inventory's reasons.
-_SOLD_OUT, _NOT_LIVE = "SOLD_OUT", "SALE_NOT_LIVE"
+_SOLD_OUT, _NOT_LIVE, _CUSTOMER_LIMIT = "SOLD_OUT", "SALE_NOT_LIVE", "CUSTOMER_LIMIT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +145,7 @@ class Placer:
         # Closed only for what everybody would hear: who asks for too many, or has had enough, must not shut it.
         if refusal.reason == _NOT_LIVE or (refusal.reason == _SOLD_OUT and refusal.metadata["remaining"] == "0"):
             self._latch.close(sale_id, refusal)
-        else:
+        elif refusal.reason in (_SOLD_OUT, _CUSTOMER_LIMIT):
             self._latch.open(sale_id)
 
     async def _write(self, new: NewOrder, reservation: Reservation) -> Order:

@@ -163,6 +163,8 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         self.extended: set[str] = set()
         self.not_live: dict[str, str] = {}
         """States of sales that do not run."""
+        self.product_of: dict[str, str] = {}
+        """The products of sales, where a test cares."""
         self.regulars: set[str] = set()
         """Customers who have had all that one may have."""
         self.calls: Counter[str] = Counter()
@@ -194,6 +196,8 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
                 return _refused(3, "REQUEST_ID_REUSED", requestId=hold.id)
             return inventory_pb.ReservationOutcome(reservation=self.held[hold.id])
         for line in hold.lines:
+            if self.product_of.get(line.flash_sale_id, line.product_id) != line.product_id:
+                return _refused(5, "FLASH_SALE_NOT_FOUND", flashSaleId=line.flash_sale_id)
             if state := self.not_live.get(line.flash_sale_id):
                 return _refused(9, "SALE_NOT_LIVE", flashSaleId=line.flash_sale_id, state=state)
             if self.units[line.flash_sale_id or line.product_id] < line.quantity:

@@ -206,6 +206,21 @@ async def test_whoever_asks_in_vain_whether_a_sale_has_units_again_leaves_it_to_
             await shop.place(wanting((product, 1, sale)))
 
 
+async def test_who_names_the_sale_of_another_product_opens_it_for_nobody(shop: Shop) -> None:
+    """Else one who sends nonsense, again and again, lets the whole crowd through to inventory."""
+    now = 100.0
+    shop.latch._clock = lambda: now
+    (product, sale), other = on_sale(shop, units=0), stocked(shop)
+    shop.inventory.product_of[str(sale)] = str(product)
+    assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
+    now += 0.06
+
+    assert (await refusal(shop.place(wanting((other, 1, sale))))).reason == "FLASH_SALE_NOT_FOUND"
+
+    with shop.latch.asking([sale]):
+        assert shop.latch.closed([sale])
+
+
 async def test_with_inventory_away_nothing_is_written(shop: Shop) -> None:
     product = stocked(shop)
     shop.inventory.away = True
