@@ -21,7 +21,9 @@ class Verdict:
 def against_e(row: Measured, e: Measured, bar: float | None, others: Mapping[str, int]) -> Verdict:
     """Holds a row's rate to a share of its own E's; with `others`, answers that do not count, it is never met."""
     ratio = row.per_second / e.per_second
-    more = f"{row.per_second:,.0f}/s of {e.per_second:,.0f}/s, {row.total_us / e.total_us:.2f} × its CPU"
+    more = f"{row.per_second:,.0f}/s of {e.per_second:,.0f}/s"
+    if e.total_us:  # the clock of CPU time is coarse: a handful of requests may cost nothing
+        more += f", {row.total_us / e.total_us:.2f} × its CPU"
     if others:
         more += f", but also {counted(others)}"
     wanted = "" if bar is None else f"at least {bar:.2f} E"

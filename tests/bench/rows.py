@@ -80,7 +80,10 @@ class Rows:
         return row
 
     async def _measure_e(self, connections: int) -> Measured:
-        return await measure("E", self.e.job(connections=connections, requests=self.requests), self.e.pids)
+        e = await measure("E", self.e.job(connections=connections, requests=self.requests), self.e.pids)
+        if e.others:
+            raise RuntimeError(f"E answers {e.others}; nothing can be held against that")
+        return e
 
     async def _paid(self, shop: Shop, pids: Pids, requests: int) -> Measured:
         sale = await shop.sale()

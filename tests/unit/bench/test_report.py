@@ -1,5 +1,7 @@
 """What the report says of numbers, and of the bars that they are held to."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.bench.load import Result
@@ -24,6 +26,11 @@ def test_a_row_is_held_to_its_share_of_e(right: int, met: bool) -> None:
 def test_a_row_without_a_bar_is_only_told() -> None:
     verdict = against_e(row(10), E, None, {})
     assert (verdict.met, verdict.bar, verdict.found) == (True, "", "0.00 E")
+
+
+def test_an_e_too_short_to_cost_anything_is_no_error() -> None:
+    verdict = against_e(row(), replace(E, cpu_us={"gateway": 0.0, "bare": 0.0, "load": 30.0}), 0.5, {})
+    assert verdict.more == "2,000/s of 4,000/s"
 
 
 def test_wrong_answers_do_not_make_a_row_fast() -> None:
