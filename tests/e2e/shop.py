@@ -157,6 +157,14 @@ class Sandbox:
         async with self.rest.http.post(url, json=outcome) as answer:
             assert answer.status == 200, await answer.text()
 
+    async def settle(self, order_id: str, *, succeed: bool = True) -> None:
+        """The end of a payment that the provider is at work on, such as a bank transfer."""
+        intents = (await self.get("/v1/payment_intents?limit=100"))["data"]
+        name = next(intent["id"] for intent in intents if intent["metadata"].get("order_id") == order_id)
+        url = f"{self.rest.url}/_sandbox/payment_intents/{name}/settle"
+        async with self.rest.http.post(url, json={"outcome": "succeed" if succeed else "fail"}) as answer:
+            assert answer.status == 200, await answer.text()
+
     async def faults(self, **switches: object) -> None:
         async with self.rest.http.post(f"{self.rest.url}/_sandbox/faults", json=switches) as answer:
             assert answer.status == 200, await answer.text()

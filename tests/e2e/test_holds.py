@@ -1,0 +1,194 @@
+"""Stock that is held while somebody pays: when it comes back, to whom, and when it is held for longer."""
+
+import asyncio
+import signal
+from collections import Counter
+from datetime import datetime, timedelta
+
+import pytest
+
+from tests.e2e.shop import SECURE, VISA, Buyer, Shop, assert_books_add_up, eventually
+from tests.support.rest import Answer, Json
+
+BANK_TRANSFER = "pm_usBankAccount_processing"
+PRICE = 999
+
+
+def ends(order: Json) -> datetime:
+    return datetime.fromisoformat(order["holdExpireTime"])
+
+
+async def reaches(shop: Shop, sale: Json, moment: datetime) -> None:
+    """Returns once the clock of inventory's database has passed `moment`."""
+    await eventually(
+        lambda: shop.sale(sale), lambda now: datetime.fromisoformat(now["serverTime"]) > moment, seconds=30
+    )
+
+
+async def extended(buyer: Buyer, order: Json) -> Json:
+    """The order, once its hold ends later than it did."""
+    return await eventually(lambda: buyer.order(order["id"]), lambda now: ends(now) > ends(order), seconds=30)
+
+
+async def test_a_hold_lasts_as_long_as_its_sale_says_and_then_all_is_as_before(shop: Shop) -> None:
+    """Units, the sale's state and the customer's allowance."""
+    sale = await shop.a_sale(units=1, limit=1, hold="2s")
+    slow, other = await shop.a_buyer(), await shop.a_buyer()
+    order = (await slow.buy(sale, card=None, wait=0)).expect().json
+    assert timedelta() < ends(order) - datetime.fromisoformat(order["createTime"]) <= timedelta(seconds=2)
+    assert ((await shop.sale(sale))["state"], await shop.counters(sale)) == ("SOLD_OUT", (0, 1, 0))
+    assert (await other.buy(sale)).refusal == (400, "SOLD_OUT")
+
+    expired = await slow.until(order["id"], "EXPIRED")
+
+    assert (expired["stateReason"], ends(expired)) == ("HOLD_EXPIRED", ends(order))
+    assert ((await shop.sale(sale))["state"], await shop.counters(sale)) == ("LIVE", (1, 0, 0))
+    assert (await slow.buy(sale)).expect().json["state"] == "PAID"
+    assert (await slow.buy(sale)).refusal[1] in ("CUSTOMER_LIMIT", "SOLD_OUT")
+    await assert_books_add_up(shop, sale)
+
+
+async def test_money_that_moved_while_the_unit_went_to_somebody_else_goes_back(shop: Shop) -> None:
+    """Paid in time, but nobody told of it, and payments does not answer until the hold has ended."""
+    await shop.sandbox.faults(webhooks={"drop": True})
+    sale, paying, faster = (
+        await shop.a_sale(units=1, price=PRICE, hold="2s"),
+        await shop.a_buyer(),
+        await shop.a_buyer(),
+    )
+    order = (await paying.buy(sale, card=None, wait=0)).expect().json
+    assert (await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["status"] == "succeeded"
+    await shop.mesh.kill("payments", signal.SIGSTOP)
+    try:
+        await eventually(lambda: shop.counters(sale), lambda counters: counters == (1, 0, 0))
+        taken = (await faster.insist(sale, wait=0)).expect().json
+        assert (taken["state"], await shop.counters(sale)) == ("PENDING", (0, 1, 0))
+    finally:
+        await shop.mesh.kill("payments", signal.SIGCONT)
+
+    lost = await paying.until(order["id"], "EXPIRED", "PAID", seconds=40)
+    await faster.until(taken["id"], "PAID", seconds=40)
+    assert (lost["state"], lost["stateReason"]) == ("EXPIRED", "RESERVATION_LOST")
+    [entry] = await shop.sandbox.captured(order["id"])
+    assert (entry["amount"], entry["amount_refunded"]) == (PRICE, PRICE)
+    assert await shop.counters(sale) == (0, 0, 1)
+    await shop.all_parts_answer()
+    await assert_books_add_up(shop, sale)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["", "orders killed"])
+async def test_a_hold_is_extended_while_its_customer_answers_to_their_bank(shop: Shop, killed: bool) -> None:
+    sale, buyer, other = (
+        await shop.a_sale(units=1, hold="16s" if killed else "6s"),
+        await shop.a_buyer(),
+        await shop.a_buyer(),
+    )
+    order = (await buyer.buy(sale, card=None, wait=0)).expect().json
+    asked = await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"], SECURE)
+    assert asked["status"] == "requires_action"
+    if killed:
+        await shop.mesh.kill("orders")
+        await shop.all_parts_answer()
+
+    longer = await extended(buyer, order)
+
+    assert ends(longer) - ends(order) == timedelta(seconds=16 if killed else 6)
+    await reaches(shop, sale, ends(order))
+    assert await shop.counters(sale) == (0, 1, 0)
+    assert (await other.buy(sale)).refusal == (400, "SOLD_OUT")
+    await shop.sandbox.authenticate(order["payment"]["clientSecret"])
+    paid = await buyer.until(order["id"], "PAID", "EXPIRED")
+    assert (paid["state"], ends(paid)) == ("PAID", ends(longer))
+    assert await shop.counters(sale) == (0, 0, 1)
+    assert len(await shop.sandbox.captured(order["id"])) == 1
+    await assert_books_add_up(shop, sale)
+
+
+async def test_a_hold_is_extended_while_the_provider_is_at_work(shop: Shop) -> None:
+    sale, buyer = await shop.a_sale(units=1, hold="6s"), await shop.a_buyer()
+    order = (await buyer.buy(sale, card=BANK_TRANSFER, wait=0)).expect().json
+
+    longer = await extended(buyer, order)
+
+    assert (longer["state"], longer["payment"]["state"]) == ("PENDING", "PROCESSING")
+    await reaches(shop, sale, ends(order))
+    await shop.sandbox.settle(order["id"])
+    assert (await buyer.until(order["id"], "PAID", "EXPIRED"))["state"] == "PAID"
+    assert await shop.counters(sale) == (0, 0, 1)
+    await assert_books_add_up(shop, sale)
+
+
+async def test_a_hold_is_extended_once(shop: Shop) -> None:
+    """A customer who never answers to the bank keeps the unit no longer than that."""
+    sale, buyer, next_ = await shop.a_sale(units=1, hold="5s"), await shop.a_buyer(), await shop.a_buyer()
+    order = await buyer.until_payable((await buyer.buy(sale, card=SECURE, wait=0)).expect().json["id"])
+
+    longer = await extended(buyer, order)
+    expired = await buyer.until(order["id"], "EXPIRED")
+
+    assert ends(expired) == ends(longer) == ends(order) + timedelta(seconds=5)
+    assert await shop.counters(sale) == (1, 0, 0)
+    assert (await next_.buy(sale)).expect().json["state"] == "PAID"
+    await assert_books_add_up(shop, sale)
+
+
+def outcomes(answers: list[Answer]) -> Counter[object]:
+    return Counter(answer.json["state"] if answer.status == 200 else answer.refusal for answer in answers)
+
+
+async def test_what_is_cancelled_or_expires_gives_a_customers_allowance_back(shop: Shop) -> None:
+    """Many orders of one customer at once, each time: they get just what is free again."""
+    long, short = await shop.a_sale(units=20, limit=2), await shop.a_sale(units=20, limit=2, hold="2s")
+    buyer = await shop.a_buyer()
+
+    async def at_once(sale: Json, count: int, card: str | None = None) -> list[Answer]:
+        return list(await asyncio.gather(*(buyer.buy(sale, card=card, wait=10 if card else 0) for _ in range(count))))
+
+    limit = (400, "CUSTOMER_LIMIT")
+    first = await at_once(long, 12)
+    assert outcomes(first) == {"PENDING": 2, limit: 10}
+    pending = [answer.json["id"] for answer in first if answer.status == 200]
+    (await buyer.cancel(pending[0])).expect()
+    assert outcomes(await at_once(long, 6, VISA)) == {"PAID": 1, limit: 5}
+    assert await shop.counters(long) == (18, 1, 1)
+
+    held = [answer.json["id"] for answer in await at_once(short, 12) if answer.status == 200]
+    assert len(held) == 2
+    for order_id in held:
+        await buyer.until(order_id, "EXPIRED")
+    assert outcomes(await at_once(short, 6, VISA)) == {"PAID": 2, limit: 4}
+    assert outcomes(await at_once(short, 3)) == {limit: 3}
+    assert await shop.counters(short) == (18, 0, 2)
+    (await buyer.cancel(pending[1])).expect()
+    await assert_books_add_up(shop, long, short)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired"])
+async def test_a_unit_that_comes_back_goes_to_one_who_keeps_asking(shop: Shop, end: str) -> None:
+    sale, holder = await shop.a_sale(units=1, limit=1, hold="2s" if end == "expired" else "600s"), await shop.a_buyer()
+    order = (await holder.buy(sale, card=None, wait=0)).expect().json
+    waiting = await shop.a_crowd(4)
+    sold = asyncio.Event()
+
+    async def keep_asking(buyer: Buyer) -> Answer:
+        def done(answer: Answer) -> bool:
+            return answer.status == 200 or sold.is_set()
+
+        answer = await eventually(lambda: buyer.buy(sale, wait=0), done, seconds=30)
+        sold.set()
+        return answer
+
+    asking = [asyncio.create_task(keep_asking(buyer)) for buyer in waiting]
+    if end == "cancelled":
+        (await holder.cancel(order["id"])).expect()
+    answers = await asyncio.gather(*asking)
+
+    winners = [
+        (buyer, answer.json["id"]) for buyer, answer in zip(waiting, answers, strict=True) if answer.status == 200
+    ]
+    assert len(winners) == 1
+    assert {answer.refusal for answer in answers if answer.status != 200} <= {(400, "SOLD_OUT")}
+    ((winner, order_id),) = winners
+    await winner.until(order_id, "PAID")
+    assert await shop.counters(sale) == (0, 0, 1)
+    await assert_books_add_up(shop, sale)
