@@ -42,7 +42,8 @@ async def bench(requests: int, plan: Plan) -> list[Verdict]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--requests", type=int, default=6_000, help="requests per row (default: %(default)s)")
-    parser.add_argument("--customers", type=int, default=Plan.customers, help="of the rush (default: %(default)s)")
+    told = f"of the rush, ten attempts each; more than the {Plan.units:,} units, one each (default: %(default)s)"
+    parser.add_argument("--customers", type=int, default=Plan.customers, help=told)
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a bar is missed")
     options = parser.parse_args()
     verdicts = asyncio.run(bench(options.requests, Plan(customers=options.customers)))
