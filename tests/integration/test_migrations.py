@@ -38,7 +38,7 @@ CONSTRAINTS = """
 def mapped(service: str, present: set[str]) -> list[Table]:
     """The tables of a service: its own, and those of the chassis that its history makes."""
     importlib.import_module(f"services.{service}.tables")
-    for module in ("once", "outbox", "events"):
+    for module in ("once", "outbox", "events", "lease"):
         importlib.import_module(f"services.chassis.{module}")
     found = []
     for mapper in Base.registry.mappers:

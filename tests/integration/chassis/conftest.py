@@ -10,7 +10,7 @@ from nats.js import JetStreamContext
 from sqlalchemy import text
 
 from services.chassis import db as databases
-from services.chassis import events, once, outbox
+from services.chassis import events, lease, once, outbox
 from services.chassis.db import Database
 from tests.support.infra import Infra
 
@@ -23,7 +23,7 @@ async def db(infra: Infra) -> AsyncIterator[Database]:
     infra.admin(f"CREATE DATABASE {name}")
     engine, sessions = databases.connect(infra.database_url(name), pool_size=20)
     async with sessions.begin() as tx:
-        for statements in (outbox.TABLE, events.TABLE, once.TABLE):
+        for statements in (outbox.TABLE, events.TABLE, once.TABLE, lease.TABLE):
             for statement in statements.split(";\n"):
                 if statement.strip():
                     await tx.execute(text(statement))
