@@ -1,92 +1,150 @@
 """The admission gate: turns losers of a flash sale away before they cost a transaction.
 
-It lives in Valkey and may only say no. What it lets through, PostgreSQL decides; so a gate that is lost, stale or
-wrong costs speed, never stock. Every `HEAL_SECONDS` its counters are written anew from PostgreSQL, which also brings
-back units that leaked: taken here by a process that died before it wrote them there.
+It lives in Valkey and may only say no. What it lets through, PostgreSQL decides; so a gate that is lost, stale or wrong
+costs speed, never stock. For each sale it counts the units that nobody has taken, and knows who took some: a *token* is
+the id of a hold with its units. Tokens are
+
+- `taken`, with the time by Valkey's clock, until healing finds their reservation in PostgreSQL;
+- `known` from then on. Tokens let a repeat pass when the sale is sold out: it must find what it holds, or has bought.
+
+`healing` writes the counters anew from PostgreSQL, under the term of the leader who does it (`chassis.lease`), here
+called the epoch. Whoever takes names the epoch it has heard of. A gate without an epoch was emptied, one with an older
+epoch holds somebody's old data: it says nothing then, and all pass to PostgreSQL. Their tokens are written down all the
+same, so that healing counts them as being under way. A process that has heard of no epoch lately, because PostgreSQL is
+away, cannot tell old data from new, so it has nobody refused: better a sale that has to wait than a wrong "sold out".
 """
 
 import asyncio
-import time
+import hashlib
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import redis.asyncio
-import redis.exceptions
 import structlog
 from prometheus_client import Counter
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
-from services.chassis.db import Database
 from services.inventory.domain import Hold, Line, Reservation
 
 log = structlog.get_logger()
 
-HEAL_SECONDS = 1.0
-_PAUSE_SECONDS = 1.0
+LIFETIME_SECONDS = 10
+"""How long what nobody heals is kept."""
 _TIMEOUT_SECONDS = 0.25
-# A key that nobody heals any more says nothing, rather than something old.
-_LIFETIME_SECONDS = 10
+_CONNECT_SECONDS = 0.25
+_SOCKET_SECONDS = 2.0
+_PAUSE_SECONDS = 1.0
+_CONNECTIONS_MOST = 1000
 _REFUSED = Counter("stampede_gate_refused_total", "Holds that the gate turned away.")
-_BYPASSED = Counter("stampede_gate_bypassed_total", "Batches that went without the gate.")
+_BYPASSED = Counter("stampede_gate_bypassed_total", "Batches that the gate had no say in, because it is", ["why"])
+LOST = (RedisError, RedisClusterException, OSError, TimeoutError)
+"""What is raised where Valkey is away, too slow, or in no state to work."""
 
-# One call per sale and batch. KEYS: units left, holders. ARGV: id, quantity, id, quantity, …
-# Answers for each -1 (pass), or how many units are left (too few); nothing at all where the sale is not known here.
-# An id that holds units already passes: it is a repeat, and PostgreSQL will find its reservation.
+# All scripts work on one sale. KEYS: its state, tokens taken, tokens known.
+#   state: left (units nobody took), net (units taken less units given back), ended (units given back by reservations
+#          that are over; of both only changes matter), epoch, run (which server was healed)
+#   taken: id -> "units milliseconds"
+#   known: id -> units
+# ARGV: epoch (0: none is known), lifetime, then id, units, id, units, …
+# Answers whether the gate knows the sale, then for each id -1 (pass) or how many units are left (too few).
 _TAKE = """
-local left = redis.call('GET', KEYS[1])
-if not left then return {} end
-left = tonumber(left)
-local answers = {}
-for i = 1, #ARGV, 2 do
-    local units = tonumber(ARGV[i + 1])
-    if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1 then
-        answers[#answers + 1] = -1
-    elseif left >= units then
-        left = left - units
-        redis.call('HSET', KEYS[2], ARGV[i], units)
-        answers[#answers + 1] = -1
-    else
-        answers[#answers + 1] = left
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'left')
+local epoch, mine, left = tonumber(state[1]), tonumber(ARGV[1]), tonumber(state[2])
+local knows = mine > 0 and epoch and epoch >= mine
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local answers, taken = {knows and 1 or 0}, 0
+for i = 3, #ARGV, 2 do
+    local id, units = ARGV[i], tonumber(ARGV[i + 1])
+    local before = redis.call('HGET', KEYS[2], id)
+    local answer = -1
+    if before then
+        redis.call('HSET', KEYS[2], id, string.match(before, '%d+') .. ' ' .. now)
+    elseif redis.call('HEXISTS', KEYS[3], id) == 0 then
+        if knows and left < units then
+            answer = math.max(left, 0)
+        else
+            redis.call('HSET', KEYS[2], id, units .. ' ' .. now)
+            taken = taken + units
+            if left then left = left - units end
+        end
     end
+    answers[#answers + 1] = answer
 end
-redis.call('SET', KEYS[1], left, 'KEEPTTL')
+if taken > 0 then
+    redis.call('HINCRBY', KEYS[1], 'net', taken)
+    if left then redis.call('HSET', KEYS[1], 'left', left) end
+    redis.call('EXPIRE', KEYS[1], ARGV[2], 'NX')
+    redis.call('EXPIRE', KEYS[2], ARGV[2])
+end
 return answers
 """
-# KEYS as above. ARGV: ids. Each gives back what it holds, once.
+# ARGV: lifetime, why, then ids. Each gives back what it has, once. Why:
+#   refused: PostgreSQL said no. A token that is known stays: this was another request under its id.
+#   unsure:  nobody knows what PostgreSQL did. The units come back, the id stays, and passes when it is repeated.
+#   ended:   the reservation was released, or expired.
 _GIVE_BACK = """
-local back = 0
-for i = 1, #ARGV do
-    local units = redis.call('HGET', KEYS[2], ARGV[i])
-    if units then
-        redis.call('HDEL', KEYS[2], ARGV[i])
-        back = back + tonumber(units)
+local why, back = ARGV[2], 0
+for i = 3, #ARGV do
+    local id, units = ARGV[i], 0
+    local taken = redis.call('HGET', KEYS[2], id)
+    if taken then
+        units = tonumber(string.match(taken, '%d+'))
+        if why == 'unsure' then
+            redis.call('HSET', KEYS[2], id, '0 ' .. string.match(taken, '%d+$'))
+        else
+            redis.call('HDEL', KEYS[2], id)
+        end
     end
+    if why == 'ended' then
+        units = math.max(units, tonumber(redis.call('HGET', KEYS[3], id)) or 0)
+        redis.call('HDEL', KEYS[3], id)
+    end
+    back = back + units
 end
-if back > 0 and redis.call('EXISTS', KEYS[1]) == 1 then redis.call('INCRBY', KEYS[1], back) end
+if back > 0 then
+    redis.call('HINCRBY', KEYS[1], 'net', -back)
+    if why == 'ended' then redis.call('HINCRBY', KEYS[1], 'ended', back) end
+    if redis.call('HEXISTS', KEYS[1], 'left') == 1 then redis.call('HINCRBY', KEYS[1], 'left', back) end
+    redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')
+end
 return back
 """
-# KEYS as above. ARGV: units left, lifetime, then id, quantity, … of those who hold units.
-_HEAL = """
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-for i = 3, #ARGV, 2 do redis.call('HSETNX', KEYS[2], ARGV[i], ARGV[i + 1]) end
-redis.call('EXPIRE', KEYS[2], ARGV[2])
-return 1
-"""
+
+
+class Script:
+    """A Lua script, called by its digest."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+_TAKE_SCRIPT, _GIVE_BACK_SCRIPT = Script(_TAKE), Script(_GIVE_BACK)
 
 
 class Gate:
-    """The gate of all sales. Never raises: where Valkey does not answer, everybody passes."""
+    """The gate of all sales. Never raises to those who take: where Valkey does not answer, everybody passes."""
 
-    def __init__(self, url: str) -> None:
-        self._valkey = redis.asyncio.Redis.from_url(
-            url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS
+    def __init__(self, url: str, epoch: Callable[[], int | None], *, cluster: bool = False) -> None:
+        """`epoch` is the latest that this process has heard of. `cluster`: `url` names a node of a Valkey Cluster."""
+        kind: Any = redis.asyncio.RedisCluster if cluster else redis.asyncio.Redis
+        self.valkey = kind.from_url(
+            url,
+            socket_timeout=_SOCKET_SECONDS,
+            socket_connect_timeout=_CONNECT_SECONDS,
+            max_connections=_CONNECTIONS_MOST,
+            retry=Retry(NoBackoff(), 0),
         )
-        self._take = self._valkey.register_script(_TAKE)
-        self._give_back = self._valkey.register_script(_GIVE_BACK)
-        self._heal = self._valkey.register_script(_HEAL)
-        self._away_until = 0.0
+        self._epoch = epoch
+        self._asking: asyncio.Task[None] | None = None
+        self.there = asyncio.Event()
+        """Set while Valkey answers, as far as is known."""
+        self.there.set()
 
     async def refused(self, holds: Sequence[Hold]) -> dict[uuid.UUID, tuple[Line, int]]:
         """Takes units for `holds`; returns those that go away empty: the line that is short, and the units left."""
@@ -95,19 +153,23 @@ class Gate:
             for line in hold.lines:
                 if line.sale_id:
                     by_sale[line.sale_id].append((hold, line))
-        if not by_sale or time.monotonic() < self._away_until:
+        if not by_sale:
+            return {}
+        arguments = {
+            sale_id: [self._epoch() or 0, LIFETIME_SECONDS, *_flat((str(h.id), line.quantity) for h, line in wishes)]
+            for sale_id, wishes in by_sale.items()
+        }
+        answers = await self._answers(_TAKE_SCRIPT, arguments)
+        if answers is None:
+            _BYPASSED.labels("away").inc()
             return {}
         refused: dict[uuid.UUID, tuple[Line, int]] = {}
-        try:
-            for sale_id, wishes in by_sale.items():
-                arguments = [x for hold, line in wishes for x in (str(hold.id), line.quantity)]
-                answers = await self._take(keys=_keys(sale_id), args=arguments)
-                for (hold, line), left in zip(wishes, answers, strict=False):
-                    if left >= 0:
-                        refused[hold.id] = line, left
-        except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-            self._lost(error)
-            return {}
+        for wishes, (_, *lefts) in zip(by_sale.values(), answers, strict=True):
+            for (hold, line), left in zip(wishes, lefts, strict=True):
+                if left >= 0:
+                    refused.setdefault(hold.id, (line, left))
+        if not all(knows for knows, *_ in answers):
+            _BYPASSED.labels("empty").inc()
         # What a hold of several lines took before one of them was refused must go back.
         half_taken = [(hold.id, line) for hold in holds if hold.id in refused for line in hold.lines]
         await self.give_back((id_, line) for id_, line in half_taken if line != refused[id_][0])
@@ -115,71 +177,95 @@ class Gate:
         return refused
 
     async def give_back(self, taken: Iterable[tuple[uuid.UUID, Line]]) -> None:
-        """Returns the units of (hold id, line) pairs, once however often it is said."""
-        by_sale: dict[uuid.UUID, list[str]] = defaultdict(list)
+        """Returns the units of (hold id, line) pairs that came to nothing."""
+        await self._give_back("refused", taken)
+
+    async def give_back_unsure(self, taken: Iterable[tuple[uuid.UUID, Line]]) -> None:
+        """The same, where nobody knows what PostgreSQL did. If the units are held after all, a repeat finds them."""
+        await self._give_back("unsure", taken)
+
+    async def give_back_reservations(self, ended: Iterable[Reservation]) -> None:
+        """Returns all units of reservations that are over, once however often it is said."""
+        await self._give_back("ended", ((r.id, line) for r in ended for line in r.lines))
+
+    async def _give_back(self, why: str, taken: Iterable[tuple[uuid.UUID, Line]]) -> None:
+        by_sale: dict[uuid.UUID, list[str | int]] = defaultdict(lambda: [LIFETIME_SECONDS, why])
         for hold_id, line in taken:
             if line.sale_id:
                 by_sale[line.sale_id].append(str(hold_id))
-        if time.monotonic() < self._away_until:
-            return  # healing brings them back
+        if by_sale:
+            await self._answers(_GIVE_BACK_SCRIPT, by_sale)  # where it fails, healing brings them back
+
+    async def _answers(self, script: Script, arguments: dict[uuid.UUID, list[Any]]) -> list[Any] | None:
+        """What `script` answers for each sale; None where Valkey is away."""
+        if not self.there.is_set():
+            return None
         try:
-            for sale_id, hold_ids in by_sale.items():
-                await self._give_back(keys=_keys(sale_id), args=hold_ids)
-        except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-            self._lost(error)
+            return await self.run(script, arguments)
+        except LOST:
+            return None
 
-    async def give_back_reservations(self, reservations: Iterable[Reservation]) -> None:
-        """Returns all units of `reservations`."""
-        await self.give_back((r.id, line) for r in reservations for line in r.lines)
+    async def run(
+        self, script: Script, arguments: dict[uuid.UUID, list[Any]], *, seconds: float = _TIMEOUT_SECONDS
+    ) -> list[Any]:
+        """Runs `script` for each sale, all in one round trip; raises `LOST`, and then nobody asks for a while."""
+        calls = list(arguments.items())
+        try:
+            async with asyncio.timeout(seconds):
+                answers = await self._send("EVALSHA", script.digest, calls)
+                unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+                if unknown:
+                    again = await self._send("EVAL", script.source, [calls[i] for i in unknown])
+                    for i, answer in zip(unknown, again, strict=True):
+                        answers[i] = answer
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+        except LOST as error:
+            self._lost(error, calls[0][0])
+            raise
+        return answers
 
-    async def keep_healing(self, db: Database) -> None:
-        """Writes every open sale's counter anew from PostgreSQL, again and again. Runs until cancelled.
+    async def _send(self, command: str, script: str, calls: Sequence[tuple[uuid.UUID, list[Any]]]) -> list[Any]:
+        pipeline = self.valkey.pipeline(transaction=False)
+        for sale_id, arguments in calls:
+            keys = keys_of(sale_id)
+            pipeline.execute_command(command, script, len(keys), *keys, *arguments)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
 
-        A unit on its way from here to PostgreSQL counts as free in between: the gate then lets one too many through,
-        and PostgreSQL refuses it.
-        """
-        known: set[uuid.UUID] = set()
+    def _lost(self, error: Exception, sale_id: uuid.UUID) -> None:
+        """Has everybody pass until Valkey answers again; one task asks it, about the sale that found it away."""
+        if self.there.is_set():
+            log.warning("the gate is away; PostgreSQL decides alone", cause=repr(error)[:200])
+            self.there.clear()
+            self._asking = asyncio.create_task(self._ask(sale_id))
+
+    async def _ask(self, sale_id: uuid.UUID) -> None:
         while True:
+            await asyncio.sleep(_PAUSE_SECONDS)
             try:
-                known = await self._heal_once(db, known)
-            except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-                self._lost(error)
-                known = set()  # it may come back empty
-            except SQLAlchemyError as error:
-                log.warning("the gate cannot be healed", cause=repr(error)[:200])
-            await asyncio.sleep(HEAL_SECONDS)
+                async with asyncio.timeout(_TIMEOUT_SECONDS):
+                    await (
+                        self.valkey.aclose()
+                    )  # connections to what was there before are of no use; this opens new ones
+                    await self.valkey.exists(keys_of(sale_id)[0])
+            except LOST:
+                continue
+            log.info("the gate is back")
+            self.there.set()
+            return
 
-    async def _heal_once(self, db: Database, known: set[uuid.UUID]) -> set[uuid.UUID]:
-        open_sales = text("""
-            SELECT id, allocation - held - sold - returned AS units FROM flash_sales
-            WHERE closed_as IS NULL AND start_time <= clock_timestamp() AND end_time > clock_timestamp()
-        """)
-        async with db() as tx:
-            left = {row.id: row.units for row in await tx.execute(open_sales)}
-        for sale_id, units in left.items():
-            fresh = sale_id not in known or not await self._valkey.exists(_keys(sale_id)[1])
-            holders = await self._holders(db, sale_id) if fresh else []
-            await self._heal(keys=_keys(sale_id), args=[units, _LIFETIME_SECONDS, *holders])
-        return set(left)
-
-    async def _holders(self, db: Database, sale_id: uuid.UUID) -> list[str | int]:
-        query = text("""
-            SELECT r.id, (line->>'quantity')::integer AS units
-            FROM reservations r, jsonb_array_elements(r.lines) AS line
-            WHERE r.state = 'HELD' AND line->>'sale_id' = :sale
-        """)
-        async with db() as tx:
-            return [x for row in await tx.execute(query, {"sale": str(sale_id)}) for x in (str(row.id), row.units)]
-
-    def _lost(self, error: Exception) -> None:
-        _BYPASSED.inc()
-        self._away_until = time.monotonic() + _PAUSE_SECONDS
-        log.warning("the gate is away; PostgreSQL decides alone", cause=repr(error)[:200])
-
-    async def close(self) -> None:
-        await self._valkey.aclose()
+    async def aclose(self) -> None:
+        if self._asking:
+            self._asking.cancel()
+        await self.valkey.aclose()
 
 
-def _keys(sale_id: uuid.UUID) -> list[str]:
-    # The braces make all keys of a sale live on one node of a cluster.
-    return [f"sale:{{{sale_id}}}:left", f"sale:{{{sale_id}}}:holders"]
+def keys_of(sale_id: uuid.UUID) -> list[str]:
+    """A sale's keys: its state, tokens taken, tokens known. The braces keep them on one node of a cluster."""
+    return [f"sale:{{{sale_id}}}:{name}" for name in ("state", "taken", "known")]
+
+
+def _flat(pairs: Iterable[tuple[str, int]]) -> list[str | int]:
+    return [value for pair in pairs for value in pair]

@@ -92,8 +92,8 @@ async def admit(db: Database, gate: Gate, holds: Sequence[Hold]) -> list[Outcome
         try:
             held = await reserve(db, admitted)
         except BaseException:
-            # Whether it was committed or not: tokens that are given back too early let too many in, and no harm done.
-            await gate.give_back((hold.id, line) for hold in admitted for line in hold.lines)
+            # Whether it was committed or not: units that are given back too early let too many in, and no harm done.
+            await gate.give_back_unsure((hold.id, line) for hold in admitted for line in hold.lines)
             raise
         for hold, outcome in zip(admitted, held, strict=True):
             outcomes[hold.id] = outcome

@@ -9,3 +9,6 @@ class Settings(ServiceSettings):
     """See `services/inventory/README.md` for the variables."""
 
     valkey_url: SecretStr
+    """Of the gate: redis://… or rediss://…"""
+    valkey_cluster: bool = False
+    """Whether `valkey_url` names a node of a Valkey Cluster, which tells of the others."""

@@ -207,6 +207,19 @@ async def expire(db: Database) -> list[Reservation]:
     return expired
 
 
+async def overdue_seconds(db: Database) -> float:
+    """How late the oldest hold is that should have expired; 0 where none is late."""
+    query = text("""
+        SELECT coalesce(extract(epoch FROM max(clock_timestamp() - expire_time)), 0)::double precision
+        FROM (
+            SELECT expire_time FROM reservations WHERE state = 'HELD' AND expire_time <= clock_timestamp()
+            ORDER BY expire_time LIMIT 1
+        ) oldest
+    """)
+    async with db() as tx:
+        return (await tx.execute(query)).scalar_one()  # type: ignore[no-any-return]
+
+
 async def _return_units(tx: AsyncSession, reservations: Sequence[Reservation], state: State) -> None:
     if not reservations:
         return

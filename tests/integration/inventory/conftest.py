@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,10 +15,12 @@ from services.chassis.money import Money
 from services.inventory import actions, reserving, settling
 from services.inventory.actions import NewSale
 from services.inventory.domain import Hold, Line, Reservation
-from services.inventory.gate import Gate
+from services.inventory.gate import Gate, keys_of
+from services.inventory.healing import Healer
 from tests.support.infra import Infra
 
 STAFF = uuid.UUID(int=1)
+EPOCH = 7
 
 
 @pytest.fixture(scope="session")
@@ -34,16 +36,45 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        await tx.execute(text("TRUNCATE stock, flash_sales, reservations, requests, outbox RESTART IDENTITY CASCADE"))
+        await tx.execute(
+            text("TRUNCATE stock, flash_sales, reservations, requests, outbox, leases RESTART IDENTITY CASCADE")
+        )
     return one_database
 
 
 @pytest.fixture
 async def gate(infra: Infra) -> AsyncIterator[Gate]:
-    gate = Gate(infra.valkey_url)
-    await gate._valkey.flushall()
-    yield gate
-    await gate.close()
+    async with aclosing(Gate(infra.valkey_url, lambda: EPOCH)) as gate:
+        await gate.valkey.flushall()
+        yield gate
+
+
+async def heal(gate: Gate, db: Database, *, epoch: int = EPOCH) -> None:
+    """One round of healing, as the leader of that term does it."""
+    await Healer(db, gate, epoch).heal()
+
+
+def _keys(sale: Any) -> list[str]:
+    return keys_of(sale if isinstance(sale, uuid.UUID) else sale.id)
+
+
+async def left(gate: Gate, sale: Any) -> int | None:
+    """How many units the gate says nobody took; None where it does not know the sale."""
+    value = await gate.valkey.hget(_keys(sale)[0], "left")
+    return None if value is None else int(value)
+
+
+async def takers(gate: Gate, sale: Any, *, known: bool) -> set[uuid.UUID]:
+    """Whose tokens the gate has: those that healing has found in PostgreSQL, or those that it has not yet."""
+    key = _keys(sale)[2 if known else 1]
+    return {uuid.UUID(id_.decode()) for id_ in await gate.valkey.hkeys(key)}
+
+
+async def aged(gate: Gate, sale: Any) -> None:
+    """Makes all tokens that were taken older than any transaction."""
+    key = _keys(sale)[1]
+    for id_, value in (await gate.valkey.hgetall(key)).items():
+        await gate.valkey.hset(key, id_, value.split()[0] + b" 1000")
 
 
 async def a_product(db: Database, *, on_hand: int = 10) -> uuid.UUID:

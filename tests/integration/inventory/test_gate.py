@@ -4,55 +4,66 @@ import asyncio
 import contextlib
 import socket
 import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
+import redis.asyncio
+from prometheus_client import REGISTRY
 
 from services.chassis import ids
 from services.chassis.db import Database
+from services.chassis.errors import Unavailable
 from services.inventory import actions, reserving, settling
 from services.inventory import gate as gates
 from services.inventory.domain import CustomerLimit, FlashSaleNotFound, Hold, OutOfStock, Reservation, SoldOut
-from services.inventory.gate import Gate
+from services.inventory.gate import Gate, keys_of
 from tests.integration.inventory.conftest import (
+    EPOCH,
     a_hold,
     a_product,
     a_sale,
     books,
+    heal,
     hold_ended,
     holding,
+    left,
     of_sale,
     of_stock,
     statements,
+    takers,
 )
-
-
-async def heal(gate: Gate, db: Database) -> None:
-    """One round of healing, as a process that has just started does it."""
-    await gate._heal_once(db, set())
-
-
-async def left(gate: Gate, sale: Any) -> int | None:
-    value = await gate._valkey.get(gates._keys(sale.id)[0])
-    return None if value is None else int(value)
-
-
-async def holders(gate: Gate, sale: Any) -> set[uuid.UUID]:
-    return {uuid.UUID(key.decode()) for key in await gate._valkey.hkeys(gates._keys(sale.id)[1])}
-
-
-async def set_left(gate: Gate, sale: Any, units: int) -> None:
-    await gate._valkey.set(gates._keys(sale.id)[0], units)
+from tests.support.infra import Infra, _free_port
+from tests.support.valkey import Valkey, a_valkey
 
 
 @pytest.fixture
-async def no_gate() -> Any:
+async def no_gate() -> AsyncIterator[Gate]:
     """A gate whose Valkey nobody runs: bound, so that nobody else can listen there either."""
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
-        gate = Gate(f"redis://127.0.0.1:{port.getsockname()[1]}/0")
-        yield gate
-        await gate.close()
+        async with aclosing(Gate(f"redis://127.0.0.1:{port.getsockname()[1]}/0", lambda: EPOCH)) as gate:
+            yield gate
+
+
+@contextlib.contextmanager
+def round_trips(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[uuid.UUID]]]:
+    """The scripts that a gate sends meanwhile, a list for each round trip."""
+    seen: list[list[uuid.UUID]] = []
+    send = gate._send
+
+    async def counted(command: str, script: str, calls: Any) -> Any:
+        seen.append([sale_id for sale_id, _ in calls])
+        return await send(command, script, calls)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gate, "_send", counted)
+        yield seen
+
+
+def counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 async def test_whom_the_gate_refuses_costs_no_statement(db: Database, gate: Gate) -> None:
@@ -108,7 +119,7 @@ async def test_what_a_hold_of_several_lines_half_took_goes_back(db: Database, ga
     assert isinstance(outcome, SoldOut)
     assert outcome.metadata == {"flashSaleId": str(scarce.id), "remaining": "1"}
     assert [await left(gate, sale) for sale in (plenty, scarce, more)] == [5, 1, 5]
-    assert await holders(gate, plenty) == set()
+    assert await takers(gate, plenty, known=False) == set()
 
 
 async def test_whom_postgresql_refuses_gives_the_gate_its_units_back(db: Database, gate: Gate) -> None:
@@ -142,19 +153,6 @@ async def test_units_are_given_back_once_however_often_it_is_said(db: Database, 
     assert await left(gate, sale) == 5
 
 
-async def test_a_token_that_leaked_comes_back_by_healing(db: Database, gate: Gate) -> None:
-    """A process took it from the gate, and died before it wrote the hold."""
-    sale = await a_sale(db, units=1)
-    await heal(gate, db)
-    assert await gate.refused([a_hold(of_sale(sale))]) == {}
-    assert isinstance((await reserving.admit(db, gate, [a_hold(of_sale(sale))]))[0], SoldOut)
-
-    await heal(gate, db)
-
-    assert isinstance((await reserving.admit(db, gate, [a_hold(of_sale(sale))]))[0], Reservation)
-    assert await books(db) == []
-
-
 async def test_without_valkey_everybody_passes_and_nothing_is_oversold(db: Database, no_gate: Gate) -> None:
     sale = await a_sale(db, units=5)
 
@@ -166,82 +164,140 @@ async def test_without_valkey_everybody_passes_and_nothing_is_oversold(db: Datab
     assert await books(db) == []
 
 
-async def test_a_valkey_that_does_not_answer_is_left_alone_for_a_while(
-    db: Database, no_gate: Gate, monkeypatch: pytest.MonkeyPatch
+async def test_a_valkey_that_does_not_answer_is_left_alone_and_one_asks_for_all(
+    db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sale, asked = await a_sale(db, units=5), []
-    take = no_gate._take
-
-    async def counted(*args: Any, **kwargs: Any) -> Any:
-        asked.append(kwargs)
-        return await take(*args, **kwargs)
-
-    monkeypatch.setattr(no_gate, "_take", counted)
-    for _ in range(3):
-        assert await no_gate.refused([a_hold(of_sale(sale))]) == {}
-
-    assert len(asked) == 1
-
-
-async def test_a_valkey_that_hangs_costs_a_quarter_of_a_second_and_no_error(db: Database) -> None:
-    sale = await a_sale(db, units=1)
+    """It hangs: the first pay a quarter of a second, the others nothing."""
+    sale, connections = await a_sale(db, units=30), 0
 
     async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
         with contextlib.suppress(ConnectionError):
             while await reader.read(1024):
                 pass
         writer.close()
 
     server = await asyncio.start_server(silence, "127.0.0.1", 0)
-    gate = Gate(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
-    try:
-        async with asyncio.timeout(3):
+    monkeypatch.setattr(gates, "_PAUSE_SECONDS", 0.05)
+    bypassed = counted("stampede_gate_bypassed_total", why="away")
+    async with aclosing(Gate(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", lambda: EPOCH)) as gate:
+        async with asyncio.timeout(5):
             (outcome,) = await reserving.admit(db, gate, [a_hold(of_sale(sale))])
-        assert isinstance(outcome, Reservation)
-    finally:
-        await gate.close()
-        server.close()
+            assert isinstance(outcome, Reservation)
+            assert connections == 1
+            with round_trips(gate, monkeypatch) as seen:
+                while connections < 4:  # whoever asks goes on to ask
+                    await reserving.admit(db, gate, [a_hold(of_sale(sale))])
+            assert seen == []
+    server.close()
+    assert counted("stampede_gate_bypassed_total", why="away") > bypassed + 1
 
 
-async def test_a_gate_that_was_emptied_in_mid_sale_heals_with_its_holders(db: Database, gate: Gate) -> None:
-    sale = await a_sale(db, units=3)
+async def test_a_batch_asks_the_gate_once_however_many_sales_it_wants(
+    db: Database, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sales = [await a_sale(db, units=1) for _ in range(5)]
     await heal(gate, db)
+    await gate.refused([a_hold(of_sale(sales[0], 2))])  # from here on the script is known
+
+    with round_trips(gate, monkeypatch) as seen:
+        assert await gate.refused([a_hold(of_sale(sale)) for sale in sales for _ in range(3)])
+
+    assert seen == [[sale.id for sale in sales]]
+
+
+async def test_a_server_that_does_not_know_the_script_is_told(db: Database, gate: Gate) -> None:
+    sale = await a_sale(db, units=1)
+    await heal(gate, db)
+    await gate.valkey.script_flush()
+
+    assert await gate.refused([a_hold(of_sale(sale))]) == {}
+    assert len(await gate.refused([a_hold(of_sale(sale))])) == 1
+
+
+@pytest.mark.parametrize(("known", "refuses"), [(EPOCH, True), (EPOCH - 1, True), (EPOCH + 1, False), (None, False)])
+async def test_a_gate_of_an_older_epoch_and_a_process_that_knows_none_refuse_nobody(
+    db: Database, infra: Infra, gate: Gate, known: int | None, refuses: bool
+) -> None:
+    """A process may be a second behind; what it must never believe is what was written before the leader it knows."""
+    sale = await a_sale(db, units=1)
+    await holding(db, of_sale(sale))
+    await heal(gate, db)
+
+    async with aclosing(Gate(infra.valkey_url, lambda: known)) as of_process:
+        refused = await of_process.refused([a_hold(of_sale(sale))])
+
+    assert bool(refused) is refuses
+
+
+async def test_whom_an_emptied_gate_lets_pass_is_written_down_all_the_same(db: Database, gate: Gate) -> None:
+    sale, empty = await a_sale(db, units=3), counted("stampede_gate_bypassed_total", why="empty")
     hold = a_hold(of_sale(sale, 2))
-    await reserving.admit(db, gate, [hold])
 
-    await gate._valkey.flushall()
-    (passes,) = await reserving.admit(db, gate, [a_hold(of_sale(sale))])  # nothing is known: PostgreSQL decides
-    assert isinstance(passes, Reservation)
-    # A process that has been healing all along notices that its keys are gone.
-    await gate._heal_once(db, {sale.id})
+    assert await gate.refused([hold]) == {}
+    await heal(gate, db)
 
+    assert await takers(gate, sale, known=False) == {hold.id}
+    assert await left(gate, sale) == 1
+    assert counted("stampede_gate_bypassed_total", why="empty") == empty + 1
+
+
+async def test_the_same_id_with_other_lines_does_not_cost_the_first_its_place(db: Database, gate: Gate) -> None:
+    sale = await a_sale(db, units=2)
+    await heal(gate, db)
+    hold = a_hold(of_sale(sale))
+    await reserving.admit(db, gate, [hold, a_hold(of_sale(sale))])
+    await heal(gate, db)
+
+    other = Hold(hold.id, hold.customer_id, (of_sale(sale, 2),), hold.seconds)
+    (refused,) = await reserving.admit(db, gate, [other])
+    (repeated,) = await reserving.admit(db, gate, [hold])
+
+    assert not isinstance(refused, Reservation)
+    assert isinstance(repeated, Reservation)
     assert await left(gate, sale) == 0
-    assert await holders(gate, sale) == {hold.id, passes.id}
-    again, other = await reserving.admit(db, gate, [hold, a_hold(of_sale(sale))])
-    assert isinstance(again, Reservation)
-    assert isinstance(other, SoldOut)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_after_an_error_nobody_knows_of_units_are_free_and_a_repeat_passes(
+    db: Database, gate: Gate, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """The connection was lost around the commit. The client repeats its request, others have taken all there was."""
+    sale, hold = await a_sale(db, units=1), None
+    await heal(gate, db)
+    hold = a_hold(of_sale(sale))
+    reserve = reserving.reserve
+
+    async def lost(*args: Any) -> Any:
+        if committed:
+            await reserve(*args)
+        raise Unavailable(part="database")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reserving, "reserve", lost)
+        with pytest.raises(Unavailable):
+            await reserving.admit(db, gate, [hold])
+    assert await left(gate, sale) == 1
+    await reserving.admit(db, gate, [a_hold(of_sale(sale))])
+    (outcome,) = await reserving.admit(db, gate, [hold])
+
+    assert isinstance(outcome, Reservation if committed else SoldOut)
     assert await books(db) == []
+    await heal(gate, db)
+    assert await left(gate, sale) == 0
 
 
 async def test_a_gate_that_promises_too_much_never_oversells(db: Database, gate: Gate) -> None:
     sale = await a_sale(db, units=5)
-    await set_left(gate, sale, 1000)
+    await heal(gate, db)
+    await gate.valkey.hset(keys_of(sale.id)[0], "left", 1000)
 
     outcomes = await asyncio.gather(*(reserving.admit(db, gate, [a_hold(of_sale(sale))]) for _ in range(40)))
 
     assert sum(isinstance(batch[0], Reservation) for batch in outcomes) == 5
     assert (await actions.get_sale(db, sale.id)).held == 5
     assert await books(db) == []
-
-
-async def test_a_gate_that_promises_too_little_heals(db: Database, gate: Gate) -> None:
-    sale = await a_sale(db, units=5)
-    await set_left(gate, sale, 0)
-    assert isinstance((await reserving.admit(db, gate, [a_hold(of_sale(sale))]))[0], SoldOut)
-
-    await heal(gate, db)
-
-    assert isinstance((await reserving.admit(db, gate, [a_hold(of_sale(sale))]))[0], Reservation)
 
 
 async def test_units_of_ended_holds_can_be_bought_again_through_the_gate(db: Database, gate: Gate) -> None:
@@ -264,26 +320,61 @@ async def test_the_gate_knows_nothing_of_sales_that_are_not_open(db: Database, g
     assert isinstance((await reserving.admit(db, gate, [stranger]))[0], FlashSaleNotFound)
 
 
-async def test_healing_goes_on_after_valkey_was_away(
-    db: Database, no_gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The loop neither ends nor raises; it looks again."""
-    await a_sale(db, units=1)
-    looked, twice = [], asyncio.Event()
-    once = no_gate._heal_once
+async def test_nothing_is_kept_for_ever(db: Database, gate: Gate) -> None:
+    sale, stranger = await a_sale(db, units=5), a_hold(type(of_stock(ids.new()))(ids.new(), uuid.uuid4(), 1))
+    await gate.refused([stranger, a_hold(of_sale(sale))])
+    await reserving.admit(db, gate, [a_hold(of_sale(sale)), a_hold(of_sale(sale))])
+    (held,) = await reserving.admit(db, gate, [a_hold(of_sale(sale))])
+    assert isinstance(held, Reservation)
+    await gate.give_back_reservations([held])
+    await heal(gate, db)
+    await gate.refused([a_hold(of_sale(sale))])
 
-    async def counted(*args: Any) -> Any:
-        looked.append(args)
-        if len(looked) == 2:
-            twice.set()
-        return await once(*args)
+    keys = await gate.valkey.keys("*")
+    assert {key.decode() for key in keys} > set(keys_of(sale.id))
+    assert all([0 < await gate.valkey.ttl(key) <= gates.LIFETIME_SECONDS for key in keys])
 
-    monkeypatch.setattr(no_gate, "_heal_once", counted)
-    monkeypatch.setattr(gates, "HEAL_SECONDS", 0.01)
-    task = asyncio.create_task(no_gate.keep_healing(db))
-    async with asyncio.timeout(5):
-        await twice.wait()
-    assert not task.done()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+
+async def test_the_gate_works_on_a_cluster(db: Database) -> None:
+    # Its own port for the cluster: the default lies 10,000 higher, which may be too high.
+    with a_valkey("--cluster-enabled", "yes", "--cluster-port", str(_free_port())) as server:
+        await make_cluster(server)
+        async with aclosing(Gate(server.url, lambda: EPOCH, cluster=True)) as gate:
+            await _sell_out(db, gate)
+            server.kill()
+            server.start()
+            await until_a_cluster(server)
+            (passes,) = await reserving.admit(db, gate, [a_hold(of_sale(await a_sale(db, units=1)))])
+            assert isinstance(passes, Reservation)
+            async with asyncio.timeout(10):
+                await gate.there.wait()
+            await _sell_out(db, gate)
+
+
+async def _sell_out(db: Database, gate: Gate) -> None:
+    """Sells all units of many sales, in holds of one line and of two; what the gate counts is what remains."""
+    first, *others = [await a_sale(db, units=4) for _ in range(20)]
+    await heal(gate, db)
+    for wish in (lambda sale: (of_sale(sale), of_sale(first)), lambda sale: (of_sale(sale),)):
+        batches = [[a_hold(*wish(sale)) for sale in others] for _ in range(5)]
+        await asyncio.gather(*(reserving.admit(db, gate, batch) for batch in batches))
+    assert {(await actions.get_sale(db, sale.id)).remaining for sale in (first, *others)} == {0}
+    assert {await left(gate, sale) for sale in (first, *others)} == {0}
+    await heal(gate, db)
+    with statements(db) as seen:
+        (refused,) = await reserving.admit(db, gate, [a_hold(of_sale(first))])
+    assert isinstance(refused, SoldOut)
+    assert seen == []
+    assert await books(db) == []
+
+
+async def make_cluster(server: Valkey) -> None:
+    async with redis.asyncio.Redis.from_url(server.url) as node:
+        await node.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+    await until_a_cluster(server)
+
+
+async def until_a_cluster(server: Valkey) -> None:
+    async with asyncio.timeout(10), redis.asyncio.Redis.from_url(server.url) as node:
+        while b"cluster_state:ok" not in await node.execute_command("CLUSTER", "INFO"):
+            pass

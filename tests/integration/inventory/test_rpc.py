@@ -24,7 +24,16 @@ from stampede.inventory.v1 import reservation_service_pb2_grpc as pb_grpc
 from stampede.inventory.v1 import stock_service_pb2 as stock_pb
 from stampede.inventory.v1 import stock_service_pb2_grpc as stock_grpc
 from stampede.type.v1.money_pb2 import Money
-from tests.integration.inventory.conftest import a_product, a_sale, books, hold_ended, holding, of_sale, sale_ended
+from tests.integration.inventory.conftest import (
+    a_product,
+    a_sale,
+    books,
+    heal,
+    hold_ended,
+    holding,
+    of_sale,
+    sale_ended,
+)
 from tests.support import tokens
 from tests.support.serving import Refusal, refusal, serving
 
@@ -162,7 +171,7 @@ async def test_a_released_unit_can_be_bought_again_at_once_through_the_gate(
     inventory: Inventory, db: Database, gate: Gate
 ) -> None:
     sale = await a_sale(db, units=1)
-    await gate._heal_once(db, set())
+    await heal(gate, db)
     first, second = a_hold(sale), a_hold(sale)
     await inventory.reservations.Reserve(pb.ReserveRequest(holds=[first]), metadata=ORDERS)
     await inventory.reservations.Release(pb.ReleaseRequest(ids=[first.id]), metadata=ORDERS)

@@ -1,0 +1,12 @@
+"""Who leads the timers."""
+
+from alembic import op
+
+from services.chassis import lease
+
+revision = "0003"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.execute(lease.TABLE)
