@@ -37,6 +37,7 @@ UNTIDY_NAMES = {"utils.py", "util.py", "helpers.py", "common.py", "constants.py"
 MAY_SLEEP = {
     "tests/support/infra.py": "polls a port until a server that just started listens on it",
     "tests/support/waiting.py": "polls databases and processes, which tell nobody",
+    "tests/integration/inventory/replicas.py": "has buyers come again and again, with a rest in between",
     "tests/integration/catalog/test_products.py": "polls pg_locks until a statement waits; Postgres tells nobody",
     "tests/integration/payments/conftest.py": "polls the sandbox until a payment is settled",
     "tests/integration/orders/conftest.py": "polls the database until a saga has got somewhere",
