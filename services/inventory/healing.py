@@ -85,17 +85,17 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local net, ended = tonumber(state[1]) or 0, tonumber(state[2]) or 0
 return {run, net, ended, now, redis.call('HLEN', KEYS[3]), redis.call('HGETALL', KEYS[2])}
 """)
-# ARGV: epoch, lifetime, which server was read, net3, the rest of the sum for `left`, how many ids of reservations with
-# units follow, these ids, then id, units, … of tokens that count for nothing. Answers 0 where the fence refuses, or
-# where this is another server, with other data.
+# ARGV: epoch, lifetime, which server was read, net3, the rest of the sum for `left`, the limit per customer, how many
+# ids of reservations with units follow, these ids, then id, units, … of tokens that count for nothing. Answers 0 where
+# the fence refuses, or where this is another server, with other data.
 _WRITE = Script("""
 local state = redis.call('HMGET', KEYS[1], 'epoch', 'net')
 if (tonumber(state[1]) or 0) > tonumber(ARGV[1]) then return 0 end
 if string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') ~= ARGV[3] then return 0 end
 local net = tonumber(state[2]) or 0
 local left = ARGV[5] - (net - ARGV[4])
-local first_over = 7 + ARGV[6]
-for i = 7, first_over - 1 do
+local first_over = 8 + ARGV[7]
+for i = 8, first_over - 1 do
     local taken = redis.call('HGET', KEYS[2], ARGV[i])
     if taken then
         redis.call('HDEL', KEYS[2], ARGV[i])
@@ -111,7 +111,7 @@ for i = first_over, #ARGV, 2 do
     net = net - units
     left = left - (ARGV[i + 1] - units)
 end
-redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'left', left, 'net', net, 'run', ARGV[3])
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'left', left, 'net', net, 'run', ARGV[3], 'limit', ARGV[6])
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
 return 1
 """)
@@ -133,7 +133,7 @@ _OPEN = text("""
         AND start_time <= clock_timestamp() + make_interval(secs => :ahead)
 """)
 _REMAINING = text("""
-    SELECT id, allocation - held - sold - returned AS remaining, held FROM flash_sales
+    SELECT id, allocation - held - sold - returned AS remaining, held, per_customer_limit FROM flash_sales
     WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
 _STATES = text("SELECT id, state FROM reservations WHERE id = ANY(CAST(:ids AS uuid[]))")
@@ -175,6 +175,7 @@ class _Account:
     net: int
     sum: int
     """All of `left` but the change of `net`."""
+    limit: int
     with_units: list[str] = field(default_factory=list)
     over: list[str | int] = field(default_factory=list)
     """Ids and units of tokens that count for nothing."""
@@ -229,7 +230,7 @@ class Healer:
             reads = {id_: _read(answer) for id_, answer in (await self._ask(_READ, [s.id for s in sales])).items()}
             tokens = [id_ for read in reads.values() for id_ in read.taken]
             states = {row.id: row.state for row in await tx.execute(_STATES, {"ids": tokens})}
-        accounts = {s.id: _account(reads[s.id], s.remaining, ended[s.id], states) for s in sales}
+        accounts = {s.id: _account(reads[s.id], s, ended[s.id], states) for s in sales}
         # Every hold has a unit at least.
         return accounts, [s.id for s in sales if reads[s.id].known > s.held + _SOLD_MOST]
 
@@ -238,7 +239,17 @@ class Healer:
         if not accounts:
             return
         arguments: dict[uuid.UUID, list[Any]] = {
-            sale_id: [self._epoch, LIFETIME_SECONDS, a.run, a.net, a.sum, len(a.with_units), *a.with_units, *a.over]
+            sale_id: [
+                self._epoch,
+                LIFETIME_SECONDS,
+                a.run,
+                a.net,
+                a.sum,
+                a.limit,
+                len(a.with_units),
+                *a.with_units,
+                *a.over,
+            ]
             for sale_id, a in accounts.items()
         }
         written = await self._gate.run(_WRITE, arguments, seconds=_SCRIPT_SECONDS)
@@ -302,14 +313,14 @@ def _read(answer: Any) -> _Read:
     run, net, ended, now, known, taken = answer
     tokens = {}
     for id_, value in zip(taken[::2], taken[1::2], strict=True):
-        units, since = value.split()
+        units, since, _ = value.split()
         tokens[uuid.UUID(id_.decode())] = _Token(int(units), now - int(since) < UNDER_WAY_SECONDS * 1000)
     return _Read(run, net, ended, known, tokens)
 
 
-def _account(read: _Read, remaining: int, ended: int, states: dict[uuid.UUID, str]) -> _Account:
+def _account(read: _Read, sale: Any, ended: int, states: dict[uuid.UUID, str]) -> _Account:
     # Where Valkey was emptied between 1 and 3, nothing has ended since.
-    account = _Account(read.run, read.net, remaining + max(read.ended - ended, 0))
+    account = _Account(read.run, read.net, sale.remaining + max(read.ended - ended, 0), sale.per_customer_limit)
     for id_, token in read.taken.items():
         state = states.get(id_)
         if state is None and token.young:

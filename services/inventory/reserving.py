@@ -82,23 +82,23 @@ _WHY_NOT = text("""
 
 
 async def admit(db: Database, gate: Gate, holds: Sequence[Hold]) -> list[Outcome]:
-    """`reserve` for those whom the gate lets through; the others are told that it is sold out, at no further cost."""
+    """`reserve` for those whom the gate lets through; the others hear what it says, at no further cost."""
     refused = await gate.refused(holds)
     admitted = [hold for hold in holds if hold.id not in refused]
-    outcomes: dict[uuid.UUID, Outcome] = {
-        id_: domain.SoldOut(flashSaleId=line.sale_id, remaining=left) for id_, (line, left) in refused.items()
-    }
+    outcomes: dict[uuid.UUID, Outcome] = dict(refused)
     if admitted:
         try:
             held = await reserve(db, admitted)
         except BaseException:
             # Whether it was committed or not: units that are given back too early let too many in, and no harm done.
-            await gate.give_back_unsure((hold.id, line) for hold in admitted for line in hold.lines)
+            await gate.give_back_unsure((hold, line) for hold in admitted for line in hold.lines)
             raise
         for hold, outcome in zip(admitted, held, strict=True):
             outcomes[hold.id] = outcome
-        empty_handed = [hold for hold in admitted if isinstance(outcomes[hold.id], AppError)]
-        await gate.give_back((hold.id, line) for hold in empty_handed for line in hold.lines)
+        over = [hold for hold in admitted if isinstance(outcomes[hold.id], domain.CustomerLimit)]
+        await gate.give_back_over((hold, line) for hold in over for line in hold.lines)
+        empty_handed = [hold for hold in admitted if isinstance(outcomes[hold.id], AppError) and hold not in over]
+        await gate.give_back((hold, line) for hold in empty_handed for line in hold.lines)
     return [outcomes[hold.id] for hold in holds]
 
 

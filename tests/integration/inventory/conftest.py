@@ -74,7 +74,7 @@ async def aged(gate: Gate, sale: Any) -> None:
     """Makes all tokens that were taken older than any transaction."""
     key = _keys(sale)[1]
     for id_, value in (await gate.valkey.hgetall(key)).items():
-        await gate.valkey.hset(key, id_, value.split()[0] + b" 1000")
+        await gate.valkey.hset(key, id_, b" ".join((value.split()[0], b"1000", value.split()[2])))
 
 
 async def a_product(db: Database, *, on_hand: int = 10) -> uuid.UUID:

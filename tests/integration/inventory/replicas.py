@@ -224,7 +224,7 @@ async def two_processes(infra: Infra, template: str, home: Path) -> AsyncIterato
         first, second = (
             Replica(
                 environment
-                | {"LISTEN": f"127.0.0.1:{_free_port()}", "METRICS_LISTEN": f"127.0.0.1:{_free_port()}"},
+                | {name: f"127.0.0.1:{_free_port()}" for name in ("LISTEN", "HTTP_LISTEN", "METRICS_LISTEN")},
                 home / f"inventory-{number}.log",
             )
             for number in (1, 2)

@@ -320,15 +320,45 @@ async def test_the_gate_knows_nothing_of_sales_that_are_not_open(db: Database, g
     assert isinstance((await reserving.admit(db, gate, [stranger]))[0], FlashSaleNotFound)
 
 
+async def test_who_is_over_the_limit_takes_no_token_and_asks_postgresql_once_in_a_while(
+    db: Database, gate: Gate
+) -> None:
+    sale, greedy = await a_sale(db, units=2, per_customer_limit=1), ids.new()
+    await heal(gate, db)
+    (mine,) = await reserving.admit(db, gate, [a_hold(of_sale(sale), customer_id=greedy)])
+    again = [a_hold(of_sale(sale), customer_id=greedy) for _ in range(3)]
+    assert await gate.refused(again) == {}, "only PostgreSQL knows for certain"
+    assert await left(gate, sale) == 1, "the last unit is kept from others"
+    assert [type(o) for o in await reserving.admit(db, gate, again)] == [CustomerLimit] * 3
+
+    with statements(db) as asked:
+        outcomes = await reserving.admit(db, gate, [a_hold(of_sale(sale), customer_id=greedy), *again])
+    assert ([type(o) for o in outcomes], asked) == ([CustomerLimit] * 4, [])
+    assert isinstance(outcomes[0], CustomerLimit)
+    assert outcomes[0].metadata == {"flashSaleId": str(sale.id), "limit": "1"}
+
+    assert isinstance(mine, Reservation)
+    await gate.give_back_reservations([o for o in await settling.release(db, [mine.id]) if isinstance(o, Reservation)])
+    (back,) = await reserving.admit(db, gate, [a_hold(of_sale(sale), customer_id=greedy)])
+    assert isinstance(back, Reservation), "the allowance is back at once"
+    await reserving.admit(db, gate, [a_hold(of_sale(sale))])
+    (late,) = await reserving.admit(db, gate, [a_hold(of_sale(sale), customer_id=greedy)])
+    assert isinstance(late, SoldOut)
+    assert await books(db) == []
+
+
 async def test_nothing_is_kept_for_ever(db: Database, gate: Gate) -> None:
-    sale, stranger = await a_sale(db, units=5), a_hold(type(of_stock(ids.new()))(ids.new(), uuid.uuid4(), 1))
+    sale = await a_sale(db, units=9, per_customer_limit=1)
+    stranger = a_hold(type(of_stock(ids.new()))(ids.new(), uuid.uuid4(), 1))
     await gate.refused([stranger, a_hold(of_sale(sale))])
     await reserving.admit(db, gate, [a_hold(of_sale(sale)), a_hold(of_sale(sale))])
     (held,) = await reserving.admit(db, gate, [a_hold(of_sale(sale))])
     assert isinstance(held, Reservation)
     await gate.give_back_reservations([held])
     await heal(gate, db)
-    await gate.refused([a_hold(of_sale(sale))])
+    greedy = ids.new()
+    for _ in range(2):
+        await reserving.admit(db, gate, [a_hold(of_sale(sale), customer_id=greedy)])
 
     keys = await gate.valkey.keys("*")
     assert {key.decode() for key in keys} > set(keys_of(sale.id))
