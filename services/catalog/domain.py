@@ -2,10 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.chassis.errors import AppError, InvalidFields
+from services.chassis.errors import AppError
 from services.chassis.money import Money
 
 SLUG_LENGTH_MAX = 100
@@ -14,7 +14,8 @@ COUNTED_MAX = 10_000
 
 MUTABLE = frozenset({"sku", "slug", "name", "description", "category", "price", "attributes"})
 """The fields that `UpdateProduct` can change."""
-_REQUIRED = frozenset({"sku", "name", "price"})
+REQUIRED = frozenset({"sku", "name", "price"})
+"""Those of them that cannot be emptied."""
 _LAST_WORD = re.compile(r"(?:^|\s)(\w[\w.-]*)$")
 
 
@@ -83,24 +84,6 @@ def slug_of(name: str, sku: str) -> str:
 def _ascii_words(text: str) -> str:
     folded = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", folded).strip("-")
-
-
-def masked(paths: Collection[str], given: Collection[str]) -> frozenset[str]:
-    """The fields to change, where the mask names `paths` and the request sets `given`.
-
-    An empty mask means what is set, `*` everything. A field that is named and not set is emptied, which those that
-    cannot be empty refuse.
-    """
-    if not paths:
-        return MUTABLE.intersection(given)
-    unknown = sorted(set(paths) - MUTABLE - {"*"})
-    if unknown:
-        raise InvalidFields({"updateMask": f"names {unknown[0][:64]!r}, which is no field that can be changed"})
-    fields = MUTABLE if "*" in paths else frozenset(paths)
-    missing = sorted((fields & _REQUIRED) - set(given))
-    if missing:
-        raise InvalidFields(dict.fromkeys(missing, "is named by the update mask and must be set"))
-    return fields
 
 
 def last_word(query: str) -> tuple[str, str]:

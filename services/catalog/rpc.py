@@ -9,7 +9,7 @@ import grpc
 from services.catalog import actions, domain
 from services.catalog.domain import Changes, Draft, Filter
 from services.catalog.tables import Product
-from services.chassis import calls, paging, wire
+from services.chassis import calls, masks, paging, wire
 from services.chassis.db import Database, etag, uuids
 from services.chassis.money import Money
 from services.chassis.paging import Pages
@@ -129,7 +129,8 @@ def to_proto(product: Product) -> pb.Product:
 
 def _changes(request: pb.UpdateProductRequest) -> Changes:
     given = {field.name for field, _ in request.ListFields()}
-    values = {field: getattr(request, field) for field in domain.masked(request.update_mask.paths, given)}
+    fields = masks.named(request.update_mask.paths, given, mutable=domain.MUTABLE, required=domain.REQUIRED)
+    values = {field: getattr(request, field) for field in fields}
     if "price" in values:
         values["price"] = wire.money_of(values["price"])
     if "attributes" in values:

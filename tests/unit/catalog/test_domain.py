@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.catalog import domain
-from services.chassis.errors import AppError, InvalidFields
+from services.chassis.errors import AppError
 
 SKUS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 
@@ -29,32 +29,6 @@ def test_a_made_slug_is_always_a_valid_slug(name: str, sku: str) -> None:
 )
 def test_a_slug_reads_like_the_name_and_holds_the_sku(name: str, sku: str, slug: str) -> None:
     assert domain.slug_of(name, sku) == slug
-
-
-def test_an_empty_mask_means_what_is_set() -> None:
-    assert domain.masked([], {"product_id", "name", "etag"}) == {"name"}
-
-
-def test_a_star_means_every_field() -> None:
-    assert domain.masked(["*"], domain.MUTABLE) == domain.MUTABLE
-
-
-def test_a_named_field_that_may_be_empty_is_emptied() -> None:
-    assert domain.masked(["description", "attributes"], set()) == {"description", "attributes"}
-
-
-@pytest.mark.parametrize("field", ["name", "sku", "price"])
-def test_a_named_field_that_cannot_be_empty_must_be_set(field: str) -> None:
-    with pytest.raises(InvalidFields) as caught:
-        domain.masked([field], set())
-    assert list(caught.value.violations) == [field]
-
-
-@pytest.mark.parametrize("path", ["active", "id", "original_price", "price.minor_units", "attributes.colour", "", "x"])
-def test_a_mask_that_names_another_field_is_refused(path: str) -> None:
-    with pytest.raises(InvalidFields) as caught:
-        domain.masked(["name", path], {"name"})
-    assert list(caught.value.violations) == ["updateMask"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Field masks: which fields an update changes."""
+
+from collections.abc import Collection
+
+from services.chassis.errors import InvalidFields
+
+
+def named(
+    paths: Collection[str], given: Collection[str], *, mutable: frozenset[str], required: frozenset[str]
+) -> frozenset[str]:
+    """The fields to change, where the mask names `paths` and the request sets `given`.
+
+    An empty mask means what is set, `*` everything. Raises `InvalidFields` where it names a field that is not
+    `mutable`. A field that is named and not set gets its default, which those that are `required` do not have.
+    """
+    if not paths:
+        return mutable.intersection(given)
+    unknown = sorted(set(paths) - mutable - {"*"})
+    if unknown:
+        raise InvalidFields({"updateMask": f"names {unknown[0][:64]!r}, which is no field that can be changed"})
+    fields = mutable if "*" in paths else frozenset(paths)
+    missing = sorted((fields & required) - set(given))
+    if missing:
+        raise InvalidFields(dict.fromkeys(map(_in_json, missing), "is named by the update mask and must be set"))
+    return fields
+
+
+def _in_json(field: str) -> str:
+    head, *rest = field.split("_")
+    return head + "".join(map(str.capitalize, rest))
