@@ -6,7 +6,7 @@
       ├─ PermissionDenied                      PERMISSION_DENIED
       ├─ StaleEtag                             ABORTED
       ├─ WrongState                            FAILED_PRECONDITION
-      ├─ RateLimited                           RESOURCE_EXHAUSTED
+      ├─ RateLimited, TooSlow                  RESOURCE_EXHAUSTED
       ├─ Unavailable                           UNAVAILABLE
       ├─ Refused                               whatever another service said
       └─ …                                     each service's own, in its domain.py
@@ -87,6 +87,12 @@ class WrongState(AppError):
 class RateLimited(AppError):
     code = "RESOURCE_EXHAUSTED"
     template = "Too many requests for {what} at the moment."
+    retry_seconds = 1
+
+
+class TooSlow(AppError):
+    code = "RESOURCE_EXHAUSTED"
+    template = "The stream was left unread for too long."
     retry_seconds = 1
 
 

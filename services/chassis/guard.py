@@ -15,7 +15,7 @@ from prometheus_client import Counter, Histogram
 from services.chassis import access, calls, statuses, telemetry
 from services.chassis.access import Gatekeeper, Rule
 from services.chassis.calls import Metadata
-from services.chassis.errors import InvalidFields, RateLimited
+from services.chassis.errors import InvalidFields, RateLimited, TooSlow
 from services.chassis.statuses import Answer
 
 log = structlog.get_logger()
@@ -99,6 +99,10 @@ class Guard:
                 yield self._answer(error, method)
 
         return guarded
+
+    def too_slow(self, method: str) -> Answer:
+        """For a stream that was cut off because its client does not read it."""
+        return self._answer(TooSlow(), method)
 
     async def _enter(
         self, method: str, rule: Rule, request: Message | None, metadata: Metadata, left: float | None

@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from services.chassis.calls import Metadata
 from services.chassis.guard import Stream, Unary
 from services.chassis.statuses import INTERNAL, Answer
+from services.chassis.watch import DROPPED
 
 log = structlog.get_logger()
 
@@ -69,19 +70,24 @@ class HttpServer:
 
         async def answer(body: bytes, metadata: Metadata, receive: Receive, send: Send) -> None:
             outcomes = guarded(_request(body, decode), metadata)
-            with self._open_stream(), _until_hung_up(receive, after=0):
-                async with contextlib.aclosing(outcomes):
-                    first = await anext(outcomes, None)
-                    if isinstance(first, Answer):
-                        await _refuse(first, send)
-                        return
-                    await _start(send, [_CONTENT_TYPE])
-                    if first is not None:
-                        await _frame(encode(first), send, more=True)
-                    async for outcome in outcomes:
-                        if isinstance(outcome, Answer):
-                            break  # too late to say why; whoever watches comes back, and is told
-                        await _frame(encode(outcome), send, more=True)
+            try:
+                with self._open_stream(), _until_hung_up(receive, after=0):
+                    async with contextlib.aclosing(outcomes):
+                        first = await anext(outcomes, None)
+                        if isinstance(first, Answer):
+                            await _refuse(first, send)
+                            return
+                        await _start(send, [_CONTENT_TYPE])
+                        if first is not None:
+                            await _frame(encode(first), send, more=True)
+                        async for outcome in outcomes:
+                            if isinstance(outcome, Answer):
+                                break  # too late to say why; whoever watches comes back, and is told
+                            await _frame(encode(outcome), send, more=True)
+            except asyncio.CancelledError as cancelled:
+                if cancelled.args != (DROPPED,):
+                    raise
+                return  # without an end, which would wait behind what the client does not read: uvicorn closes
             await send({"type": "http.response.body", "body": b""})
 
         self._methods[method] = answer

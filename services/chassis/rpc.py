@@ -1,6 +1,8 @@
 """The gRPC side of a service: for the other services, and for whoever has stubs."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -10,6 +12,9 @@ from services.chassis.access import is_for_mesh
 from services.chassis.guard import Guard, Stream, Unary
 from services.chassis.http import HttpServer
 from services.chassis.statuses import Answer
+from services.chassis.watch import DROPPED
+
+_LAST_WORD_SECONDS = 0.1
 
 Handler = Any  # grpc.RpcMethodHandler, whose attributes its type stubs leave out
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -43,7 +48,9 @@ class Registry:
         stream = self._guard.stream(method, handler.unary_stream)
         if self._http and not is_for_mesh(method):
             self._http.add_stream(method, stream, decode, encode)
-        return grpc.unary_stream_rpc_method_handler(_stream(stream), decode, encode)
+        return grpc.unary_stream_rpc_method_handler(
+            _stream(stream, lambda: self._guard.too_slow(method)), decode, encode
+        )
 
 
 def _unary(guarded: Unary) -> Any:
@@ -56,12 +63,23 @@ def _unary(guarded: Unary) -> Any:
     return answer
 
 
-def _stream(guarded: Stream) -> Any:
-    async def answer(request: Any, context: Context) -> AsyncIterator[Any]:
-        async for outcome in guarded(request, dict(context.invocation_metadata() or ())):
-            if isinstance(outcome, Answer):
-                await _refuse(outcome, context)
-            yield outcome
+def _stream(guarded: Stream, too_slow: Callable[[], Answer]) -> Any:
+    async def answer(request: Any, context: Context) -> None:
+        begun = False
+        try:
+            async for outcome in guarded(request, dict(context.invocation_metadata() or ())):
+                if isinstance(outcome, Answer):
+                    # Headers have gone out with the first message.
+                    await _refuse(outcome._replace(initial=()) if begun else outcome, context)
+                begun = True
+                await context.write(outcome)
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args == (DROPPED,):
+                # This stands in line behind what the client has not read; so it is said, but not waited for.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_WORD_SECONDS):
+                        await _refuse(too_slow()._replace(initial=()), context)
+            raise  # otherwise the client has gone
 
     return answer
 

@@ -1,7 +1,8 @@
 """Values as messages and back."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis.money import Money
@@ -26,3 +27,8 @@ def timestamp(value: datetime) -> Timestamp:
 
 def datetime_of(message: Timestamp) -> datetime:
     return message.ToDatetime(UTC)
+
+
+def duration(value: timedelta) -> Duration:
+    """`value`, which must not be negative."""
+    return Duration(seconds=value.days * 86400 + value.seconds, nanos=value.microseconds * 1000)

@@ -72,6 +72,43 @@ class State(StrEnum):
     EXPIRED = "EXPIRED"
 
 
+class SaleState(StrEnum):
+    """Where a flash sale stands. Time and units move it between the first three, and on to `ENDED`."""
+
+    SCHEDULED = "SCHEDULED"
+    LIVE = "LIVE"
+    SOLD_OUT = "SOLD_OUT"
+    ENDED = "ENDED"
+    CANCELLED = "CANCELLED"
+
+
+CLOSABLE = {
+    SaleState.CANCELLED: frozenset({SaleState.SCHEDULED, SaleState.LIVE, SaleState.SOLD_OUT}),
+    SaleState.ENDED: frozenset({SaleState.LIVE, SaleState.SOLD_OUT}),
+}
+"""By how a sale is closed before its time: the states in which it can be."""
+
+SALE_MUTABLE = frozenset(
+    {"title", "sale_price", "allocation", "per_customer_limit", "start_time", "end_time", "hold_duration"}
+)
+"""The fields that `UpdateFlashSale` can change."""
+SALE_REQUIRED = frozenset({"title", "sale_price", "allocation", "end_time"})
+"""Those of them that have no default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaleChanges:
+    """What an update of a flash sale sets; None leaves a term as it is. A `start_time` in the past means at once."""
+
+    title: str | None = None
+    price: Money | None = None
+    allocation: int | None = None
+    per_customer_limit: int | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    hold_seconds: int | None = None
+
+
 Pool = tuple[uuid.UUID, uuid.UUID | None]
 """A product's ordinary stock, or one of its flash sales. Both ids, so that a sale is never another product's."""
 

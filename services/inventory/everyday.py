@@ -52,12 +52,12 @@ _RESERVE = text("""
         WHERE c.units + excluded.units <= (SELECT per_customer_limit FROM flash_sales WHERE id = c.sale_id)
         RETURNING sale_id, customer_id
     ), held AS (
-        INSERT INTO reservations (id, customer_id, state, lines, expire_time)
+        INSERT INTO reservations (id, customer_id, state, lines, sale_id, expire_time)
         SELECT CASE WHEN o.most = 0 OR c.customer_id IS NOT NULL THEN h.id END, h.customer_id, 'HELD',
             jsonb_build_array(jsonb_build_object(
                 'product_id', h.product_id, 'sale_id', h.sale_id, 'quantity', h.units,
                 'price_minor', o.price_minor, 'currency', o.currency)),
-            clock_timestamp() + make_interval(secs => least(h.seconds, o.hold_seconds))
+            h.sale_id, clock_timestamp() + make_interval(secs => least(h.seconds, o.hold_seconds))
         FROM fits, h JOIN open o ON o.id = h.sale_id LEFT JOIN counted c USING (sale_id, customer_id)
         ORDER BY h.id
         RETURNING id, expire_time

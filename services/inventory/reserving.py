@@ -58,9 +58,10 @@ _COUNT = text("""
     RETURNING customer_id
 """)
 _INSERT = text("""
-    INSERT INTO reservations (id, customer_id, state, lines, expire_time)
-    SELECT w.id, w.customer_id, 'HELD', w.lines, clock_timestamp() + make_interval(secs => w.seconds)
-    FROM jsonb_to_recordset(CAST(:holds AS jsonb)) AS w (id uuid, customer_id uuid, lines jsonb, seconds integer)
+    INSERT INTO reservations (id, customer_id, state, lines, sale_id, expire_time)
+    SELECT w.id, w.customer_id, 'HELD', w.lines, w.sale_id, clock_timestamp() + make_interval(secs => w.seconds)
+    FROM jsonb_to_recordset(CAST(:holds AS jsonb))
+        AS w (id uuid, customer_id uuid, lines jsonb, sale_id uuid, seconds integer)
     ORDER BY w.id
     ON CONFLICT (id) DO NOTHING
     RETURNING id, expire_time
@@ -199,7 +200,14 @@ async def _insert(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Re
     if not holds:
         return {}
     documents = [
-        {"id": h.id, "customer_id": h.customer_id, "lines": lines_to_json(h.lines), "seconds": h.seconds} for h in holds
+        {
+            "id": h.id,
+            "customer_id": h.customer_id,
+            "lines": lines_to_json(h.lines),
+            "sale_id": next((line.sale_id for line in h.lines if line.sale_id), None),
+            "seconds": h.seconds,
+        }
+        for h in holds
     ]
     inserted = await tx.execute(_INSERT, {"holds": orjson.dumps(documents).decode()})
     expires = {row.id: row.expire_time for row in inserted}

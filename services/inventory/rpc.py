@@ -2,19 +2,20 @@
 
 import uuid
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from services.chassis import calls, db, paging, statuses, wire
+from services.chassis import calls, db, masks, paging, statuses, wire
 from services.chassis.db import Database
-from services.chassis.errors import AppError
+from services.chassis.errors import AppError, InvalidFields
 from services.chassis.money import Money
 from services.chassis.paging import Pages
 from services.chassis.watch import Watch
-from services.inventory import actions, domain, reserving, settling
+from services.inventory import actions, domain, reserving, sales, settling
 from services.inventory import watch as watching
-from services.inventory.domain import Hold, Line, Reservation
+from services.inventory.domain import Hold, Line, Reservation, SaleChanges, SaleState
 from services.inventory.gate import Gate
 from services.inventory.tables import Movement, Stock
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
@@ -25,6 +26,7 @@ from stampede.inventory.v1 import stock_service_pb2 as stock_pb
 from stampede.inventory.v1 import stock_service_pb2_grpc as stock_grpc
 
 _DOMAIN = "inventory.stampede"
+_TO_END = (SaleState.SCHEDULED, SaleState.LIVE, SaleState.SOLD_OUT)
 
 
 class StockService(stock_grpc.StockServiceServicer):
@@ -48,6 +50,14 @@ class StockService(stock_grpc.StockServiceServicer):
         )  # fmt: skip
         return _stock(stock)
 
+    async def BatchUpdateStock(
+        self, request: stock_pb.BatchUpdateStockRequest, context: Any
+    ) -> stock_pb.BatchUpdateStockResponse:
+        stocks = await actions.batch_set_stock(
+            self._db, _counted(request), reason=request.reason, actor=calls.user_id(), key=calls.request_key(request)
+        )
+        return stock_pb.BatchUpdateStockResponse(stocks=map(_stock, stocks))
+
     async def ListStockMovements(
         self, request: stock_pb.ListStockMovementsRequest, context: Any
     ) -> stock_pb.ListStockMovementsResponse:
@@ -64,17 +74,17 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
         self._db, self._pages, self._watch = database, pages, watch
 
     async def CreateFlashSale(self, request: sale_pb.CreateFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
-        return _sale(await actions.create_sale(self._db, _new_sale(request), key=calls.request_key(request)))
+        return _sale(await sales.create_sale(self._db, _new_sale(request), key=calls.request_key(request)))
 
     async def GetFlashSale(self, request: sale_pb.GetFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
-        return _sale(await actions.get_sale(self._db, uuid.UUID(request.sale_id)))
+        return _sale(await sales.get_sale(self._db, uuid.UUID(request.sale_id)))
 
     async def ListFlashSales(
         self, request: sale_pb.ListFlashSalesRequest, context: Any
     ) -> sale_pb.ListFlashSalesResponse:
         size, query = paging.size(request.page_size), {"state": request.state, "product": request.product_id}
         position = self._pages.unseal(request.page_token, query)
-        rows = await actions.list_sales(
+        rows = await sales.list_sales(
             self._db,
             state=sale_pb.FlashSale.State.Name(request.state) if request.state else None,
             product_id=uuid.UUID(request.product_id) if request.product_id else None,
@@ -84,11 +94,27 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
         token = self._pages.seal([str(rows[size - 1].id)], query) if len(rows) > size else ""
         return sale_pb.ListFlashSalesResponse(flash_sales=map(_sale, rows[:size]), next_page_token=token)
 
+    async def UpdateFlashSale(self, request: sale_pb.UpdateFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
+        sale_id, key = uuid.UUID(request.sale_id), calls.request_key(request)
+        return _sale(await sales.update_sale(self._db, sale_id, _changes(request), etag_given=request.etag, key=key))
+
+    async def CancelFlashSale(self, request: sale_pb.CancelFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
+        return await self._close(request, SaleState.CANCELLED)
+
+    async def EndFlashSale(self, request: sale_pb.EndFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
+        return await self._close(request, SaleState.ENDED)
+
+    async def _close(
+        self, request: sale_pb.CancelFlashSaleRequest | sale_pb.EndFlashSaleRequest, end: SaleState
+    ) -> sale_pb.FlashSale:
+        sale_id, key = uuid.UUID(request.sale_id), calls.request_key(request)
+        return _sale(await sales.close_sale(self._db, sale_id, end, etag_given=request.etag, key=key))
+
     async def WatchFlashSale(
         self, request: sale_pb.WatchFlashSaleRequest, context: Any
     ) -> AsyncIterator[sale_pb.FlashSale]:
-        async for sale in watching.changes(self._watch, self._db, uuid.UUID(request.sale_id)):
-            yield _sale(sale)
+        async for sale in watching.changes(self._watch, uuid.UUID(request.sale_id)):
+            yield _told(sale)
 
 
 class ReservationService(pb_grpc.ReservationServiceServicer):
@@ -141,8 +167,8 @@ def _outcome(outcome: Reservation | AppError) -> pb.ReservationOutcome:
     return pb.ReservationOutcome(reservation=message)
 
 
-def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> actions.NewSale:
-    return actions.NewSale(
+def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> sales.NewSale:
+    return sales.NewSale(
         product_id=uuid.UUID(request.product_id),
         title=request.title,
         price=wire.money_of(request.sale_price),
@@ -152,6 +178,20 @@ def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> actions.NewSale:
         end_time=wire.datetime_of(request.end_time),
         hold_seconds=request.hold_duration.seconds or domain.HOLD_SECONDS_DEFAULT,
     )
+
+
+def _changes(request: sale_pb.UpdateFlashSaleRequest) -> SaleChanges:
+    given = {field.name for field, _ in request.ListFields()}
+    paths = request.update_mask.paths
+    fields = masks.named(paths, given, mutable=domain.SALE_MUTABLE, required=domain.SALE_REQUIRED)
+    values: dict[str, Any] = {field: getattr(request, field) for field in fields}
+    if "sale_price" in values:
+        values["price"] = wire.money_of(values.pop("sale_price"))
+    if "hold_duration" in values:
+        values["hold_seconds"] = values.pop("hold_duration").seconds or domain.HOLD_SECONDS_DEFAULT
+    for time in values.keys() & {"start_time", "end_time"}:
+        values[time] = wire.datetime_of(values[time])  # where it is not set, long ago
+    return SaleChanges(**values)
 
 
 def _sale(row: Any) -> sale_pb.FlashSale:
@@ -172,8 +212,30 @@ def _sale(row: Any) -> sale_pb.FlashSale:
         create_time=wire.timestamp(row.create_time),
         update_time=wire.timestamp(row.update_time),
         server_time=wire.timestamp(row.server_time),
+        starts_in=wire.duration(row.start_time - row.server_time) if row.state == SaleState.SCHEDULED else None,
+        ends_in=wire.duration(row.end_time - row.server_time) if row.state in _TO_END else None,
+        next_hold_expire_time=row.next_hold_expire_time and wire.timestamp(row.next_hold_expire_time),
         etag=db.etag(row.version),
     )
+
+
+@lru_cache(maxsize=256)
+def _told(row: Any) -> sale_pb.FlashSale:
+    """`_sale`, worked out once for all who are told the same row."""
+    return _sale(row)
+
+
+def _counted(request: stock_pb.BatchUpdateStockRequest) -> dict[uuid.UUID, int]:
+    counted: dict[uuid.UUID, int] = {}
+    again = {}
+    for number, item in enumerate(request.updates):
+        product_id = uuid.UUID(item.product_id)
+        if product_id in counted:
+            again[f"updates[{number}].productId"] = "is named by an earlier item"
+        counted[product_id] = item.on_hand
+    if again:
+        raise InvalidFields(again)
+    return counted
 
 
 def _stock(row: Stock) -> stock_pb.Stock:

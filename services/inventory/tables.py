@@ -85,7 +85,7 @@ class SaleCustomer(Base):
 
 
 class ReservationRow(Base):
-    """Units set aside for one order. `lines` is a list of what `domain.Line` holds."""
+    """Units set aside for one order. `lines` is a list of what `domain.Line` holds, `sale_id` the first sale in it."""
 
     __tablename__ = "reservations"
 
@@ -93,6 +93,7 @@ class ReservationRow(Base):
     customer_id: Mapped[uuid.UUID]
     state: Mapped[str]
     lines: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    sale_id: Mapped[uuid.UUID | None]
     expire_time: Mapped[datetime]
     extended: Mapped[bool] = mapped_column(default=False)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge
 
 from services.chassis.db import Database
 from services.chassis.outbox import Relay
-from services.inventory import actions, healing, settling
+from services.inventory import healing, sales, settling
 from services.inventory.gate import Gate
 
 log = structlog.get_logger()
@@ -26,7 +26,7 @@ async def run(db: Database, gate: Gate, relay: Relay, epoch: int) -> None:
     """Does the work of the leader, until cancelled."""
 
     async def close_sales() -> bool:
-        return await actions.close_ended_sales(db) == actions.CLOSE_MOST
+        return await sales.close_ended_sales(db) == sales.CLOSE_MOST
 
     async def end_holds() -> bool:
         expired = await settling.expire(db)

@@ -1,41 +1,42 @@
 """Live views of flash sales."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from services.chassis.db import Database
 from services.chassis.watch import Watch
-from services.inventory import actions
-from services.inventory.domain import WATCHERS_MOST
+from services.inventory import sales
+from services.inventory.domain import WATCHERS_MOST, FlashSaleNotFound, SaleState
 
 _LOOK_SECONDS = 0.25
-_OVER = ("ENDED", "CANCELLED")
+_OVER = (SaleState.ENDED, SaleState.CANCELLED)
 
 
 def sale_watch(db: Database) -> Watch[uuid.UUID, Any]:
-    """Looks at all watched sales four times a second."""
+    """Looks at all watched sales four times a second. What does not exist is None."""
 
     async def fetch(sale_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Any]:
-        return {sale.id: sale for sale in await actions.get_sales(db, sale_ids)}
+        found = {sale.id: sale for sale in await sales.get_sales(db, sale_ids)}
+        return {sale_id: found.get(sale_id) for sale_id in sale_ids}
 
-    return Watch(fetch, seconds=_LOOK_SECONDS, most=WATCHERS_MOST)
+    return Watch(fetch, seconds=_LOOK_SECONDS, most=WATCHERS_MOST, shown=_shown)
 
 
-async def changes(watch: Watch[uuid.UUID, Any], db: Database, sale_id: uuid.UUID) -> AsyncIterator[Any]:
-    """The sale as it is, then at each change, until it is over; raises `FlashSaleNotFound`."""
-    with watch.subscribed(sale_id) as looks:
-        sale = await actions.get_sale(db, sale_id)
-        yield sale
-        if sale.state in _OVER:
-            return
-        async for latest in looks:
-            if _shown(latest) != _shown(sale):
-                sale = latest
-                yield sale
+async def changes(watch: Watch[uuid.UUID, Any], sale_id: uuid.UUID) -> AsyncIterator[Any]:
+    """The sale as it is, then as it is after changes, until it is over; raises `FlashSaleNotFound`."""
+    with watch.subscribed(sale_id, at_once=True) as looks:
+        async for sale in looks:
+            if sale is None:
+                raise FlashSaleNotFound(flashSaleId=sale_id)
+            yield sale
             if sale.state in _OVER:
                 return
+            # The first look may follow the first message at once; then, too, it is at most four a second.
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _shown(sale: Any) -> tuple[Any, ...]:
-    return sale.state, sale.held, sale.sold, sale.remaining, sale.version
+def _shown(sale: Any) -> object:
+    """What a watcher wants to hear of. Neither the clock nor the countdown: they change with every look."""
+    return sale and (sale.state, sale.held, sale.sold, sale.remaining, sale.next_hold_expire_time, sale.version)

@@ -126,10 +126,6 @@ POST   /v1/products:import
 GET    /v1/products:export
 GET    /v1/products/{productId}/history
 
-PATCH  /v1/flash-sales/{saleId}
-POST   /v1/flash-sales/{saleId}:cancel
-POST   /v1/flash-sales/{saleId}:end
-
 GET    /v1/orders/{orderId}/log
 GET    /v1/admin/orders
 POST   /v1/orders/{orderId}:ship

@@ -424,10 +424,10 @@ async def test_a_question_that_makes_no_sense_is_refused(
     assert refusal[1] in (None, answer.reason), answer.text
 
 
-@pytest.mark.parametrize("action", ["cancel", "activate", "deactivate", "adjust", "refund"])
+@pytest.mark.parametrize("action", ["cancel", "activate", "deactivate", "adjust", "refund", "end"])
 @pytest.mark.parametrize("name", ["mine", new_id()], ids=["word", "unknown"])
 async def test_an_action_on_what_is_not_there_is_refused(scene: Scene, action: str, name: str) -> None:
-    kind = {"cancel": "orders", "adjust": "stock", "refund": "payments"}.get(action, "products")
+    kind = {"cancel": "orders", "adjust": "stock", "refund": "payments", "end": "flash-sales"}.get(action, "products")
     body = {"refund": {"reason": "r", "requestId": new_id()}, "adjust": {"delta": 1, "reason": "r"}}.get(action, {})
 
     answer = await scene.shop.staff.post(f"/v1/{kind}/{name}:{action}", body)
@@ -535,6 +535,7 @@ def _nasty(depth: int) -> object:
 FIELDS = (
     "requestId", "lines", "email", "password", "refreshToken", "price", "sku", "name", "updateMask", "etag", "onHand",
     "delta", "reason", "productId", "title", "salePrice", "allocation", "endTime", "amount", "active", "attributes",
+    "startTime", "holdDuration", "perCustomerLimit", "updates",
 )  # fmt: skip
 
 
@@ -550,7 +551,8 @@ async def every_body(rest: Rest, method: str, path: str) -> AsyncIterator[Answer
         ("POST", "/v1/auth/login"), ("POST", "/v1/auth/refresh"), ("POST", "/v1/products"),
         ("PATCH", "/v1/products/{id}"), ("POST", "/v1/products/{id}:activate"), ("PUT", "/v1/stock/{id}"),
         ("POST", "/v1/stock/{id}:adjust"), ("POST", "/v1/flash-sales"), ("POST", "/v1/payments/{id}:refund"),
-        ("POST", "/v1/webhooks/stripe"),
+        ("POST", "/v1/webhooks/stripe"), ("PATCH", "/v1/flash-sales/{id}"), ("POST", "/v1/flash-sales/{id}:cancel"),
+        ("POST", "/v1/flash-sales/{id}:end"), ("POST", "/v1/stock:batchUpdate"),
     ],
 )  # fmt: skip
 async def test_no_value_of_any_kind_in_any_field_is_more_than_refused(scene: Scene, method: str, path: str) -> None:

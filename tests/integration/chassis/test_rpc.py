@@ -194,6 +194,13 @@ async def test_a_stream_is_refused_in_its_middle_too() -> None:
     )
 
 
+async def test_a_refusal_in_the_middle_of_a_stream_says_when_to_come_again() -> None:
+    """Not by a header: those have gone out with the first message, and gRPC raises where they are sent again."""
+    seen, refused = await watched(Unavailable(part="database"))
+    assert seen == [SALE]
+    assert (refused.code, refused.reason, refused.retry_seconds) == ("UNAVAILABLE", "UNAVAILABLE", 1)
+
+
 async def test_a_bug_in_a_stream_tells_nothing() -> None:
     _, refused = await watched(ValueError(SECRET))
     assert (refused.code, refused.message) == ("INTERNAL", "Internal error.")

@@ -12,11 +12,11 @@ from sqlalchemy import event, text
 from services.chassis import ids
 from services.chassis.db import Database, connect
 from services.chassis.money import Money
-from services.inventory import actions, reserving, settling
-from services.inventory.actions import NewSale
+from services.inventory import actions, reserving, sales, settling
 from services.inventory.domain import Hold, Line, Reservation
 from services.inventory.gate import Gate, keys_of
 from services.inventory.healing import Healer
+from services.inventory.sales import NewSale
 from tests.support.infra import Infra
 
 STAFF = uuid.UUID(int=1)
@@ -92,7 +92,7 @@ async def a_sale(db: Database, *, units: int = 10, stock: int | None = None, **t
         "product_id": product_id, "title": "A rush", "price": Money("USD", 999), "allocation": units,
         "per_customer_limit": 0, "start_time": None, "end_time": now + timedelta(hours=1), "hold_seconds": 600,
     }  # fmt: skip
-    return await actions.create_sale(db, NewSale(**{**fields, **terms}), key=None)
+    return await sales.create_sale(db, NewSale(**{**fields, **terms}), key=None)
 
 
 def a_hold(*lines: Line, customer_id: uuid.UUID | None = None, seconds: int = 600) -> Hold:
@@ -118,6 +118,16 @@ async def books(db: Database) -> list[str]:
                 FROM reservations r, jsonb_array_elements(r.lines) AS line GROUP BY 1
             ) l ON l.sale_id = s.id
             WHERE (s.held, s.sold) <> (coalesce(l.held, 0), coalesce(l.sold, 0))
+        """,
+        "a sale's allocation against the ledger": """
+            SELECT s.id FROM flash_sales s LEFT JOIN (
+                SELECT reference_id, -sum(delta) AS units FROM stock_movements WHERE kind IN ('ALLOCATED', 'RETURNED')
+                GROUP BY 1
+            ) m ON m.reference_id = s.id
+            WHERE s.allocation - s.returned <> coalesce(m.units, 0)
+        """,
+        "what is left of a closed sale": """
+            SELECT id FROM flash_sales WHERE closed_as IS NOT NULL AND allocation <> held + sold + returned
         """,
         "stock's held units against reservations": """
             SELECT s.product_id FROM stock s LEFT JOIN (

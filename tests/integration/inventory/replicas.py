@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.chassis import ids
 from services.chassis.db import Database, connect
-from services.inventory import actions
+from services.inventory import sales
 from services.inventory.gate import keys_of
 from stampede.inventory.v1 import reservation_service_pb2 as pb
 from stampede.inventory.v1.reservation_service_pb2_grpc import ReservationServiceStub
@@ -141,7 +141,7 @@ class Replicas:
         await until(agree)
 
     async def remaining(self, sale: Any) -> int:
-        remaining: int = (await actions.get_sale(self.db, sale.id)).remaining
+        remaining: int = (await sales.get_sale(self.db, sale.id)).remaining
         return remaining
 
     async def recover(self) -> None:

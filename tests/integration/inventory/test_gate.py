@@ -15,8 +15,8 @@ from prometheus_client import REGISTRY
 from services.chassis import ids
 from services.chassis.db import Database
 from services.chassis.errors import Unavailable
-from services.inventory import actions, reserving, settling
 from services.inventory import gate as gates
+from services.inventory import reserving, sales, settling
 from services.inventory.domain import CustomerLimit, FlashSaleNotFound, Hold, OutOfStock, Reservation, SoldOut
 from services.inventory.gate import Gate, keys_of
 from tests.integration.inventory.conftest import (
@@ -197,14 +197,14 @@ async def test_a_valkey_that_does_not_answer_is_left_alone_and_one_asks_for_all(
 async def test_a_batch_asks_the_gate_once_however_many_sales_it_wants(
     db: Database, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sales = [await a_sale(db, units=1) for _ in range(5)]
+    several = [await a_sale(db, units=1) for _ in range(5)]
     await heal(gate, db)
-    await gate.refused([a_hold(of_sale(sales[0], 2))])  # from here on the script is known
+    await gate.refused([a_hold(of_sale(several[0], 2))])  # from here on the script is known
 
     with round_trips(gate, monkeypatch) as seen:
-        assert await gate.refused([a_hold(of_sale(sale)) for sale in sales for _ in range(3)])
+        assert await gate.refused([a_hold(of_sale(sale)) for sale in several for _ in range(3)])
 
-    assert seen == [[sale.id for sale in sales]]
+    assert seen == [[sale.id for sale in several]]
 
 
 async def test_a_server_that_does_not_know_the_script_is_told(db: Database, gate: Gate) -> None:
@@ -296,7 +296,7 @@ async def test_a_gate_that_promises_too_much_never_oversells(db: Database, gate:
     outcomes = await asyncio.gather(*(reserving.admit(db, gate, [a_hold(of_sale(sale))]) for _ in range(40)))
 
     assert sum(isinstance(batch[0], Reservation) for batch in outcomes) == 5
-    assert (await actions.get_sale(db, sale.id)).held == 5
+    assert (await sales.get_sale(db, sale.id)).held == 5
     assert await books(db) == []
 
 
@@ -388,7 +388,7 @@ async def _sell_out(db: Database, gate: Gate) -> None:
     for wish in (lambda sale: (of_sale(sale), of_sale(first)), lambda sale: (of_sale(sale),)):
         batches = [[a_hold(*wish(sale)) for sale in others] for _ in range(5)]
         await asyncio.gather(*(reserving.admit(db, gate, batch) for batch in batches))
-    assert {(await actions.get_sale(db, sale.id)).remaining for sale in (first, *others)} == {0}
+    assert {(await sales.get_sale(db, sale.id)).remaining for sale in (first, *others)} == {0}
     assert {await left(gate, sale) for sale in (first, *others)} == {0}
     await heal(gate, db)
     with statements(db) as seen:

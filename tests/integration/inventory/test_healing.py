@@ -15,8 +15,8 @@ from sqlalchemy import text
 from services.chassis import lease as leases
 from services.chassis.db import Database
 from services.chassis.lease import Lease
-from services.inventory import actions, healing, reserving, settling
 from services.inventory import gate as gates
+from services.inventory import healing, reserving, sales, settling
 from services.inventory.domain import Hold, Reservation, SoldOut
 from services.inventory.gate import Gate, Script, keys_of
 from services.inventory.healing import Healer, keep_healing
@@ -162,7 +162,7 @@ async def test_a_rush_with_heals_without_end_leaves_the_right_number(db: Databas
     await asyncio.gather(keeping, return_exceptions=True)
 
     assert heals
-    assert await left(gate, sale) == (await actions.get_sale(db, sale.id)).remaining == 100
+    assert await left(gate, sale) == (await sales.get_sale(db, sale.id)).remaining == 100
     assert await books(db) == []
 
 
@@ -271,14 +271,14 @@ async def test_what_is_held_is_loaded_only_where_the_gate_is_new(
     async def counting(sales: set[uuid.UUID]) -> None:
         nonlocal loads
         loads += 1
-        await load(sales)
+        await load(several)
 
     monkeypatch.setattr(healer, "_load", counting)
     monkeypatch.setattr(healing, "_SALES_AT_ONCE", 2)
-    sales = [await a_sale(db, units=2) for _ in range(5)]
+    several = [await a_sale(db, units=2) for _ in range(5)]
     await healer.heal()  # nothing is held: there is nothing to load
     assert loads == 0
-    await reserving.admit(db, gate, [a_hold(of_sale(sale)) for sale in sales])
+    await reserving.admit(db, gate, [a_hold(of_sale(sale)) for sale in several])
     await healer.heal()
     assert loads == 0
 
@@ -287,7 +287,7 @@ async def test_what_is_held_is_loaded_only_where_the_gate_is_new(
     await healer.heal()
 
     assert loads == 1
-    assert [await left(gate, sale) for sale in sales] == [1] * 5
+    assert [await left(gate, sale) for sale in several] == [1] * 5
 
 
 async def test_holds_that_never_passed_the_gate_are_found_by_and_by(

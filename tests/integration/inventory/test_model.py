@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -24,8 +24,8 @@ from services.chassis import ids
 from services.chassis.db import Database, connect
 from services.chassis.errors import AppError, WrongState
 from services.chassis.money import Money
-from services.inventory import actions, domain, reserving, settling
-from services.inventory.domain import Hold, Line, Reservation, State
+from services.inventory import actions, domain, reserving, sales, settling
+from services.inventory.domain import Hold, Line, Reservation, SaleChanges, SaleState, State
 from services.inventory.gate import Gate
 from services.inventory.healing import Healer
 from tests.integration.inventory.conftest import (
@@ -43,7 +43,8 @@ from tests.integration.inventory.conftest import (
 from tests.support.infra import Infra
 
 PRODUCTS, CUSTOMERS, STOCK = 2, 3, 12
-EXAMPLES, STEPS = 15, 35
+EXAMPLES, STEPS = 15, 45
+HOUR = timedelta(hours=1)
 
 
 class Modelled:
@@ -68,6 +69,7 @@ class Walk(RuleBasedStateMachine):
         self.sales: dict[uuid.UUID, Modelled] = {}
         self.product_of: dict[uuid.UUID, uuid.UUID] = {}
         self.open: dict[uuid.UUID, uuid.UUID] = {}  # by product: the sale that runs
+        self.scheduled: dict[uuid.UUID, uuid.UUID] = {}  # by product: the sale to come
         self.holds: dict[uuid.UUID, tuple[Hold, State]] = {}
         self.leaked: dict[uuid.UUID, int] = defaultdict(int)  # by sale: units that somebody took at the gate, and died
         self.epoch = EPOCH
@@ -99,21 +101,79 @@ class Walk(RuleBasedStateMachine):
             self.run(call)
             self.stock[product].free += delta
 
+    @rule(units=st.tuples(*[st.integers(0, 20)] * PRODUCTS))
+    def count_stock(self, units: tuple[int, ...]) -> None:
+        counted = dict(zip(self.products, units, strict=True))
+        call = actions.batch_set_stock(self.db, counted, reason="counted", actor=STAFF, key=None)
+        if any(self.stock[product].held > on_hand for product, on_hand in counted.items()):
+            with pytest.raises(domain.OutOfStock):
+                self.run(call)
+            return
+        self.run(call)
+        for product, on_hand in counted.items():
+            self.stock[product].free = on_hand - self.stock[product].held
+
     @rule(p=st.integers(0, PRODUCTS - 1), units=st.integers(1, 8), limit=st.sampled_from([0, 2]))
     def create_sale(self, p: int, units: int, limit: int) -> None:
-        product = self.products[p]
-        ((now,),) = self.run(rows_of(self.db, "SELECT clock_timestamp()"))
-        new = actions.NewSale(
+        self._create(self.open, p, units, limit, start=None)
+
+    @rule(p=st.integers(0, PRODUCTS - 1), units=st.integers(1, 8), limit=st.sampled_from([0, 2]))
+    def schedule_sale(self, p: int, units: int, limit: int) -> None:
+        self._create(self.scheduled, p, units, limit, start=2 * HOUR)
+
+    def _create(
+        self, others: dict[uuid.UUID, uuid.UUID], p: int, units: int, limit: int, *, start: timedelta | None
+    ) -> None:
+        product, now = self.products[p], self._now()
+        opens = now + start if start else None
+        new = sales.NewSale(
             product_id=product, title="A rush", price=Money("USD", 999), allocation=units, per_customer_limit=limit,
-            start_time=None, end_time=now + timedelta(hours=1), hold_seconds=600,
+            start_time=opens, end_time=(opens or now) + HOUR, hold_seconds=600,
         )  # fmt: skip
-        if product in self.open or self.stock[product].free < units:
-            with pytest.raises(domain.SaleOverlaps if product in self.open else domain.OutOfStock):
-                self.run(actions.create_sale(self.db, new, key=None))
+        if product in others or self.stock[product].free < units:
+            with pytest.raises(domain.SaleOverlaps if product in others else domain.OutOfStock):
+                self.run(sales.create_sale(self.db, new, key=None))
             return
-        sale = self.run(actions.create_sale(self.db, new, key=None)).id
+        sale = self.run(sales.create_sale(self.db, new, key=None)).id
         self.stock[product].free -= units
-        self.sales[sale], self.product_of[sale], self.open[product] = Modelled(units, limit), product, sale
+        self.sales[sale], self.product_of[sale], others[product] = Modelled(units, limit), product, sale
+
+    @precondition(lambda self: self.scheduled)
+    @rule(data=st.data(), units=st.integers(1, 15), limit=st.sampled_from([None, 1]))
+    def change_sale(self, data: st.DataObject, units: int, limit: int | None) -> None:
+        product = data.draw(st.sampled_from(list(self.scheduled)))
+        sale = self.scheduled[product]
+        pool, changes = self.sales[sale], SaleChanges(allocation=units, per_customer_limit=limit)
+        call = sales.update_sale(self.db, sale, changes, etag_given="", key=None)
+        more = units - pool.free
+        if more > self.stock[product].free:
+            with pytest.raises(domain.OutOfStock):
+                self.run(call)
+            return
+        self.run(call)
+        pool.free, pool.limit = units, pool.limit if limit is None else limit
+        self.stock[product].free -= more
+
+    @precondition(lambda self: self.scheduled)
+    @rule(data=st.data())
+    def open_sale(self, data: st.DataObject) -> None:
+        product = data.draw(st.sampled_from(list(self.scheduled)))
+        now = self._now()
+        changes = SaleChanges(start_time=now - HOUR, end_time=now + HOUR)
+        call = sales.update_sale(self.db, self.scheduled[product], changes, etag_given="", key=None)
+        if product in self.open:
+            with pytest.raises(domain.SaleOverlaps):
+                self.run(call)
+            return
+        assert self.run(call).state in ("LIVE", "SOLD_OUT")
+        self.open[product] = self.scheduled.pop(product)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def change_too_late(self, data: st.DataObject) -> None:
+        sale = data.draw(st.sampled_from(list(self.open.values())))
+        with pytest.raises(WrongState):
+            self.run(sales.update_sale(self.db, sale, SaleChanges(allocation=3), etag_given="", key=None))
 
     @rule(
         c=st.integers(0, CUSTOMERS - 1),
@@ -194,6 +254,7 @@ class Walk(RuleBasedStateMachine):
         if state is State.EXPIRED:
             if not all(self._retakable(line) for line in hold.lines):
                 assert isinstance(outcome, domain.ReservationLost)
+                self.holds[id_] = hold, State.RELEASED  # for good
                 return
             self._retake(hold.lines)
         assert isinstance(outcome, Reservation)
@@ -236,15 +297,25 @@ class Walk(RuleBasedStateMachine):
             self.holds[id_] = hold, State.EXPIRED
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data())
-    def close(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), early=st.booleans())
+    def close(self, data: st.DataObject, early: bool) -> None:
         product = data.draw(st.sampled_from(list(self.open)))
         sale = self.open.pop(product)
-        self.run(sale_ended(self.db, sale))
-        assert self.run(actions.close_ended_sales(self.db)) == 1
-        pool = self.sales[sale]
-        pool.closed, pool.returned, pool.free = True, pool.free, 0
-        self.stock[product].free += pool.returned
+        if early:
+            self.run(sales.close_sale(self.db, sale, SaleState.ENDED, etag_given="", key=None))
+        else:
+            self.run(sale_ended(self.db, sale))
+            assert self.run(sales.close_ended_sales(self.db)) == 1
+        self._closed(sale)
+
+    @precondition(lambda self: self.open or self.scheduled)
+    @rule(data=st.data())
+    def call_off(self, data: st.DataObject) -> None:
+        sale = data.draw(st.sampled_from([*self.open.values(), *self.scheduled.values()]))
+        self.run(sales.close_sale(self.db, sale, SaleState.CANCELLED, etag_given="", key=None))
+        others = self.open if sale in self.open.values() else self.scheduled
+        del others[self.product_of[sale]]
+        self._closed(sale)
 
     @rule()
     def flush_gate(self) -> None:
@@ -307,6 +378,16 @@ class Walk(RuleBasedStateMachine):
         assert await books(self.db) == []
 
     # --- the model ---
+
+    def _now(self) -> datetime:
+        ((now,),) = self.run(rows_of(self.db, "SELECT clock_timestamp()"))
+        assert isinstance(now, datetime)
+        return now
+
+    def _closed(self, sale: uuid.UUID) -> None:
+        pool = self.sales[sale]
+        pool.closed, pool.returned, pool.free = True, pool.free, 0
+        self.stock[self.product_of[sale]].free += pool.returned
 
     def _reserved(self, hold: Hold, gated: bool) -> Reservation | AppError:
         call = reserving.admit(self.db, self.gate, [hold]) if gated else reserving.reserve(self.db, [hold])

@@ -10,7 +10,7 @@ import pytest
 from services.chassis import ids
 from services.chassis.db import Database
 from services.chassis.errors import AppError, RequestIdReused
-from services.inventory import actions, reserving, settling
+from services.inventory import actions, reserving, sales, settling
 from services.inventory.domain import (
     CustomerLimit,
     FlashSaleNotFound,
@@ -47,7 +47,7 @@ async def test_a_rush_on_a_sale_sells_each_unit_once(db: Database) -> None:
 
     assert sum(isinstance(o, Reservation) for o in outcomes) == 10
     assert sum(isinstance(o, SoldOut) for o in outcomes) == 50
-    now = await actions.get_sale(db, sale.id)
+    now = await sales.get_sale(db, sale.id)
     assert (now.held, now.remaining, now.state) == (10, 0, "SOLD_OUT")
     assert await books(db) == []
 
@@ -71,7 +71,7 @@ async def test_batches_in_parallel_sell_each_unit_once(db: Database) -> None:
 
     outcomes = [outcome for answer in answers for outcome in answer]
     held = sum(o.lines[0].quantity for o in outcomes if isinstance(o, Reservation))
-    now = await actions.get_sale(db, sale.id)
+    now = await sales.get_sale(db, sale.id)
     assert held == now.held <= 25
     # A single unit always finds a buyer in such a crowd, so nothing may be left over.
     assert now.remaining == 0
@@ -96,7 +96,7 @@ async def test_a_hold_is_all_or_nothing_over_its_lines(db: Database) -> None:
     outcome = await reserve(db, a_hold(of_sale(plenty, 2), of_stock(scarce, 2)))
 
     assert isinstance(outcome, OutOfStock)
-    assert (await actions.get_sale(db, plenty.id)).held == 0
+    assert (await sales.get_sale(db, plenty.id)).held == 0
     assert (await actions.get_stock(db, scarce)).held == 0
 
 
@@ -108,7 +108,7 @@ async def test_the_same_hold_sent_eight_times_at_once_takes_once(db: Database) -
     outcomes = await asyncio.gather(*(reserve(db, hold) for _ in range(8)))
 
     assert all(isinstance(o, Reservation) and o.id == hold.id for o in outcomes)
-    assert (await actions.get_sale(db, sale.id)).held == 1
+    assert (await sales.get_sale(db, sale.id)).held == 1
     assert await books(db) == []
 
 
@@ -128,7 +128,7 @@ async def test_an_id_cannot_be_reused_for_other_lines(db: Database) -> None:
 
     assert isinstance(await reserve(db, Hold(hold.id, hold.customer_id, (of_sale(sale, 2),), 600)), RequestIdReused)
     assert isinstance(await reserve(db, Hold(hold.id, ids.new(), hold.lines, 600)), RequestIdReused)
-    assert (await actions.get_sale(db, sale.id)).held == 1
+    assert (await sales.get_sale(db, sale.id)).held == 1
 
 
 async def test_one_customer_gets_no_more_than_the_limit_over_all_orders(db: Database) -> None:
@@ -163,7 +163,7 @@ async def test_forty_orders_of_one_customer_in_one_batch_get_what_the_limit_lets
     others = [o for hold, o in zip(batch, outcomes, strict=True) if hold.customer_id != greedy]
     assert Counter(map(type, mine)) == {Reservation: 2, CustomerLimit: 38}
     assert Counter(map(type, others)) == {Reservation: 10}
-    assert (await actions.get_sale(db, sale.id)).held == 12
+    assert (await sales.get_sale(db, sale.id)).held == 12
     assert await books(db) == []
 
 
@@ -192,16 +192,16 @@ async def test_an_id_that_stands_twice_in_a_batch_takes_once(db: Database) -> No
     outcomes = await reserving.reserve(db, [hold, hold, a_hold(of_sale(sale))])
 
     assert all(isinstance(o, Reservation) for o in outcomes)
-    assert (await actions.get_sale(db, sale.id)).held == 3
+    assert (await sales.get_sale(db, sale.id)).held == 3
     assert await books(db) == []
 
 
 async def test_many_orders_of_one_customer_in_many_batches_at_once_get_what_the_limit_lets(db: Database) -> None:
-    sales = [await a_sale(db, units=50, per_customer_limit=2) for _ in range(2)]
+    several = [await a_sale(db, units=50, per_customer_limit=2) for _ in range(2)]
     greedy = [ids.new() for _ in range(2)]
     batches = [
         [
-            a_hold(of_sale(sales[(n + b) % 2]), customer_id=greedy[n % 3] if n % 3 < 2 else ids.new())
+            a_hold(of_sale(several[(n + b) % 2]), customer_id=greedy[n % 3] if n % 3 < 2 else ids.new())
             for n in range(12)
         ]
         for b in range(8)
@@ -216,7 +216,7 @@ async def test_many_orders_of_one_customer_in_many_batches_at_once_get_what_the_
         else:
             assert isinstance(outcome, CustomerLimit)
             assert hold.customer_id in greedy
-    assert {got[customer, sale.id] for customer in greedy for sale in sales} == {2}
+    assert {got[customer, sale.id] for customer in greedy for sale in several} == {2}
     assert sum(units for (customer, _), units in got.items() if customer not in greedy) == 8 * 4
     assert await books(db) == []
 
@@ -320,18 +320,18 @@ async def test_a_sale_lends_its_price_to_no_other_product_whoever_is_beside_it_i
 
     assert isinstance(outcomes["thief"], FlashSaleNotFound), outcomes["thief"]
     assert isinstance(outcomes["honest"], Reservation), outcomes["honest"]
-    assert (await actions.get_sale(db, sale.id)).held == 1
+    assert (await sales.get_sale(db, sale.id)).held == 1
     assert await books(db) == []
 
 
 async def test_a_customers_second_hold_in_a_batch_takes_no_lock_out_of_order(db: Database) -> None:
     """Holds of one customer are counted one after the other, so two batches could meet crosswise."""
-    sales = [await a_sale(db, units=200, per_customer_limit=50) for _ in range(2)]
+    several = [await a_sale(db, units=200, per_customer_limit=50) for _ in range(2)]
     plain = await a_product(db, on_hand=200)
     batches = []
     for n in range(16):
         customer = ids.new()
-        lines = [of_sale(sales[0]), of_stock(plain), of_sale(sales[1])]
+        lines = [of_sale(several[0]), of_stock(plain), of_sale(several[1])]
         batches.append([a_hold(line, customer_id=customer) for line in (lines if n % 2 else lines[::-1])])
 
     answers = await asyncio.gather(*(reserving.reserve(db, batch) for batch in batches))
@@ -352,7 +352,7 @@ async def test_a_unit_that_an_over_limit_hold_gives_back_goes_to_its_neighbour(d
     outcomes = await reserving.reserve(db, batch)
 
     assert [type(o) for o in outcomes] == [CustomerLimit, Reservation]
-    assert (await actions.get_sale(db, sale.id)).remaining == 0
+    assert (await sales.get_sale(db, sale.id)).remaining == 0
     assert await books(db) == []
 
 
@@ -390,7 +390,7 @@ async def test_who_is_over_the_limit_hears_of_the_limit_where_units_are_left(db:
     outcomes = await reserving.reserve(db, [a_hold(of_sale(sale), customer_id=customer) for customer in regulars])
 
     assert [type(o) for o in outcomes] == [CustomerLimit, CustomerLimit]
-    assert (await actions.get_sale(db, sale.id)).remaining == 1
+    assert (await sales.get_sale(db, sale.id)).remaining == 1
     assert await books(db) == []
 
 
@@ -408,7 +408,7 @@ async def test_what_comes_back_of_one_pool_serves_a_hold_of_several_all_or_nothi
     outcomes = await reserving.reserve(db, batch)
 
     assert [type(o) for o in outcomes] == [CustomerLimit, Reservation, SoldOut, Reservation]
-    assert [(await actions.get_sale(db, sale.id)).remaining for sale in (limited, other)] == [0, 0]
+    assert [(await sales.get_sale(db, sale.id)).remaining for sale in (limited, other)] == [0, 0]
     assert await books(db) == []
 
 
@@ -433,12 +433,12 @@ async def test_batches_full_of_repeats_and_greed_refuse_nobody_while_a_unit_is_l
 
 @pytest.mark.parametrize("full", [0, 1])
 async def test_the_limit_that_refuses_is_the_one_that_is_named(db: Database, full: int) -> None:
-    sales = [await a_sale(db, units=9, per_customer_limit=limit) for limit in (2, 3)]
+    several = [await a_sale(db, units=9, per_customer_limit=limit) for limit in (2, 3)]
     customer = ids.new()
-    await reserve(db, a_hold(of_sale(sales[full], 2 + full), customer_id=customer))
+    await reserve(db, a_hold(of_sale(several[full], 2 + full), customer_id=customer))
 
-    outcome = await reserve(db, a_hold(of_sale(sales[0]), of_sale(sales[1]), customer_id=customer))
+    outcome = await reserve(db, a_hold(of_sale(several[0]), of_sale(several[1]), customer_id=customer))
 
     assert isinstance(outcome, CustomerLimit)
-    assert outcome.metadata == {"flashSaleId": str(sales[full].id), "limit": str(2 + full)}
+    assert outcome.metadata == {"flashSaleId": str(several[full].id), "limit": str(2 + full)}
     assert await books(db) == []

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, timedelta
 from typing import Any
 
 import grpc
@@ -32,6 +33,7 @@ from tests.integration.inventory.conftest import (
     hold_ended,
     holding,
     of_sale,
+    of_stock,
     sale_ended,
 )
 from tests.support import tokens
@@ -90,6 +92,17 @@ def a_sale_request(product_id: uuid.UUID, **fields: Any) -> sale_pb.CreateFlashS
     return request
 
 
+def a_count(*counted: tuple[str, int]) -> stock_pb.BatchUpdateStockRequest:
+    updates = [stock_pb.StockUpdate(product_id=product_id, on_hand=on_hand) for product_id, on_hand in counted]
+    return stock_pb.BatchUpdateStockRequest(updates=updates, reason="inventory night")
+
+
+async def a_scheduled_sale(db: Database) -> Any:
+    """Opens in an hour, for an hour."""
+    opens = (await a_sale(db)).end_time
+    return await a_sale(db, start_time=opens, end_time=opens + timedelta(hours=1), per_customer_limit=2)
+
+
 @pytest.mark.parametrize("method", ["Reserve", "Confirm", "Extend", "Release"])
 async def test_only_orders_moves_reservations(inventory: Inventory, method: str) -> None:
     call, request = getattr(inventory.reservations, method), getattr(pb, f"{method}Request")()
@@ -104,11 +117,18 @@ async def test_only_orders_moves_reservations(inventory: Inventory, method: str)
 
 async def test_only_staff_changes_stock_and_sales(inventory: Inventory, db: Database) -> None:
     product_id = str(await a_product(db))
+    live = [str((await a_sale(db)).id) for _ in range(2)]
+    opens = (await a_sale(db)).end_time
+    scheduled = str((await a_sale(db, start_time=opens, end_time=opens + timedelta(hours=1))).id)
     calls = [
         (inventory.stock.SetStock, stock_pb.SetStockRequest(product_id=product_id, on_hand=9, reason="counted")),
         (inventory.stock.AdjustStock, stock_pb.AdjustStockRequest(product_id=product_id, delta=1, reason="found")),
         (inventory.stock.ListStockMovements, stock_pb.ListStockMovementsRequest(product_id=product_id)),
+        (inventory.stock.BatchUpdateStock, a_count((product_id, 7))),
         (inventory.sales.CreateFlashSale, a_sale_request(uuid.UUID(product_id))),
+        (inventory.sales.UpdateFlashSale, sale_pb.UpdateFlashSaleRequest(sale_id=scheduled, title="Another rush")),
+        (inventory.sales.CancelFlashSale, sale_pb.CancelFlashSaleRequest(sale_id=live[0])),
+        (inventory.sales.EndFlashSale, sale_pb.EndFlashSaleRequest(sale_id=live[1])),
     ]
     for call, request in calls:
         assert (await refusal(call(request))).code == "UNAUTHENTICATED"
@@ -223,6 +243,111 @@ async def test_a_sale_is_created_once_under_its_idempotency_key(inventory: Inven
     assert first.id == again.id
     assert (first.state, first.allocation, first.remaining, first.hold_duration.seconds) == (State.LIVE, 5, 5, 600)
     assert refused.reason == "REQUEST_ID_REUSED"
+
+
+async def test_a_scheduled_sale_is_changed_as_its_mask_says(inventory: Inventory, db: Database) -> None:
+    sale, staff = await a_scheduled_sale(db), tokens.as_staff()
+    price = Money(currency_code="EUR", minor_units=5)
+
+    async def changed(*paths: str, **fields: Any) -> sale_pb.FlashSale:
+        request = sale_pb.UpdateFlashSaleRequest(sale_id=str(sale.id), update_mask={"paths": paths}, **fields)
+        return await inventory.sales.UpdateFlashSale(request, metadata=staff)
+
+    now = await changed(title="Second", sale_price=price, hold_duration=Duration(seconds=30))
+    assert (now.title, now.sale_price, now.hold_duration.seconds, now.etag) == ("Second", price, 30, '"2"')
+    now = await changed("title", title="Third", allocation=3)
+    assert (now.title, now.allocation) == ("Third", 10), "what the mask does not name stays"
+    now = await changed("hold_duration", "per_customer_limit")
+    assert (now.hold_duration.seconds, now.per_customer_limit) == (600, 0), "named and not set is the default"
+
+    for path in ("state", "remaining", "product_id", "etag", "sale_price.minor_units", "nothing"):
+        refused = await refusal(changed("title", path, title="Fourth"))
+        assert (refused.reason, refused.fields) == ("INVALID_FIELDS", ["updateMask"]), path
+    for path, field in (("title", "title"), ("sale_price", "salePrice"), ("end_time", "endTime"), ("*", "allocation")):
+        assert field in (await refusal(changed(path))).fields
+    for fields in ({"title": ""}, {"allocation": 0}, {"per_customer_limit": 1001}, {"hold_duration": Duration()}):
+        assert (await refusal(changed(**fields))).reason == "INVALID_FIELDS", fields
+    stale = await refusal(changed(title="Fourth", etag='"1"'))
+    assert (stale.code, stale.reason) == ("ABORTED", "STALE_ETAG")
+
+    opened = await changed("start_time")
+    assert (opened.state, opened.title) == (State.LIVE, "Third"), "the default is at once"
+    refused = await refusal(changed(title="Fourth"))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    assert refused.message == "The flash sale is LIVE; it cannot become CHANGED."
+
+
+async def test_sales_are_closed_by_staff(inventory: Inventory, db: Database) -> None:
+    first, second = str((await a_sale(db)).id), str((await a_sale(db)).id)
+    staff, key = tokens.as_staff(), str(uuid.uuid4())
+    cancel = sale_pb.CancelFlashSaleRequest(sale_id=first, request_id=key)
+
+    for _ in range(2):
+        called_off = await inventory.sales.CancelFlashSale(cancel, metadata=staff)
+        assert (called_off.state, called_off.remaining, called_off.etag) == (State.CANCELLED, 0, '"2"')
+    ended = await inventory.sales.EndFlashSale(sale_pb.EndFlashSaleRequest(sale_id=second, etag='"1"'), metadata=staff)
+
+    assert ended.state == State.ENDED
+    assert ended.end_time.ToNanoseconds() <= ended.server_time.ToNanoseconds()
+    again = await refusal(inventory.sales.EndFlashSale(sale_pb.EndFlashSaleRequest(sale_id=first), metadata=staff))
+    assert (again.code, again.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    assert again.metadata == {"resource": "flash sale", "state": "CANCELLED", "wanted": "ENDED"}
+    reused = sale_pb.CancelFlashSaleRequest(sale_id=second, request_id=key)
+    assert (await refusal(inventory.sales.CancelFlashSale(reused, metadata=staff))).reason == "REQUEST_ID_REUSED"
+
+
+async def test_the_countdown_is_set_while_it_runs(inventory: Inventory, db: Database) -> None:
+    live, over, scheduled = await a_sale(db), await a_sale(db), await a_scheduled_sale(db)
+    await sale_ended(db, over.id)
+    held = await holding(db, of_sale(live))
+
+    listed = await inventory.sales.ListFlashSales(sale_pb.ListFlashSalesRequest())
+    by_id = {sale.id: sale for sale in listed.flash_sales}
+    for sale, fields in (
+        (live, {"ends_in", "next_hold_expire_time"}), (over, set()), (scheduled, {"starts_in", "ends_in"}),
+    ):  # fmt: skip
+        alone = await inventory.sales.GetFlashSale(sale_pb.GetFlashSaleRequest(sale_id=str(sale.id)))
+        for shown in (alone, by_id[str(sale.id)]):
+            assert {f for f in ("starts_in", "ends_in", "next_hold_expire_time") if shown.HasField(f)} == fields
+            for span, end in (("starts_in", "start_time"), ("ends_in", "end_time")):
+                if span in fields:
+                    left = getattr(shown, end).ToDatetime() - shown.server_time.ToDatetime()
+                    assert getattr(shown, span).ToTimedelta() == left > timedelta(0)
+    assert by_id[str(live.id)].next_hold_expire_time.ToDatetime(UTC) == held.expire_time
+
+
+async def test_many_stocks_are_set_in_one_call(inventory: Inventory, db: Database) -> None:
+    known, new, staff = str(await a_product(db)), str(uuid.uuid4()), tokens.as_staff()
+
+    answer = await inventory.stock.BatchUpdateStock(a_count((new, 4), (known, 0)), metadata=staff)
+
+    assert [(s.product_id, s.on_hand, s.available) for s in answer.stocks] == [(new, 4, 4), (known, 0, 0)]
+    held = await a_product(db)
+    await holding(db, of_stock(held, 3))
+    short = await refusal(inventory.stock.BatchUpdateStock(a_count((known, 5), (str(held), 2)), metadata=staff))
+    assert (short.code, short.reason, short.metadata) == (
+        "FAILED_PRECONDITION", "OUT_OF_STOCK", {"productId": str(held)},
+    )  # fmt: skip
+    assert (await inventory.stock.GetStock(stock_pb.GetStockRequest(product_id=known))).on_hand == 0
+    assert await books(db) == []
+
+
+async def test_the_items_of_a_count_that_are_wrong_are_named(inventory: Inventory, db: Database) -> None:
+    one, other = str(uuid.uuid4()), str(uuid.uuid4())
+    unsaid = a_count((one, 1), (other, 1))
+    unsaid.updates[1].ClearField("on_hand")
+    many = [(str(uuid.uuid4()), 1) for _ in range(1001)]
+    for request, fields in (
+        (a_count((one, 1), (other, 1), (one.upper(), 2), (other, 1)), ["updates[2].productId", "updates[3].productId"]),
+        (a_count((one, 1), ("x", 1), (other, -1)), ["updates[1].productId", "updates[2].onHand"]),
+        (a_count((one, 1_000_000_001)), ["updates[0].onHand"]),
+        (unsaid, ["updates[1].onHand"]),
+        (a_count(), ["updates"]),
+        (a_count(*many), ["updates"]),
+    ):
+        refused = await refusal(inventory.stock.BatchUpdateStock(request, metadata=tokens.as_staff()))
+        assert (refused.reason, sorted(refused.fields)) == ("INVALID_FIELDS", fields)
+    assert (await inventory.stock.BatchUpdateStock(a_count(*many[1:]), metadata=tokens.as_staff())).stocks
 
 
 async def test_stock_over_the_wire(inventory: Inventory) -> None:

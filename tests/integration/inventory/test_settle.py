@@ -15,7 +15,7 @@ from sqlalchemy import text
 from services.chassis import ids
 from services.chassis.db import Database
 from services.chassis.errors import WrongState
-from services.inventory import actions, settling
+from services.inventory import actions, sales, settling
 from services.inventory.domain import Line, Reservation, ReservationLost, ReservationNotFound, State
 from services.inventory.reservations import Outcome
 from stampede.inventory.v1.events_pb2 import ReservationExpired
@@ -57,7 +57,7 @@ async def test_confirmed_units_are_sold_once_however_often_it_is_said(db: Databa
     outcomes = [await confirm(db, held.id) for _ in range(3)]
 
     assert all(isinstance(o, Reservation) and o.state is State.CONFIRMED for o in outcomes)
-    now, stock = await actions.get_sale(db, sale.id), await actions.get_stock(db, plain)
+    now, stock = await sales.get_sale(db, sale.id), await actions.get_stock(db, plain)
     assert (now.held, now.sold, now.remaining) == (0, 2, 3)
     assert (stock.held, stock.on_hand) == (0, 2)
     # A sale's units left the ledger when they were allocated; ordinary ones leave it when sold.
@@ -73,7 +73,7 @@ async def test_released_units_go_back_once_however_often_it_is_said(db: Database
     outcomes = [await release(db, held.id) for _ in range(3)]
 
     assert all(isinstance(o, Reservation) and o.state is State.RELEASED for o in outcomes)
-    assert (await actions.get_sale(db, sale.id)).remaining == 5
+    assert (await sales.get_sale(db, sale.id)).remaining == 5
     stock = await actions.get_stock(db, plain)
     assert (stock.held, stock.on_hand) == (0, 5)
     assert await books(db) == []
@@ -120,7 +120,7 @@ async def test_confirm_release_and_expiry_at_once_end_in_exactly_one(db: Databas
     ends = dict(await rows_of(db, "SELECT state, count(*) FROM reservations GROUP BY 1"))
     assert "HELD" not in ends
     assert sum(ends.values()) == 30
-    now, stock = await actions.get_sale(db, sale.id), await actions.get_stock(db, plain)
+    now, stock = await sales.get_sale(db, sale.id), await actions.get_stock(db, plain)
     sold = ends.get("CONFIRMED", 0)
     assert (now.held, now.sold, stock.held, stock.on_hand) == (0, 2 * sold, 0, 60 - sold)
     assert await books(db) == []
@@ -133,7 +133,7 @@ async def test_many_confirmations_of_one_reservation_at_once_sell_once(db: Datab
     outcomes = await asyncio.gather(*(confirm(db, held.id) for _ in range(10)))
 
     assert all(isinstance(o, Reservation) for o in outcomes)
-    assert (await actions.get_sale(db, sale.id)).sold == 1
+    assert (await sales.get_sale(db, sale.id)).sold == 1
 
 
 async def test_many_late_confirmations_of_one_reservation_at_once_retake_once(db: Database) -> None:
@@ -143,17 +143,17 @@ async def test_many_late_confirmations_of_one_reservation_at_once_retake_once(db
     outcomes = await asyncio.gather(*(confirm(db, held.id) for _ in range(10)))
 
     assert all(isinstance(o, Reservation) for o in outcomes)
-    assert (await actions.get_sale(db, sale.id)).sold == 2
+    assert (await sales.get_sale(db, sale.id)).sold == 2
     assert await books(db) == []
 
 
 async def test_overlapping_batches_in_parallel_neither_deadlock_nor_count_twice(db: Database) -> None:
     """Six batches, the same reservations in other orders; half confirm and half release."""
-    sales = [await a_sale(db, units=50, per_customer_limit=100) for _ in range(3)]
+    several = [await a_sale(db, units=50, per_customer_limit=100) for _ in range(3)]
     plain = [await a_product(db, on_hand=50) for _ in range(2)]
     held = []
     for n in range(24):
-        lines = [of_sale(sales[n % 3]), of_stock(plain[n % 2])]
+        lines = [of_sale(several[n % 3]), of_stock(plain[n % 2])]
         held.append(await holding(db, *(lines if n % 2 else lines[::-1])))
     chance = random.Random(11)
     batches = [chance.sample([r.id for r in held], 18) for _ in range(6)]
@@ -163,7 +163,7 @@ async def test_overlapping_batches_in_parallel_neither_deadlock_nor_count_twice(
     )
 
     assert await books(db) == []
-    sold = [(await actions.get_sale(db, sale.id)).sold for sale in sales]
+    sold = [(await sales.get_sale(db, sale.id)).sold for sale in several]
     assert sum(sold) == len(await rows_of(db, "SELECT id FROM reservations WHERE state = 'CONFIRMED'"))
 
 
@@ -193,7 +193,7 @@ async def test_a_late_payment_retakes_from_the_sale_even_over_the_limit(db: Data
 
     assert isinstance(await confirm(db, late.id), Reservation)
 
-    now = await actions.get_sale(db, sale.id)
+    now = await sales.get_sale(db, sale.id)
     assert (now.held, now.sold, now.remaining) == (2, 2, 1)
     assert await books(db) == []
 
@@ -204,7 +204,7 @@ async def test_a_late_payment_retakes_after_the_sales_end_before_anybody_closed_
     await sale_ended(db, sale.id)
 
     assert isinstance(await confirm(db, late.id), Reservation)
-    assert await actions.close_ended_sales(db) == 1
+    assert await sales.close_ended_sales(db) == 1
     assert (await actions.get_stock(db, sale.product_id)).on_hand == 3
     assert await books(db) == []
 
@@ -213,11 +213,11 @@ async def test_a_late_payment_retakes_from_stock_after_the_sale_was_closed(db: D
     sale = await a_sale(db, units=5)
     late = await expired_hold(db, of_sale(sale, 2))
     await sale_ended(db, sale.id)
-    await actions.close_ended_sales(db)
+    await sales.close_ended_sales(db)
 
     assert isinstance(await confirm(db, late.id), Reservation)
 
-    now, stock = await actions.get_sale(db, sale.id), await actions.get_stock(db, sale.product_id)
+    now, stock = await sales.get_sale(db, sale.id), await actions.get_stock(db, sale.product_id)
     assert (now.held, now.sold, now.returned, stock.on_hand) == (0, 2, 3, 3)
     query = "SELECT kind, delta FROM stock_movements ORDER BY id"
     assert await rows_of(db, query) == [("ADJUSTED", 5), ("ALLOCATED", -5), ("RETURNED", 5), ("ALLOCATED", -2)]
@@ -257,7 +257,7 @@ async def test_a_late_payment_is_lost_where_the_closed_sales_units_left_stock(db
     sale = await a_sale(db, units=2)
     late = await expired_hold(db, of_sale(sale, 2))
     await sale_ended(db, sale.id)
-    await actions.close_ended_sales(db)
+    await sales.close_ended_sales(db)
     await holding(db, of_stock(sale.product_id))
 
     assert isinstance(await confirm(db, late.id), ReservationLost)
@@ -271,7 +271,7 @@ async def test_a_late_payment_retakes_all_of_its_lines_or_none(db: Database, lac
     lines = [of_sale(sale, 2), of_sale(ended, 2), of_stock(plain, 10)]
     late = await expired_hold(db, *lines)
     await sale_ended(db, ended.id)
-    await actions.close_ended_sales(db)
+    await sales.close_ended_sales(db)
     rival = [of_sale(sale), of_stock(ended.product_id), of_stock(plain)][lacking]
     other = await holding(db, rival)
     movements = await rows_of(db, "SELECT count(*) FROM stock_movements")
@@ -294,7 +294,7 @@ async def test_late_payments_race_for_the_last_units_and_take_each_once(db: Data
             await holding(db, of_sale(sale))
         if closed:
             await sale_ended(db, sale.id)
-            await actions.close_ended_sales(db)
+            await sales.close_ended_sales(db)
             await holding(db, of_stock(sale.product_id, 6))
 
         outcomes = await asyncio.gather(*(confirm(db, r.id) for r in late))
@@ -316,7 +316,7 @@ async def test_late_payments_of_crossed_lines_do_not_deadlock(db: Database) -> N
     await hold_ended(db, *(r.id for r in late))
     await settling.expire(db)
     await sale_ended(db, first.id)
-    await actions.close_ended_sales(db)
+    await sales.close_ended_sales(db)
 
     await asyncio.gather(
         *(confirm(db, r.id) for r in late),
@@ -338,7 +338,7 @@ async def test_two_who_are_late_share_what_a_closed_sale_gave_back(db: Database)
     winner = await holding(db, of_sale(sale, 2))
     await confirm(db, winner.id)
     await sale_ended(db, sale.id)
-    await actions.close_ended_sales(db)
+    await sales.close_ended_sales(db)
     stock = await actions.get_stock(db, sale.product_id)
     await actions.adjust_stock(
         db, sale.product_id, delta=50, reason="delivery", actor=ids.new(), key=None
@@ -462,7 +462,7 @@ async def test_an_expired_hold_returns_its_units_and_tells_orders_once(db: Datab
     assert await settling.expire(db) == []
 
     assert await told(db) == [held.id]
-    assert (await actions.get_sale(db, sale.id)).held == 1
+    assert (await sales.get_sale(db, sale.id)).held == 1
     assert (await actions.get_stock(db, plain)).held == 0
     assert await state_of(db, alive.id) == "HELD"
     await holding(db, of_sale(sale, 2), customer_id=customer)  # the allowance is back too
@@ -478,7 +478,7 @@ async def test_two_workers_expire_each_hold_once_and_tell_it_once(db: Database) 
 
     assert sorted(r.id for batch in rounds for r in batch) == sorted(r.id for r in held)
     assert sorted(await told(db)) == sorted(r.id for r in held)
-    assert (await actions.get_sale(db, sale.id)).remaining == 40
+    assert (await sales.get_sale(db, sale.id)).remaining == 40
     assert await books(db) == []
 
 
@@ -508,7 +508,7 @@ async def test_units_that_come_back_after_the_close_go_on_to_stock(db: Database,
     sale, plain = await a_sale(db, units=5), await a_product(db, on_hand=5)
     held = await holding(db, of_sale(sale, 2), of_stock(plain))
     await sale_ended(db, sale.id)
-    await actions.close_ended_sales(db)
+    await sales.close_ended_sales(db)
     assert (await actions.get_stock(db, sale.product_id)).on_hand == 3
 
     if end == "release":
@@ -517,7 +517,7 @@ async def test_units_that_come_back_after_the_close_go_on_to_stock(db: Database,
         await hold_ended(db, held.id)
         await settling.expire(db)
 
-    now = await actions.get_sale(db, sale.id)
+    now = await sales.get_sale(db, sale.id)
     assert (now.held, now.returned, now.remaining, now.state) == (0, 5, 0, "ENDED")
     assert (await actions.get_stock(db, sale.product_id)).on_hand == 5
     query = "SELECT delta FROM stock_movements WHERE kind = 'RETURNED' AND reference_id = :sale ORDER BY id"
@@ -529,11 +529,11 @@ async def test_a_hold_confirmed_after_the_close_is_sold_by_the_sale(db: Database
     sale = await a_sale(db, units=5)
     held = await holding(db, of_sale(sale, 2))
     await sale_ended(db, sale.id)
-    await actions.close_ended_sales(db)
+    await sales.close_ended_sales(db)
 
     await confirm(db, held.id)
 
-    now = await actions.get_sale(db, sale.id)
+    now = await sales.get_sale(db, sale.id)
     assert (now.held, now.sold, now.returned) == (0, 2, 3)
     assert (await actions.get_stock(db, sale.product_id)).on_hand == 3
     assert await books(db) == []
@@ -541,12 +541,12 @@ async def test_a_hold_confirmed_after_the_close_is_sold_by_the_sale(db: Database
 
 async def test_a_batch_that_returns_two_closed_sales_of_one_product_restocks_their_sum(db: Database) -> None:
     product_id = await a_product(db, on_hand=10)
-    sales = [await a_sale(db, units=4) for _ in range(2)]
+    several = [await a_sale(db, units=4) for _ in range(2)]
     async with db.begin() as tx:  # two sales of one product, one after the other
         await tx.execute(text("UPDATE flash_sales SET product_id = :product"), {"product": product_id})
-    held = [await holding(db, Line(product_id, sale.id, 3)) for sale in sales]
-    await sale_ended(db, *(sale.id for sale in sales))
-    await actions.close_ended_sales(db)
+    held = [await holding(db, Line(product_id, sale.id, 3)) for sale in several]
+    await sale_ended(db, *(sale.id for sale in several))
+    await sales.close_ended_sales(db)
     assert (await actions.get_stock(db, product_id)).on_hand == 12
 
     await settling.release(db, [r.id for r in held])
@@ -556,12 +556,12 @@ async def test_a_batch_that_returns_two_closed_sales_of_one_product_restocks_the
 
 async def test_units_of_closed_sales_come_back_beside_orders_of_the_same_products(db: Database) -> None:
     """A return that goes on to stock keeps to the one order of locks, too."""
-    sales = sorted([await a_sale(db, units=40, stock=80) for _ in range(2)], key=lambda sale: sale.product_id)
-    low, high = sales
+    several = sorted([await a_sale(db, units=40, stock=80) for _ in range(2)], key=lambda sale: sale.product_id)
+    low, high = several
     returning = [await holding(db, of_sale(high), of_stock(low.product_id)) for _ in range(20)]
     ordinary = [await holding(db, of_stock(low.product_id), of_stock(high.product_id)) for _ in range(20)]
     await sale_ended(db, low.id, high.id)
-    await actions.close_ended_sales(db)
+    await sales.close_ended_sales(db)
 
     await asyncio.gather(
         *(release(db, r.id) for r in returning), *(confirm(db, r.id) for r in ordinary), settling.expire(db)

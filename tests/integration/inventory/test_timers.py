@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 
 from services.chassis.db import Database
 from services.chassis.outbox import Relay
-from services.inventory import actions, reserving, settling, timers
+from services.inventory import reserving, sales, settling, timers
 from services.inventory.gate import Gate
 from tests.integration.inventory.conftest import (
     EPOCH,
@@ -71,7 +71,7 @@ async def test_a_timer_that_fails_is_tried_again_and_stops_no_other(
     db: Database, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale, failed = await a_sale(db, units=3), 0
-    close = actions.close_ended_sales
+    close = sales.close_ended_sales
 
     async def fails_twice(db: Database) -> int:
         nonlocal failed
@@ -80,7 +80,7 @@ async def test_a_timer_that_fails_is_tried_again_and_stops_no_other(
             raise OSError("a bad day")
         return await close(db)
 
-    monkeypatch.setattr(actions, "close_ended_sales", fails_twice)
+    monkeypatch.setattr(sales, "close_ended_sales", fails_twice)
     await hold_ended(db, (await holding(db, of_sale(sale, 3))).id)
     async with leading(db, gate, EPOCH):
         await until(lambda: is_left(gate, sale, 3))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import pytest
 
 from services.chassis import watch
-from services.chassis.errors import RateLimited
+from services.chassis.errors import RateLimited, Unavailable
 from services.chassis.watch import Watch
 
 
@@ -18,8 +18,11 @@ class Shelf:
         self.values: dict[str, int] = {"clock": 0, "mug": 0}
         self.looks: list[set[str]] = []
         self.looked = asyncio.Condition()
+        self.away = False
 
     async def fetch(self, keys: Sequence[str]) -> Mapping[str, int]:
+        if self.away:
+            raise ConnectionError("the shelf is away")
         async with self.looked:
             self.looks.append(set(keys))
             self.looked.notify_all()
@@ -138,6 +141,156 @@ async def test_nobody_is_looked_at_who_is_not_watched() -> None:
         async with running(views):
             await anext(clock)
     assert shelf.looks == [{"clock"}]
+
+
+async def test_what_has_not_changed_is_told_once() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=0.001, most=10)
+    with views.subscribed("clock") as clock, views.subscribed("mug") as mug:
+        async with running(views):
+            assert await anext(mug) == 0
+            await shelf.look(10)
+            shelf.values["mug"] = 8
+            assert await anext(mug) == 8
+            assert await anext(clock) == 0
+            told = asyncio.ensure_future(anext(clock))  # type: ignore[arg-type]
+            await shelf.look(len(shelf.looks) + 10)
+            assert not told.done()
+            told.cancel()
+
+
+async def test_what_is_not_shown_does_not_count_as_a_change() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=0.001, most=10, shown=lambda value: value // 10)
+    with views.subscribed("clock") as clock:
+        async with running(views):
+            assert await anext(clock) == 0
+            for value in range(1, 11):
+                shelf.values["clock"] = value
+                await shelf.look(len(shelf.looks) + 2)
+            assert await anext(clock) == 10
+
+
+async def test_who_cannot_wait_for_the_next_look_gets_one_at_once() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=60, most=10)
+    async with running(views):
+        with views.subscribed("clock", at_once=True) as clock:
+            assert await anext(clock) == 0
+    assert shelf.looks == [{"clock"}]
+
+
+async def test_those_who_come_later_are_told_what_the_first_was_without_another_look() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=60, most=100)
+    async with running(views), contextlib.AsyncExitStack() as stack:
+        for _ in range(50):
+            clock = stack.enter_context(views.subscribed("clock", at_once=True))
+            assert await anext(clock) == 0
+    assert shelf.looks == [{"clock"}]
+
+
+async def test_what_was_told_is_forgotten_with_the_last_watcher() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=60, most=10)
+    async with running(views):
+        for value in (0, 7):
+            shelf.values["clock"] = value
+            with views.subscribed("clock", at_once=True) as clock:
+                assert await anext(clock) == value
+
+
+async def test_a_look_that_fails_tells_those_who_wait_for_their_first_and_no_others() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=60, most=10)
+    with views.subscribed("clock", at_once=True) as patient:
+        async with running(views):
+            assert await anext(patient) == 0
+        shelf.away = True
+        with views.subscribed("mug", at_once=True) as mug:
+            async with running(views):
+                with pytest.raises(Unavailable):
+                    await anext(mug)
+        shelf.away, shelf.values["clock"] = False, 3
+        async with running(views):
+            assert await anext(patient) == 3
+
+
+async def does_not_read(views: Watch[str, int], begun: asyncio.Event) -> None:
+    """A handler whose client has stopped reading: it is suspended where it sends."""
+    with views.subscribed("clock") as clock:
+        async for _ in clock:
+            begun.set()
+            await asyncio.Event().wait()
+
+
+async def test_a_watcher_that_does_not_read_is_dropped_and_its_slot_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.02)
+    shelf, begun = Shelf(), asyncio.Event()
+    views = Watch(shelf.fetch, seconds=0.001, most=2)
+    asleep = asyncio.create_task(does_not_read(views, begun))
+    with views.subscribed("clock") as awake:
+        async with running(views):
+            async for value in awake:
+                if begun.is_set():
+                    shelf.values["clock"] = value + 1  # there is news all the time
+                if asleep.done():
+                    break
+                shelf.values["clock"] = value + 1
+            with pytest.raises(asyncio.CancelledError) as cancelled:
+                await asleep
+            assert cancelled.value.args == (watch.DROPPED,)
+            with views.subscribed("clock") as third:
+                await anext(third)
+            assert await anext(awake) > 0, "who reads stays"
+
+
+async def test_a_watcher_to_whom_there_is_nothing_to_tell_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.005)
+    shelf, begun = Shelf(), asyncio.Event()
+    views = Watch(shelf.fetch, seconds=0.001, most=2)
+    asleep = asyncio.create_task(does_not_read(views, begun))
+    async with running(views):
+        await begun.wait()
+        await shelf.look(len(shelf.looks) + 50)
+    assert not asleep.done()
+    asleep.cancel()
+
+
+async def test_time_that_the_process_missed_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a SIGSTOP: no look was made, so nobody has missed any."""
+    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.002)
+    shelf, begun = Shelf(), asyncio.Event()
+    views = Watch(shelf.fetch, seconds=0.001, most=2)
+    asleep = asyncio.create_task(does_not_read(views, begun))
+    async with running(views):
+        await begun.wait()
+        shelf.values["clock"] = 1
+        await shelf.look(len(shelf.looks) + 1)
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + 60)
+    async with running(views):
+        await shelf.look(len(shelf.looks) + 1)
+    assert not asleep.done()
+    asleep.cancel()
+
+
+async def test_the_more_are_told_the_rarer_are_the_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a crowd of watchers would leave the process no time for those who buy."""
+    monkeypatch.setattr(watch, "_TOLD_PER_SECOND_MOST", 1)
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=0.001, most=10)
+    with views.subscribed("clock") as first, views.subscribed("clock") as second:
+        async with running(views):
+            assert [await anext(first), await anext(second)] == [0, 0]
+            shelf.values["clock"] = 1
+            told = asyncio.ensure_future(anext(first))  # type: ignore[arg-type]
+            await asyncio.wait({told}, timeout=0.1)
+            assert not told.done()
+            views.nudge("clock")  # news of one key is told at once, as ever
+            assert await told == 1
+    assert len(shelf.looks) == 2
 
 
 async def test_a_view_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

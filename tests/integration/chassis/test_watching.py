@@ -1,0 +1,147 @@
+"""Clients that stop reading a stream, over real connections: gRPC's and the gateway's."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import pytest
+
+from services.chassis import watch
+from services.chassis.errors import RateLimited
+from services.chassis.guard import Guard
+from services.chassis.http import HttpServer
+from services.chassis.rpc import Registry
+from services.chassis.watch import Watch
+from stampede.inventory.v1 import flash_sale_service_pb2 as pb
+from stampede.inventory.v1.flash_sale_service_pb2_grpc import (
+    FlashSaleServiceServicer,
+    FlashSaleServiceStub,
+    add_FlashSaleServiceServicer_to_server,
+)
+from tests.support import tokens
+from tests.support.infra import _free_port
+from tests.support.serving import refusal, serving
+
+SALE = pb.WatchFlashSaleRequest(sale_id=str(uuid.UUID(int=1)))
+# Large enough to fill all that lies between server and client, which is some megabytes.
+NEWS = "x" * 200_000
+
+
+class Sales(FlashSaleServiceServicer):
+    """Changes with every look, and takes on two watchers."""
+
+    def __init__(self) -> None:
+        self.sold = 0
+        self.views: Watch[str, int] = Watch(self._fetch, seconds=0.002, most=2)
+        self.ended = asyncio.Event()
+
+    async def _fetch(self, keys: Sequence[str]) -> dict[str, int]:
+        self.sold += 1
+        return dict.fromkeys(keys, self.sold)
+
+    async def WatchFlashSale(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+        try:
+            with self.views.subscribed(request.sale_id) as looks:
+                async for sold in looks:
+                    yield pb.FlashSale(sold=sold, title=NEWS)
+        finally:
+            self.ended.set()
+
+    def is_full(self) -> bool:
+        try:
+            with self.views.subscribed("another"):
+                return False
+        except RateLimited:
+            return True
+
+
+@pytest.fixture
+async def sales(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sales]:
+    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.3)
+    sales = Sales()
+    looking = asyncio.create_task(sales.views.run())
+    yield sales
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_a_grpc_client_that_stops_reading_is_dropped_and_told_so_when_it_reads_again(sales: Sales) -> None:
+    ports: list[int] = []
+    async with (
+        asyncio.timeout(20),
+        serving("inventory", lambda s: add_FlashSaleServiceServicer_to_server(sales, s), ports=ports) as channel,
+        grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}", [("grpc.use_local_subchannel_pool", 1)]) as another,
+    ):
+        asleep, awake = (FlashSaleServiceStub(c).WatchFlashSale(SALE) for c in (another, channel))
+        await asleep.read()
+        await awake.read()
+        assert sales.is_full()
+
+        while sales.is_full():
+            await awake.read()
+
+        await sales.ended.wait()
+        seen = [await asleep.read()]
+
+        async def rest() -> None:
+            while (message := await asleep.read()) is not grpc.aio.EOF:
+                seen.append(message)
+
+        refused = await refusal(rest())
+        assert (refused.code, refused.reason, refused.domain) == (
+            "RESOURCE_EXHAUSTED", "TOO_SLOW", "inventory.stampede",
+        )  # fmt: skip
+        assert (await awake.read()).sold > seen[-1].sold
+
+
+async def test_a_client_that_hangs_up_leaves_its_slot_to_others(sales: Sales) -> None:
+    async with (
+        asyncio.timeout(20),
+        serving("inventory", lambda s: add_FlashSaleServiceServicer_to_server(sales, s)) as channel,
+    ):
+        stays, leaves = (FlashSaleServiceStub(channel).WatchFlashSale(SALE) for _ in range(2))
+        await stays.read()
+        await leaves.read()
+        assert sales.is_full()
+
+        leaves.cancel()
+
+        while sales.is_full():
+            await stays.read()
+
+
+async def connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to a server that may still be starting."""
+    while True:
+        try:
+            return await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0)
+
+
+async def test_a_client_of_the_gateway_that_stops_reading_is_dropped_and_cut_off(sales: Sales) -> None:
+    http, port = HttpServer(), _free_port()
+    registry = Registry(Guard("inventory", tokens.gatekeeper("inventory")), grpc.aio.server(), http)
+    add_FlashSaleServiceServicer_to_server(sales, registry)  # type: ignore[arg-type]
+    frame = b"\0" + len(SALE.SerializeToString()).to_bytes(4, "big") + SALE.SerializeToString()
+    request = (
+        b"POST /stampede.inventory.v1.FlashSaleService/WatchFlashSale HTTP/1.1\r\nhost: sales\r\n"
+        b"content-length: %d\r\n\r\n%s" % (len(frame), frame)
+    )
+    async with asyncio.timeout(20), http.listening(f"127.0.0.1:{port}", drain_seconds=1):
+        asleep, awake = [await connected(port) for _ in range(2)]
+        for reader, writer in (asleep, awake):
+            writer.write(request)
+            await reader.readuntil(b"\r\n\r\n")
+        assert sales.is_full()
+
+        while sales.is_full():
+            await awake[0].readexactly(len(NEWS))
+
+        await sales.ended.wait()
+        assert not (await asleep[0].read()).endswith(b"0\r\n\r\n"), "the end of the stream, which it is not"
+        await awake[0].readexactly(len(NEWS))
+        for _, writer in (asleep, awake):
+            writer.close()
