@@ -1,9 +1,10 @@
 """What happens around every method of a service, however the call came in: see `rpc` and `http`."""
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -69,7 +70,11 @@ class Guard:
                 response: Message = await behavior(admitted, None)
                 count_ok.inc()
                 return response
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if _is_cancelled(error):
+                    code = "CANCELLED"
+                    _counted(method, code, "").inc()
+                    raise
                 answer = self._answer(error, method)
                 code = answer.code.name
                 return answer
@@ -82,7 +87,7 @@ class Guard:
 
         return guarded
 
-    def stream(self, method: str, behavior: Callable[..., AsyncIterator[Any]]) -> Stream:
+    def stream(self, method: str, behavior: Callable[..., AsyncGenerator[Any, None]]) -> Stream:
         """As `unary`, for a method that answers many times."""
         rule = access.rule_of(method)
         count_ok = _ANSWERS.labels(method, "OK", "")
@@ -90,12 +95,14 @@ class Guard:
         async def guarded(request: Message | None, metadata: Metadata) -> AsyncGenerator[Message | Answer, None]:
             try:
                 admitted = await self._enter(method, rule, request, metadata, None)
-                async for response in behavior(admitted, None):
-                    yield response
+                # Closed here and now, not when it is found to be garbage.
+                async with contextlib.aclosing(behavior(admitted, None)) as responses:
+                    async for response in responses:
+                        yield response
                 count_ok.inc()
-            except asyncio.CancelledError:
-                raise  # the client has gone
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if _is_cancelled(error):
+                    raise
                 yield self._answer(error, method)
 
         return guarded
@@ -109,9 +116,9 @@ class Guard:
     ) -> Message:
         call = calls.Call(
             method=method,
-            request_id=str(metadata.get("x-request-id") or uuid.uuid4())[:_REQUEST_ID_MOST],
+            request_id=_passable(metadata.get("x-request-id", ""))[:_REQUEST_ID_MOST] or str(uuid.uuid4()),
             deadline=None if left is None else time.monotonic() + left,
-            traceparent=str(metadata.get("traceparent", "")),
+            traceparent=_passable(metadata.get("traceparent", "")),
             metadata=metadata,
         )
         calls.enter(call)
@@ -127,7 +134,7 @@ class Guard:
             raise InvalidFields(with_nul)
         return request
 
-    def _answer(self, error: Exception, method: str) -> Answer:
+    def _answer(self, error: BaseException, method: str) -> Answer:
         refusal = statuses.foreseen(error)
         if refusal is None:
             log.exception("unforeseen failure", method=method)
@@ -144,6 +151,17 @@ class Guard:
         answer = statuses.answer(refusal, self._domain)
         log.debug("refused", method=method, code=answer.code.name, message=answer.message)
         return answer
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether the client has gone or the process ends, and it is not just something that a handler waited for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _passable(value: str | bytes) -> str:
+    """`value` where gRPC passes it on to other services; empty where it would fail them, and all of their batch."""
+    return value if isinstance(value, str) and value.isascii() and value.isprintable() else ""
 
 
 def decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:

@@ -8,8 +8,10 @@ Envoy's transcoder takes both for the answers of a gRPC server.
 import asyncio
 import base64
 import contextlib
+import re
+import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +20,9 @@ import structlog
 import uvicorn
 from google.protobuf.message import Message
 
+from services.chassis import statuses
 from services.chassis.calls import Metadata
+from services.chassis.errors import InvalidFields, Unavailable
 from services.chassis.guard import Stream, Unary
 from services.chassis.statuses import INTERNAL, Answer
 from services.chassis.watch import DROPPED
@@ -27,10 +31,14 @@ log = structlog.get_logger()
 
 # The gateway closes idle connections after a minute. Were it ours to do so, it could send into one that is closing.
 _IDLE_SECONDS = 90
+_BACKLOG = 4096
 _BODY_BYTES_MOST = 4 * 1024 * 1024
 # Before this long, whoever hung up costs less than to ask whether they did.
 _PATIENCE_SECONDS = 1.0
+# For what is cut off at the end of a drain, to say so.
+_LAST_WORDS_SECONDS = 1.0
 _FRAME = struct.Struct("!BI")
+_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _CONTENT_TYPE = (b"content-type", b"application/grpc")
 
@@ -42,26 +50,35 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class HttpServer:
-    """An ASGI application that answers the methods added to it. `GET /healthz` says 200 while `ready`, else 503."""
+    """An ASGI application that answers the methods added to it, and the server that runs it.
 
-    def __init__(self) -> None:
+    `GET /healthz` says 200 while `ready`, else 503; `GET /livez` says 200 whenever it can say anything.
+    """
+
+    def __init__(self, service: str) -> None:
         self.ready = False
         self._methods: dict[str, Callable[[bytes, Metadata, Receive, Send], Awaitable[None]]] = {}
         self._streams: set[asyncio.Task[Any]] = set()
-        self._ending = False
+        self._stopping = False
+        domain = f"{service}.stampede"
+        self._away = statuses.answer(Unavailable(part=service), domain)
+        too_long = {"request": f"must have at most {_BODY_BYTES_MOST} bytes"}
+        self._too_long = statuses.answer(InvalidFields(too_long), domain)
 
     def add_unary(self, method: str, guarded: Unary, decode: Decode, encode: Encode) -> None:
         """Serves `/package.Service/Method`."""
 
         async def answer(body: bytes, metadata: Metadata, receive: Receive, send: Send) -> None:
-            with _until_hung_up(receive, after=_PATIENCE_SECONDS):
+            outcome: Message | Answer = self._away
+            with self._until_stopped(), _until_hung_up(receive, after=_PATIENCE_SECONDS):
                 outcome = await guarded(_request(body, decode), metadata, _seconds(metadata.get("grpc-timeout")))
-                if isinstance(outcome, Answer):
-                    await _refuse(outcome, send)
-                else:
-                    # Without a length, which the transcoder would pass on as that of its JSON.
-                    await _start(send, [_CONTENT_TYPE])
-                    await _frame(encode(outcome), send, more=False)
+            if isinstance(outcome, Answer):
+                await _refuse(outcome, send)
+            else:
+                message = encode(outcome)
+                # Without a length, which the transcoder would pass on as that of its JSON.
+                await _start(send, [_CONTENT_TYPE])
+                await _frame(message, send, more=False)
 
         self._methods[method] = answer
 
@@ -69,25 +86,34 @@ class HttpServer:
         """As `add_unary`, for a method that answers many times."""
 
         async def answer(body: bytes, metadata: Metadata, receive: Receive, send: Send) -> None:
-            outcomes = guarded(_request(body, decode), metadata)
+            if self._stopping:
+                await _refuse(self._away, send)
+                return
+            outcome: Message | Answer | None = self._away
+            begun = False
             try:
-                with self._open_stream(), _until_hung_up(receive, after=0):
-                    async with contextlib.aclosing(outcomes):
-                        first = await anext(outcomes, None)
-                        if isinstance(first, Answer):
-                            await _refuse(first, send)
-                            return
-                        await _start(send, [_CONTENT_TYPE])
-                        if first is not None:
-                            await _frame(encode(first), send, more=True)
+                with self._until_stopped(), self._open_stream(), _until_hung_up(receive, after=0):
+                    async with contextlib.aclosing(guarded(_request(body, decode), metadata)) as outcomes:
                         async for outcome in outcomes:
                             if isinstance(outcome, Answer):
-                                break  # too late to say why; whoever watches comes back, and is told
-                            await _frame(encode(outcome), send, more=True)
+                                break
+                            message = encode(outcome)
+                            if not begun:
+                                await _start(send, [_CONTENT_TYPE])
+                                begun = True
+                            await _frame(message, send, more=True)
+                        else:
+                            outcome = None
             except asyncio.CancelledError as cancelled:
                 if cancelled.args != (DROPPED,):
                     raise
                 return  # without an end, which would wait behind what the client does not read: uvicorn closes
+            if isinstance(outcome, Answer) and not begun:
+                await _refuse(outcome, send)
+                return
+            # In the middle it is too late to say why: whoever watches comes back, and is told.
+            if not begun:
+                await _start(send, [_CONTENT_TYPE])
             await send({"type": "http.response.body", "body": b""})
 
         self._methods[method] = answer
@@ -97,37 +123,49 @@ class HttpServer:
         if answer is None:
             await self._plain(scope["path"], send)
             return
-        body = await _body(receive)
-        if body is None:
-            return  # hung up, or too long to be meant well
-        metadata: Metadata = {name.decode("ascii"): value.decode("latin-1") for name, value in scope["headers"]}
-        try:
-            await answer(body, metadata, receive, send)
-        except Exception:
-            # The guard foresees what handlers raise: this is a message that cannot be encoded, or a bug here.
-            log.exception("unforeseen failure", method=scope["path"])
-            await _refuse(INTERNAL, send)
+        # The last one takes what a reader has not taken when time is out.
+        with self._until_stopped():
+            body = await _body(receive)
+            if body is None:
+                return  # hung up
+            if len(body) > _BODY_BYTES_MOST:
+                await _refuse(self._too_long, send)
+                return
+            metadata: Metadata = {name.decode("ascii"): value.decode("latin-1") for name, value in scope["headers"]}
+            try:
+                await answer(body, metadata, receive, send)
+            except Exception:
+                # The guard foresees what handlers raise: this is a message that cannot be encoded, or a bug here.
+                log.exception("unforeseen failure", method=scope["path"])
+                await _refuse(INTERNAL, send)
 
-    @contextlib.asynccontextmanager
-    async def listening(self, address: str, *, drain_seconds: float) -> AsyncIterator[None]:
-        """Answers on `host:port`. At the end, streams are ended and what is in flight may still finish."""
+    def start(self, address: str) -> int:
+        """Listens on `host:port`, and returns the port: where 0 was asked for, one that was free."""
         host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
         config = uvicorn.Config(
-            self, host=host, port=int(port), http="httptools", ws="none", lifespan="off", interface="asgi3",
-            log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
-            date_header=False, timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=int(drain_seconds),
-            backlog=4096,
+            self, http="httptools", ws="none", lifespan="off", interface="asgi3", log_config=None, log_level="warning",
+            access_log=False, proxy_headers=False, server_header=False, date_header=False, backlog=_BACKLOG,
+            timeout_keep_alive=_IDLE_SECONDS,
         )  # fmt: skip
-        server = _Server(config)
-        serving = asyncio.create_task(server.serve())
-        try:
-            yield
-        finally:
-            self._ending = True
-            for stream in self._streams:
+        self._server = _Server(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        bound: int = listener.getsockname()[1]
+        return bound
+
+    async def stop(self, seconds: float) -> None:
+        """Takes no more calls and ends streams. Others may finish within `seconds`; after that they are `UNAVAILABLE`."""
+        self._stopping = True
+        for stream in self._streams:
+            if not stream.cancelling():  # what it does at its end is not to be cut short
                 stream.cancel()
-            server.should_exit = True
-            await serving
+        self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # more exact than it asks for
+        self._server.should_exit = True
+        await self._serving
+        if cut_off := self._server.server_state.tasks:
+            await asyncio.wait(cut_off, timeout=_LAST_WORDS_SECONDS)
 
     @contextlib.contextmanager
     def _open_stream(self) -> Iterator[None]:
@@ -136,14 +174,20 @@ class HttpServer:
         self._streams.add(task)
         try:
             yield
-        except asyncio.CancelledError:
-            if not self._ending:
-                raise
         finally:
             self._streams.discard(task)
 
+    @contextlib.contextmanager
+    def _until_stopped(self) -> Iterator[None]:
+        """Leaves the block without an error where `stop` cancels it."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+
     async def _plain(self, path: str, send: Send) -> None:
-        status = (200 if self.ready else 503) if path == "/healthz" else 404
+        status = {"/healthz": 200 if self.ready else 503, "/livez": 200}.get(path, 404)
         await _start(send, [(b"content-length", b"0")], status)
         await send({"type": "http.response.body", "body": b""})
 
@@ -158,11 +202,15 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _until_hung_up(receive: Receive, *, after: float) -> Iterator[None]:
-    """Cancels the block when the client hangs up; looks from `after` seconds on."""
+    """Cancels the block when the client hangs up, and leaves it without an error; looks from `after` seconds on.
+
+    What else is cancelled stays so. The one who looks is another task: it can only cancel the block while that waits
+    inside, and it is told to stop looking before the block is left.
+    """
     loop, block = asyncio.get_running_loop(), asyncio.current_task()
     assert block
     looking: list[asyncio.Task[None]] = []
-    gone = False
+    cancelled_before, gone = block.cancelling(), False
 
     async def look() -> None:
         nonlocal gone
@@ -175,23 +223,27 @@ def _until_hung_up(receive: Receive, *, after: float) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        if not gone:
+        if not gone or block.cancelling() > cancelled_before + 1:
             raise
     finally:
         timer.cancel()
         for task in looking:
             task.cancel()
+        if gone:
+            block.uncancel()
 
 
 async def _body(receive: Receive) -> bytes | None:
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    while message.get("more_body"):
+    """The body, or a beginning of it that is too long; None where the client hangs up before its end."""
+    body = b""
+    while len(body) <= _BODY_BYTES_MOST:
         message = await receive()
-        body += message.get("body", b"")
-        if len(body) > _BODY_BYTES_MOST:
+        if message["type"] == "http.disconnect":
             return None
-    return None if message["type"] == "http.disconnect" else body
+        body += message["body"]
+        if not message["more_body"]:
+            break
+    return body
 
 
 def _request(body: bytes, decode: Decode) -> Message | None:
@@ -205,10 +257,9 @@ def _request(body: bytes, decode: Decode) -> Message | None:
 
 
 def _seconds(timeout: str | bytes | None) -> float | None:
-    """`grpc-timeout`, such as 14S."""
-    if not timeout:
-        return None
-    return int(timeout[:-1]) * _UNITS[str(timeout[-1])]
+    """`grpc-timeout`, such as 14S. What is none of its kind is no limit, as for gRPC."""
+    found = _TIMEOUT.fullmatch(str(timeout)) if timeout else None
+    return int(found[1]) * _UNITS[found[2]] if found else None
 
 
 async def _start(send: Send, headers: Headers, status: int = 200) -> None:

@@ -78,7 +78,7 @@ class Process:
         self._engine, self.db = db.connect(url, pool_size=config.database_pool_size)
         self.relay = Relay(self.db)
         gatekeeper = Gatekeeper(self.mesh, fetch_jwks or self._jwks_from_identity())
-        self._server, self._http = grpc.aio.server(options=_SERVER_OPTIONS), HttpServer()
+        self._server, self._http = grpc.aio.server(options=_SERVER_OPTIONS), HttpServer(service)
         # What generated code says of its argument is more than it asks of it.
         self.server: Any = Registry(Guard(service, gatekeeper), self._server, self._http)
 
@@ -161,19 +161,19 @@ class Process:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with self._http.listening(self._config.http_listen, drain_seconds=_DRAIN_SECONDS):
-            await self._server.start()
-            log.info("started", listen=self._config.listen, http_listen=self._config.http_listen)
-            watcher = asyncio.create_task(self._watch_readiness(checks, ready))
-            await stop.wait()
+        self._http.start(self._config.http_listen)
+        await self._server.start()
+        log.info("started", listen=self._config.listen, http_listen=self._config.http_listen)
+        watcher = asyncio.create_task(self._watch_readiness(checks, ready))
+        await stop.wait()
 
-            log.info("draining")
-            watcher.cancel()
-            # Fail the readiness probes first, so that no new call arrives while those in flight finish.
-            self._http.ready = False
-            await checks.enter_graceful_shutdown()
-            await asyncio.sleep(_LEAVE_SECONDS)
-            await self._server.stop(_DRAIN_SECONDS)
+        log.info("draining")
+        watcher.cancel()
+        # Fail the readiness probes first, so that no new call arrives while those in flight finish.
+        self._http.ready = False
+        await checks.enter_graceful_shutdown()
+        await asyncio.sleep(_LEAVE_SECONDS)
+        await asyncio.gather(self._server.stop(_DRAIN_SECONDS), self._http.stop(_DRAIN_SECONDS))
         log.info("stopped")
 
     async def _watch_readiness(
