@@ -49,7 +49,10 @@ class AppError(Exception):
 
 
 class InvalidFields(AppError):
-    """The request breaks a rule of the contract; `violations` maps each field to what is wrong with it."""
+    """The request breaks a rule of the contract; `violations` maps each field to what is wrong with it.
+
+    The client is told of the first 50.
+    """
 
     code = "INVALID_ARGUMENT"
     template = "{count} field(s) of the request are not valid."

@@ -32,9 +32,13 @@ log = structlog.get_logger()
 # The gateway closes idle connections after a minute. Were it ours to do so, it could send into one that is closing.
 _IDLE_SECONDS = 90
 _BACKLOG = 4096
+# In a turn of its loop uvloop accepts one connection of each listener; in a rush turns are long, and the new are many.
+_LISTENERS = 8
 _BODY_BYTES_MOST = 4 * 1024 * 1024
 # Before this long, whoever hung up costs less than to ask whether they did.
 _PATIENCE_SECONDS = 1.0
+# So often no call has come, one after the other, before nothing is taken to be on its way any more.
+_SILENT_LOOKS, _LOOK_SECONDS = 5, 0.02
 # For what is cut off at the end of a drain, to say so.
 _LAST_WORDS_SECONDS = 1.0
 _FRAME = struct.Struct("!BI")
@@ -59,7 +63,7 @@ class HttpServer:
         self.ready = False
         self._methods: dict[str, Callable[[bytes, Metadata, Receive, Send], Awaitable[None]]] = {}
         self._streams: set[asyncio.Task[Any]] = set()
-        self._stopping = False
+        self._calls, self._stopping = 0, False
         domain = f"{service}.stampede"
         self._away = statuses.answer(Unavailable(part=service), domain)
         too_long = {"request": f"must have at most {_BODY_BYTES_MOST} bytes"}
@@ -123,6 +127,7 @@ class HttpServer:
         if answer is None:
             await self._plain(scope["path"], send)
             return
+        self._calls += 1
         # The last one takes what a reader has not taken when time is out.
         with self._until_stopped():
             body = await _body(receive)
@@ -151,21 +156,41 @@ class HttpServer:
             timeout_keep_alive=_IDLE_SECONDS,
         )  # fmt: skip
         self._server = _Server(config)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        listeners = [listener, *(listener.dup() for _ in range(_LISTENERS - 1))]
+        self._serving = asyncio.create_task(self._server.serve(sockets=listeners))
         bound: int = listener.getsockname()[1]
         return bound
 
     async def stop(self, seconds: float) -> None:
-        """Takes no more calls and ends streams. Others may finish within `seconds`; after that they are `UNAVAILABLE`."""
+        """Ends streams, lets other calls finish within `seconds` (then they are `UNAVAILABLE`), and closes all.
+
+        Whoever has the choice must have gone elsewhere before: see `ready`.
+        """
+        ends = asyncio.get_running_loop().time() + seconds
         self._stopping = True
         for stream in self._streams:
             if not stream.cancelling():  # what it does at its end is not to be cut short
                 stream.cancel()
-        self._server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # more exact than it asks for
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds / 2):
+                await self._silence()
+        # uvicorn rounds nothing, whatever its types say.
+        self._server.config.timeout_graceful_shutdown = ends - asyncio.get_running_loop().time()  # type: ignore[assignment]
         self._server.should_exit = True
         await self._serving
         if cut_off := self._server.server_state.tasks:
             await asyncio.wait(cut_off, timeout=_LAST_WORDS_SECONDS)
+
+    async def _silence(self) -> None:
+        """Returns once no more calls come.
+
+        In a rush some have arrived in the kernel, but not here; to close their connections now would lose them.
+        """
+        silent = 0
+        while silent < _SILENT_LOOKS:
+            before = self._calls
+            await asyncio.sleep(_LOOK_SECONDS)
+            silent = silent + 1 if self._calls == before else 0
 
     @contextlib.contextmanager
     def _open_stream(self) -> Iterator[None]:
@@ -277,7 +302,7 @@ async def _refuse(answer: Answer, send: Send) -> None:
 
 
 # In a rush nearly all answers are the same refusal of the same sale.
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _refusal(answer: Answer) -> Headers:
     return [
         _CONTENT_TYPE,

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
@@ -36,6 +37,8 @@ _LEAVE_SECONDS = 1.2
 _CHECK_SECONDS = 1.0
 _RESTART_SECONDS = 1.0
 _FORGET_SECONDS = 3600.0
+# Of open files: two gateways' connections at their most (gateway/cluster.yaml), and the rest.
+_FILES_MOST = 32_768
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 10_000),
@@ -227,8 +230,17 @@ def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, Non
             raise SystemExit("settings are not usable:\n  MIGRATION_DATABASE_URL: needed to migrate")
         asyncio.run(db.migrate(service, config.migration_database_url.get_secret_value()))
     if command in ("serve", "up"):
+        _allow_many_files()
         # Calls leave no cycles behind that matter, and a full collection stops them all: have fewer.
         gc.freeze()
         gc.set_threshold(10_000, 50, 100)
         telemetry.start(service, log_level=config.log_level, metrics_listen=config.metrics_listen)
         uvloop.run(main(config))
+
+
+def _allow_many_files() -> None:
+    """A call that the gateway waits for is a connection, and by default a process often has no more than 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES_MOST if hard == resource.RLIM_INFINITY else min(hard, _FILES_MOST)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -1,5 +1,6 @@
 """How services say no: every reason declared once, mapped to a status, and readable."""
 
+import base64
 import importlib
 import pkgutil
 import re
@@ -118,6 +119,18 @@ def test_invalid_input_names_its_fields() -> None:
     bad = details(statuses.answer(InvalidFields({"lines[0].quantity": "is 0"}), "orders.stampede"))["BadRequest"]
     assert isinstance(bad, error_details_pb2.BadRequest)
     assert [(v.field, v.description) for v in bad.field_violations] == [("lines[0].quantity", "is 0")]
+
+
+def test_however_much_is_invalid_it_can_be_said_in_a_header() -> None:
+    """Envoy takes 60 KiB of them, and would answer 502."""
+    everything = {f"attributes[{'€' * 5000}{number}]": "must not be so long" for number in range(5000)}
+    answer = statuses.answer(InvalidFields({"sku": "must be set", **everything}), "catalog.stampede")
+    ((_, packed),) = answer.trailing
+    assert len(base64.b64encode(packed)) < 50_000
+    bad = details(answer)["BadRequest"]
+    assert isinstance(bad, error_details_pb2.BadRequest)
+    assert (len(bad.field_violations), bad.field_violations[0].field) == (50, "sku")
+    assert answer.message == "5001 field(s) of the request are not valid."
 
 
 @pytest.mark.parametrize("error", [RateLimited(what="orders"), Unavailable(part="inventory")])

@@ -1,13 +1,16 @@
 """What is done for a client ends with it, and nothing else does, at whatever moment it hangs up."""
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator
 from itertools import product
 from typing import Any
 
 import pytest
+import uvloop
 from google.protobuf.empty_pb2 import Empty
 
+from services.chassis import http
 from services.chassis.http import HttpServer, _until_hung_up
 
 NEVER = 99
@@ -137,3 +140,35 @@ async def test_a_stream_that_cannot_be_sent_is_closed() -> None:
     with pytest.raises(ConnectionError):
         await server({"path": "/Watch", "headers": []}, receive, send)
     assert closed
+
+
+async def test_a_server_is_not_closed_while_calls_keep_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_LOOK_SECONDS", 0)
+    server = HttpServer("catalog")
+    silence = asyncio.create_task(server._silence())
+    for moment in range(100):
+        server._calls += moment % 3 == 0
+        await asyncio.sleep(0)
+        assert not silence.done()
+    async with asyncio.timeout(10):
+        await silence
+
+
+def test_a_crowd_that_connects_at_once_is_let_in_by_more_than_one_at_a_time() -> None:
+    """On uvloop, as services do: a call whose connection waits to be accepted is late, and lost at the end."""
+
+    async def turns(visitors: int) -> int:
+        server, taken = HttpServer("catalog"), 0
+        port = server.start("127.0.0.1:0")
+        await asyncio.sleep(0)
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(visitors)]
+        while len(server._server.server_state.connections) < visitors:
+            await asyncio.sleep(0)
+            taken += 1
+        for visitor in crowd:
+            visitor.close()
+        await server.stop(1)
+        return taken
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(turns(100)) < 50
