@@ -1,4 +1,4 @@
-"""A service whose one call lasts until a line arrives on standard input. Run by test_process.py."""
+"""A service whose calls last until a line arrives for each on standard input. Run by test_process.py."""
 
 import asyncio
 import sys
@@ -11,9 +11,13 @@ from stampede.catalog.v1.catalog_service_pb2_grpc import CatalogServiceServicer,
 
 
 class Slow(CatalogServiceServicer):
+    def __init__(self) -> None:
+        self._one = asyncio.Lock()
+
     async def GetProduct(self, request: Any, context: Any) -> Any:  # type: ignore[override]
         print("entered", flush=True)
-        line = await asyncio.to_thread(sys.stdin.readline)
+        async with self._one:  # two threads that read at once take each other's lines
+            line = await asyncio.to_thread(sys.stdin.readline)
         return pb.Product(id=request.product_id, name=line.strip())
 
 

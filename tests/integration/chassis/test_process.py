@@ -5,12 +5,14 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -27,8 +29,8 @@ PRODUCT = str(uuid.uuid4())
 class Slow:
     """The process, a channel to it, and its lines."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: grpc.aio.Channel) -> None:
-        self.process, self.channel = process, channel
+    def __init__(self, process: asyncio.subprocess.Process, channel: grpc.aio.Channel, http: str) -> None:
+        self.process, self.channel, self.http = process, channel, http
         self.catalog: Any = CatalogServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
 
@@ -46,6 +48,15 @@ class Slow:
             while True:
                 await health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
 
+    async def answers(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Status and body over HTTP; status 0 where nobody listens."""
+        method = "GET" if body is None else "POST"
+        try:
+            async with aiohttp.request(method, f"http://{self.http}{path}", data=body) as reply:
+                return reply.status, await reply.read()
+        except aiohttp.ClientConnectorError:
+            return 0, b""
+
     def goes_on(self, line: str) -> None:
         assert self.process.stdin
         self.process.stdin.write(f"{line}\n".encode())
@@ -53,11 +64,12 @@ class Slow:
 
 @pytest.fixture
 async def slow(infra: Infra) -> AsyncIterator[Slow]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with socket.socket() as first, socket.socket() as second:
+        for probe in (first, second):
+            probe.bind(("127.0.0.1", 0))
+        address, http = (f"127.0.0.1:{probe.getsockname()[1]}" for probe in (first, second))
     environment = {
-        "ENVIRONMENT": "local", "LISTEN": address, "HTTP_LISTEN": "127.0.0.1:0",
+        "ENVIRONMENT": "local", "LISTEN": address, "HTTP_LISTEN": http,
         "DATABASE_URL": infra.database_url("postgres"), "NATS_URL": infra.nats_url,
         "MESH_SECRET": "m" * 32, "PAGE_SECRET": "p" * 32,
     }  # fmt: skip
@@ -68,7 +80,7 @@ async def slow(infra: Infra) -> AsyncIterator[Slow]:
     async with grpc.aio.insecure_channel(address, options=[("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
         async with asyncio.timeout(20):
             await channel.channel_ready()
-        yield Slow(process, channel)
+        yield Slow(process, channel, http)
     if process.returncode is None:
         process.kill()
     await process.wait()
@@ -87,6 +99,34 @@ async def test_a_call_in_flight_finishes_after_health_has_turned(slow: Slow) -> 
         slow.goes_on("finished")
         assert (await call).name == "finished"
         await slow.says("closed")
+        assert await slow.process.wait() == 0
+
+
+async def test_the_gateway_is_told_first_and_loses_no_call(slow: Slow) -> None:
+    request = pb.GetProductRequest(product_id=PRODUCT).SerializeToString()
+    path, frame = "/stampede.catalog.v1.CatalogService/GetProduct", struct.pack("!BI", 0, len(request)) + request
+    async with asyncio.timeout(20):
+        await slow.is_(SERVING)
+        while await slow.answers("/healthz") != (200, b""):
+            pass
+        call = asyncio.create_task(slow.answers(path, frame))
+        await slow.says("entered")
+        slow.process.send_signal(signal.SIGTERM)
+        await slow.is_(NOT_SERVING)
+        slow.health.cancel()
+        # It still takes calls, for a gateway that has not heard of it yet.
+        assert await slow.answers("/healthz") == (503, b"")
+        assert await slow.answers("/livez") == (200, b"")
+        late = asyncio.create_task(slow.answers(path, frame))
+        await slow.says("entered")
+        while (await slow.answers("/livez"))[0]:
+            pass
+        assert not call.done()
+        slow.goes_on("finished")
+        slow.goes_on("finished")
+        product = pb.Product(id=PRODUCT, name="finished").SerializeToString()
+        whole = struct.pack("!BI", 0, len(product)) + product
+        assert (await call, await late) == ((200, whole), (200, whole))
         assert await slow.process.wait() == 0
 
 
