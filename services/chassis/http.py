@@ -37,7 +37,7 @@ _LISTENERS = 8
 _BODY_BYTES_MOST = 4 * 1024 * 1024
 # Before this long, whoever hung up costs less than to ask whether they did.
 _PATIENCE_SECONDS = 1.0
-# So often no call has come, one after the other, before nothing is taken to be on its way any more.
+# Nothing is taken to be on its way any more when no call has come in so many looks, one after the other.
 _SILENT_LOOKS, _LOOK_SECONDS = 5, 0.02
 # For what is cut off at the end of a drain, to say so.
 _LAST_WORDS_SECONDS = 1.0
@@ -74,8 +74,12 @@ class HttpServer:
 
         async def answer(body: bytes, metadata: Metadata, receive: Receive, send: Send) -> None:
             outcome: Message | Answer = self._away
-            with self._until_stopped(), _until_hung_up(receive, after=_PATIENCE_SECONDS):
-                outcome = await guarded(_request(body, decode), metadata, _seconds(metadata.get("grpc-timeout")))
+            try:
+                with _until_hung_up(receive, after=_PATIENCE_SECONDS):
+                    outcome = await guarded(_request(body, decode), metadata, _seconds(metadata.get("grpc-timeout")))
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    raise
             if isinstance(outcome, Answer):
                 await _refuse(outcome, send)
             else:
@@ -96,7 +100,7 @@ class HttpServer:
             outcome: Message | Answer | None = self._away
             begun = False
             try:
-                with self._until_stopped(), self._open_stream(), _until_hung_up(receive, after=0):
+                with self._open_stream(), _until_hung_up(receive, after=0):
                     async with contextlib.aclosing(guarded(_request(body, decode), metadata)) as outcomes:
                         async for outcome in outcomes:
                             if isinstance(outcome, Answer):
@@ -128,8 +132,7 @@ class HttpServer:
             await self._plain(scope["path"], send)
             return
         self._calls += 1
-        # The last one takes what a reader has not taken when time is out.
-        with self._until_stopped():
+        try:
             body = await _body(receive)
             if body is None:
                 return  # hung up
@@ -137,12 +140,15 @@ class HttpServer:
                 await _refuse(self._too_long, send)
                 return
             metadata: Metadata = {name.decode("ascii"): value.decode("latin-1") for name, value in scope["headers"]}
-            try:
-                await answer(body, metadata, receive, send)
-            except Exception:
-                # The guard foresees what handlers raise: this is a message that cannot be encoded, or a bug here.
-                log.exception("unforeseen failure", method=scope["path"])
-                await _refuse(INTERNAL, send)
+            await answer(body, metadata, receive, send)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            # Time is out, and the client has not sent or taken all of it.
+        except Exception:
+            # The guard foresees what handlers raise: this is a message that cannot be encoded, or a bug here.
+            log.exception("unforeseen failure", method=scope["path"])
+            await _refuse(INTERNAL, send)
 
     def start(self, address: str) -> int:
         """Listens on `host:port`, and returns the port: where 0 was asked for, one that was free."""
@@ -194,22 +200,17 @@ class HttpServer:
 
     @contextlib.contextmanager
     def _open_stream(self) -> Iterator[None]:
+        """Leaves the block without an error where `stop` cancels it."""
         task = asyncio.current_task()
         assert task
         self._streams.add(task)
         try:
             yield
-        finally:
-            self._streams.discard(task)
-
-    @contextlib.contextmanager
-    def _until_stopped(self) -> Iterator[None]:
-        """Leaves the block without an error where `stop` cancels it."""
-        try:
-            yield
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
+        finally:
+            self._streams.discard(task)
 
     async def _plain(self, path: str, send: Send) -> None:
         status = {"/healthz": 200 if self.ready else 503, "/livez": 200}.get(path, 404)

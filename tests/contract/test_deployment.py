@@ -22,6 +22,8 @@ import yaml
 from pydantic import SecretStr
 
 from gateway import render
+from gateway.contract import read
+from services.chassis import http, process
 from services.chassis.settings import ServiceSettings
 from stampede.access.v1 import access_pb2
 
@@ -31,7 +33,7 @@ BASE, DEV = DEPLOY / "k8s/base", DEPLOY / "k8s/overlays/dev"
 BIN = Path(sys.executable).parent
 SERVICES = ("catalog", "identity", "inventory", "orders", "payments")
 STORES = ("postgres", "valkey", "nats")
-GRPC, METRICS = 50051, 9090
+HTTP, GRPC, METRICS = 8000, 50051, 9090
 Object = dict[str, Any]
 
 each_service = pytest.mark.parametrize("service", SERVICES)
@@ -362,7 +364,7 @@ def test_the_gateway_is_rendered_for_the_names_that_compose_and_kubernetes_give(
     config = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
     text = json.dumps(config["static_resources"])
     targets = set(re.findall(r'"address": "([a-z]+)", "port_value": (\d+)', text))
-    assert targets == {(service, str(GRPC)) for service in SERVICES}
+    assert targets == {(service, str(HTTP)) for service in SERVICES} | {(owner, str(GRPC)) for owner in by_grpc()}
     checked = run(BIN / "envoy", "--mode", "validate", "--config-path", tmp_path / "envoy.yaml", "--log-level", "error")
     assert checked.returncode == 0, checked.stderr
 
@@ -466,6 +468,11 @@ def callers() -> set[tuple[str, str]]:
     return found
 
 
+def by_grpc() -> set[str]:
+    """The services whose gRPC port the gateway needs, for answers with a body of their own."""
+    return {route.owner for route in read(ROOT / "protos/gen/gateway.binpb") if route.is_body}
+
+
 def may_connect(source: str, target: str, port: int, folder: Path) -> bool:
     """Whether the policies let one pod of the namespace connect to another."""
     labels = {name: each["spec"]["template"]["metadata"]["labels"] for name, each in pods(folder).items()}
@@ -493,16 +500,20 @@ def may_connect(source: str, target: str, port: int, folder: Path) -> bool:
 
 @each_overlay
 def test_the_network_lets_through_exactly_the_calls_that_the_contract_allows(overlay):
-    """Beside those, the gateway reaches every service, and every service asks identity for its keys."""
+    """Beside those, every service asks identity for its keys. The gateway reaches each service over HTTP."""
     asks_for_keys = {(service, "identity") for service in SERVICES if service != "identity"}
-    expected = callers() | asks_for_keys | {("gateway", service) for service in SERVICES}
-    possible = {
-        (source, target)
-        for source in pods(overlay)
-        for target in SERVICES
-        if source != target and may_connect(source, target, GRPC, overlay)
+    expected = {
+        HTTP: {("gateway", service) for service in SERVICES},
+        GRPC: callers() | asks_for_keys | {("gateway", owner) for owner in by_grpc()},
     }
-    assert possible == expected
+    for port, pairs in expected.items():
+        possible = {
+            (source, target)
+            for source in pods(overlay)
+            for target in SERVICES
+            if source != target and may_connect(source, target, port, overlay)
+        }
+        assert possible == pairs, port
 
 
 @each_service
@@ -543,13 +554,17 @@ def test_compose_keeps_stores_away_from_the_gateway_and_from_outside():
 @each_service
 def test_ports_agree_with_where_a_service_listens(service):
     fields = settings(service).model_fields
-    assert (fields["listen"].default, fields["metrics_listen"].default) == (f"0.0.0.0:{GRPC}", f"0.0.0.0:{METRICS}")
+    ports = {"http": HTTP, "grpc": GRPC, "metrics": METRICS}
+    listens = {"http": fields["http_listen"], "grpc": fields["listen"], "metrics": fields["metrics_listen"]}
+    assert {name: field.default for name, field in listens.items()} == {n: f"0.0.0.0:{p}" for n, p in ports.items()}
     container = containers(find("Deployment", service))[-1]
-    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"grpc": GRPC, "metrics": METRICS}
-    assert container["readinessProbe"]["grpc"] == {"port": GRPC}
-    (port,) = find("Service", service)["spec"]["ports"]
-    assert (port["port"], port["targetPort"]) == (GRPC, "grpc")
-    assert f"EXPOSE {GRPC} {METRICS}" in (DEPLOY / "Dockerfile").read_text()
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == ports
+    assert container["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    offered = {port["targetPort"]: port["port"] for port in find("Service", service)["spec"]["ports"]}
+    assert offered == {"http": HTTP, "grpc": GRPC}
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    assert f"EXPOSE {HTTP} {GRPC} {METRICS}" in dockerfile
+    assert f"'127.0.0.1', {HTTP}" in dockerfile
 
 
 @each_service
@@ -592,12 +607,12 @@ def test_every_container_of_compose_is_unprivileged_and_bounded():
 
 @each_service
 def test_a_pod_has_the_time_to_drain(service):
-    """Leave the load balancers, then the chassis' 10 s for calls and the most that a service adds itself."""
+    """Leave the load balancers and the gateways, then the chassis' 10 s for calls and what a service adds itself."""
     spec = find("Deployment", service)["spec"]["template"]["spec"]
-    own = re.search(r"_DRAIN_SECONDS = ([\d.]+)", (ROOT / f"services/{service}/__main__.py").read_text())
-    chassis = re.search(r"_DRAIN_SECONDS = ([\d.]+)", (ROOT / "services/chassis/process.py").read_text())
-    assert chassis
-    drain = float(chassis[1]) + (float(own[1]) if own else 0)
+    main = (ROOT / f"services/{service}/__main__.py").read_text()
+    own = re.search(r"_DRAIN_SECONDS = ([\d.]+)", main)
+    drain = process._LEAVE_SECONDS + process._DRAIN_SECONDS + http._LAST_WORDS_SECONDS
+    drain += float(own[1]) * len(re.findall(r"\((?:seconds=)?_DRAIN_SECONDS\)", main)) if own else 0
     leave = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert leave >= 5
     assert spec["terminationGracePeriodSeconds"] >= leave + drain + 5
@@ -608,7 +623,7 @@ def test_a_pod_has_the_time_to_drain(service):
 def test_a_database_that_is_away_does_not_restart_its_service(service):
     container = containers(find("Deployment", service))[-1]
     for probe in ("startupProbe", "livenessProbe"):
-        assert container[probe]["exec"]["command"] == ["python", "/app/healthcheck.py", "alive"]
+        assert container[probe]["httpGet"] == {"path": "/livez", "port": "http"}
 
 
 @each_service

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.local import wheels
 from gateway import contract, replies
-from gateway.render import Address, Gateway, bare, main, render, write
+from gateway.render import SERVICES, Address, Gateway, bare, main, render, write
+from services.chassis import guard, http, process
 
 Config = dict[str, Any]
 ROOT = Path(__file__).parents[3]
@@ -34,6 +36,26 @@ def transcoder(config: Config) -> Config:
     filters = manager(config)["http_filters"]
     found: Config = next(f["typed_config"] for f in filters if f["name"].endswith("grpc_json_transcoder"))
     return found
+
+
+def cluster(config: Config, name: str) -> Config:
+    return next(each for each in config["static_resources"]["clusters"] if each["name"] == name)
+
+
+def protocol(cluster: Config) -> Config:
+    (options,) = cluster["typed_extension_protocol_options"].values()
+    found: Config = options
+    return found
+
+
+def address(cluster: Config) -> tuple[str, int]:
+    (place,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    found = place["endpoint"]["address"]["socket_address"]
+    return found["address"], found["port_value"]
+
+
+def seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))
 
 
 def accepts(config: Config, directory: Path) -> None:
@@ -114,6 +136,53 @@ def test_every_part_counts_for_readiness(config: Config) -> None:
     }
 
 
+def test_services_are_called_over_http_1_where_they_listen_for_the_gateway(config: Config) -> None:
+    for name in SERVICES:
+        assert set(protocol(cluster(config, name))["explicit_http_config"]) == {"http_protocol_options"}
+        assert address(cluster(config, name)) == (name, 8000)
+
+
+def test_the_gateway_lets_go_of_an_idle_connection_before_the_service_does(config: Config) -> None:
+    """Or a call could be sent into a connection that is just ending; and nobody sends it again."""
+    idle = protocol(cluster(config, "orders"))["common_http_protocol_options"]["idle_timeout"]
+    assert 0 < seconds(idle) <= http._IDLE_SECONDS - 15
+
+
+def test_a_service_that_leaves_is_asked_for_its_health_before_it_does(config: Config) -> None:
+    for name in (*SERVICES, "orders-grpc"):
+        (check,) = cluster(config, name)["health_checks"]
+        assert seconds(check["interval"]) == seconds(check["no_traffic_healthy_interval"]) < process._LEAVE_SECONDS
+    (check,) = cluster(config, "orders")["health_checks"]
+    assert check["http_health_check"] == {"path": "/healthz"}
+
+
+def test_there_is_a_connection_for_every_call_that_may_be_under_way(config: Config) -> None:
+    (limits,) = cluster(config, "orders")["circuit_breakers"]["thresholds"]
+    assert limits["max_connections"] == limits["max_requests"] == guard._IN_FLIGHT_MOST
+    assert 2 * limits["max_connections"] < process._FILES_MOST
+
+
+def test_an_answer_with_a_body_of_its_own_comes_from_the_grpc_port_and_no_other_does(config: Config) -> None:
+    clusters = {each["name"].rpartition(".")[2]: each["route"]["cluster"] for each in routes(config) if "name" in each}
+    assert clusters == {
+        "PlaceOrder": "orders", "ListOrders": "orders", "GetOrder": "orders", "WatchOrder": "orders",
+        "TakeWebhook": "orders", "ExportOrders": "orders-grpc",
+    }  # fmt: skip
+    assert set(protocol(cluster(config, "orders-grpc"))["explicit_http_config"]) == {"http2_protocol_options"}
+    assert address(cluster(config, "orders-grpc")) == ("orders", 50051)
+    names = {each["name"] for each in config["static_resources"]["clusters"]}
+    assert names == {*SERVICES, "orders-grpc", "self"}
+
+
+def test_the_command_is_told_where_both_ports_are(descriptor: Path, tmp_path: Path) -> None:
+    targets = ["--target", "orders=10.0.0.1:80", "--grpc-target", "orders=10.0.0.2:81"]
+    main(["--out", str(tmp_path), "--descriptor", str(descriptor), *targets])
+    config = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
+    assert address(cluster(config, "orders")) == ("10.0.0.1", 80)
+    assert address(cluster(config, "orders-grpc")) == ("10.0.0.2", 81)
+    assert address(cluster(config, "catalog")) == ("catalog", 8000)
+
+
 @pytest.mark.parametrize("access", ["ACCESS_MESH", "ACCESS_UNSPECIFIED"])
 def test_a_route_nobody_outside_may_take_is_refused(
     access: str, compile_contract: Callable[[str], Path], shop: str
@@ -125,7 +194,7 @@ def test_a_route_nobody_outside_may_take_is_refused(
 
 def test_a_service_without_a_target_is_refused(descriptor: Path) -> None:
     with pytest.raises(ValueError, match="no --target for orders"):
-        render(Gateway(descriptor=descriptor, targets={"catalog": Address("catalog", 50051)}))
+        render(Gateway(descriptor=descriptor, targets={"catalog": Address("catalog", 8000)}))
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 413, 429, 431, 503, 504])
