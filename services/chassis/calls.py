@@ -30,7 +30,7 @@ Metadata = Mapping[str, str | bytes]
 
 @dataclass(slots=True)
 class Call:
-    """What the interceptor knows of the call that the current task answers."""
+    """What the guard knows of the call that the current task answers."""
 
     method: str
     request_id: str

@@ -43,7 +43,7 @@ _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 10_000),
     ("grpc.so_reuseport", 0),
-    # A crowd comes all at once. gRPC's own limits would drop part of it with a bare CANCELLED, `rpc.Guard` says why.
+    # A crowd comes all at once. gRPC's own limits would drop part of it with a bare CANCELLED, `guard.Guard` says why.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
     # Clients ask the name service again when a connection ends; without an end they would never see new replicas.

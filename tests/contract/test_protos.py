@@ -230,7 +230,7 @@ def test_every_field_of_a_request_declares_its_behavior(field: FieldDescriptor) 
 
 @each_method
 def test_what_is_required_is_refused_when_it_is_missing(method: MethodDescriptor) -> None:
-    """`REQUIRED` is documentation; the rules beside it are what the interceptor runs."""
+    """`REQUIRED` is documentation; the rules beside it are what the guard runs."""
     empty = message_factory.GetMessageClass(method.input_type)()
     refused = {
         v.proto.field.elements[0].field_name for v in VALIDATOR.collect_violations(empty) if v.proto.field.elements

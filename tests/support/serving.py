@@ -1,4 +1,4 @@
-"""Servicers behind the real interceptor, on a port of the system's choice; and what they refuse with."""
+"""Servicers behind the real guard, on a port of the system's choice; and what they refuse with."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager

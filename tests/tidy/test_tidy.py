@@ -147,7 +147,7 @@ def test_domain_is_pure(service: str) -> None:
 
 @each_service
 def test_actions_and_rules_know_nothing_of_grpc(service: str) -> None:
-    """Status codes, contexts and metadata are the interceptor's and the handlers'."""
+    """Status codes, contexts and metadata are the guard's and the handlers'."""
     for name in ("actions.py", "domain.py", "tables.py"):
         assert not [m for m in imports(ROOT / "services" / service / name) if m.split(".")[0] == "grpc"], name
 

@@ -1,4 +1,4 @@
-"""A catalog behind the real interceptor, on a database of its own."""
+"""A catalog behind the real guard, on a database of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

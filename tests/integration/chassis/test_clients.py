@@ -79,7 +79,7 @@ async def guarded() -> AsyncIterator[Served]:
 
 @pytest.fixture
 async def bare() -> AsyncIterator[Served]:
-    """Without the interceptor, so that the servicer can answer with any status."""
+    """Without the guard, so that the servicer can answer with any status."""
     served = Served(guarded=False)
     await served.start()
     yield served

@@ -1,4 +1,4 @@
-"""The interceptor around every method, over a real server and real metadata."""
+"""The guard around every method, over a real server and real metadata."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Identity behind the real interceptor, its own gatekeeper believing its own tokens."""
+"""Identity behind the real guard, its own gatekeeper believing its own tokens."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
