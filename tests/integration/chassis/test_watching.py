@@ -21,7 +21,6 @@ from stampede.inventory.v1.flash_sale_service_pb2_grpc import (
     add_FlashSaleServiceServicer_to_server,
 )
 from tests.support import tokens
-from tests.support.infra import _free_port
 from tests.support.serving import refusal, serving
 
 SALE = pb.WatchFlashSaleRequest(sale_id=str(uuid.UUID(int=1)))
@@ -122,7 +121,7 @@ async def connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
 
 
 async def test_a_client_of_the_gateway_that_stops_reading_is_dropped_and_cut_off(sales: Sales) -> None:
-    http, port = HttpServer(), _free_port()
+    http = HttpServer("inventory")
     registry = Registry(Guard("inventory", tokens.gatekeeper("inventory")), grpc.aio.server(), http)
     add_FlashSaleServiceServicer_to_server(sales, registry)  # type: ignore[arg-type]
     frame = b"\0" + len(SALE.SerializeToString()).to_bytes(4, "big") + SALE.SerializeToString()
@@ -130,7 +129,8 @@ async def test_a_client_of_the_gateway_that_stops_reading_is_dropped_and_cut_off
         b"POST /stampede.inventory.v1.FlashSaleService/WatchFlashSale HTTP/1.1\r\nhost: sales\r\n"
         b"content-length: %d\r\n\r\n%s" % (len(frame), frame)
     )
-    async with asyncio.timeout(20), http.listening(f"127.0.0.1:{port}", drain_seconds=1):
+    port = http.start("127.0.0.1:0")
+    async with asyncio.timeout(20):
         asleep, awake = [await connected(port) for _ in range(2)]
         for reader, writer in (asleep, awake):
             writer.write(request)
@@ -145,3 +145,4 @@ async def test_a_client_of_the_gateway_that_stops_reading_is_dropped_and_cut_off
         await awake[0].readexactly(len(NEWS))
         for _, writer in (asleep, awake):
             writer.close()
+        await http.stop(1)
