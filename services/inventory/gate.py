@@ -42,7 +42,6 @@ LIFETIME_SECONDS = 10
 """How long what nobody heals is kept."""
 _TIMEOUT_SECONDS = 0.25
 _CONNECT_SECONDS = 0.25
-_SOCKET_SECONDS = 2.0
 _PAUSE_SECONDS = 1.0
 _CONNECTIONS_MOST = 1000
 _REFUSED = Counter("stampede_gate_refused_total", "Holds that the gate turned away.")
@@ -162,7 +161,9 @@ class Gate:
         kind: Any = redis.asyncio.RedisCluster if cluster else redis.asyncio.Redis
         self.valkey = kind.from_url(
             url,
-            socket_timeout=_SOCKET_SECONDS,
+            # With one, redis-py sends through `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation: a
+            # leader would go on leading. All calls here have a timeout of their own.
+            socket_timeout=None,
             socket_connect_timeout=_CONNECT_SECONDS,
             max_connections=_CONNECTIONS_MOST,
             retry=Retry(NoBackoff(), 0),
@@ -283,9 +284,7 @@ class Gate:
             await asyncio.sleep(_PAUSE_SECONDS)
             try:
                 async with asyncio.timeout(_TIMEOUT_SECONDS):
-                    await (
-                        self.valkey.aclose()
-                    )  # connections to what was there before are of no use; this opens new ones
+                    await self.valkey.aclose()  # of what was there before; what is asked next opens a new connection
                     await self.valkey.exists(keys_of(sale_id)[0])
             except LOST:
                 continue

@@ -240,18 +240,10 @@ class Healer:
             return
         arguments: dict[uuid.UUID, list[Any]] = {
             sale_id: [
-                self._epoch,
-                LIFETIME_SECONDS,
-                a.run,
-                a.net,
-                a.sum,
-                a.limit,
-                len(a.with_units),
-                *a.with_units,
-                *a.over,
+                self._epoch, LIFETIME_SECONDS, a.run, a.net, a.sum, a.limit, len(a.with_units), *a.with_units, *a.over,
             ]
             for sale_id, a in accounts.items()
-        }
+        }  # fmt: skip
         written = await self._gate.run(_WRITE, arguments, seconds=_SCRIPT_SECONDS)
         _HEALS.labels("written").inc(sum(written))
         if refused := len(written) - sum(written):

@@ -55,7 +55,9 @@ class Replica:
             assert self.process
             assert self.process.returncode is None, self.log.read_text()
             try:
-                answer = await health_pb2_grpc.HealthStub(self._channel).Check(health_pb2.HealthCheckRequest())
+                answer = await health_pb2_grpc.HealthStub(self._channel).Check(
+                    health_pb2.HealthCheckRequest(), timeout=2
+                )
             except grpc.aio.AioRpcError:
                 return False
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -347,6 +347,24 @@ async def test_who_is_over_the_limit_takes_no_token_and_asks_postgresql_once_in_
     assert await books(db) == []
 
 
+async def test_who_is_cancelled_while_the_gate_is_asked_ends(db: Database, gate: Gate) -> None:
+    """A leader must not go on because it was asking just then."""
+    sale = await a_sale(db, units=1)
+
+    async def ask_for_ever() -> None:
+        while True:
+            await gate.refused([a_hold(of_sale(sale))])
+
+    for steps in range(100):
+        asking = asyncio.create_task(ask_for_ever())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        asking.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.gather(asking, return_exceptions=True)
+        assert asking.cancelled()
+
+
 async def test_nothing_is_kept_for_ever(db: Database, gate: Gate) -> None:
     sale = await a_sale(db, units=9, per_customer_limit=1)
     stranger = a_hold(type(of_stock(ids.new()))(ids.new(), uuid.uuid4(), 1))
