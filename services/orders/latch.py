@@ -43,14 +43,14 @@ class Latch:
         self._asking.pop(sale_id, None)
 
     def closed(self, sale_ids: Iterable[uuid.UUID]) -> Refused | None:
-        """What whoever wants to buy in these sales hears; None where they may ask."""
+        """What whoever wants to buy in these sales hears, to be raised `again`; None where they may ask."""
         if not self._closed:
             return None
         now = self._clock()
         for sale_id in sale_ids:
             until, refusal = self._closed.get(sale_id, (now, None))
             if refusal and until > now:
-                return refusal.again()
+                return refusal
         return None
 
     @contextmanager

@@ -76,7 +76,7 @@ class Placer:
             if known is not None:
                 return _same(known, purchase)
         if shut := self._latch.closed(purchase.sale_ids):
-            raise shut
+            raise shut.again()
         products = await self._catalog.products([wish.product_id for wish in purchase.wishes])
         domain.check_products(purchase.wishes, products)
         # From here on the client may hang up, but what is held must become an order or be given back.
@@ -125,7 +125,7 @@ class Placer:
     async def _reserve(self, order_id: uuid.UUID, purchase: Purchase) -> Reservation:
         with self._latch.asking(purchase.sale_ids) as shut:
             if shut:
-                raise shut
+                raise shut.again()
             try:
                 wanted = HoldRequest(order_id, purchase.customer_id, purchase.wishes)
                 reservation = await self._inventory.reserve(wanted)

@@ -173,8 +173,8 @@ def test_everybody_hears_the_words_and_no_two_the_same_error(clock: Clock) -> No
     """An error that is raised again and again drags along every place it has been to."""
     latched = Latch(clock)
     latched.close(SALE, gone(SALE))
-    first, second = latched.closed([SALE]), latched.closed([SALE])
-    assert first
-    assert second
+    shut = latched.closed([SALE])
+    assert shut
+    first, second = shut.again(), shut.again()
     assert first is not second
     assert (str(second), second.reason, second.metadata) == (str(first), first.reason, first.metadata)
