@@ -270,7 +270,7 @@ async def test_what_is_held_is_loaded_only_where_the_gate_is_new(
     async def counting(sales: set[uuid.UUID]) -> None:
         nonlocal loads
         loads += 1
-        await load(several)
+        await load(sales)
 
     monkeypatch.setattr(healer, "_load", counting)
     monkeypatch.setattr(healing, "_SALES_AT_ONCE", 2)
