@@ -94,11 +94,13 @@ async def admit(db: Database, gate: Gate, holds: Sequence[Hold]) -> list[Outcome
             # Whether it was committed or not: units that are given back too early let too many in, and no harm done.
             await gate.give_back_unsure((hold, line) for hold in admitted for line in hold.lines)
             raise
+        over: list[Hold] = []
+        empty_handed: list[Hold] = []
         for hold, outcome in zip(admitted, held, strict=True):
             outcomes[hold.id] = outcome
-        over = [hold for hold in admitted if isinstance(outcomes[hold.id], domain.CustomerLimit)]
+            if isinstance(outcome, AppError):
+                (over if isinstance(outcome, domain.CustomerLimit) else empty_handed).append(hold)
         await gate.give_back_over((hold, line) for hold in over for line in hold.lines)
-        empty_handed = [hold for hold in admitted if isinstance(outcomes[hold.id], AppError) and hold not in over]
         await gate.give_back((hold, line) for hold in empty_handed for line in hold.lines)
     return [outcomes[hold.id] for hold in holds]
 
