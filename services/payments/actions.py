@@ -10,10 +10,9 @@ from prometheus_client import Counter
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import ids, once, outbox
-from services.chassis.calls import RequestKey
+from services.chassis import ids, outbox
 from services.chassis.db import Database
-from services.chassis.errors import AppError, InvalidFields, RequestIdReused, WrongState
+from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
 from services.payments import rows, tables
 from services.payments.domain import (
@@ -23,13 +22,9 @@ from services.payments.domain import (
     Payment,
     PaymentNotFound,
     Refund,
-    RefundFact,
-    RefundState,
-    RefundTooLarge,
     State,
     Verdict,
     decide,
-    refunded,
 )
 from stampede.payments.v1 import events_pb2
 
@@ -67,7 +62,7 @@ async def begin_charges(db: Database, orders: Sequence[Order]) -> list[Begun | A
     """
     async with db.begin() as tx:
         made = await rows.insert(tx, orders, state=State.PROCESSING)
-        known = await _read(tx, [order.id for order in orders if order.id not in made], lock=False)
+        known = await read(tx, [order.id for order in orders if order.id not in made], lock=False)
         retried = await _new_cards(tx, orders, known)
     found = known | retried | made
     ours = made.keys() | retried.keys()
@@ -119,7 +114,7 @@ async def _give_up(tx: AsyncSession, orders: Sequence[Order]) -> dict[uuid.UUID,
     # An order without a payment gets a cancelled one, which a charge that comes late will find.
     made = await rows.insert(tx, orders, state=State.CANCELLED)
     await _tell(tx, list(made.values()))
-    found = made | await _read(tx, [order.id for order in orders if order.id not in made], lock=True)
+    found = made | await read(tx, [order.id for order in orders if order.id not in made], lock=True)
     wanted = [p for p in found.values() if p.state in OPEN and not p.cancel_requested]
     if wanted:
         await rows.request_cancel(tx, [payment.id for payment in wanted])
@@ -147,29 +142,6 @@ async def begin_refunds(db: Database, orders: Sequence[Order]) -> list[Begun]:
     return outcomes
 
 
-async def begin_refund(
-    db: Database, *, payment_id: uuid.UUID, amount: Money | None, reason: str, request: RequestKey | None
-) -> Refund:
-    """Commits one refund, of `amount` or of all that is left. A repeat of the request finds the first one's."""
-    refund_id = ids.new()
-    async with db.begin() as tx:
-        payment = await _one(tx, payment_id, lock=True)
-        if (first := await once.repeated(tx, request, refund_id)) is not None:
-            return await rows.refund(tx, first)
-        if payment.state not in (State.SUCCEEDED, State.REFUNDED):
-            raise WrongState(resource="payment", state=payment.state, wanted=State.REFUNDED)
-        if amount is not None and amount.currency != payment.currency:
-            raise InvalidFields({"amount.currencyCode": f"must be {payment.currency}, the payment's"})
-        minor = payment.left_minor if amount is None else amount.minor
-        # The lock on the payment makes this check hold until the sum below has grown; a CHECK stands behind it.
-        if minor > payment.left_minor or minor == 0:
-            raise RefundTooLarge(leftMinorUnits=payment.left_minor)
-        await rows.insert_refunds(
-            tx, [rows.NewRefund(id=refund_id, payment=payment, amount_minor=minor, reason=reason)]
-        )
-        return await rows.refund(tx, refund_id)
-
-
 async def get_payments(db: Database, payment_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Payment]:
     """Payments by id."""
     async with db() as tx:
@@ -179,7 +151,7 @@ async def get_payments(db: Database, payment_ids: Sequence[uuid.UUID]) -> dict[u
 
 async def get_payment(db: Database, payment_id: uuid.UUID) -> Payment:
     async with db() as tx:
-        return await _one(tx, payment_id, lock=False)
+        return await one(tx, payment_id, lock=False)
 
 
 async def settle(db: Database, facts: Sequence[Fact]) -> list[Payment]:
@@ -218,30 +190,6 @@ def _stray(payment: Payment, fact: Fact) -> rows.NewRefund:
         reason="arrived after the payment had ended without it",
         stray_reference=fact.reference,
     )
-
-
-async def settle_refunds(db: Database, facts: Sequence[RefundFact]) -> list[Refund]:
-    """Stores what the provider said of refunds; the refunds as they are now."""
-    async with db.begin() as tx:
-        payments = await rows.locked(tx, {fact.payment_id for fact in facts})
-        refunds = await rows.locked_refunds(tx, [fact.refund_id for fact in facts])
-        before, told = dict(payments), []
-        for fact in facts:
-            refund = refunds[fact.refund_id]
-            if refund.state is not RefundState.PENDING:
-                continue
-            outcome = fact.state or RefundState.PENDING
-            refunds[refund.id] = dataclasses.replace(
-                refund, state=outcome, provider_reference=fact.reference or refund.provider_reference
-            )
-            if outcome is not RefundState.PENDING:
-                payments[refund.payment_id] = refunded(payments[refund.payment_id], refund, outcome)
-            if outcome is RefundState.SUCCEEDED and not refund.stray:
-                told.append(payments[refund.payment_id])
-        await rows.store(tx, [payment for payment in payments.values() if payment != before[payment.id]])
-        await rows.store_refunds(tx, list(refunds.values()), {fact.refund_id: fact.reason for fact in facts})
-        await _tell(tx, told, as_refunded=True)
-    return [refunds[fact.refund_id] for fact in facts]
 
 
 async def claim_due(db: Database, *, besides: Sequence[uuid.UUID], most: int) -> list[tuple[Payment, bool]]:
@@ -328,7 +276,7 @@ async def tell_refunded(tx: AsyncSession, payments: Sequence[Payment]) -> None:
     await _tell(tx, payments, as_refunded=True)
 
 
-async def _read(tx: AsyncSession, order_ids: Sequence[uuid.UUID], *, lock: bool) -> dict[uuid.UUID, Payment]:
+async def read(tx: AsyncSession, order_ids: Sequence[uuid.UUID], *, lock: bool) -> dict[uuid.UUID, Payment]:
     """Payments by order. Locks are taken in the order of payment ids, as everywhere."""
     if not order_ids:
         return {}
@@ -337,7 +285,7 @@ async def _read(tx: AsyncSession, order_ids: Sequence[uuid.UUID], *, lock: bool)
     return {payment.order_id: payment for payment in map(rows.payment, found)}
 
 
-async def _one(tx: AsyncSession, payment_id: uuid.UUID, *, lock: bool) -> Payment:
+async def one(tx: AsyncSession, payment_id: uuid.UUID, *, lock: bool) -> Payment:
     wanted = select(*rows.PAYMENT).where(tables.Payment.id == payment_id)
     found = (await tx.execute(wanted.with_for_update() if lock else wanted)).one_or_none()
     if found is None:

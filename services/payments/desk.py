@@ -10,10 +10,12 @@ from services.chassis.calls import RequestKey
 from services.chassis.db import Database
 from services.chassis.errors import AppError
 from services.chassis.money import Money
-from services.payments import actions
+from services.payments import actions, refunds
 from services.payments.actions import Begun, Order
-from services.payments.domain import ANSWER_SECONDS, Payment, RefundState
+from services.payments.domain import ANSWER_SECONDS, Payment, Refund, RefundState
 from services.payments.flights import Flights
+from services.payments.refunds import Part
+from services.payments.rows import Standing
 
 _MARGIN_SECONDS = 0.2
 _CALLS_MOST = 32  # in one transaction, each with up to 200 orders
@@ -57,8 +59,7 @@ class Desk:
         patience = _Patience()
         begun = await actions.begin_refunds(self._db, orders)
         pending = [refund for one in begun for refund in one.refunds]
-        for refund in pending:
-            self._flights.pay_back(refund)
+        self._pay_back(pending)
         payments = await self._given_up(begun, patience)
         if not pending:
             return payments
@@ -71,13 +72,25 @@ class Desk:
     ) -> Payment:
         """Pays back `amount`, or all that is left; the payment, with what the provider has confirmed of it."""
         patience = _Patience()
-        refund = await actions.begin_refund(
-            self._db, payment_id=payment_id, amount=amount, reason=reason, request=request
-        )
-        if refund.state is RefundState.PENDING:
-            self._flights.pay_back(refund)
-            await self._flights.refunded([refund.id], seconds=patience.left())
+        refund = await refunds.begin(self._db, payment_id=payment_id, amount=amount, reason=reason, request=request)
+        self._pay_back([refund])
+        await self._flights.refunded([refund.id], seconds=patience.left())
         return await actions.get_payment(self._db, payment_id)
+
+    async def refund_parts(self, parts: Sequence[Part]) -> list[Standing | AppError]:
+        """Pays back each of `parts`; one outcome for each, with what the provider has confirmed of it."""
+        patience = _Patience()
+        begun = await refunds.begin_parts(self._db, parts)
+        made = [one for one in begun if isinstance(one, Refund)]
+        self._pay_back(made)
+        await self._flights.refunded([refund.id for refund in made], seconds=patience.left())
+        now = await refunds.get(self._db, [refund.id for refund in made]) if made else {}
+        return [now[one.id] if isinstance(one, Refund) else one for one in begun]
+
+    def _pay_back(self, begun: Sequence[Refund]) -> None:
+        for refund in begun:
+            if refund.state is RefundState.PENDING:
+                self._flights.pay_back(refund)
 
     async def get(self, payment_id: uuid.UUID) -> Payment:
         """Raises `PaymentNotFound`."""

@@ -6,7 +6,8 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.chassis.errors import AppError
+from services.chassis.errors import AppError, InvalidFields, WrongState
+from services.chassis.money import Money
 
 WEBHOOK_BYTES_MOST = 256 * 1024
 IN_FLIGHT_MOST = 5_000
@@ -61,7 +62,7 @@ MOVES: dict[State, frozenset[State]] = {
 
 class PaymentNotFound(AppError):
     code = "NOT_FOUND"
-    template = "There is no payment {paymentId}."
+    template = "There is no such payment."
 
 
 class RefundTooLarge(AppError):
@@ -122,6 +123,7 @@ class Refund:
     """Pays back money that the payment never counted: it arrived after the payment had ended without it."""
     charge_reference: str
     provider_reference: str | None
+    failure_reason: str
     checks: int
 
 
@@ -221,6 +223,23 @@ def _state_after(payment: Payment, kind: Kind) -> State:
         Kind.SUCCEEDED: State.SUCCEEDED,
         Kind.CANCELLED: State.CANCELLED,
     }[kind]
+
+
+def refundable(payment: Payment, amount: Money | None) -> int:
+    """The minor units that a refund of `amount`, or of all that is left, would pay back.
+
+    Raises `WrongState`, `InvalidFields` or `RefundTooLarge` where it may not be.
+    """
+    if payment.state not in (State.SUCCEEDED, State.REFUNDED):
+        raise WrongState(resource="payment", state=payment.state, wanted=State.REFUNDED)
+    if amount is not None and amount.minor < 1:
+        raise InvalidFields({"amount.minorUnits": "must be at least 1"})
+    if amount is not None and amount.currency != payment.currency:
+        raise InvalidFields({"amount.currencyCode": f"must be {payment.currency}, the payment's"})
+    minor = payment.left_minor if amount is None else amount.minor
+    if minor > payment.left_minor or minor == 0:
+        raise RefundTooLarge(leftMinorUnits=payment.left_minor)
+    return minor
 
 
 def refunded(payment: Payment, refund: Refund, outcome: RefundState) -> Payment:

@@ -11,7 +11,7 @@ import structlog
 from services.chassis.batcher import Batcher
 from services.chassis.db import Database
 from services.chassis.errors import RateLimited
-from services.payments import actions
+from services.payments import actions, refunds
 from services.payments.domain import (
     IN_FLIGHT_MOST,
     NOT_FOUND,
@@ -144,9 +144,9 @@ class Flights:
         return payments
 
     async def _settle_all_refunds(self, facts: Sequence[RefundFact]) -> list[Refund]:
-        refunds = await actions.settle_refunds(self._db, facts)
+        settled = await refunds.settle(self._db, facts)
         self._told()
-        return refunds
+        return settled
 
 
 def _apart(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -4,9 +4,9 @@ import dataclasses
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
@@ -57,14 +57,21 @@ class NewRefund:
     stray_reference: str | None = None
 
 
-def payment(row: Row[Any]) -> Payment:
+class Standing(NamedTuple):
+    """A refund, and its payment at the same moment."""
+
+    refund: Refund
+    payment: Payment
+
+
+def payment(row: Sequence[Any]) -> Payment:
     """A row of the columns `PAYMENT` as a value."""
     values = dict(zip(_PAYMENT_NAMES, row, strict=True))
     values["state"] = State(values["state"])
     return Payment(**values)
 
 
-def _refund(row: Row[Any]) -> Refund:
+def _refund(row: Sequence[Any]) -> Refund:
     values = dict(zip(_REFUND_NAMES, row, strict=True))
     values["state"] = RefundState(values["state"])
     return Refund(**values)
@@ -204,9 +211,11 @@ async def insert_refunds(tx: AsyncSession, refunds: Sequence[NewRefund]) -> None
             " CAST(:reasons AS text[]), CAST(:strays AS boolean[]), CAST(:references AS text[]))"
             " AS n(id, payment_id, amount, reason, stray, reference)"
             " ON CONFLICT DO NOTHING RETURNING payment_id, amount_minor, stray)"
-            " UPDATE payments AS p SET refunding_minor = p.refunding_minor + made.amount_minor,"
+            # Summed up first: of several rows that fit one payment, an UPDATE takes just one.
+            " UPDATE payments AS p SET refunding_minor = p.refunding_minor + s.amount,"
             " version = p.version + 1, update_time = now()"
-            " FROM made WHERE p.id = made.payment_id AND NOT made.stray"
+            " FROM (SELECT payment_id, sum(amount_minor) AS amount FROM made WHERE NOT stray GROUP BY payment_id) AS s"
+            " WHERE p.id = s.payment_id"
         ),
         {
             "ids": [r.id for r in refunds],
@@ -220,8 +229,12 @@ async def insert_refunds(tx: AsyncSession, refunds: Sequence[NewRefund]) -> None
     )
 
 
-async def refund(tx: AsyncSession, refund_id: uuid.UUID) -> Refund:
-    return _refund((await tx.execute(select(*_REFUND).where(tables.Refund.id == refund_id))).one())
+async def refunds(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Standing]:
+    """Those of the refunds that are there, by id."""
+    both = select(*_REFUND, *PAYMENT).join(tables.Payment, tables.Payment.id == tables.Refund.payment_id)
+    found = await tx.execute(both.where(tables.Refund.id.in_(refund_ids)))
+    standing = [Standing(_refund(row[: len(_REFUND)]), payment(row[len(_REFUND) :])) for row in found]
+    return {one.refund.id: one for one in standing}
 
 
 async def pending_refunds(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> list[Refund]:
@@ -242,7 +255,7 @@ async def locked_refunds(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> d
     return {row.id: _refund(row) for row in await tx.execute(wanted.with_for_update())}
 
 
-async def store_refunds(tx: AsyncSession, refunds: Sequence[Refund], reasons: Mapping[uuid.UUID, str]) -> None:
+async def store_refunds(tx: AsyncSession, refunds: Sequence[Refund]) -> None:
     """Writes locked refunds back, with the time of their next check."""
     await tx.execute(
         text(
@@ -256,7 +269,7 @@ async def store_refunds(tx: AsyncSession, refunds: Sequence[Refund], reasons: Ma
             "ids": [r.id for r in refunds],
             "states": [str(r.state) for r in refunds],
             "references": [r.provider_reference for r in refunds],
-            "reasons": [reasons.get(r.id, "") for r in refunds],
+            "reasons": [r.failure_reason for r in refunds],
             "pauses": [refund_check_seconds(r) for r in refunds],
         },
     )

@@ -14,6 +14,8 @@ from services.payments import webhooks
 from services.payments.actions import Order
 from services.payments.desk import Desk
 from services.payments.domain import Payment, State
+from services.payments.refunds import Part
+from services.payments.rows import Standing
 from services.payments.webhooks import Inbox
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
@@ -40,6 +42,10 @@ class ChargeService(charge_grpc.ChargeServiceServicer):
     async def Refund(self, request: charge_pb.RefundRequest, _context: Context) -> charge_pb.RefundResponse:
         return charge_pb.RefundResponse(outcomes=_outcomes(await self._desk.refund(_orders(request.items))))
 
+    async def RefundPart(self, request: charge_pb.RefundPartRequest, _context: Context) -> charge_pb.RefundPartResponse:
+        standing = await self._desk.refund_parts(_parts(request.items))
+        return charge_pb.RefundPartResponse(outcomes=[_refund_outcome(one) for one in standing])
+
 
 class PaymentService(pb_grpc.PaymentServiceServicer):
     """What staff and providers call."""
@@ -51,8 +57,6 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
         return _to_proto(await self._desk.get(uuid.UUID(request.payment_id)))
 
     async def RefundPayment(self, request: pb.RefundPaymentRequest, _context: Context) -> pb.Payment:
-        if request.HasField("amount") and request.amount.minor_units < 1:
-            raise InvalidFields({"amount.minorUnits": "must be at least 1"})
         payment = await self._desk.refund_part(
             payment_id=uuid.UUID(request.payment_id),
             amount=_money(request.amount) if request.HasField("amount") else None,
@@ -86,6 +90,21 @@ def _orders(items: Sequence[charge_pb.ChargeItem]) -> list[Order]:
     return orders
 
 
+def _parts(items: Sequence[charge_pb.PartialRefund]) -> list[Part]:
+    parts = [
+        Part(
+            id=uuid.UUID(item.refund_id),
+            order_id=uuid.UUID(item.order_id),
+            amount=_money(item.amount) if item.HasField("amount") else None,
+            reason=item.reason,
+        )
+        for item in items
+    ]
+    if len({part.id for part in parts}) < len(parts):
+        raise InvalidFields({"items": "must not name a refund twice"})
+    return parts
+
+
 def _money(message: money_pb2.Money) -> Money:
     return Money(message.currency_code, message.minor_units)
 
@@ -97,6 +116,22 @@ def _outcomes(results: Sequence[Payment | AppError]) -> list[charge_pb.PaymentOu
         else charge_pb.PaymentOutcome(payment=_to_status(result))
         for result in results
     ]
+
+
+def _refund_outcome(result: Standing | AppError) -> charge_pb.RefundPartOutcome:
+    if isinstance(result, AppError):
+        return charge_pb.RefundPartOutcome(refusal=statuses.to_refusal(result, DOMAIN))
+    refund, payment = result
+    return charge_pb.RefundPartOutcome(
+        refund=charge_pb.RefundStatus(
+            refund_id=str(refund.id),
+            state=charge_pb.RefundStatus.State.Value(refund.state),
+            amount=money_pb2.Money(currency_code=payment.currency, minor_units=refund.amount_minor),
+            refunded=money_pb2.Money(currency_code=payment.currency, minor_units=payment.refunded_minor),
+            failure_reason=refund.failure_reason,
+            whole=payment.state is State.REFUNDED,
+        )
+    )
 
 
 def _to_status(payment: Payment) -> charge_pb.PaymentStatus:

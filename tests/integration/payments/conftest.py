@@ -226,12 +226,17 @@ class Payments:
 
     async def told(self, order_id: str) -> list[str]:
         """The subjects of the events stored about an order, in their order."""
+        return [subject.rpartition(".")[2] for subject, _ in await self._events(order_id)]
+
+    async def told_refunded(self, order_id: str) -> list[int]:
+        """The sums that were told of as paid back, in their order."""
+        events = await self._events(order_id)
+        return [event.refunded_minor_units for subject, event in events if subject.endswith(".refunded")]
+
+    async def _events(self, order_id: str) -> list[tuple[str, events_pb2.PaymentChanged]]:
         found = await self.rows("SELECT subject, payload FROM outbox ORDER BY id")
-        return [
-            subject.rpartition(".")[2]
-            for subject, payload in found
-            if events_pb2.PaymentChanged.FromString(payload).order_id == order_id
-        ]
+        events = [(subject, events_pb2.PaymentChanged.FromString(payload)) for subject, payload in found]
+        return [(subject, event) for subject, event in events if event.order_id == order_id]
 
 
 @pytest.fixture

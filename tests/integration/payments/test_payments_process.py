@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -63,6 +64,10 @@ class Running:
     async def charge(self, *items: pb.ChargeItem) -> list[pb.PaymentStatus]:
         answer = await self.charges.Charge(pb.ChargeRequest(items=items), metadata=ORDERS)
         return [outcome.payment for outcome in answer.outcomes]
+
+    async def refund_part(self, part: pb.PartialRefund) -> pb.RefundStatus:
+        answer = await self.charges.RefundPart(pb.RefundPartRequest(items=[part]), metadata=ORDERS)
+        return answer.outcomes[0].refund
 
 
 @asynccontextmanager
@@ -137,6 +142,42 @@ async def test_a_killed_process_finishes_what_it_began_when_it_is_back(
         intents = await sandbox.intents(*(item.order_id for item in items))
         assert (len(intents), {i["status"] for i in intents}) == (60, {"succeeded"})
         assert await running.stop(signal.SIGTERM) == 0
+
+
+async def test_a_refund_of_a_killed_process_is_paid_back_once_when_it_is_back(
+    infra: Infra, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    async with a_process(infra, sandbox, tmp_path) as running:
+        item = an_order()
+        await running.charge(item)
+        (intent,) = await sandbox.intents(item.order_id)
+        await sandbox.faults(error_500=True)
+        part = pb.PartialRefund(refund_id=str(uuid.uuid4()), order_id=item.order_id)
+        refunding = asyncio.create_task(running.refund_part(part))
+
+        async def committed() -> bool:
+            engine, sessions = db.connect(infra.database_url("payments_process"), pool_size=1)
+            async with sessions() as tx:
+                found = await tx.scalar(sqlalchemy.text("SELECT count(*) FROM refunds"))
+            await engine.dispose()
+            return bool(found)
+
+        await until(committed)
+        await running.stop(signal.SIGKILL)
+        await asyncio.gather(refunding, return_exceptions=True)
+        await sandbox.control("DELETE", "faults")
+        await running.start()
+
+        async def paid_back() -> bool:  # nobody asks payments for it
+            return bool(await sandbox.refunds(intent["id"]))
+
+        await until(paid_back)
+
+        async def whole() -> bool:
+            return (await running.refund_part(part)).whole
+
+        await until(whole)
+        assert [refund["amount"] for refund in await sandbox.refunds(intent["id"])] == [1999]
 
 
 async def test_the_migrations_make_what_the_tables_say(infra: Infra, template: Callable[[str], Awaitable[str]]) -> None:

@@ -149,7 +149,7 @@ def test_refunds_add_up(parts: list[tuple[int, bool]]) -> None:
         payment = dataclasses.replace(payment, refunding_minor=payment.refunding_minor + minor)
         refund = Refund(
             id=_ID, payment_id=_ID, amount_minor=minor, state=RefundState.PENDING, stray=False, charge_reference="pi_1",
-            provider_reference=None, checks=0,
+            provider_reference=None, failure_reason="", checks=0,
         )  # fmt: skip
         before = payment.refunded_minor
         payment = refunded(payment, refund, RefundState.SUCCEEDED if succeeds else RefundState.FAILED)
