@@ -63,6 +63,13 @@ class ReservationLost(AppError):
     template = "The units of reservation {reservationId} went to others."
 
 
+class ReturnTooLarge(AppError):
+    """More units of one product are to come back than are still out; none are out of a product that was not sold."""
+
+    code = "FAILED_PRECONDITION"
+    template = "Of reservation {reservationId}, {out} units of product {productId} are still out."
+
+
 class State(StrEnum):
     """Where a reservation stands. `HELD` becomes exactly one of the others."""
 
@@ -157,6 +164,23 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitsBack:
+    """A wish to take sold units back: so many of each product, or, where none is named, all that are still out."""
+
+    id: uuid.UUID
+    reservation_id: uuid.UUID
+    quantities: Mapping[uuid.UUID, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What came back under the id of a wish."""
+
+    wish: UnitsBack
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """What one pool gave to a batch, in one statement."""
 
@@ -238,3 +262,22 @@ def _priced(hold: Hold, grants: Mapping[Pool, Grant]) -> Hold:
         lines=tuple(replace(line, sale_price=grants[line.pool].price) for line in hold.lines),
         seconds=min([hold.seconds, *(s for s in seconds if s is not None)]),
     )
+
+
+def coming_back(
+    wish: UnitsBack, reservation: Reservation, before: Mapping[Pool, int]
+) -> tuple[Line, ...] | ReturnTooLarge:
+    """The units of `reservation` that `wish` takes back, where `before` says how many have come back already."""
+    wanted, lines = dict(wish.quantities), []
+    outs: dict[uuid.UUID, int] = defaultdict(int)
+    for line in reservation.lines:
+        out = line.quantity - before.get(line.pool, 0)
+        outs[line.product_id] += out
+        units = min(out, wanted.get(line.product_id, 0)) if wish.quantities else out
+        if units:
+            wanted[line.product_id] = wanted.get(line.product_id, units) - units
+            lines.append(replace(line, quantity=units))
+    for product_id, units in wanted.items():
+        if units:
+            return ReturnTooLarge(reservationId=reservation.id, productId=product_id, out=outs[product_id])
+    return tuple(lines)

@@ -13,9 +13,9 @@ from services.chassis.errors import AppError, InvalidFields
 from services.chassis.money import Money
 from services.chassis.paging import Pages
 from services.chassis.watch import Watch
-from services.inventory import actions, domain, reserving, sales, settling
+from services.inventory import actions, domain, reserving, returning, sales, settling
 from services.inventory import watch as watching
-from services.inventory.domain import Hold, Line, Reservation, SaleChanges, SaleState
+from services.inventory.domain import Hold, Line, Reservation, SaleChanges, SaleState, UnitsBack
 from services.inventory.gate import Gate
 from services.inventory.tables import Movement, Stock
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
@@ -138,6 +138,11 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         await self._gate.give_back_reservations(o for o in outcomes if isinstance(o, Reservation))
         return pb.ReleaseResponse(outcomes=map(_outcome, outcomes))
 
+    async def Return(self, request: pb.ReturnRequest, context: Any) -> pb.ReturnResponse:
+        # The gate is not told: healing finds within a second what is on sale again.
+        outcomes = await returning.take_back(self._db, [_units_back(item) for item in request.items])
+        return pb.ReturnResponse(outcomes=map(_return_outcome, outcomes))
+
 
 def _hold(message: pb.Hold) -> Hold:
     lines = tuple(
@@ -165,6 +170,22 @@ def _outcome(outcome: Reservation | AppError) -> pb.ReservationOutcome:
         ],
     )
     return pb.ReservationOutcome(reservation=message)
+
+
+def _units_back(message: pb.UnitsBack) -> UnitsBack:
+    quantities = {uuid.UUID(line.product_id): line.quantity for line in message.lines}
+    return UnitsBack(uuid.UUID(message.return_id), uuid.UUID(message.reservation_id), quantities)
+
+
+def _return_outcome(outcome: returning.ReturnOutcome) -> pb.ReturnOutcome:
+    if isinstance(outcome, AppError):
+        return pb.ReturnOutcome(refusal=statuses.to_refusal(outcome, _DOMAIN))
+    message = pb.Returned(
+        return_id=str(outcome.wish.id),
+        reservation_id=str(outcome.wish.reservation_id),
+        lines=[pb.ReturnedLine(product_id=str(line.product_id), quantity=line.quantity) for line in outcome.lines],
+    )
+    return pb.ReturnOutcome(returned=message)
 
 
 def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> sales.NewSale:

@@ -4,8 +4,7 @@ Each function is one transaction over a whole batch.
 """
 
 import uuid
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sqlalchemy import text
@@ -21,9 +20,11 @@ from services.inventory.reservations import (
     LOCK_EXPIRED,
     Outcome,
     from_row,
+    give_back_to_sales,
     lock_pools,
     recount_customers,
     uncount_customers,
+    units_by_pool,
 )
 from stampede.inventory.v1 import events_pb2
 
@@ -122,7 +123,7 @@ async def _take_again(tx: AsyncSession, line: Line) -> bool:
 
 
 async def _sell(tx: AsyncSession, reservations: Sequence[Reservation]) -> None:
-    sales, stock = _units_by_pool(reservations)
+    sales, stock = units_by_pool(line for r in reservations for line in r.lines)
     if sales:
         await tx.execute(
             text("""
@@ -223,35 +224,11 @@ async def overdue_seconds(db: Database) -> float:
 async def _return_units(tx: AsyncSession, reservations: Sequence[Reservation], state: State) -> None:
     if not reservations:
         return
-    sales, stock = _units_by_pool(reservations)
+    sales, stock = units_by_pool(line for r in reservations for line in r.lines)
     if sales and stock:
         await lock_pools(tx, (line for r in reservations for line in r.lines))
     if sales:
-        # A sale that is over has no use for them: they go on to ordinary stock, and the ledger says so.
-        await tx.execute(
-            text("""
-                WITH w AS (
-                    SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (id, units)
-                ), locked AS (
-                    SELECT s.id FROM flash_sales s JOIN w USING (id) ORDER BY s.product_id, s.id FOR UPDATE OF s
-                ), given AS (
-                    UPDATE flash_sales s SET held = s.held - w.units, update_time = clock_timestamp(),
-                        returned = s.returned + CASE WHEN s.closed_as IS NULL THEN 0 ELSE w.units END
-                    FROM w JOIN locked USING (id) WHERE s.id = w.id
-                    RETURNING s.id, s.product_id, new.returned - old.returned AS returned
-                ), back AS (
-                    SELECT product_id, sum(returned)::integer AS units FROM given WHERE returned > 0 GROUP BY product_id
-                ), stocked AS (
-                    SELECT s.product_id FROM stock s JOIN back USING (product_id) ORDER BY s.product_id FOR UPDATE OF s
-                ), restocked AS (
-                    UPDATE stock SET on_hand = on_hand + back.units, update_time = clock_timestamp()
-                    FROM back JOIN stocked USING (product_id) WHERE stock.product_id = back.product_id
-                )
-                INSERT INTO stock_movements (product_id, delta, kind, reference_id)
-                SELECT product_id, returned, 'RETURNED', id FROM given WHERE returned > 0
-            """),
-            {"pools": list(sales), "units": list(sales.values())},
-        )
+        await give_back_to_sales(tx, sales, counted_as="held")
     if stock:
         await tx.execute(
             text("""
@@ -267,16 +244,3 @@ async def _return_units(tx: AsyncSession, reservations: Sequence[Reservation], s
         )
     await uncount_customers(tx, [(r.customer_id, r.lines) for r in reservations])
     await tx.execute(_MOVE, {"state": state, "ids": [r.id for r in reservations]})
-
-
-def _units_by_pool(reservations: Iterable[Reservation]) -> tuple[dict[uuid.UUID, int], dict[uuid.UUID, int]]:
-    """How many units stand in each sale, and in each product's ordinary stock."""
-    sales: dict[uuid.UUID, int] = defaultdict(int)
-    stock: dict[uuid.UUID, int] = defaultdict(int)
-    for reservation in reservations:
-        for line in reservation.lines:
-            if line.sale_id:
-                sales[line.sale_id] += line.quantity
-            else:
-                stock[line.product_id] += line.quantity
-    return sales, stock

@@ -98,3 +98,15 @@ class ReservationRow(Base):
     extended: Mapped[bool] = mapped_column(default=False)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class Return(Base):
+    """Sold units that came back: what was asked for under the id, by product, and the lines that it came to."""
+
+    __tablename__ = "returns"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    reservation_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("reservations.id"))
+    asked: Mapped[dict[str, int]] = mapped_column(JSONB)
+    lines: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)

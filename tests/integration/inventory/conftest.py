@@ -109,13 +109,24 @@ def of_stock(product_id: uuid.UUID, quantity: int = 1) -> Line:
 
 async def books(db: Database) -> list[str]:
     """Everything that does not add up between counters, reservations, limits and ledger; empty when all is well."""
+    # What reservations hold, and have sold less what came back of it, line by line.
+    taken = """
+        WITH l AS (
+            SELECT r.state, r.customer_id, (line->>'product_id')::uuid AS product_id,
+                (line->>'sale_id')::uuid AS sale_id, (line->>'quantity')::integer AS units
+            FROM reservations r, jsonb_array_elements(r.lines) AS line
+            UNION ALL
+            SELECT r.state, r.customer_id, (line->>'product_id')::uuid, (line->>'sale_id')::uuid,
+                -(line->>'quantity')::integer
+            FROM returns b JOIN reservations r ON r.id = b.reservation_id, jsonb_array_elements(b.lines) AS line
+        )
+    """
     checks = {
-        "a sale's counters against its reservations": """
-            SELECT s.id FROM flash_sales s LEFT JOIN (
-                SELECT (line->>'sale_id')::uuid AS sale_id,
-                    sum((line->>'quantity')::integer) FILTER (WHERE r.state = 'HELD') AS held,
-                    sum((line->>'quantity')::integer) FILTER (WHERE r.state = 'CONFIRMED') AS sold
-                FROM reservations r, jsonb_array_elements(r.lines) AS line GROUP BY 1
+        "a sale's counters against its reservations": f"""
+            {taken} SELECT s.id FROM flash_sales s LEFT JOIN (
+                SELECT sale_id, sum(units) FILTER (WHERE state = 'HELD') AS held,
+                    sum(units) FILTER (WHERE state = 'CONFIRMED') AS sold
+                FROM l GROUP BY 1
             ) l ON l.sale_id = s.id
             WHERE (s.held, s.sold) <> (coalesce(l.held, 0), coalesce(l.sold, 0))
         """,
@@ -129,11 +140,9 @@ async def books(db: Database) -> list[str]:
         "what is left of a closed sale": """
             SELECT id FROM flash_sales WHERE closed_as IS NOT NULL AND allocation <> held + sold + returned
         """,
-        "stock's held units against reservations": """
-            SELECT s.product_id FROM stock s LEFT JOIN (
-                SELECT (line->>'product_id')::uuid AS product_id, sum((line->>'quantity')::integer) AS held
-                FROM reservations r, jsonb_array_elements(r.lines) AS line
-                WHERE r.state = 'HELD' AND line->>'sale_id' IS NULL GROUP BY 1
+        "stock's held units against reservations": f"""
+            {taken} SELECT s.product_id FROM stock s LEFT JOIN (
+                SELECT product_id, sum(units) AS held FROM l WHERE state = 'HELD' AND sale_id IS NULL GROUP BY 1
             ) l USING (product_id)
             WHERE s.held <> coalesce(l.held, 0)
         """,
@@ -143,11 +152,19 @@ async def books(db: Database) -> list[str]:
             ) m USING (product_id)
             WHERE s.on_hand <> coalesce(m.units, 0)
         """,
-        "customers' counts against their reservations": """
-            SELECT c.customer_id FROM sale_customers c LEFT JOIN (
-                SELECT (line->>'sale_id')::uuid AS sale_id, customer_id, sum((line->>'quantity')::integer) AS units
-                FROM reservations r, jsonb_array_elements(r.lines) AS line
-                WHERE r.state IN ('HELD', 'CONFIRMED') GROUP BY 1, 2
+        "what stock has sold and taken back against reservations": f"""
+            {taken} SELECT s.product_id FROM stock s LEFT JOIN (
+                SELECT product_id, -sum(delta) AS sold FROM stock_movements WHERE kind IN ('SOLD', 'RESTOCKED')
+                GROUP BY 1
+            ) m USING (product_id) LEFT JOIN (
+                SELECT product_id, sum(units) AS units FROM l WHERE state = 'CONFIRMED' AND sale_id IS NULL GROUP BY 1
+            ) l USING (product_id)
+            WHERE coalesce(m.sold, 0) <> coalesce(l.units, 0)
+        """,
+        "customers' counts against their reservations": f"""
+            {taken} SELECT c.customer_id FROM sale_customers c LEFT JOIN (
+                SELECT sale_id, customer_id, sum(units) AS units FROM l WHERE state IN ('HELD', 'CONFIRMED')
+                GROUP BY 1, 2
             ) l USING (sale_id, customer_id)
             WHERE c.units <> coalesce(l.units, 0)
         """,
