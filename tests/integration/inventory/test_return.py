@@ -306,6 +306,21 @@ async def test_returns_neither_deadlock_nor_lose_units_beside_all_else_that_move
     )
 
 
+async def test_returns_that_meet_crosswise_do_not_deadlock(db: Database) -> None:
+    """Each goes on to the stock that the other needs first: through a closed sale, or as ordinary units."""
+    closed = [await a_sale(db, units=40, stock=80) for _ in range(2)]
+    crossed = [(of_sale(closed[n]), of_stock(closed[1 - n].product_id)) for n in range(2)]
+    orders = [await sold(db, *crossed[n % 2]) for n in range(40)]
+    for sale in closed:
+        await sales.close_sale(db, sale.id, SaleState.ENDED, etag_given="", key=None)
+
+    for n in range(0, 40, 4):
+        await asyncio.gather(*(take_back(db, a_wish(order)) for order in orders[n : n + 4]))
+
+    assert [(await actions.get_stock(db, sale.product_id)).on_hand for sale in closed] == [80, 80]
+    assert await books(db) == []
+
+
 async def test_a_batch_costs_as_many_statements_as_one(db: Database) -> None:
     running, over, plain = await a_sale(db, units=99), await a_sale(db, units=99), await a_product(db, on_hand=99)
     orders = [await sold(db, of_sale(running), of_sale(over), of_stock(plain)) for _ in range(31)]

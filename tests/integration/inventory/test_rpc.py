@@ -103,7 +103,7 @@ async def a_scheduled_sale(db: Database) -> Any:
     return await a_sale(db, start_time=opens, end_time=opens + timedelta(hours=1), per_customer_limit=2)
 
 
-@pytest.mark.parametrize("method", ["Reserve", "Confirm", "Extend", "Release"])
+@pytest.mark.parametrize("method", ["Reserve", "Confirm", "Extend", "Release", "Return"])
 async def test_only_orders_moves_reservations(inventory: Inventory, method: str) -> None:
     call, request = getattr(inventory.reservations, method), getattr(pb, f"{method}Request")()
     allowed = await refusal(call(request, metadata=ORDERS))
@@ -185,6 +185,49 @@ async def test_a_reservation_goes_its_way_over_the_wire(inventory: Inventory, db
     assert released.outcomes[1].reservation.state == pb.Reservation.RELEASED
     now = await inventory.sales.GetFlashSale(sale_pb.GetFlashSaleRequest(sale_id=str(sale.id)))
     assert (now.held, now.sold, now.remaining) == (0, 1, 2)
+
+
+async def test_sold_units_come_back_over_the_wire(inventory: Inventory, db: Database) -> None:
+    sale = await a_sale(db, units=3)
+    sold, held = a_hold(sale, 3), str((await holding(db, of_stock(await a_product(db)))).id)
+    await inventory.reservations.Reserve(pb.ReserveRequest(holds=[sold]), metadata=ORDERS)
+    await inventory.reservations.Confirm(pb.ConfirmRequest(ids=[sold.id]), metadata=ORDERS)
+    two = pb.ReturnedLine(product_id=str(sale.product_id), quantity=2)
+    wishes = [
+        pb.UnitsBack(return_id=str(ids.new()), reservation_id=id_, lines=lines)
+        for id_, lines in ((sold.id, [two]), (sold.id, [two]), (sold.id, []), (held, []), (str(uuid.uuid4()), []))
+    ]
+    wishes.append(pb.UnitsBack(return_id=wishes[0].return_id, reservation_id=sold.id))
+
+    answer = await inventory.reservations.Return(pb.ReturnRequest(items=wishes), metadata=ORDERS)
+
+    first = pb.Returned(return_id=wishes[0].return_id, reservation_id=sold.id, lines=[two])
+    assert answer.outcomes[0].returned == first
+    assert [o.refusal.reason for o in answer.outcomes] == [
+        "", "RETURN_TOO_LARGE", "", "WRONG_STATE", "RESERVATION_NOT_FOUND", "REQUEST_ID_REUSED",
+    ]  # fmt: skip
+    assert [o.refusal.code for o in answer.outcomes] == [0, 9, 0, 9, 5, 3]
+    assert answer.outcomes[1].refusal.metadata == {
+        "reservationId": sold.id, "productId": str(sale.product_id), "out": "1",
+    }  # fmt: skip
+    assert [line.quantity for line in answer.outcomes[2].returned.lines] == [1]
+    assert await books(db) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"return_id": ""}, "items[0].returnId"),
+        ({"reservation_id": "x"}, "items[0].reservationId"),
+        ({"lines": [pb.ReturnedLine(product_id="y", quantity=1)]}, "items[0].lines[0].productId"),
+        ({"lines": [pb.ReturnedLine(product_id=str(ids.new()))]}, "items[0].lines[0].quantity"),
+        ({"lines": [pb.ReturnedLine(product_id=str(ids.new()), quantity=1)] * 2}, "items[0]"),
+    ],
+)
+async def test_a_wrong_field_of_a_return_is_named(inventory: Inventory, changes: dict[str, Any], field: str) -> None:
+    item = pb.UnitsBack(**{"return_id": str(ids.new()), "reservation_id": str(ids.new())} | changes)
+    refused = await refusal(inventory.reservations.Return(pb.ReturnRequest(items=[item]), metadata=ORDERS))
+    assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", [field])
 
 
 async def test_a_released_unit_can_be_bought_again_at_once_through_the_gate(
