@@ -32,6 +32,8 @@ _FETCH_SECONDS = 5.0
 _ACK_SECONDS = 30
 _ATTEMPTS_MOST = 10
 _RETRY_SECONDS = 2.0
+# A connection that fell silent is given up after three of these; by default after six minutes.
+_PING_SECONDS = 5
 DEAD_LETTERS = "DEAD_LETTERS"
 
 Act = Callable[[AsyncSession, Sequence[bytes]], Awaitable[None]]
@@ -68,8 +70,9 @@ async def connect(url: str, service: str) -> Any:
     while True:
         try:
             return await nats.connect(
-                url, name=service, max_reconnect_attempts=-1, reconnect_time_wait=0.5, error_cb=_log_error
-            )
+                url, name=service, max_reconnect_attempts=-1, reconnect_time_wait=0.5, error_cb=_log_error,
+                ping_interval=_PING_SECONDS,
+            )  # fmt: skip
         except (OSError, TimeoutError, nats.errors.Error) as error:
             log.warning("NATS is away", cause=repr(error)[:200])
             await asyncio.sleep(1)

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from nats.js import JetStreamContext
 from sqlalchemy import text
 
-from services.chassis import clients, db, events, settings, telemetry
+from services.chassis import clients, db, events, live, settings, telemetry
 from services.chassis.access import Gatekeeper, MeshIdentity
 from services.chassis.clients import Target
 from services.chassis.guard import Guard
@@ -26,6 +26,7 @@ from services.chassis.http import HttpServer
 from services.chassis.outbox import Relay
 from services.chassis.rpc import Registry
 from services.chassis.settings import S, ServiceSettings
+from services.chassis.watch import Watch
 from stampede.identity.v1.identity_service_pb2 import GetJwksRequest
 from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 
@@ -77,6 +78,7 @@ class Process:
         self._targets: list[Target] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._nats: Any = None
+        self._connecting = asyncio.Lock()
         url = config.database_url.get_secret_value()
         self._engine, self.db = db.connect(url, pool_size=config.database_pool_size)
         self.relay = Relay(self.db)
@@ -143,12 +145,28 @@ class Process:
 
         self.background("events", exchange)
 
+    def listen(self, subject: str, heard: Callable[[bytes], None], *, watch: Watch[Any, Any]) -> None:
+        """While somebody watches `watch`, gives `heard` the payloads of all events that any process tells on `subject`.
+
+        `heard` is to nudge `watch` where one matters, and to be quick: it is called for each of them. While NATS is
+        away, `watch` looks for itself.
+        """
+
+        async def listen() -> None:
+            await live.listen(await self._connected(), subject, heard, watch)
+
+        self.background("listen", listen)
+
     async def jetstream(self) -> JetStreamContext:
         """JetStream on the process's one connection to NATS; waits until NATS is there."""
-        if self._nats is None:
-            self._nats = await events.connect(self._config.nats_url.get_secret_value(), self.service)
-        context: JetStreamContext = self._nats.jetstream()
+        context: JetStreamContext = (await self._connected()).jetstream()
         return context
+
+    async def _connected(self) -> Any:
+        async with self._connecting:
+            if self._nats is None:
+                self._nats = await events.connect(self._config.nats_url.get_secret_value(), self.service)
+        return self._nats
 
     async def serve(self, *services: str, ready: Callable[[], Awaitable[None]] | None = None) -> None:
         """Answers calls until SIGTERM or SIGINT, then drains: not-serving first, then what is in flight finishes.

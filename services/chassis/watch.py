@@ -35,8 +35,8 @@ class Watch(Generic[K, V]):
     """Tells watchers of a key about its value. One that reads slowly misses what lies between, never the latest;
     one that does not read at all for ten seconds, while there is something new, is dropped.
 
-    All watched keys are looked up together every `seconds`, and those of which `nudge` says that they changed within
-    a few milliseconds.
+    Keys of which `nudge` says that they changed are looked up together within a few milliseconds. All watched keys are
+    looked up every `seconds`; or, while `live` says that no change goes without a nudge, every `safety_seconds`.
     """
 
     def __init__(
@@ -45,25 +45,50 @@ class Watch(Generic[K, V]):
         *,
         seconds: float,
         most: int,
+        safety_seconds: float = 30.0,
         shown: Callable[[V], object] = lambda value: value,
     ) -> None:
         """`fetch` looks up the values of keys that exist. More than `most` watchers are refused. A value is told where
         it is `shown` in another way than the one told before.
         """
-        self._fetch, self._seconds, self._most, self._shown = fetch, seconds, most, shown
+        self._fetch, self._most, self._shown = fetch, most, shown
+        self._seconds, self._safety_seconds = seconds, safety_seconds
+        self.watched = asyncio.Event()
+        """Set while there is somebody who watches."""
+        self._live = False
+        self._may_have_missed = False
         self._watchers: dict[K, set[_Watcher[V]]] = defaultdict(set)
         self._latest: dict[K, tuple[V, object]] = {}
         self._count = 0
         self._changed: set[K] = set()
         self._news = asyncio.Event()
-        # In looks, not by a clock: a process that was stopped for a while blames nobody for the time it missed.
-        self._patience_looks = math.ceil(_PATIENCE_SECONDS / seconds)
+        # In rounds, not by a clock: a process that was stopped for a while blames nobody for the time it missed.
+        self._patience_rounds = math.ceil(_PATIENCE_SECONDS / seconds)
 
-    def nudge(self, key: K) -> None:
-        """Says that `key` has changed, to save its watchers the wait for the next look."""
-        if key in self._watchers:
-            self._changed.add(key)
+    @property
+    def live(self) -> bool:
+        """Whether each change, whoever makes it, is followed by a `nudge`."""
+        return self._live
+
+    @live.setter
+    def live(self, live: bool) -> None:
+        """To be set again whenever nudges may have been missed: all keys are looked at once more, to catch up."""
+        self._live = live
+        if live:
+            self._may_have_missed = True
             self._news.set()
+
+    def nudge(self, key: K, *, unless: Callable[[V], bool] | None = None) -> None:
+        """Says that `key` has changed, to save its watchers the wait for the next look.
+
+        `unless` says of the value found last whether it has the change already: who hears of a change twice looks once.
+        """
+        if key not in self._watchers:
+            return
+        if unless and key in self._latest and unless(self._latest[key][0]):
+            return
+        self._changed.add(key)
+        self._news.set()
 
     @contextmanager
     def subscribed(self, key: K, *, at_once: bool = False) -> Iterator[AsyncIterator[V]]:
@@ -77,6 +102,7 @@ class Watch(Generic[K, V]):
         watcher = _Watcher[V](asyncio.current_task(), needs_answer=at_once)
         self._watchers[key].add(watcher)
         self._count += 1
+        self.watched.set()
         _WATCHERS.inc()
         if at_once and key in self._latest:
             watcher.tell(*self._latest[key])
@@ -95,26 +121,32 @@ class Watch(Generic[K, V]):
             del self._watchers[key]
             self._latest.pop(key, None)
         self._count -= 1
+        if not self._count:
+            self.watched.clear()
         _WATCHERS.dec()
 
     async def run(self) -> None:
         """Looks and tells, until cancelled."""
         loop = asyncio.get_running_loop()
-        next_full = loop.time()
+        next_round = next_full = loop.time()
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(next_full):
+                async with asyncio.timeout_at(next_round):
                     await self._news.wait()
             # Asked of the clock, not of the timeout: news without end must not keep the others from their looks.
             began = loop.time()
-            full = began >= next_full
+            ends_round = began >= next_round
+            full = self._may_have_missed or (ends_round and (not self._live or began >= next_full))
             keys = list(self._watchers) if full else [key for key in self._changed if key in self._watchers]
             self._news.clear()
             self._changed.clear()
+            self._may_have_missed = False
             told = await self._look(keys) if keys else 0
             if full:
+                next_full = began + self._safety_seconds
+            if ends_round:
                 self._drop_those_who_do_not_read()
-                next_full = began + max(self._seconds, told / _TOLD_PER_SECOND_MOST)
+                next_round = began + max(self._seconds, told / _TOLD_PER_SECOND_MOST)
 
     async def _look(self, keys: Sequence[K]) -> int:
         """Tells what is new about `keys`; returns to how many."""
@@ -137,20 +169,20 @@ class Watch(Generic[K, V]):
 
     def _drop_those_who_do_not_read(self) -> None:
         for key, watchers in list(self._watchers.items()):
-            for watcher in [w for w in watchers if w.looks_missed(self._patience_looks)]:
+            for watcher in [w for w in watchers if w.rounds_missed(self._patience_rounds)]:
                 self._leave(key, watcher)
                 watcher.drop()
 
 
 class _Watcher(Generic[V]):
-    """One who watches: what it was told last, and for how many looks it has not taken it."""
+    """One who watches: what it was told last, and for how many rounds it has not taken it."""
 
     def __init__(self, task: "asyncio.Task[Any] | None", *, needs_answer: bool) -> None:
         self._task, self._needs_answer = task, needs_answer
         self._value: V | None = None
         self._shown: object = _NOTHING
         self._news = asyncio.Event()
-        self._looks_missed = 0
+        self._rounds_missed = 0
         self._failure: Exception | None = None
 
     def tell(self, value: V, shown: object) -> bool:
@@ -168,10 +200,10 @@ class _Watcher(Generic[V]):
             self._failure.__cause__ = error
             self._news.set()
 
-    def looks_missed(self, most: int) -> bool:
-        """Counts one more look. Whether it has left what it was told untaken for more than `most` of them."""
-        self._looks_missed = self._looks_missed + 1 if self._news.is_set() else 0
-        return self._looks_missed > most
+    def rounds_missed(self, most: int) -> bool:
+        """Counts one more round. Whether it has left what it was told untaken for more than `most` of them."""
+        self._rounds_missed = self._rounds_missed + 1 if self._news.is_set() else 0
+        return self._rounds_missed > most
 
     def drop(self) -> None:
         self._failure = TooSlow()
@@ -191,6 +223,6 @@ class _Watcher(Generic[V]):
             if self._failure:
                 raise self._failure
             self._news.clear()
-            self._looks_missed = 0
+            self._rounds_missed = 0
             # Outside of the timeout, which would cancel whatever the reader does meanwhile.
             yield self._value  # type: ignore[misc]  # V may be optional itself; there is news, so it was told

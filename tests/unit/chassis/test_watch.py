@@ -298,3 +298,104 @@ async def test_a_view_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     views = Watch(Shelf().fetch, seconds=60, most=10)
     with views.subscribed("clock") as clock:
         assert [value async for value in clock] == []
+
+
+# Live: every change is nudged, so looks are for safety only
+
+
+async def as_long_as_looks(count: int) -> None:
+    """Lasts as long as so many rounds of a view like those of these tests."""
+    shelf = Shelf()
+    clock = Watch(shelf.fetch, seconds=0.001, most=1)
+    with clock.subscribed("clock"):
+        async with running(clock):
+            await shelf.look(count)
+
+
+async def test_while_it_is_live_it_looks_at_what_is_nudged_and_at_nothing_else() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=0.001, safety_seconds=60, most=10)
+    views.live = True
+    with views.subscribed("clock") as clock, views.subscribed("mug") as mug:
+        async with running(views):
+            assert [await anext(clock), await anext(mug)] == [0, 0]
+            await as_long_as_looks(50)
+            shelf.values["clock"] = 7
+            views.nudge("clock")
+            assert await anext(clock) == 7
+            await as_long_as_looks(50)
+    assert shelf.looks == [{"clock", "mug"}, {"clock"}]
+
+
+async def test_it_looks_now_and_then_even_while_it_is_live() -> None:
+    """Should a nudge be lost all the same."""
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=0.001, safety_seconds=0.02, most=10)
+    views.live = True
+    with views.subscribed("clock") as clock:
+        async with running(views):
+            await anext(clock)
+            shelf.values["clock"] = 7
+            assert await anext(clock) == 7
+
+
+async def test_it_catches_up_when_it_becomes_live_again() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=60, safety_seconds=60, most=10)
+    views.live = True
+    with views.subscribed("clock") as clock:
+        async with running(views):
+            await anext(clock)
+            shelf.values["clock"] = 7
+            views.live = True
+            assert await anext(clock) == 7
+
+
+async def test_it_looks_for_itself_when_it_is_live_no_more() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=0.001, safety_seconds=60, most=10)
+    views.live = True
+    with views.subscribed("clock") as clock:
+        async with running(views):
+            await anext(clock)
+            views.live = False
+            shelf.values["clock"] = 7
+            assert await anext(clock) == 7
+
+
+async def test_what_it_has_seen_already_is_no_news() -> None:
+    shelf = Shelf()
+    views = Watch(shelf.fetch, seconds=60, most=10)
+    with views.subscribed("clock") as clock, views.subscribed("mug") as mug:
+        async with running(views):
+            await anext(clock), await anext(mug)
+            shelf.values |= {"clock": 7, "mug": 7}
+            views.nudge("clock", unless=lambda value: value >= 0)
+            views.nudge("mug", unless=lambda value: value >= 7)
+            assert await anext(mug) == 7
+    assert shelf.looks == [{"clock", "mug"}, {"mug"}]
+
+
+async def test_who_does_not_read_is_dropped_though_looks_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.02)
+    shelf, begun = Shelf(), asyncio.Event()
+    views = Watch(shelf.fetch, seconds=0.001, safety_seconds=60, most=2)
+    views.live = True
+    asleep = asyncio.create_task(does_not_read(views, begun))
+    async with running(views):
+        await begun.wait()
+        shelf.values["clock"] = 1
+        views.nudge("clock")
+        await asyncio.wait({asleep})
+    assert asleep.cancelled()
+    assert len(shelf.looks) == 2
+
+
+async def test_it_says_whether_anybody_watches() -> None:
+    views = Watch(Shelf().fetch, seconds=60, most=10)
+    assert not views.watched.is_set()
+    with views.subscribed("clock"):
+        with views.subscribed("mug"):
+            pass
+        assert views.watched.is_set()
+    assert not views.watched.is_set()
