@@ -1,25 +1,49 @@
-"""What customers do with orders they have placed. Placing is in `placing`."""
+"""What customers and staff do with orders that were placed. Placing is in `placing`, sagas' console in `console`.
+
+A mutation is one transaction that knows a repeat by its request id; what takes other services is written down as a wish
+that the order's saga carries out, so that whatever dies in between, the order ends as one thing.
+"""
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import db as database
+from services.chassis import ids, once
+from services.chassis.calls import RequestKey
 from services.chassis.db import Database
 from services.chassis.errors import WrongState, check_etag
+from services.chassis.money import Money
+from services.chassis.outbox import Relay
 from services.chassis.watch import Watch
-from services.orders import store
-from services.orders.domain import WATCHERS_MOST, Order, State
+from services.orders import console, journal, refunds, store
+from services.orders.console import SagaView
+from services.orders.domain import WATCHERS_MOST, Mover, Order, Refund, SagaNotFound, State
 from services.orders.saga import CANCELLED
 from services.orders.worker import Worker
 
 _LOOK_SECONDS = 1.0
-# How long a cancellation may wait for a charge that is just being made.
+# How long an answer may wait for the provider. What was asked for is carried out all the same.
 _SETTLE_SECONDS = 6.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """Who moves which order, and how a repeat is known."""
+
+    order_id: uuid.UUID
+    customer_id: uuid.UUID | None
+    """Whose order it must be; None for staff, who may move anybody's."""
+    by: Mover
+    etag: str = ""
+    key: RequestKey | None = None
+
+
 def order_watch(db: Database) -> Watch[uuid.UUID, Order]:
-    """Looks at all watched orders once a second; what this process changes is told at once."""
+    """Looks at orders of which it hears that they changed."""
 
     async def fetch(order_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Order]:
         return {order.id: order for order in await store.get_many(db, order_ids)}
@@ -27,52 +51,119 @@ def order_watch(db: Database) -> Watch[uuid.UUID, Order]:
     return Watch(fetch, seconds=_LOOK_SECONDS, most=WATCHERS_MOST)
 
 
-async def changes(
-    watch: Watch[uuid.UUID, Order], db: Database, order_id: uuid.UUID, *, customer_id: uuid.UUID | None
-) -> AsyncIterator[Order]:
-    """The order as it is, then at each change, until it is no longer `PENDING`; raises `OrderNotFound`."""
-    with watch.subscribed(order_id) as looks:
-        order = await store.get(db, order_id, customer_id=customer_id)
-        yield order
-        if order.state is not State.PENDING:
-            return
-        async for latest in looks:
-            if latest.version != order.version:
-                order = latest
-                yield order
-            if order.state is not State.PENDING:
+class Desk:
+    """Where customers and staff bring what they want of an order."""
+
+    def __init__(self, db: Database, worker: Worker, watch: Watch[uuid.UUID, Order], relay: Relay) -> None:
+        self._db, self._worker, self._watch, self._relay = db, worker, watch, relay
+
+    async def get(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> Order:
+        """The order; `OrderNotFound` where there is none, or it is not `customer_id`'s. None sees everybody's."""
+        return await store.get(self._db, order_id, customer_id=customer_id)
+
+    async def changes(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> AsyncIterator[Order]:
+        """The order as it is, then at each change, until nothing is under way for it; raises `OrderNotFound`."""
+        with self._watch.subscribed(order_id) as looks:
+            order = await self.get(order_id, customer_id=customer_id)
+            yield order
+            if order.settled:
                 return
+            async for latest in looks:
+                if latest.version > order.version:
+                    order = latest
+                    yield order
+                if order.settled:
+                    return
 
-
-async def settled(watch: Watch[uuid.UUID, Order], db: Database, order: Order, *, seconds: float) -> Order:
-    """The order once it is no longer `PENDING`, or as it is after `seconds`."""
-    try:
-        async with asyncio.timeout(seconds):
-            async for latest in changes(watch, db, order.id, customer_id=None):
-                order = latest
-    except TimeoutError:
-        pass
-    return order
-
-
-async def cancel(
-    db: Database, worker: Worker, order_id: uuid.UUID, *, customer_id: uuid.UUID | None, etag: str
-) -> Order:
-    """Cancels a `PENDING` order; see `OrderService.CancelOrder` for the refusals.
-
-    The wish is stored first, then its saga carries it out: whatever dies in between, the order ends as one thing.
-    """
-    order = await store.get(db, order_id, customer_id=customer_id)
-    if order.state is State.CANCELLED:
+    async def settled(self, order: Order, *, seconds: float) -> Order:
+        """The order once nothing is under way for it, or as it is after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                async for latest in self.changes(order.id, customer_id=None):
+                    order = latest
+        except TimeoutError:
+            pass
         return order
-    if order.state is State.PENDING:
-        check_etag(etag, database.etag(order.version))
-        async with db.begin() as tx:
-            await store.ask(tx, [order_id], CANCELLED)
-        saga = await store.claim_one(db, order_id)
+
+    async def cancel(self, act: Act) -> Order:
+        """Cancels a `PENDING` order or, for staff, a `PAID` one; see `OrderService.CancelOrder` for the refusals."""
+        order = await self.get(act.order_id, customer_id=act.customer_id)
+        async with self._db.begin() as tx:
+            repeat = await once.repeated(tx, act.key, order.id)
+            if not repeat:
+                if order.state is State.CANCELLED:
+                    return order
+                if order.state is State.PENDING:
+                    # Its row is not locked, for the saga locks its own first; whichever comes first, wins.
+                    check_etag(act.etag, database.etag(order.version))
+                    await journal.ask(tx, [order.id], CANCELLED, act.by)
+                elif act.customer_id is None:
+                    await self._begin_refund(tx, act, Refund(ids.new(), None, State.CANCELLED, restock=True))
+        was_pending = order.state is State.PENDING
+        order = await (self.settled(order, seconds=_SETTLE_SECONDS) if repeat else self._carried_out(order))
+        if order.state not in (State.CANCELLED, State.PENDING) and (was_pending or act.customer_id is not None):
+            raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
+        return order
+
+    async def refund(
+        self, act: Act, *, amount: Money | None, restock: bool, lines: Sequence[tuple[uuid.UUID, int]]
+    ) -> Order:
+        """Pays an order back, in full or in part; see `OrderService.RefundOrder` for the refusals."""
+        async with self._db.begin() as tx:
+            repeat = await once.repeated(tx, act.key, act.order_id)
+            if not repeat:
+                refund = Refund(ids.new(), amount, State.REFUNDED, restock=restock, lines=tuple(lines))
+                await self._begin_refund(tx, act, refund)
+        order = await self.get(act.order_id, customer_id=None)
+        return await (self.settled(order, seconds=_SETTLE_SECONDS) if repeat else self._carried_out(order))
+
+    async def _begin_refund(self, tx: AsyncSession, act: Act, refund: Refund) -> None:
+        order = await store.read(tx, act.order_id, lock=True)
+        check_etag(act.etag, database.etag(order.version))
+        order.check_move(refund.wanted)
+        order.check_refund(refund)
+        await refunds.begin(tx, order, refund, act.by)
+
+    async def _carried_out(self, order: Order) -> Order:
+        """The order once its saga, which this process carries on, has done what was asked for; or as it is by then."""
+        saga = await journal.claim_one(self._db, order.id)
         if saga:
-            await asyncio.wait({worker.start(saga)}, timeout=_SETTLE_SECONDS)
-        order = await store.get(db, order_id, customer_id=customer_id)
-    if order.state not in (State.CANCELLED, State.PENDING):
-        raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
-    return order
+            self._tell(order.id)
+            await asyncio.wait({self._worker.start(saga)}, timeout=_SETTLE_SECONDS)
+        return await self.get(order.id, customer_id=None)
+
+    async def saga_carried_on(self, view: SagaView) -> SagaView:
+        """A saga after this process has carried it on, as it is at its end or after some seconds."""
+        saga = await journal.claim_one(self._db, view.order_id)
+        if saga:
+            await asyncio.wait({self._worker.start(saga)}, timeout=_SETTLE_SECONDS)
+        try:
+            return await console.get(self._db, view.order_id)
+        except SagaNotFound:
+            order = await self.get(view.order_id, customer_id=None)
+            progress = saga.progress if saga and saga.progress.finished else view.progress
+            return replace(view, progress=progress, order_state=order.state, stuck=False, cause="")
+
+    async def ship(self, act: Act, *, carrier: str, tracking_number: str) -> Order:
+        """Says that an order is on its way; see `OrderService.ShipOrder` for the refusals."""
+        parcel = {"carrier": carrier, "tracking_number": tracking_number}
+        return await self._move(act, State.SHIPPED, parcel, cause="ShipOrder")
+
+    async def deliver(self, act: Act) -> Order:
+        """Says that an order has arrived; see `OrderService.DeliverOrder` for the refusals."""
+        return await self._move(act, State.DELIVERED, {}, cause="DeliverOrder")
+
+    async def _move(self, act: Act, wanted: State, parcel: Mapping[str, str], *, cause: str) -> Order:
+        async with self._db.begin() as tx:
+            if await once.repeated(tx, act.key, act.order_id):
+                return await store.read(tx, act.order_id)
+            order = await store.read(tx, act.order_id, lock=True)
+            check_etag(act.etag, database.etag(order.version))
+            order.check_move(wanted)
+            order = await store.move(tx, order, wanted, parcel, act.by, cause=cause)
+        self._tell(order.id)
+        return order
+
+    def _tell(self, order_id: uuid.UUID) -> None:
+        self._relay.nudge()
+        self._watch.nudge(order_id)

@@ -38,6 +38,26 @@ class OrderTooLarge(AppError):
     template = "The order comes to {minorUnits} minor units; a payment can be {most} at most."
 
 
+class RefundInProgress(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "Money of the order {orderId} is on its way back; try again when that is settled."
+
+
+class RefundTooLarge(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "Only {leftMinorUnits} minor units of the order are left to refund."
+
+
+class ReturnTooLarge(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The order has {quantity} units of the product {productId}."
+
+
+class SagaNotFound(AppError):
+    code = "NOT_FOUND"
+    template = "Nothing is under way for the order {orderId}."
+
+
 class HoldEnded(AppError):
     code = "FAILED_PRECONDITION"
     template = "What request {requestId} held was given back; order again under a new request id."
@@ -59,9 +79,10 @@ class State(StrEnum):
 
 NEXT = {
     State.PENDING: {State.PAID, State.FAILED, State.CANCELLED, State.EXPIRED},
-    State.PAID: {State.REFUNDED, State.PARTIALLY_REFUNDED},
-    State.PARTIALLY_REFUNDED: {State.REFUNDED, State.PARTIALLY_REFUNDED},
-    State.SHIPPED: {State.REFUNDED, State.PARTIALLY_REFUNDED},
+    State.PAID: {State.SHIPPED, State.CANCELLED, State.REFUNDED, State.PARTIALLY_REFUNDED},
+    # What was not paid back is still sent, and arrives: `Order.check_move` looks whether it has been.
+    State.PARTIALLY_REFUNDED: {State.SHIPPED, State.DELIVERED, State.REFUNDED, State.PARTIALLY_REFUNDED},
+    State.SHIPPED: {State.DELIVERED, State.REFUNDED, State.PARTIALLY_REFUNDED},
     State.DELIVERED: {State.REFUNDED, State.PARTIALLY_REFUNDED},
     State.FAILED: set(),
     State.CANCELLED: set(),
@@ -69,6 +90,10 @@ NEXT = {
     State.REFUNDED: set(),
 }
 """Which moves exist. Whatever is not here is `WRONG_STATE`."""
+
+
+REFUNDABLE = tuple(state for state in State if State.PARTIALLY_REFUNDED in NEXT[state])
+"""The states of orders that were paid, and not paid back in full."""
 
 
 def move(state: State, wanted: State) -> State:
@@ -152,6 +177,59 @@ class Address:
     country_code: str
 
 
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """How an order is sent, once it is."""
+
+    carrier: str
+    tracking_number: str
+    ship_time: datetime
+    deliver_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Money of a paid order that goes back, and units that come back."""
+
+    id: uuid.UUID
+    """Names it to payments and to inventory, so that a repeat changes nothing."""
+    amount: Money | None
+    """None for all that is left."""
+    wanted: State
+    """`CANCELLED`, or `REFUNDED` for a refund in full or in part."""
+    restock: bool = False
+    """Whether all units come back that have not yet."""
+    lines: tuple[tuple[uuid.UUID, int], ...] = ()
+    """Or which: products and how many units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mover:
+    """Who moves an order, for its log."""
+
+    actor: str
+    """`customer`, `staff:<user>`, `operator:<name>`, or the part of Stampede that does it."""
+    request_id: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """One move of an order, or something that was tried on it."""
+
+    id: int
+    version: int
+    state: State
+    state_reason: str
+    actor: str
+    """As in `Mover`."""
+    cause: str
+    note: str
+    request_id: str
+    refunded: Money
+    create_time: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """A customer's purchase."""
@@ -168,9 +246,45 @@ class Order:
     hold_expire_time: datetime
     payment: Payment | None
     shipping_address: Address | None
+    refunded_minor: int = 0
+    refunding: bool = False
+    """Money is on its way back."""
+    shipment: Shipment | None = None
     version: int
     create_time: datetime
     update_time: datetime
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is under way for it."""
+        return self.state is not State.PENDING and not self.refunding
+
+    def check_move(self, wanted: State) -> None:
+        """Raises unless the order may become `wanted` now: `WrongState`, `RefundInProgress`."""
+        move(self.state, wanted)
+        if self.refunding:
+            raise RefundInProgress(orderId=self.id)
+        sent = self.shipment is not None
+        arrived = self.shipment is not None and self.shipment.deliver_time is not None
+        if (wanted is State.SHIPPED and sent) or (wanted is State.DELIVERED and (not sent or arrived)):
+            raise WrongState(resource="order", state=self.state, wanted=wanted)
+
+    def check_refund(self, refund: Refund) -> None:
+        """Raises unless so much was paid, and so much bought."""
+        left = self.total.minor - self.refunded_minor
+        if refund.amount is not None:
+            if refund.amount.currency != self.total.currency:
+                raise InvalidFields({"amount.currencyCode": f"must be {self.total.currency}, the order's"})
+            if refund.amount.minor > left:
+                raise RefundTooLarge(leftMinorUnits=left)
+        bought = {line.product_id: line.quantity for line in self.lines}
+        for product_id, quantity in refund.lines:
+            if quantity > bought.get(product_id, 0):
+                raise ReturnTooLarge(productId=product_id, quantity=bought.get(product_id, 0))
+
+    def state_after_refund(self, refunded_minor: int) -> State:
+        """The state once `refunded_minor` of what was paid has gone back in all."""
+        return State.REFUNDED if refunded_minor >= self.total.minor else State.PARTIALLY_REFUNDED
 
 
 def check_products(wishes: Sequence[Wish], products: dict[uuid.UUID, Product]) -> None:

@@ -12,7 +12,7 @@ from services.chassis import statuses, wire
 from services.chassis.batcher import Batcher
 from services.chassis.clients import Target
 from services.chassis.errors import AppError, Refused, RequestIdReused
-from services.orders.domain import HOLD_SECONDS, Payment, PaymentState, Product, Wish
+from services.orders.domain import HOLD_SECONDS, Payment, PaymentState, Product, State, Wish
 from services.orders.saga import RESERVATION_LOST, Saga, StepRefused, StepWaits
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
 from stampede.catalog.v1.snapshot_service_pb2_grpc import SnapshotServiceStub
@@ -69,6 +69,16 @@ class HoldRequest:
     wishes: tuple[Wish, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class UnitsBack:
+    """Sold units that come back, under an id that makes a repeat harmless."""
+
+    id: uuid.UUID
+    order_id: uuid.UUID
+    lines: tuple[tuple[uuid.UUID, int], ...] = ()
+    """Products and how many units; none for all that is still out."""
+
+
 class Inventory:
     """Holds stock, and settles what became of it."""
 
@@ -78,6 +88,7 @@ class Inventory:
         self.confirm = Batcher("confirm", self._confirm, most=256)
         self.extend = Batcher("extend", self._extend, most=256)
         self.release = Batcher("release", self._release, most=256)
+        self.restock = Batcher("restock", self._restock)
 
     async def _reserve(self, holds: Sequence[HoldRequest]) -> list[inventory_pb.Reservation | Exception]:
         # One id in two items would be one item too many: a client that repeats itself at once gets one answer twice.
@@ -104,16 +115,23 @@ class Inventory:
         request = inventory_pb.ReleaseRequest(ids=map(str, ids))
         return _settled((await self._target.call(self._stub.Release, request)).outcomes)
 
+    async def _restock(self, backs: Sequence[UnitsBack]) -> list[inventory_pb.Returned | Exception]:
+        response = await self._target.call(self._stub.Return, inventory_pb.ReturnRequest(items=map(_units_back, backs)))
+        return [o.returned if o.HasField("returned") else statuses.from_refusal(o.refusal) for o in response.outcomes]
+
 
 class Payments:
     """Moves the money of orders."""
 
     def __init__(self, target: Target) -> None:
         self._target, self._stub = target, ChargeServiceStub(target.channel)
-        # A batch answers when its slowest charge does, so several are under way at once.
+        # A batch answers when its slowest charge does, so several are under way at once. Payments that are known to
+        # have got on need not wait with those that the provider still works on.
         self.charge = Batcher("charge", self._charge, most=64, lanes=8)
+        self.charged = Batcher("charged", self._charge, most=64, lanes=2)
         self.cancel = Batcher("cancel", self._cancel, most=64, lanes=4)
         self.refund = Batcher("refund", self._refund, most=64, lanes=4)
+        self.refund_part = Batcher("refund_part", self._refund_part, most=64, lanes=2)
 
     async def _charge(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
         request = payments_pb.ChargeRequest(items=map(_charge_item, sagas))
@@ -130,16 +148,21 @@ class Payments:
         response = await self._target.call(self._stub.Refund, request, seconds=_CHARGE_SECONDS)
         return [_payment(outcome) for outcome in response.outcomes]
 
+    async def _refund_part(self, sagas: Sequence[Saga]) -> list[payments_pb.RefundStatus | Exception]:
+        request = payments_pb.RefundPartRequest(items=map(_refund_item, sagas))
+        response = await self._target.call(self._stub.RefundPart, request, seconds=_CHARGE_SECONDS)
+        return [o.refund if o.HasField("refund") else statuses.from_refusal(o.refusal) for o in response.outcomes]
+
 
 class Steps:
-    """The steps of `saga.PLAN`, carried out by inventory and payments."""
+    """The steps of `saga.PLANS`, carried out by inventory and payments."""
 
     def __init__(self, inventory: Inventory, payments: Payments) -> None:
         self._inventory, self._payments = inventory, payments
 
     async def charge(self, saga: Saga) -> None:
         """Begins or continues the payment."""
-        saga.payment = await self._payments.charge(saga)
+        saga.payment = await (self._payments.charge if saga.slow else self._payments.charged)(saga)
         if saga.payment.state in _GONE:
             raise StepRefused(saga.payment.failure_reason or f"PAYMENT_{saga.payment.state}")
         if saga.payment.state is not PaymentState.SUCCEEDED:
@@ -175,12 +198,44 @@ class Steps:
         log.info("asked for more time", order_id=saga.order_id, hold_expire_time=saga.hold_expire_time)
 
     async def release(self, saga: Saga) -> None:
-        """Gives the held units back."""
+        """Gives the units back, held or sold."""
         try:
             await self._inventory.release(saga.order_id)
         except Refused as refusal:
-            if refusal.code != "NOT_FOUND":  # nothing is held under it: as wished
+            if refusal.reason == "WRONG_STATE":  # a confirmation that an operator takes back
+                await self._inventory.restock(UnitsBack(saga.order_id, saga.order_id))
+            elif refusal.code != "NOT_FOUND":  # nothing is held under it: as wished
                 raise
+
+    async def pay_back(self, saga: Saga) -> None:
+        """Pays back what the saga's refund says."""
+        if not saga.total.minor:
+            return  # what cost nothing needs no payment back
+        try:
+            status = await self._payments.refund_part(saga)
+        except Refused as refusal:
+            if refusal.code in ("FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT"):
+                raise StepRefused(refusal.reason) from refusal
+            raise
+        saga.refunded_minor = max(saga.refunded_minor, status.refunded.minor_units)
+        if status.state == payments_pb.RefundStatus.FAILED:
+            raise StepRefused(status.failure_reason or "REFUND_FAILED")
+        if status.state != payments_pb.RefundStatus.SUCCEEDED:
+            raise StepWaits(for_customer=False)
+
+    async def restock(self, saga: Saga) -> None:
+        """Takes the units back that the saga's refund names."""
+        assert saga.refund
+        if not (saga.refund.restock or saga.refund.lines):
+            return
+        try:
+            await self._inventory.restock(UnitsBack(saga.refund.id, saga.order_id, saga.refund.lines))
+        except Refused as refusal:
+            if refusal.code not in ("FAILED_PRECONDITION", "NOT_FOUND"):
+                raise
+            # The money has gone back, and stays there. What became of the units is for people to find out.
+            log.warning("units do not come back", order_id=saga.order_id, reason=refusal.reason)
+            saga.cause = f"restock refused: {refusal.reason}"
 
 
 def _pools(hold: HoldRequest) -> Iterator[uuid.UUID]:
@@ -212,6 +267,24 @@ def _charge_item(saga: Saga) -> payments_pb.ChargeItem:
         customer_id=str(saga.customer_id),
         amount=wire.money(saga.total),
         payment_method=saga.payment_method,
+    )
+
+
+def _refund_item(saga: Saga) -> payments_pb.PartialRefund:
+    assert saga.refund
+    return payments_pb.PartialRefund(
+        refund_id=str(saga.refund.id),
+        order_id=str(saga.order_id),
+        amount=wire.money(saga.refund.amount) if saga.refund.amount else None,
+        reason="order cancelled" if saga.refund.wanted is State.CANCELLED else "order refunded",
+    )
+
+
+def _units_back(back: UnitsBack) -> inventory_pb.UnitsBack:
+    return inventory_pb.UnitsBack(
+        return_id=str(back.id),
+        reservation_id=str(back.order_id),
+        lines=[inventory_pb.ReturnedLine(product_id=str(id_), quantity=quantity) for id_, quantity in back.lines],
     )
 
 

@@ -174,7 +174,7 @@ class Placer:
             progress=Progress(),
             fence=1,
         )
-        running = self._worker.start(saga)
+        running = self._worker.begin(saga)
         if new.payment_method:
             return order
         # The customer needs the provider's secret to pay, which is there once the saga waits for them.

@@ -2,15 +2,22 @@
 
 import uuid
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 import orjson
 
 from services.chassis import wire
 from services.chassis.money import Money
-from services.orders.domain import Address, Line, Order, Payment, PaymentState, State
-from services.orders.saga import Phase, Progress, Saga
+from services.orders.domain import Address, Line, LogEntry, Order, Payment, PaymentState, Refund, Shipment, State
+from services.orders.saga import Kind, Phase, Progress, Saga
 from stampede.orders.v1 import events_pb2
+
+ORDER = """
+    SELECT id, customer_id, request_id, digest, state, state_reason, lines, currency, total_minor, hold_expire_time,
+        payment, shipping_address, refunded_minor, refunding, shipment, version, create_time, update_time
+    FROM orders
+"""
 
 
 def order(row: Any) -> Order:
@@ -27,6 +34,9 @@ def order(row: Any) -> Order:
         hold_expire_time=row.hold_expire_time,
         payment=payment(row.payment),
         shipping_address=Address(**row.shipping_address) if row.shipping_address else None,
+        refunded_minor=row.refunded_minor,
+        refunding=row.refunding,
+        shipment=_shipment(row.shipment) if row.shipment else None,
         version=row.version,
         create_time=row.create_time,
         update_time=row.update_time,
@@ -41,12 +51,25 @@ def saga(row: Any) -> Saga:
         total=Money(row.currency, row.total_minor),
         payment_method=row.payment_method,
         hold_expire_time=row.hold_expire_time,
-        progress=Progress(Phase(row.phase), row.applied, row.reason, row.asked, row.extended),
+        progress=Progress(Phase(row.phase), row.applied, row.reason, row.asked, row.extended, Kind(row.kind)),
         fence=row.fence,
         attempts=row.attempts,
         payment=payment(row.payment),
         hold_ends=row.hold_ends,
+        woken=row.was_woken,
+        refund=refund(row.refund) if row.refund else None,
+        refunded_minor=row.refunded_minor,
+        cause=row.cause,
     )
+
+
+def log_entry(row: Any, currency: str) -> LogEntry:
+    """A row of `order_log`, whose order is paid in `currency`."""
+    return LogEntry(
+        id=row.id, version=row.version, state=State(row.state), state_reason=row.reason, actor=row.actor,
+        cause=row.cause, note=row.note, request_id=row.request_id, refunded=Money(currency, row.refunded_minor),
+        create_time=row.create_time,
+    )  # fmt: skip
 
 
 def payment(column: dict[str, Any] | None) -> Payment | None:
@@ -64,6 +87,26 @@ def payment(column: dict[str, Any] | None) -> Payment | None:
 
 def payment_to_json(value: Payment | None) -> str | None:
     return orjson.dumps(asdict(value)).decode() if value else None
+
+
+def refund(column: dict[str, Any]) -> Refund:
+    return Refund(
+        uuid.UUID(column["id"]),
+        Money(**column["amount"]) if column["amount"] else None,
+        State(column["wanted"]),
+        column["restock"],
+        tuple((uuid.UUID(product_id), quantity) for product_id, quantity in column["lines"]),
+    )
+
+
+def _shipment(column: dict[str, Any]) -> Shipment:
+    arrived = column.get("deliver_time")
+    return Shipment(
+        column["carrier"],
+        column["tracking_number"],
+        datetime.fromisoformat(column["ship_time"]),
+        datetime.fromisoformat(arrived) if arrived else None,
+    )
 
 
 def _line(column: dict[str, Any]) -> Line:
@@ -86,11 +129,21 @@ def placed(new: Any) -> events_pb2.OrderChanged:
 
 def moved(row: Any) -> tuple[str, events_pb2.OrderChanged]:
     """The event that an order moved to the state in `row`, and its subject."""
-    state = State(row.state)
+    return f"stampede.orders.order.{row.state.lower()}", _changed(row)
+
+
+def updated(row: Any) -> tuple[str, events_pb2.OrderChanged]:
+    """The event that an order changed as it is in `row`, but not its state."""
+    return "stampede.orders.order.updated", _changed(row)
+
+
+def _changed(row: Any) -> events_pb2.OrderChanged:
     total = Money(row.currency, row.total_minor)
-    message = _event(row.id, row.customer_id, state, row.state_reason, total, row.version)
+    message = _event(row.id, row.customer_id, State(row.state), row.state_reason, total, row.version)
     message.change_time.FromDatetime(row.update_time)
-    return f"stampede.orders.order.{state.lower()}", message
+    if row.refunded_minor:
+        message.refunded.CopyFrom(wire.money(Money(row.currency, row.refunded_minor)))
+    return message
 
 
 def _event(

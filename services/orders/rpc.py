@@ -2,27 +2,31 @@
 
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime
 from typing import Any
 
 from services.chassis import calls, db, paging, wire
 from services.chassis.db import Database
+from services.chassis.errors import InvalidFields
 from services.chassis.paging import Pages
-from services.chassis.watch import Watch
-from services.orders import actions, store
-from services.orders.domain import Address, Order, PaymentState, State, Wish
+from services.orders import console, history
+from services.orders.actions import Act, Desk
+from services.orders.console import SagaView
+from services.orders.domain import Address, LogEntry, Mover, Order, PaymentState, Shipment, State, Wish
+from services.orders.history import Query
 from services.orders.placing import Placer, Purchase
-from services.orders.worker import Worker
 from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.orders.v1 import order_service_pb2_grpc as pb_grpc
+from stampede.orders.v1 import saga_service_pb2 as saga_pb
+from stampede.orders.v1 import saga_service_pb2_grpc as saga_grpc
 
 
 class OrderService(pb_grpc.OrderServiceServicer):
-    def __init__(
-        self, database: Database, placer: Placer, worker: Worker, watch: Watch[uuid.UUID, Order], pages: Pages
-    ) -> None:
-        self._db, self._placer, self._worker = database, placer, worker
-        self._watch, self._pages = watch, pages
+    """What customers call, and staff for orders that were placed."""
+
+    def __init__(self, database: Database, placer: Placer, desk: Desk, pages: Pages) -> None:
+        self._db, self._placer, self._desk, self._pages = database, placer, desk, pages
 
     async def PlaceOrder(self, request: pb.PlaceOrderRequest, context: Any) -> pb.Order:
         seconds = 0.0
@@ -31,44 +35,131 @@ class OrderService(pb_grpc.OrderServiceServicer):
             request.ClearField("prefer_wait")  # how long the caller likes to wait is no part of what it asks for
         order = await self._placer.place(_purchase(request))
         if seconds and order.state is State.PENDING:
-            order = await actions.settled(self._watch, self._db, order, seconds=seconds)
+            order = await self._desk.settled(order, seconds=seconds)
         return to_proto(order)
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.Order:
-        return to_proto(await store.get(self._db, uuid.UUID(request.order_id), customer_id=_whose()))
+        return to_proto(await self._desk.get(uuid.UUID(request.order_id), customer_id=_whose()))
 
     async def ListOrders(self, request: pb.ListOrdersRequest, context: Any) -> pb.ListOrdersResponse:
-        customer_id, size = calls.user_id(), paging.size(request.page_size)
-        query = {"customer": customer_id, "state": request.state}
-        position = self._pages.unseal(request.page_token, query)
-        orders = await store.list_of(
-            self._db,
-            customer_id,
-            state=State(pb.Order.State.Name(request.state)) if request.state else None,
-            after=(position[0], position[1]) if position else None,
-            limit=size + 1,
+        return await self._page(request, _query(request, calls.user_id()))
+
+    async def ListAllOrders(self, request: pb.ListAllOrdersRequest, context: Any) -> pb.ListOrdersResponse:
+        return await self._page(
+            request, _query(request, uuid.UUID(request.customer_id) if request.customer_id else None)
         )
-        token = ""
-        if len(orders) > size:
-            last = orders[size - 1]
-            token = self._pages.seal([last.create_time.isoformat(), str(last.id)], query)
-        return pb.ListOrdersResponse(orders=map(to_proto, orders[:size]), next_page_token=token)
+
+    async def _page(
+        self, request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, query: Query
+    ) -> pb.ListOrdersResponse:
+        sealed_to = asdict(query)
+        at = self._pages.unseal(request.page_token, sealed_to)
+        orders, end = await history.orders_of(
+            self._db,
+            query,
+            after=(datetime.fromisoformat(at[0]), uuid.UUID(at[1])) if at else None,
+            most=paging.size(request.page_size),
+        )
+        token = self._pages.seal([end[0].isoformat(), str(end[1])], sealed_to) if end else ""
+        return pb.ListOrdersResponse(orders=map(to_proto, orders), next_page_token=token)
+
+    async def ListOrderLog(self, request: pb.ListOrderLogRequest, context: Any) -> pb.ListOrderLogResponse:
+        order = await self._desk.get(uuid.UUID(request.order_id), customer_id=_whose())
+        size, sealed_to = paging.size(request.page_size), {"log of": order.id}
+        at = self._pages.unseal(request.page_token, sealed_to)
+        entries = await history.log_of(self._db, order, after=int(at[0]) if at else 0, most=size + 1)
+        token = self._pages.seal([str(entries[size - 1].id)], sealed_to) if len(entries) > size else ""
+        in_full = calls.current().caller.is_staff
+        return pb.ListOrderLogResponse(
+            entries=[_entry_to_proto(entry, in_full=in_full) for entry in entries[:size]], next_page_token=token
+        )
 
     async def CancelOrder(self, request: pb.CancelOrderRequest, context: Any) -> pb.Order:
-        order = await actions.cancel(
-            self._db, self._worker, uuid.UUID(request.order_id), customer_id=_whose(), etag=request.etag
+        return to_proto(await self._desk.cancel(_act(request, note=request.reason)))
+
+    async def ShipOrder(self, request: pb.ShipOrderRequest, context: Any) -> pb.Order:
+        shipped = self._desk.ship(_act(request), carrier=request.carrier, tracking_number=request.tracking_number)
+        return to_proto(await shipped)
+
+    async def DeliverOrder(self, request: pb.DeliverOrderRequest, context: Any) -> pb.Order:
+        return to_proto(await self._desk.deliver(_act(request)))
+
+    async def RefundOrder(self, request: pb.RefundOrderRequest, context: Any) -> pb.Order:
+        amount = wire.money_of(request.amount) if request.HasField("amount") else None
+        if amount is not None and amount.minor < 1:
+            raise InvalidFields({"amount.minorUnits": "must be at least 1"})
+        order = await self._desk.refund(
+            _act(request, note=request.reason),
+            amount=amount,
+            restock=request.restock,
+            lines=[(uuid.UUID(line.product_id), line.quantity) for line in request.restock_lines],
         )
         return to_proto(order)
 
     async def WatchOrder(self, request: pb.WatchOrderRequest, context: Any) -> AsyncIterator[pb.Order]:
-        order_id = uuid.UUID(request.order_id)
-        async for order in actions.changes(self._watch, self._db, order_id, customer_id=_whose()):
+        async for order in self._desk.changes(uuid.UUID(request.order_id), customer_id=_whose()):
             yield to_proto(order)
+
+
+class SagaService(saga_grpc.SagaServiceServicer):
+    """What staff call for orders that do not get on."""
+
+    def __init__(self, database: Database, desk: Desk, pages: Pages) -> None:
+        self._db, self._desk, self._pages = database, desk, pages
+
+    async def ListSagas(self, request: saga_pb.ListSagasRequest, context: Any) -> saga_pb.ListSagasResponse:
+        size, query = paging.size(request.page_size), {"stuck": request.stuck}
+        at = self._pages.unseal(request.page_token, query)
+        after = (datetime.fromisoformat(at[0]), uuid.UUID(at[1])) if at else None
+        sagas = await console.sagas(self._db, stuck=request.stuck, after=after, most=size + 1)
+        token = ""
+        if len(sagas) > size:
+            token = self._pages.seal([sagas[size - 1].progress_time.isoformat(), str(sagas[size - 1].order_id)], query)
+        return saga_pb.ListSagasResponse(sagas=map(_saga_to_proto, sagas[:size]), next_page_token=token)
+
+    async def GetSaga(self, request: saga_pb.GetSagaRequest, context: Any) -> saga_pb.Saga:
+        return _saga_to_proto(await console.get(self._db, uuid.UUID(request.order_id)))
+
+    async def ResumeSaga(self, request: saga_pb.ResumeSagaRequest, context: Any) -> saga_pb.Saga:
+        order_id, key = uuid.UUID(request.order_id), calls.request_key(request)
+        saga = await console.resume(self._db, order_id, _mover(), key=key)
+        return _saga_to_proto(await self._desk.saga_carried_on(saga))
+
+    async def CompensateSaga(self, request: saga_pb.CompensateSagaRequest, context: Any) -> saga_pb.Saga:
+        order_id, key = uuid.UUID(request.order_id), calls.request_key(request)
+        saga = await console.compensate(self._db, order_id, _mover(request.reason), key=key)
+        return _saga_to_proto(await self._desk.saga_carried_on(saga))
 
 
 def _whose() -> uuid.UUID | None:
     """Whose orders the caller may see; None for everybody's."""
     return None if calls.current().caller.is_staff else calls.user_id()
+
+
+def _mover(note: str = "") -> Mover:
+    caller = calls.current().caller
+    return Mover(f"staff:{caller.user_id}" if caller.is_staff else "customer", calls.request_id(), note)
+
+
+def _act(request: Any, note: str = "") -> Act:
+    """Of a request that moves an order: they have these fields alike."""
+    return Act(
+        order_id=uuid.UUID(request.order_id),
+        customer_id=_whose(),
+        by=_mover(note),
+        etag=request.etag,
+        key=calls.request_key(request),
+    )
+
+
+def _query(request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, customer_id: uuid.UUID | None) -> Query:
+    return Query(
+        customer_id=customer_id,
+        state=State(pb.Order.State.Name(request.state)) if request.state else None,
+        product_id=uuid.UUID(request.product_id) if request.product_id else None,
+        since=wire.datetime_of(request.from_time) if request.HasField("from_time") else None,
+        until=wire.datetime_of(request.to_time) if request.HasField("to_time") else None,
+    )
 
 
 def _purchase(request: pb.PlaceOrderRequest) -> Purchase:
@@ -124,4 +215,59 @@ def to_proto(order: Order) -> pb.Order:
             message.payment.client_secret = order.payment.client_secret
     if order.shipping_address:
         message.shipping_address.CopyFrom(pb.Address(**asdict(order.shipping_address)))
+    if order.refunded_minor:
+        message.refunded.CopyFrom(wire.money(replace(order.total, minor=order.refunded_minor)))
+    message.refunding = order.refunding
+    if order.shipment:
+        message.shipment.CopyFrom(_shipment_to_proto(order.shipment))
     return message
+
+
+def _shipment_to_proto(shipment: Shipment) -> pb.Shipment:
+    return pb.Shipment(
+        carrier=shipment.carrier,
+        tracking_number=shipment.tracking_number,
+        ship_time=wire.timestamp(shipment.ship_time),
+        deliver_time=wire.timestamp(shipment.deliver_time) if shipment.deliver_time else None,
+    )
+
+
+def _entry_to_proto(entry: LogEntry, *, in_full: bool) -> pb.OrderLogEntry:
+    kind, _, id_ = entry.actor.partition(":")
+    actors = {
+        "customer": pb.OrderLogEntry.CUSTOMER,
+        "staff": pb.OrderLogEntry.STAFF,
+        "operator": pb.OrderLogEntry.STAFF,
+    }
+    message = pb.OrderLogEntry(
+        version=entry.version,
+        state=pb.Order.State.Value(entry.state),
+        state_reason=entry.state_reason,
+        actor=actors.get(kind, pb.OrderLogEntry.SYSTEM),
+        create_time=wire.timestamp(entry.create_time),
+        refunded=wire.money(entry.refunded) if entry.refunded.minor else None,
+    )
+    if in_full:
+        message.actor_id, message.cause = id_ or kind, entry.cause
+        message.note, message.request_id = entry.note, entry.request_id
+    return message
+
+
+def _saga_to_proto(saga: SagaView) -> saga_pb.Saga:
+    progress = saga.progress
+    return saga_pb.Saga(
+        order_id=str(saga.order_id),
+        customer_id=str(saga.customer_id),
+        kind=saga_pb.Saga.Kind.Value(progress.kind),
+        phase=saga_pb.Saga.Phase.Value(progress.phase),
+        step=progress.step,
+        waits_for_customer=saga.waits_for_customer,
+        stuck=saga.stuck,
+        cause=saga.cause,
+        reason=progress.reason or progress.asked,
+        attempts=saga.attempts,
+        create_time=wire.timestamp(saga.create_time),
+        progress_time=wire.timestamp(saga.progress_time),
+        next_time=wire.timestamp(saga.next_time),
+        order_state=pb.Order.State.Value(saga.order_state),
+    )

@@ -1,7 +1,7 @@
-"""Paying for an order across services: reserve, charge, confirm; or take it all back.
+"""Paying for an order across services: reserve, charge, confirm; or take it all back. And paying it back later.
 
-Read `PLAN` first: it is the whole plan. `Progress` says how far it has come, and its moves are pure; `worker` carries
-it out. A crash between any two lines repeats a step under the same key, and changes nothing.
+Read `PLANS` first: they are the whole plan. `Progress` says how far one has come, and its moves are pure; `worker`
+carries it out. A crash between any two lines repeats a step under the same key, and changes nothing.
 """
 
 import uuid
@@ -12,11 +12,12 @@ from enum import StrEnum
 from typing import Protocol
 
 from services.chassis.money import Money
-from services.orders.domain import Payment, State
+from services.orders.domain import Payment, Refund, State
 
 CANCELLED = "CANCELLED"
 HOLD_EXPIRED = "HOLD_EXPIRED"
 RESERVATION_LOST = "RESERVATION_LOST"
+COMPENSATED = "COMPENSATED"
 
 
 class StepRefused(Exception):
@@ -39,6 +40,13 @@ class StepWaits(Exception):
         self.for_customer = for_customer
 
 
+class Kind(StrEnum):
+    """What a saga is for."""
+
+    PURCHASE = "PURCHASE"
+    REFUND = "REFUND"
+
+
 class Phase(StrEnum):
     """Which way a saga goes, or how it ended."""
 
@@ -58,9 +66,22 @@ class Progress:
     reason: str = ""
     """Why it turned back."""
     asked: str = ""
-    """Why somebody wants it to turn back: `CANCELLED` or `HOLD_EXPIRED`. Too late once the money has moved."""
+    """Why somebody wants it to turn back: `CANCELLED` or `HOLD_EXPIRED`, for which it is too late once the money has
+    moved; or `COMPENSATED`, for which it never is."""
     extended: bool = False
     """More time was asked for the hold, which is done once."""
+    kind: Kind = Kind.PURCHASE
+
+    @property
+    def plan(self) -> "tuple[Step, ...]":
+        return PLANS[self.kind]
+
+    @property
+    def step(self) -> str:
+        """The name of the step that is taken, or taken back, next; empty where none is."""
+        if self.finished:
+            return ""
+        return self.plan[self.applied if self.phase is Phase.FORWARD else self.applied - 1].name
 
     @property
     def finished(self) -> bool:
@@ -70,7 +91,7 @@ class Progress:
         """The next step, or the inverse of the last one, has taken effect."""
         if self.phase is Phase.FORWARD:
             applied = self.applied + 1
-            return replace(self, applied=applied, phase=Phase.DONE if applied == len(PLAN) else self.phase)
+            return replace(self, applied=applied, phase=Phase.DONE if applied == len(self.plan) else self.phase)
         assert self.phase is Phase.BACKWARD, f"a saga that is {self.phase} takes no steps"
         applied = self.applied - 1
         return replace(self, applied=applied, phase=Phase.UNDONE if applied == 0 else self.phase)
@@ -80,6 +101,10 @@ class Progress:
         # A refused inverse is a bug in the plan: stop loudly, do not loop.
         assert self.phase is Phase.FORWARD, f"compensation refused: {reason}"
         return replace(self, phase=Phase.BACKWARD if self.applied else Phase.UNDONE, reason=reason)
+
+    def compensated(self) -> "Progress":
+        """An operator takes it back, with the step that may just be taking effect."""
+        return replace(self, applied=self.applied + 1).refused(COMPENSATED)
 
     def stretched(self) -> "Progress":
         """More time was asked for the hold; the next step is still to be taken."""
@@ -103,6 +128,21 @@ class Saga:
     """What the last answer of payments said."""
     hold_ends: bool = False
     """Whether the hold was about to end when the saga was taken up; by the database's clock."""
+    woken: bool = False
+    """Whether it was taken up because its payment has got on."""
+    refund: Refund | None = None
+    """What is to be paid back, for a `REFUND`."""
+    refunded_minor: int = 0
+    """What of the payment was paid back in all, as the last answer of payments said, in minor units."""
+    cause: str = ""
+    """What kept it from getting on the last time, for people to read."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether its next step may take as long as the provider likes. As the column `sagas.slow` says it."""
+        first = 1 if self.progress.kind is Kind.PURCHASE else 0
+        forward = self.progress.phase is Phase.FORWARD and self.progress.applied == first
+        return forward and not self.progress.asked and not self.woken
 
     @property
     def needs_time(self) -> bool:
@@ -122,13 +162,15 @@ class Services(Protocol):
     async def confirm(self, saga: Saga) -> None: ...
     async def extend(self, saga: Saga) -> None: ...
     async def release(self, saga: Saga) -> None: ...
+    async def pay_back(self, saga: Saga) -> None: ...
+    async def restock(self, saga: Saga) -> None: ...
 
 
 Call = Callable[[Services, Saga], Awaitable[None]]
 
 
 async def _nothing(_services: Services, _saga: Saga) -> None:
-    """For the step that was done before the saga began, and the one that nothing comes after."""
+    """For the step that was done before the saga began, and for those that nothing comes after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,33 +179,43 @@ class Step:
 
     name: str
     do: Call
-    undo: Call
+    undo: Call = _nothing
     give_up: Call | None = None
     """What is done instead of `do` when the saga was asked to turn back. Returns where it is too late for that."""
     stretch: Call | None = None
     """What is done, once, where the step has no outcome yet and the hold is about to end with money on its way."""
 
 
-PLAN = (
-    Step("reserve", do=_nothing, undo=lambda services, saga: services.release(saga)),
-    Step(
-        "charge",
-        do=lambda services, saga: services.charge(saga),
-        undo=lambda services, saga: services.refund(saga),
-        give_up=lambda services, saga: services.give_up(saga),
-        stretch=lambda services, saga: services.extend(saga),
+PLANS = {
+    Kind.PURCHASE: (
+        # Takes the units back whether they are held or, by a confirmation that nobody heard of, sold.
+        Step("reserve", do=_nothing, undo=lambda services, saga: services.release(saga)),
+        Step(
+            "charge",
+            do=lambda services, saga: services.charge(saga),
+            undo=lambda services, saga: services.refund(saga),
+            give_up=lambda services, saga: services.give_up(saga),
+            stretch=lambda services, saga: services.extend(saga),
+        ),
+        Step("confirm", do=lambda services, saga: services.confirm(saga)),
     ),
-    Step("confirm", do=lambda services, saga: services.confirm(saga), undo=_nothing),
-)
+    # Only its first step can be refused, so nothing of it is ever taken back.
+    Kind.REFUND: (
+        Step("refund", do=lambda services, saga: services.pay_back(saga)),
+        Step("restock", do=lambda services, saga: services.restock(saga)),
+    ),
+}
 
 
 async def advance(services: Services, saga: Saga) -> Progress:
     """Takes the next step, and says how far the saga has come then. Raises `StepWaits`, or whatever a call raises."""
     progress = saga.progress
     if progress.phase is Phase.BACKWARD:
-        await PLAN[progress.applied - 1].undo(services, saga)
+        await progress.plan[progress.applied - 1].undo(services, saga)
         return progress.succeeded()
-    step = PLAN[progress.applied]
+    if progress.asked == COMPENSATED:
+        return progress.compensated()
+    step = progress.plan[progress.applied]
     try:
         await (step.give_up if progress.asked and step.give_up else step.do)(services, saga)
     except StepRefused as refusal:
@@ -177,12 +229,28 @@ async def advance(services: Services, saga: Saga) -> Progress:
 
 
 def end_state(progress: Progress) -> tuple[State, str]:
-    """The order's state when its saga has finished, and why."""
+    """The order's state when its `PURCHASE` has finished, and why."""
     assert progress.finished, progress
+    assert progress.kind is Kind.PURCHASE, progress
     if progress.phase is Phase.DONE:
         return State.PAID, ""
     if progress.reason == CANCELLED:
         return State.CANCELLED, ""
+    if progress.reason == COMPENSATED:
+        return State.CANCELLED, COMPENSATED
     if progress.reason in (HOLD_EXPIRED, RESERVATION_LOST):
         return State.EXPIRED, progress.reason
     return State.FAILED, progress.reason
+
+
+_CAUSES = {
+    CANCELLED: "CancelOrder",
+    COMPENSATED: "CompensateSaga",
+    HOLD_EXPIRED: "hold ended",
+    RESERVATION_LOST: "units gone",
+}
+
+
+def end_cause(progress: Progress) -> str:
+    """What set the end of a `PURCHASE` off, for the order's log."""
+    return "paid" if progress.phase is Phase.DONE else _CAUSES.get(progress.reason, "charge refused")

@@ -5,7 +5,7 @@ import time
 import uuid
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from services.chassis import telemetry
 from services.chassis.batcher import Batcher
@@ -13,21 +13,21 @@ from services.chassis.db import Database
 from services.chassis.errors import AppError
 from services.chassis.outbox import Relay
 from services.chassis.watch import Watch
+from services.orders import journal, refunds
 from services.orders import saga as plan
-from services.orders import store
-from services.orders.domain import Order
-from services.orders.saga import Phase, Saga, Services, StepWaits
-from services.orders.store import LEASE_SECONDS, Ending, Pause
+from services.orders.domain import Order, State
+from services.orders.journal import LEASE_SECONDS, Ending, Pause
+from services.orders.saga import Kind, Phase, Saga, Services, StepWaits
 
 log = structlog.get_logger()
 
-_ENDED = Counter("stampede_sagas_ended_total", "Sagas that came to an end.", ["state"])
+_STARTED = Counter("stampede_sagas_started_total", "Sagas that began here.", ["kind"])
+_FINISHED = Counter("stampede_sagas_finished_total", "Sagas that came to an end here.", ["kind", "state"])
+_COMPENSATED = Counter("stampede_sagas_compensated_total", "Sagas that took back what they had done.", ["kind"])
 _TAKEN_OVER = Counter("stampede_sagas_claimed_total", "Sagas woken, or taken over from a process that died.")
-_UNSETTLED = Gauge("stampede_sagas_unsettled", "Sagas under way, all processes together.")
-_OLDEST = Gauge("stampede_sagas_oldest_seconds", "Age of the oldest saga that does not wait for its payment.")
 
 _POLL_SECONDS = 0.25
-_MEASURE_SECONDS = 5.0
+_CAUSE_MOST = 200
 _BACKOFF_FIRST_SECONDS = 0.5
 _BACKOFF_MOST_SECONDS = 15.0
 # A little after the hold's end, so that the saga finds it ended.
@@ -35,45 +35,56 @@ _AFTER_HOLD_SECONDS = 2.5
 
 
 class Worker:
-    """Runs sagas, a bounded number at once; the rest wait in the database."""
+    """Runs sagas, a bounded number at once; the rest wait in the database.
+
+    A quarter of the places is kept from sagas whose next step is up to the provider, so that a slow one holds nobody up
+    who has paid, cancels, or goes back.
+    """
 
     def __init__(
         self, db: Database, steps: Services, relay: Relay, watch: Watch[uuid.UUID, Order], *, at_once: int
     ) -> None:
         self._db, self._steps, self._relay, self._watch, self._at_once = db, steps, relay, watch, at_once
+        self._slow_at_once = at_once - at_once // 4
         self._running: set[asyncio.Task[None]] = set()
-        self._finish: Batcher[Ending, bool] = Batcher("finish", lambda endings: store.finish(db, endings))
-        self._save: Batcher[Pause, bool] = Batcher("save", lambda pauses: store.save(db, pauses))
+        self._slow: set[asyncio.Task[None]] = set()
+        self._finish: Batcher[Ending, bool] = Batcher("finish", lambda endings: journal.finish(db, endings))
+        self._save: Batcher[Pause, bool] = Batcher("save", lambda pauses: journal.save(db, pauses))
 
     @property
     def lease_seconds(self) -> float:
         """What a new saga's lease should be: none where this process has its hands full."""
-        return LEASE_SECONDS if len(self._running) < self._at_once else 0.0
+        return LEASE_SECONDS if self._room()[1] else 0.0
+
+    def _room(self) -> tuple[int, int]:
+        """How many more sagas may run, and how many of them may be slow."""
+        room = max(self._at_once - len(self._running), 0)
+        return room, min(max(self._slow_at_once - len(self._slow), 0), room)
+
+    def begin(self, saga: Saga) -> asyncio.Task[None]:
+        """`start` for a saga that was just written."""
+        _STARTED.labels(saga.progress.kind).inc()
+        return self.start(saga)
 
     def start(self, saga: Saga) -> asyncio.Task[None]:
         """Carries `saga`, on which this process has the lease, in the background."""
         task = asyncio.create_task(self.carry(saga))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        if saga.slow:
+            self._slow.add(task)
+            task.add_done_callback(self._slow.discard)
         return task
 
     async def run(self) -> None:
         """Takes over sagas whose time has come. Runs until cancelled."""
         while True:
-            free = self._at_once - len(self._running)
-            claimed = await store.claim_due(self._db, free) if free > 0 else []
+            room, slow = self._room()
+            claimed = await journal.claim_due(self._db, room, slow=slow) if room else []
             _TAKEN_OVER.inc(len(claimed))
             for saga in claimed:
                 self.start(saga)
             await asyncio.sleep(_POLL_SECONDS)
-
-    async def measure(self) -> None:
-        """Keeps the metrics of unsettled sagas up to date. Runs until cancelled."""
-        while True:
-            sagas, oldest = await store.unsettled(self._db)
-            _UNSETTLED.set(sagas)
-            _OLDEST.set(oldest)
-            await asyncio.sleep(_MEASURE_SECONDS)
 
     async def drain(self, seconds: float) -> None:
         """Lets running sagas come to a rest, for at most `seconds`. What is left goes on when its lease ends."""
@@ -92,18 +103,30 @@ class Worker:
                     return
             await self._end(saga)
         except StepWaits as wait:
+            saga.cause = "" if wait.for_customer else f"{saga.progress.step}: the provider has not answered yet"
             await self._pause(saga, for_customer=wait.for_customer)
         except AppError as error:
             log.info("a saga waits", order_id=saga.order_id, cause=str(error))
+            saga.cause = f"{saga.progress.step}: {error}"[:_CAUSE_MOST]
             await self._pause(saga, for_customer=False)
-        except Exception:
+        except Exception as error:
             log.exception("a saga failed; it will be tried again", order_id=saga.order_id)
+            # The name alone: what an unforeseen error says may quote anything.
+            saga.cause = f"{saga.progress.step}: {type(error).__name__}"
             await self._pause(saga, for_customer=False)
 
     async def _end(self, saga: Saga) -> None:
-        state, reason = plan.end_state(saga.progress)
-        if await self._finish(Ending(saga, state, reason)):
-            _ENDED.labels(state).inc()
+        state: State | None
+        if saga.progress.kind is Kind.PURCHASE:
+            state, reason = plan.end_state(saga.progress)
+            if not await self._finish(Ending(saga, state, reason)):
+                state = None
+        else:
+            state, reason = await refunds.finish(self._db, saga), saga.progress.reason
+        if state:
+            _FINISHED.labels(saga.progress.kind, state).inc()
+            if saga.progress.phase is Phase.UNDONE:
+                _COMPENSATED.labels(saga.progress.kind).inc()
             telemetry.line("order settled", order_id=saga.order_id, state=state, reason=reason)
             self._relay.nudge()
         self._watch.nudge(saga.order_id)

@@ -126,15 +126,6 @@ POST   /v1/products:import
 GET    /v1/products:export
 GET    /v1/products/{productId}/history
 
-GET    /v1/orders/{orderId}/log
-GET    /v1/admin/orders
-POST   /v1/orders/{orderId}:ship
-POST   /v1/orders/{orderId}:deliver
-POST   /v1/orders/{orderId}:refund
-GET    /v1/admin/sagas
-POST   /v1/admin/sagas/{orderId}:resume
-POST   /v1/admin/sagas/{orderId}:compensate
-
 POST   /v1/webhooks/razorpay
 GET    /v1/admin/payments
 POST   /v1/orders/{orderId}:pay

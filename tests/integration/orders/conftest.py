@@ -36,6 +36,7 @@ from stampede.inventory.v1 import reservation_service_pb2_grpc as inventory_grpc
 from stampede.orders.v1 import events_pb2
 from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.orders.v1 import order_service_pb2_grpc as pb_grpc
+from stampede.orders.v1 import saga_service_pb2_grpc as saga_grpc
 from stampede.payments.v1 import charge_service_pb2 as payments_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as payments_grpc
 from stampede.type.v1 import money_pb2, refusal_pb2
@@ -59,7 +60,8 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        await tx.execute(text("TRUNCATE orders, sagas, order_log, outbox, seen_events RESTART IDENTITY CASCADE"))
+        tables = "orders, order_products, sagas, order_log, outbox, seen_events, requests"
+        await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     return one_database
 
 
@@ -334,10 +336,13 @@ class Shop:
             db, catalog=Catalog(catalog), inventory=self.inventory_client, worker=self.worker, latch=self.latch,
             relay=relay,
         )  # fmt: skip
-        self.service = rpc.OrderService(db, self.placer, self.worker, self.watch, Pages("a secret for pages"))
+        self.desk, pages = actions.Desk(db, self.worker, self.watch, relay), Pages("a secret for pages")
+        self.service = rpc.OrderService(db, self.placer, self.desk, pages)
+        self.saga_service = rpc.SagaService(db, self.desk, pages)
         self.tasks: list[asyncio.Task[None]] = [asyncio.create_task(self.watch.run())]
         self.customer = ids.new()
         self.orders: Any = None
+        self.sagas: Any = None
         self.catalog, self.inventory, self.payments = FakeCatalog(), FakeInventory(), FakePayments()
 
     def carry_on(self) -> None:
@@ -377,8 +382,13 @@ async def shop(db: Database) -> AsyncIterator[Shop]:
     async with listening("neighbours", neighbours) as address:
         shop = Shop(db, address)
         shop.catalog, shop.inventory, shop.payments = fakes
-        async with serving("orders", lambda s: pb_grpc.add_OrderServiceServicer_to_server(shop.service, s)) as channel:
-            shop.orders = pb_grpc.OrderServiceStub(channel)
+
+        def register(server: Any) -> None:
+            pb_grpc.add_OrderServiceServicer_to_server(shop.service, server)
+            saga_grpc.add_SagaServiceServicer_to_server(shop.saga_service, server)
+
+        async with serving("orders", register) as channel:
+            shop.orders, shop.sagas = pb_grpc.OrderServiceStub(channel), saga_grpc.SagaServiceStub(channel)
             yield shop
             await shop.close()
         for target in shop.targets:

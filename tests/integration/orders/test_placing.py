@@ -11,8 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 from services.chassis import ids
 from services.chassis.errors import RequestIdReused
 from services.chassis.money import MINOR_UNITS_MAX, Money
-from services.orders import actions, store
-from services.orders.domain import Wish
+from services.orders import journal, store
+from services.orders.actions import Act
+from services.orders.domain import Mover, Wish
 from services.orders.partners import HoldRequest
 from services.orders.placing import Purchase
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
@@ -377,7 +378,7 @@ async def test_without_a_payment_method_the_answer_carries_the_client_secret(sho
 
     shop.payments.set_state(order.id, "SUCCEEDED")
     async with shop.db.begin() as tx:
-        await store.wake(tx, [uuid.UUID(order.id)])
+        await journal.wake(tx, [uuid.UUID(order.id)])
     shop.carry_on()
     order = await shop.ended(order.id)
     assert (order.state, order.payment.client_secret) == (State.PAID, "")
@@ -432,7 +433,7 @@ async def test_a_watcher_sees_an_order_through_to_its_end(shop: Shop) -> None:
     async with asyncio.timeout(10):
         stream = shop.orders.WatchOrder(pb.WatchOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
         assert (await stream.read()).state == State.PENDING
-        await actions.cancel(shop.db, shop.worker, uuid.UUID(order.id), customer_id=None, etag="")
+        await shop.desk.cancel(Act(order_id=uuid.UUID(order.id), customer_id=shop.customer, by=Mover("customer")))
         assert [seen.state async for seen in _rest(stream)] == [State.CANCELLED]
 
 
@@ -500,7 +501,7 @@ async def test_while_somebody_is_at_work_on_the_payment_the_hold_is_extended_onc
     await a_hold_about_to_end(shop, order.id)
     shop.payments.set_state(order.id, "SUCCEEDED")
     async with shop.db.begin() as tx:
-        await store.wake(tx, [uuid.UUID(order.id)])
+        await journal.wake(tx, [uuid.UUID(order.id)])
     assert (await shop.ended(order.id)).state == State.PAID
     assert shop.inventory.calls["Extend"] == 1
 

@@ -9,10 +9,11 @@ import pytest
 
 from services.chassis import ids
 from services.chassis.db import Database
-from services.orders import facts, store
+from services.orders import console, facts, journal, store
 from services.orders.domain import Payment, PaymentState, State
+from services.orders.journal import Ending, Pause
 from services.orders.saga import CANCELLED, HOLD_EXPIRED, Phase, Progress, Saga
-from services.orders.store import Ending, NewOrder, Pause
+from services.orders.store import NewOrder
 from stampede.inventory.v1.events_pb2 import ReservationExpired
 from stampede.payments.v1.events_pb2 import PaymentChanged
 from tests.integration.orders.conftest import an_order, log_of, rows_of, run_sql, the_order, told
@@ -40,19 +41,19 @@ async def seconds_to_go(db: Database, order_id: uuid.UUID) -> float:
 
 
 async def claimed(db: Database, order_id: uuid.UUID) -> Saga:
-    saga = await store.claim_one(db, order_id)
+    saga = await journal.claim_one(db, order_id)
     assert saga
     return saga
 
 
 async def ask(db: Database, order_id: uuid.UUID, why: str) -> None:
     async with db.begin() as tx:
-        await store.ask(tx, [order_id], why)
+        await journal.ask(tx, [order_id], why)
 
 
 async def wake(db: Database, order_id: uuid.UUID) -> None:
     async with db.begin() as tx:
-        await store.wake(tx, [order_id])
+        await journal.wake(tx, [order_id])
 
 
 async def test_a_batch_of_new_and_known_orders_answers_each_in_its_place(db: Database) -> None:
@@ -108,8 +109,8 @@ async def test_an_end_moves_the_order_logs_it_tells_it_and_forgets_the_saga(db: 
     saga = await claimed(db, new.id)
     saga.payment = replace(PAYMENT, state=PaymentState.SUCCEEDED)
 
-    assert await store.finish(db, [Ending(saga, State.PAID, "")]) == [True]
-    assert await store.finish(db, [Ending(saga, State.PAID, "")]) == [False]
+    assert await journal.finish(db, [Ending(saga, State.PAID, "")]) == [True]
+    assert await journal.finish(db, [Ending(saga, State.PAID, "")]) == [False]
 
     order = await the_order(db, new.id)
     assert (order.state, order.version, order.payment) == (State.PAID, 2, saga.payment)
@@ -124,12 +125,12 @@ async def test_who_was_overtaken_changes_nothing(db: Database) -> None:
     before = await rows_of(db, "SELECT * FROM sagas"), await rows_of(db, "SELECT * FROM orders")
     stale.progress, stale.payment = Progress(Phase.BACKWARD, 2, "NO"), PAYMENT
 
-    assert await store.save(db, [Pause(stale, True, 0.0)]) == [False]
-    assert await store.finish(db, [Ending(stale, State.FAILED, "NO")]) == [False]
+    assert await journal.save(db, [Pause(stale, True, 0.0)]) == [False]
+    assert await journal.finish(db, [Ending(stale, State.FAILED, "NO")]) == [False]
 
     assert (await rows_of(db, "SELECT * FROM sagas"), await rows_of(db, "SELECT * FROM orders")) == before
-    assert await store.finish(db, [Ending(owner, State.PAID, "")]) == [True]
-    assert await store.save(db, [Pause(stale, True, 0.0)]) == [False]
+    assert await journal.finish(db, [Ending(owner, State.PAID, "")]) == [True]
+    assert await journal.save(db, [Pause(stale, True, 0.0)]) == [False]
 
 
 async def test_in_a_batch_only_the_overtaken_are_refused(db: Database) -> None:
@@ -137,8 +138,8 @@ async def test_in_a_batch_only_the_overtaken_are_refused(db: Database) -> None:
     sagas = [await claimed(db, o.id) for o in orders]
     await claimed(db, orders[1].id)
 
-    assert await store.save(db, [Pause(s, True, 5.0) for s in sagas]) == [True, False, True]
-    assert await store.finish(db, [Ending(s, State.CANCELLED, "") for s in sagas]) == [True, False, True]
+    assert await journal.save(db, [Pause(s, True, 5.0) for s in sagas]) == [True, False, True]
+    assert await journal.finish(db, [Ending(s, State.CANCELLED, "") for s in sagas]) == [True, False, True]
     assert [(await the_order(db, o.id)).state for o in orders] == ["CANCELLED", "PENDING", "CANCELLED"]
 
 
@@ -146,7 +147,7 @@ async def test_many_owners_who_finish_at_once_end_the_order_once(db: Database) -
     (new,) = await placed(db)
     sagas = [await claimed(db, new.id) for _ in range(6)]
 
-    done = await asyncio.gather(*(store.finish(db, [Ending(s, State.PAID, "")]) for s in sagas))
+    done = await asyncio.gather(*(journal.finish(db, [Ending(s, State.PAID, "")]) for s in sagas))
 
     assert [d[0] for d in done] == [False] * 5 + [True]
     assert await told(db, new.id) == [("placed", 1), ("paid", 2)]
@@ -155,7 +156,7 @@ async def test_many_owners_who_finish_at_once_end_the_order_once(db: Database) -
 async def test_two_workers_share_what_is_due_without_overlap(db: Database) -> None:
     orders = await placed(db, 40, lease_seconds=0.0)
 
-    batches = await asyncio.gather(*(store.claim_due(db, 15) for _ in range(4)))
+    batches = await asyncio.gather(*(journal.claim_due(db, 15, slow=15) for _ in range(4)))
 
     found = [saga.order_id for batch in batches for saga in batch]
     assert len(found) == len(set(found)) == 40
@@ -165,23 +166,23 @@ async def test_two_workers_share_what_is_due_without_overlap(db: Database) -> No
 
 async def test_a_lease_keeps_others_away_until_it_ends(db: Database) -> None:
     (new,) = await placed(db)
-    assert await store.claim_due(db, 5) == []
+    assert await journal.claim_due(db, 5, slow=5) == []
     assert 18 < await seconds_to_go(db, new.id) < 20.1
 
     await due(db, new.id)
-    (saga,) = await store.claim_due(db, 5)
+    (saga,) = await journal.claim_due(db, 5, slow=5)
 
     assert (saga.order_id, saga.fence, saga.total, saga.progress) == (new.id, 2, new.total, Progress())
-    assert await store.claim_due(db, 5) == []
+    assert await journal.claim_due(db, 5, slow=5) == []
 
 
 async def test_a_saga_goes_on_from_where_it_was_saved(db: Database) -> None:
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     saga.progress, saga.payment, saga.attempts = Progress(Phase.BACKWARD, 2, "RESERVATION_LOST"), PAYMENT, 3
-    assert await store.save(db, [Pause(saga, False, 0.0)]) == [True]
+    assert await journal.save(db, [Pause(saga, False, 0.0)]) == [True]
 
-    (again,) = await store.claim_due(db, 5)
+    (again,) = await journal.claim_due(db, 5, slow=5)
 
     assert (again.progress, again.payment, again.attempts) == (saga.progress, PAYMENT, 3)
     assert (await the_order(db, new.id)).payment == PAYMENT
@@ -192,17 +193,17 @@ async def test_what_is_shown_of_a_payment_raises_the_version_once(db: Database) 
     saga = await claimed(db, new.id)
     saga.payment = PAYMENT
     for _ in range(3):
-        await store.save(db, [Pause(saga, True, 5.0)])
+        await journal.save(db, [Pause(saga, True, 5.0)])
     assert (await the_order(db, new.id)).version == 2
 
 
 async def test_a_wish_reaches_a_waiting_saga_at_once_and_the_first_wish_stays(db: Database) -> None:
     (new,) = await placed(db)
-    await store.save(db, [Pause(await claimed(db, new.id), True, 600.0)])
+    await journal.save(db, [Pause(await claimed(db, new.id), True, 600.0)])
     await ask(db, new.id, CANCELLED)
     await ask(db, new.id, HOLD_EXPIRED)
 
-    (saga,) = await store.claim_due(db, 5)
+    (saga,) = await journal.claim_due(db, 5, slow=5)
 
     assert saga.progress.asked == CANCELLED
 
@@ -211,11 +212,11 @@ async def test_a_wish_leaves_a_running_saga_to_its_owner_and_reaches_it_when_it_
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     await ask(db, new.id, CANCELLED)
-    assert await store.claim_due(db, 5) == []
+    assert await journal.claim_due(db, 5, slow=5) == []
 
-    await store.save(db, [Pause(saga, True, 600.0)])
+    await journal.save(db, [Pause(saga, True, 600.0)])
 
-    assert [s.progress.asked for s in await store.claim_due(db, 5)] == [CANCELLED]
+    assert [s.progress.asked for s in await journal.claim_due(db, 5, slow=5)] == [CANCELLED]
 
 
 async def test_a_saga_that_knows_what_was_asked_waits_its_turn(db: Database) -> None:
@@ -225,19 +226,19 @@ async def test_a_saga_that_knows_what_was_asked_waits_its_turn(db: Database) -> 
     saga = await claimed(db, new.id)
     assert saga.progress.asked == CANCELLED
 
-    await store.save(db, [Pause(saga, True, 8.0)])
+    await journal.save(db, [Pause(saga, True, 8.0)])
 
-    assert await store.claim_due(db, 5) == []
+    assert await journal.claim_due(db, 5, slow=5) == []
     assert 7 < await seconds_to_go(db, new.id) < 8.1
 
 
 async def test_an_event_wakes_who_waits_for_it_and_nobody_else(db: Database) -> None:
     waiting, running = await placed(db, 2)
-    await store.save(db, [Pause(await claimed(db, waiting.id), True, 600.0)])
+    await journal.save(db, [Pause(await claimed(db, waiting.id), True, 600.0)])
     for order in (waiting, running):
         await wake(db, order.id)
 
-    assert [saga.order_id for saga in await store.claim_due(db, 5)] == [waiting.id]
+    assert [saga.order_id for saga in await journal.claim_due(db, 5, slow=5)] == [waiting.id]
 
 
 async def test_an_event_that_comes_while_its_saga_is_looked_after_is_not_lost(db: Database) -> None:
@@ -245,9 +246,9 @@ async def test_an_event_that_comes_while_its_saga_is_looked_after_is_not_lost(db
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     await wake(db, new.id)
-    await store.save(db, [Pause(saga, True, 600.0)])
+    await journal.save(db, [Pause(saga, True, 600.0)])
 
-    assert [s.order_id for s in await store.claim_due(db, 5)] == [new.id]
+    assert [s.order_id for s in await journal.claim_due(db, 5, slow=5)] == [new.id]
 
 
 async def test_the_holds_own_timer_asks_where_no_event_came(db: Database) -> None:
@@ -286,15 +287,15 @@ async def test_who_waits_for_their_customer_is_looked_at_before_the_hold_ends(
     saga = await claimed(db, new.id)
     assert not saga.hold_ends
 
-    await store.save(db, [Pause(saga, True, hold + 2.5)])
+    await journal.save(db, [Pause(saga, True, hold + 2.5)])
 
     assert hold - before - 0.4 < await seconds_to_go(db, new.id) < hold - before + 0.1
-    assert await store.claim_due(db, 5) == []
+    assert await journal.claim_due(db, 5, slow=5) == []
 
 
 async def test_what_is_tried_again_sooner_is_not_kept_waiting_for_the_look(db: Database) -> None:
     (new,) = await placed(db)
-    await store.save(db, [Pause(await claimed(db, new.id), True, 15.0)])
+    await journal.save(db, [Pause(await claimed(db, new.id), True, 15.0)])
     assert 14 < await seconds_to_go(db, new.id) < 15.1
 
 
@@ -303,10 +304,10 @@ async def test_looks_come_closer_to_the_end_and_then_no_more(db: Database) -> No
     (new,) = await placed(db)
     for left, next_look in ((29, 7.25), (7.2, 1.8), (1.8, None)):
         await hold_left(db, new.id, seconds=left)
-        (saga,) = await store.claim_due(db, 5)
+        (saga,) = await journal.claim_due(db, 5, slow=5)
         assert saga.hold_ends
-        await store.save(db, [Pause(saga, True, left + 2.5)])
-        assert not await store.claim_due(db, 5)
+        await journal.save(db, [Pause(saga, True, left + 2.5)])
+        assert not await journal.claim_due(db, 5, slow=5)
         seconds = await look_in(db, new.id)
         if next_look is None:
             assert seconds is None
@@ -324,7 +325,7 @@ async def test_a_look_is_found_by_whoever_comes_after_a_process_that_died(db: Da
 
     await hold_left(db, new.id, seconds=7)
 
-    (saga,) = await store.claim_due(db, 5)
+    (saga,) = await journal.claim_due(db, 5, slow=5)
     assert (saga.hold_ends, saga.progress.extended) == (True, False)
 
 
@@ -335,7 +336,7 @@ async def test_an_extension_shows_in_the_order_and_ends_the_looks(db: Database) 
     saga.progress, saga.hold_expire_time = saga.progress.stretched(), saga.hold_expire_time + timedelta(minutes=10)
 
     for _ in range(2):
-        await store.save(db, [Pause(saga, True, 631.5)])
+        await journal.save(db, [Pause(saga, True, 631.5)])
 
     order = await the_order(db, new.id)
     assert (order.hold_expire_time, order.version) == (saga.hold_expire_time, 2)
@@ -351,30 +352,30 @@ async def test_who_was_overtaken_does_not_move_the_hold(db: Database) -> None:
     (new,) = await placed(db)
     stale, _ = await claimed(db, new.id), await claimed(db, new.id)
     stale.progress, stale.hold_expire_time = stale.progress.stretched(), stale.hold_expire_time + timedelta(minutes=10)
-    assert await store.save(db, [Pause(stale, True, 5.0)]) == [False]
+    assert await journal.save(db, [Pause(stale, True, 5.0)]) == [False]
     assert (await the_order(db, new.id)).hold_expire_time == new.hold_expire_time
     assert not (await claimed(db, new.id)).progress.extended
 
 
 async def test_a_settled_order_has_nothing_to_claim_ask_or_wake(db: Database) -> None:
     (new,) = await placed(db)
-    await store.finish(db, [Ending(await claimed(db, new.id), State.PAID, "")])
+    await journal.finish(db, [Ending(await claimed(db, new.id), State.PAID, "")])
     await ask(db, new.id, CANCELLED)
     await wake(db, new.id)
-    assert await store.claim_one(db, new.id) is None
+    assert await journal.claim_one(db, new.id) is None
     assert (await the_order(db, new.id)).state is State.PAID
 
 
 async def test_events_of_other_services_become_wishes_and_wakes(db: Database) -> None:
     expired, paid = await placed(db, 2)
     for order in (expired, paid):
-        await store.save(db, [Pause(await claimed(db, order.id), True, 600.0)])
+        await journal.save(db, [Pause(await claimed(db, order.id), True, 600.0)])
     async with db.begin() as tx:
         await facts.hold_expired(tx, [ReservationExpired(reservation_id=str(expired.id)).SerializeToString()])
         event = PaymentChanged(order_id=str(paid.id), state="SUCCEEDED", amount_minor_units=999)
         await facts.paid_or_not(tx, [event.SerializeToString(), event.SerializeToString()])
 
-    asked = {saga.order_id: saga.progress.asked for saga in await store.claim_due(db, 5)}
+    asked = {saga.order_id: saga.progress.asked for saga in await journal.claim_due(db, 5, slow=5)}
     assert asked == {expired.id: HOLD_EXPIRED, paid.id: ""}
 
 
@@ -392,7 +393,7 @@ async def test_what_staff_paid_back_before_the_saga_ended_is_not_forgotten(db: D
     async with db.begin() as tx:
         await facts.paid_or_not(tx, [refund_event(new, new.total.minor)])
 
-    await store.finish(db, [Ending(saga, State.PAID, "")])
+    await journal.finish(db, [Ending(saga, State.PAID, "")])
 
     order = await the_order(db, new.id)
     assert order.state is State.REFUNDED
@@ -412,7 +413,7 @@ async def test_refunds_by_staff_reach_the_order_in_whatever_order_they_come(
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     saga.payment = replace(PAYMENT, state=PaymentState.SUCCEEDED)
-    await store.finish(db, [Ending(saga, State.PAID, "")])
+    await journal.finish(db, [Ending(saga, State.PAID, "")])
     events = [refund_event(new, new.total.minor if amount == 999 else amount) for amount in amounts]
     for batch in [events] if at_once else [[event] for event in events]:
         async with db.begin() as tx:
@@ -425,12 +426,24 @@ async def test_refunds_by_staff_reach_the_order_in_whatever_order_they_come(
     assert versions == list(range(1, len(versions) + 1))
 
 
-async def test_unsettled_sagas_are_counted_and_those_that_wait_are_not_old(db: Database) -> None:
-    waits, stuck = await placed(db, 2)
-    await store.save(db, [Pause(await claimed(db, waits.id), True, 600.0)])
-    await run_sql(db, "UPDATE sagas SET create_time = now() - interval '1 hour' WHERE order_id = :id", id=waits.id)
-    sagas, oldest = await store.unsettled(db)
-    assert sagas == 2
-    assert oldest < 60
-    await run_sql(db, "UPDATE sagas SET create_time = now() - interval '1 hour' WHERE order_id = :id", id=stuck.id)
-    assert (await store.unsettled(db))[1] > 3000
+async def test_sagas_under_way_are_counted_and_those_that_do_not_get_on(db: Database) -> None:
+    waits, stuck, fresh = await placed(db, 3)
+    saga = await claimed(db, waits.id)
+    saga.payment = PAYMENT
+    await journal.save(db, [Pause(saga, True, 600.0)])
+    await an_hour_passes(db, waits.id)
+    assert (await console.counted(db))[:2] == (3, 0)
+    await an_hour_passes(db, stuck.id)
+    unsettled, stuck_sagas, oldest = await console.counted(db)
+    assert (unsettled, stuck_sagas) == (3, 1)
+    assert oldest > 3000
+    assert [saga.order_id for saga in await console.sagas(db, stuck=True, after=None, most=5)] == [stuck.id]
+    assert fresh.id in [saga.order_id for saga in await console.sagas(db, stuck=False, after=None, most=5)]
+    # Once somebody asks for its end, it waits for no customer any more.
+    await ask(db, waits.id, CANCELLED)
+    await an_hour_passes(db, waits.id)
+    assert (await console.counted(db))[1] == 2
+
+
+async def an_hour_passes(db: Database, order_id: uuid.UUID) -> None:
+    await run_sql(db, "UPDATE sagas SET progress_time = now() - interval '1 hour' WHERE order_id = :id", id=order_id)

@@ -13,8 +13,18 @@ from services.chassis.errors import Unavailable, WrongState
 from services.orders import domain
 from services.orders import saga as plan
 from services.orders.domain import State
-from services.orders.saga import CANCELLED, HOLD_EXPIRED, PLAN, RESERVATION_LOST, Phase, Progress, Saga, StepRefused
-from services.orders.store import Pause
+from services.orders.journal import Pause
+from services.orders.saga import (
+    CANCELLED,
+    HOLD_EXPIRED,
+    PLANS,
+    RESERVATION_LOST,
+    Kind,
+    Phase,
+    Progress,
+    Saga,
+    StepRefused,
+)
 from tests.unit.orders.world import Killed, World, a_worker, carried, to_the_end
 
 DOORS_MOST = 22
@@ -489,13 +499,14 @@ def test_every_move_that_the_table_does_not_name_is_refused() -> None:
 
 def test_every_state_stands_in_the_table_and_only_pending_orders_can_fail_or_be_paid() -> None:
     assert set(domain.NEXT) == set(State)
-    for wanted in (State.PAID, State.FAILED, State.CANCELLED, State.EXPIRED):
+    for wanted in (State.PAID, State.FAILED, State.EXPIRED):
         assert [state for state in State if wanted in domain.NEXT[state]] == [State.PENDING]
+    assert [state for state in State if State.CANCELLED in domain.NEXT[state]] == [State.PENDING, State.PAID]
 
 
 def test_progress_goes_through_the_plan_and_back() -> None:
     progress = Progress()
-    assert [step.name for step in PLAN[: progress.applied]] == ["reserve"]
+    assert [step.name for step in PLANS[Kind.PURCHASE][: progress.applied]] == ["reserve"]
     assert progress.succeeded().succeeded().phase is Phase.DONE
     back = progress.succeeded().refused("NO")
     assert (back.phase, back.applied, back.reason) == (Phase.BACKWARD, 2, "NO")

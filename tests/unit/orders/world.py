@@ -11,9 +11,9 @@ from services.chassis import ids, wire
 from services.chassis.errors import Refused
 from services.chassis.money import Money
 from services.orders.domain import Payment, PaymentState, State
+from services.orders.journal import Ending, Pause
 from services.orders.partners import Steps
 from services.orders.saga import HOLD_EXPIRED, Progress, Saga
-from services.orders.store import Ending, Pause
 from services.orders.worker import Worker
 from stampede.inventory.v1.reservation_service_pb2 import Reservation
 
