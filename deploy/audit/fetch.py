@@ -1,7 +1,7 @@
 """Reads rows for the checks. Sums are made by the databases; what must be compared row by row is streamed, sorted."""
 
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,10 +27,13 @@ _ROWS_MOST = 1_000
 _OVERDUE_SECONDS = 60
 
 _TAKEN = """
-    SELECT r.state, l.value->>'product_id' AS product_id, coalesce(l.value->>'sale_id', '') AS sale_id,
+    SELECT t.state, l.value->>'product_id' AS product_id, coalesce(l.value->>'sale_id', '') AS sale_id,
         sum((l.value->>'quantity')::bigint)::bigint AS units
-    FROM reservations r CROSS JOIN LATERAL jsonb_array_elements(r.lines) l
-    WHERE r.state IN ('HELD', 'CONFIRMED') GROUP BY 1, 2, 3
+    FROM (
+        SELECT state, lines FROM reservations WHERE state IN ('HELD', 'CONFIRMED')
+        UNION ALL SELECT 'RETURNED', lines FROM returns
+    ) t CROSS JOIN LATERAL jsonb_array_elements(t.lines) l
+    GROUP BY 1, 2, 3
 """
 _STOCK = """
     SELECT s.product_id, s.on_hand, s.held, coalesce(m.kinds, '{}')
@@ -41,10 +44,15 @@ _STOCK = """
 """
 _ALLOWANCES = """
     WITH bought AS (
-        SELECT (l.value->>'sale_id')::uuid AS sale_id, r.customer_id, sum((l.value->>'quantity')::bigint) AS units,
-            bool_or(r.state = 'CONFIRMED' AND r.update_time > r.expire_time) AS late
-        FROM reservations r CROSS JOIN LATERAL jsonb_array_elements(r.lines) l
-        WHERE r.state IN ('HELD', 'CONFIRMED') AND l.value->>'sale_id' IS NOT NULL GROUP BY 1, 2
+        SELECT (l.value->>'sale_id')::uuid AS sale_id, t.customer_id,
+            sum(t.sign * (l.value->>'quantity')::bigint) AS units, bool_or(t.late) AS late
+        FROM (
+            SELECT customer_id, lines, 1 AS sign, state = 'CONFIRMED' AND update_time > expire_time AS late
+            FROM reservations WHERE state IN ('HELD', 'CONFIRMED')
+            UNION ALL
+            SELECT r.customer_id, b.lines, -1, false FROM returns b JOIN reservations r ON r.id = b.reservation_id
+        ) t CROSS JOIN LATERAL jsonb_array_elements(t.lines) l
+        WHERE l.value->>'sale_id' IS NOT NULL GROUP BY 1, 2
     )
     SELECT sale_id, customer_id, s.per_customer_limit, coalesce(c.units, 0)::bigint, coalesce(b.units, 0)::bigint,
         s.version > 1, coalesce(b.late, false)
@@ -67,8 +75,12 @@ _ORDERS = """
     FROM orders o LEFT JOIN sagas s ON s.order_id = o.id ORDER BY o.id
 """
 _RESERVATIONS = """
-    SELECT id, customer_id, state, lines, expire_time < clock_timestamp() - make_interval(secs => %s)
-    FROM reservations ORDER BY id
+    SELECT r.id, r.customer_id, r.state, r.lines, coalesce(b.lines, '[]'),
+        r.expire_time < clock_timestamp() - make_interval(secs => %s)
+    FROM reservations r LEFT JOIN (
+        SELECT b.reservation_id, jsonb_agg(l.value) AS lines
+        FROM returns b CROSS JOIN LATERAL jsonb_array_elements(b.lines) l GROUP BY 1
+    ) b ON b.reservation_id = r.id ORDER BY r.id
 """
 _PAYMENTS = """
     SELECT p.id, p.order_id, p.customer_id, p.state, p.provider, coalesce(p.provider_reference, ''), p.amount_minor,
@@ -107,7 +119,9 @@ def pools(inventory: Connection) -> Pools:
 
 
 def _units(pools: dict[str, dict[str, int]]) -> dict[str, Units]:
-    return {key: Units(held=by["HELD"], confirmed=by["CONFIRMED"]) for key, by in pools.items()}
+    return {
+        key: Units(held=by["HELD"], confirmed=by["CONFIRMED"], returned=by["RETURNED"]) for key, by in pools.items()
+    }
 
 
 def allowances(inventory: Connection) -> list[Allowance]:
@@ -148,8 +162,10 @@ def orders(connection: Connection) -> Iterator[Order]:
 
 
 def reservations(connection: Connection) -> Iterator[Reservation]:
-    for a, b, c, d, e in _stream(connection, _RESERVATIONS, _OVERDUE_SECONDS):
-        yield Reservation(id=str(a), customer_id=str(b), state=c, lines=_lines(d), overdue=e)
+    for a, b, c, d, e, f in _stream(connection, _RESERVATIONS, _OVERDUE_SECONDS):
+        yield Reservation(
+            id=str(a), customer_id=str(b), state=c, lines=_lines(d), returned=_added_up(e), overdue=f
+        )  # fmt: skip
 
 
 def payments(connection: Connection) -> Iterator[Payment]:
@@ -199,3 +215,11 @@ def _single(connection: Connection, query: str) -> Any:
 
 def _lines(lines: list[dict[str, Any]]) -> tuple[LineKey, ...]:
     return tuple(sorted((line["product_id"], line["sale_id"] or "", line["quantity"]) for line in lines))
+
+
+def _added_up(lines: list[dict[str, Any]]) -> tuple[LineKey, ...]:
+    """One line for each product and sale."""
+    units: Counter[tuple[str, str]] = Counter()
+    for product_id, sale_id, quantity in _lines(lines):
+        units[product_id, sale_id] += quantity
+    return tuple(sorted((product_id, sale_id, quantity) for (product_id, sale_id), quantity in units.items()))

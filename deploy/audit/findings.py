@@ -24,8 +24,8 @@ class Invariant(StrEnum):
 
 
 MEANING = {
-    Invariant.SALES: "each sale's held and sold are its reservations, within its allocation",
-    Invariant.STOCK: "on hand is the sum of the ledger, held and sold are the reservations",
+    Invariant.SALES: "each sale's held and sold are its reservations less returns, within its allocation",
+    Invariant.STOCK: "on hand is the sum of the ledger; held, sold and restocked are reservations and returns",
     Invariant.UNITS: "on hand + remaining + held + sold = units ever put in",
     Invariant.ORDERS: "each paid order has its confirmed reservation, and each of these its order",
     Invariant.MONEY: "captured - refunded = paid orders - refunds, payment by payment",

@@ -88,20 +88,46 @@ def in_flight(case: Case) -> bool:
 
 
 def check_reservation(case: Case) -> Iterator[Finding]:
-    """A paid order has its units; any other settled one has none; nobody else has any."""
+    """A paid order has its units, but for those that came back with its money; any other settled one has none, unless
+    all that it had paid went back; nobody else has any."""
     order, reservation = case.order, case.reservation
     wrong = ""
     if order is None:
-        if reservation and reservation.state in _TAKING:
+        if reservation and _has_units(reservation):
             wrong = f"its reservation is {reservation.state}, but there is no order"
     elif order.state in PAID_STATES:
-        wrong = _lacks(order, reservation)
+        wrong = _lacks(order, reservation) or _came_back_unpaid(reservation, case.payment)
     elif order.state == "PENDING":
         wrong = "it is PENDING, but nobody carries it on: it has no saga"
-    elif reservation and reservation.state in _TAKING:
+    elif reservation and _has_units(reservation) and not (order.state == "CANCELLED" and _paid_back(case.payment)):
         wrong = f"it ended as {order.state}, but its reservation is {reservation.state}"
+    if reservation and (more := _more_than_sold(reservation)):
+        wrong = more
     if wrong:
         yield Finding(Invariant.ORDERS, (case.id,), f"order {case.id}: {wrong}")
+
+
+def _has_units(reservation: Reservation) -> bool:
+    return reservation.state in _TAKING and reservation.returned != reservation.lines
+
+
+def _more_than_sold(reservation: Reservation) -> str:
+    sold = Counter({line[:2]: line[2] for line in reservation.lines if reservation.state == "CONFIRMED"})
+    for product, sale, quantity in reservation.returned:
+        if quantity > sold[product, sale]:
+            return f"{quantity} of product {product} came back of {sold[product, sale]} sold"
+    return ""
+
+
+def _paid_back(payment: Payment | None) -> bool:
+    """Whether it was charged, and keeps nothing. What cost nothing keeps nothing."""
+    return bool(payment and payment.state in _CHARGED and payment.refunded_minor == payment.amount_minor)
+
+
+def _came_back_unpaid(reservation: Reservation | None, payment: Payment | None) -> str:
+    if reservation and reservation.returned and payment and payment.amount_minor and not payment.refunded_minor:
+        return "units of it came back, but no money went back"
+    return ""
 
 
 def _lacks(order: Order, reservation: Reservation | None) -> str:
@@ -122,7 +148,7 @@ def check_payment(case: Case) -> Iterator[Finding]:
     wrong = ""
     if order and order.state in PAID_STATES:
         wrong = _unpaid(order, payment)
-    elif payment and payment.state == "SUCCEEDED":
+    elif payment and payment.state == "SUCCEEDED" and not _paid_back(payment):
         whose = f"its order is {order.state}" if order else "there is no order"
         wrong = f"payment {payment.id} SUCCEEDED, but {whose}"
     elif payment and payment.state not in _CHARGED | {"FAILED", "CANCELLED"}:

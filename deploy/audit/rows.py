@@ -31,10 +31,11 @@ class Stock:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Units in reservations that are `HELD`, and that are `CONFIRMED`."""
+    """Units in reservations that are `HELD`, and that are `CONFIRMED`; and those of the latter that came back."""
 
     held: int = 0
     confirmed: int = 0
+    returned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class Pools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """What one customer has of one sale with a limit: as counted by the sale, and as their reservations say."""
+    """What one customer has of one sale with a limit: as counted by the sale, and as their reservations say,
+    less what came back of them."""
 
     sale_id: str
     customer_id: str
@@ -81,6 +83,8 @@ class Reservation:
     customer_id: str
     state: str
     lines: tuple[LineKey, ...]
+    returned: tuple[LineKey, ...] = ()
+    """What came back of `lines`, after a refund; all returns together."""
     overdue: bool
     """It should have expired a while ago."""
 

@@ -8,7 +8,7 @@ from deploy.audit.rows import Allowance, Outbox, Pools, Saga, Sale, Stock, Units
 
 STUCK_SECONDS = 120
 OUTBOX_SECONDS = 10
-_SOLD, _ALLOCATED, _RETURNED = "SOLD", "ALLOCATED", "RETURNED"
+_SOLD, _RESTOCKED, _ALLOCATED, _RETURNED = "SOLD", "RESTOCKED", "ALLOCATED", "RETURNED"
 _NONE = Units()
 
 
@@ -21,14 +21,18 @@ def check_sales(sales: Iterable[Sale], pools: Pools) -> Iterator[Finding]:
         units = pools.sales.get(sale.id, _NONE)
         if sale.held != units.held:
             wrong.append(f"held says {sale.held}, its reservations hold {units.held}")
-        if sale.sold != units.confirmed:
-            wrong.append(f"sold says {sale.sold}, its reservations confirm {units.confirmed}")
+        if sale.sold != units.confirmed - units.returned:
+            wrong.append(f"sold says {sale.sold}, its reservations confirm {_confirmed(units)}")
         if min(sale.held, sale.sold, sale.returned) < 0 or sale.held + sale.sold + sale.returned > sale.allocation:
             wrong.append(f"{sale.held} held + {sale.sold} sold + {sale.returned} returned of {sale.allocation}")
         if wrong:
             yield Finding(Invariant.SALES, (sale.id,), f"sale {sale.id}: {'; '.join(wrong)}")
     for sale_id in pools.sales.keys() - seen:
         yield Finding(Invariant.SALES, (sale_id,), f"reservations take from sale {sale_id}, which does not exist")
+
+
+def _confirmed(units: Units) -> str:
+    return f"{units.confirmed}, of which {units.returned} came back" if units.returned else str(units.confirmed)
 
 
 def check_stock(stocks: Iterable[Stock], pools: Pools) -> Iterator[Finding]:
@@ -38,13 +42,15 @@ def check_stock(stocks: Iterable[Stock], pools: Pools) -> Iterator[Finding]:
         seen.add(stock.product_id)
         wrong = []
         units = pools.stock.get(stock.product_id, _NONE)
-        ledger, sold = sum(stock.moved.values()), -stock.moved.get(_SOLD, 0)
+        ledger, sold, restocked = sum(stock.moved.values()), -stock.moved.get(_SOLD, 0), stock.moved.get(_RESTOCKED, 0)
         if stock.on_hand != ledger:
             wrong.append(f"on hand says {stock.on_hand}, the ledger {ledger}")
         if stock.held != units.held:
             wrong.append(f"held says {stock.held}, its reservations hold {units.held}")
         if sold != units.confirmed:
             wrong.append(f"the ledger says {sold} sold, its reservations confirm {units.confirmed}")
+        if restocked != units.returned:
+            wrong.append(f"the ledger says {restocked} restocked, {units.returned} came back")
         if not 0 <= stock.held <= stock.on_hand:
             wrong.append(f"{stock.held} held of {stock.on_hand} on hand")
         if wrong:
@@ -80,11 +86,13 @@ class Account:
     def add(self, stock: Stock, sales: Sequence[Sale]) -> None:
         """Counts one more product. `held` is what sales hold: what stock holds is still on hand."""
         moved = stock.moved
-        self.put_in += sum(units for kind, units in moved.items() if kind not in (_SOLD, _ALLOCATED, _RETURNED))
+        sold = -moved.get(_SOLD, 0) - moved.get(_RESTOCKED, 0)
+        inner = (_SOLD, _RESTOCKED, _ALLOCATED, _RETURNED)
+        self.put_in += sum(units for kind, units in moved.items() if kind not in inner)
         self.on_hand += stock.on_hand
         self.remaining += sum(sale.allocation - sale.held - sale.sold - sale.returned for sale in sales)
         self.held += sum(sale.held for sale in sales)
-        self.sold += sum(sale.sold for sale in sales) - moved.get(_SOLD, 0)
+        self.sold += sum(sale.sold for sale in sales) + sold
 
     @property
     def found(self) -> int:

@@ -47,6 +47,17 @@ GOOD = {
 }
 
 
+# One of the two came back, with half of the money: on sale again, and no longer counted against the limit.
+_ONE = json.dumps([LINE | {"quantity": 1}])
+RETURNED = {
+    "inventory": f"""
+        INSERT INTO returns (id, reservation_id, asked, lines) VALUES ('{ANN}', '{ORDER}', '{{}}', '{_ONE}');
+        UPDATE flash_sales SET sold = 1; UPDATE sale_customers SET units = 1""",
+    "orders": "UPDATE orders SET state = 'PARTIALLY_REFUNDED'",
+    "payments": "UPDATE payments SET refunded_minor = 1999",
+}
+
+
 @dataclass
 class Shop:
     """Five databases and a provider's ledger that add up, until somebody tampers with them."""
@@ -141,6 +152,42 @@ async def test_what_was_tampered_with_is_found(
 ) -> None:
     shop.tamper(service, statement)
     assert shop.broken() == broken
+
+
+@pytest.mark.parametrize(
+    ("statement", "broken"),
+    [
+        ("SELECT", set()),
+        ("DELETE FROM returns", {Invariant.SALES, Invariant.LIMITS}),
+        ("UPDATE returns SET lines = jsonb_set(lines, '{0,quantity}', '2')", {Invariant.SALES, Invariant.LIMITS}),
+        ("UPDATE returns SET lines = lines || lines || lines", {Invariant.SALES, Invariant.LIMITS, Invariant.ORDERS}),
+        ("UPDATE returns SET lines = jsonb_set(lines, '{0,sale_id}', 'null')",
+            {Invariant.SALES, Invariant.STOCK, Invariant.LIMITS, Invariant.ORDERS}),
+    ],
+)  # fmt: skip
+async def test_units_that_came_back_are_counted(shop: Shop, statement: str, broken: set[Invariant]) -> None:
+    for service, statements in RETURNED.items():
+        shop.tamper(service, statements)
+    shop.ledger[0] = {**ENTRY, "amount_refunded": 1999}
+    shop.tamper("inventory", statement)
+    assert shop.broken() == broken
+
+
+async def test_units_of_stock_that_came_back_are_neither_sold_nor_put_in(shop: Shop) -> None:
+    lines = json.dumps([LINE | {"sale_id": None, "quantity": 3}])
+    other = str(uuid.UUID(int=9))
+    shop.tamper(
+        "inventory",
+        f"""
+        INSERT INTO reservations (id, customer_id, state, lines, expire_time)
+            VALUES ('{other}', '{ANN}', 'CONFIRMED', '{lines}', now());
+        INSERT INTO returns (id, reservation_id, asked, lines) VALUES ('{other}', '{other}', '{{}}', '{lines}');
+        INSERT INTO stock_movements (product_id, delta, kind, reference_id)
+            VALUES ('{SHOE}', -3, 'SOLD', '{other}'), ('{SHOE}', 3, 'RESTOCKED', '{other}')""",
+    )
+    report = shop.audit()
+    assert report.findings.kept == []
+    assert str(report.units) == "90 on hand + 8 in sales + 0 held + 2 sold = 100 put in"
 
 
 async def test_a_provider_that_has_more_or_less_is_found(shop: Shop) -> None:

@@ -38,6 +38,9 @@ PARTLY = Case(
     payment=replace(PAYMENT, refunded_minor=500),
     captures=(replace(CAPTURE, refunded_minor=500),),
 )
+RESTOCKED = replace(REFUNDED, reservation=replace(RESERVATION, returned=LINES))
+# Paid, and called off by staff: all the money went back, and the units or not.
+CALLED_OFF = replace(REFUNDED, order=replace(ORDER, state="CANCELLED"))
 # Money came after the order had expired, and went back.
 STRAY = replace(
     FAILED, order=replace(ORDER, state="EXPIRED"), captures=(replace(CAPTURE, refunded_minor=CAPTURE.amount_minor),)
@@ -68,6 +71,16 @@ def found(case: Case) -> set[Invariant]:
         FAILED,
         REFUNDED,
         PARTLY,
+        RESTOCKED,
+        replace(PARTLY, reservation=replace(RESERVATION, returned=LINES)),
+        CALLED_OFF,
+        replace(CALLED_OFF, reservation=RESTOCKED.reservation),
+        # An operator took the confirmation back.
+        replace(FAILED, reservation=RESTOCKED.reservation),
+        # What cost nothing has no money to go back.
+        replace(
+            CALLED_OFF, payment=replace(PAYMENT, amount_minor=0), captures=(), order=replace(ORDER, state="CANCELLED")
+        ),
         STRAY,
         PENDING,
         ORPHANED_HOLD,
@@ -85,7 +98,13 @@ def test_good_cases_add_up(case: Case) -> None:
         replace(PAID, reservation=replace(RESERVATION, state="EXPIRED")),
         replace(PAID, reservation=replace(RESERVATION, lines=(("shoe", "sale", 2),))),
         replace(PAID, reservation=replace(RESERVATION, customer_id="bob")),
+        replace(PAID, reservation=RESTOCKED.reservation),
+        replace(REFUNDED, reservation=replace(RESERVATION, returned=(("shoe", "sale", 2),))),
+        replace(REFUNDED, reservation=replace(RESERVATION, returned=(("shoe", "", 1),))),
+        replace(FAILED, reservation=replace(RESERVATION, state="RELEASED", returned=LINES)),
+        replace(CALLED_OFF, reservation=replace(RESERVATION, state="HELD"), payment=None, captures=()),
         replace(FAILED, reservation=RESERVATION),
+        replace(FAILED, order=replace(ORDER, state="CANCELLED"), reservation=RESERVATION),
         replace(FAILED, reservation=replace(RESERVATION, state="HELD")),
         Case(id="o", reservation=RESERVATION),
         replace(ORPHANED_HOLD, reservation=replace(RESERVATION, state="HELD", overdue=True)),
