@@ -14,6 +14,7 @@ HOLD_SECONDS_DEFAULT = 600
 EXTENSION_SECONDS_MOST = 600
 ON_HAND_MOST = 1_000_000_000
 WATCHERS_MOST = 5_000
+TICKETS_DEFAULT = 100
 
 
 class StockNotFound(AppError):
@@ -143,6 +144,8 @@ class Hold:
     customer_id: uuid.UUID
     lines: tuple[Line, ...]
     seconds: int
+    ticket: bytes = b""
+    """What orders needs to write the order later; sealed. Empty where it needs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,8 @@ class Reservation:
     state: State
     lines: tuple[Line, ...]
     expire_time: datetime
+    ticket: bytes = b""
+    """What is still kept for it, where a repeat found it."""
 
     def is_for(self, hold: Hold) -> bool:
         """Whether this is what `hold` asks for, and thus its answer when it is repeated."""

@@ -18,7 +18,7 @@ from services.inventory.domain import Hold, Reservation, State
 
 # `open` locks the sales, in order, and sees them as they are then, not as they were when the statement began. Customers
 # whom another batch has counted in between may be over the limit all the same: then an id is null, and nothing stays.
-_RESERVE = text("""
+_RESERVE = """
     WITH h AS MATERIALIZED (
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:customers AS uuid[]), CAST(:sales AS uuid[]), CAST(:products AS uuid[]),
@@ -61,10 +61,17 @@ _RESERVE = text("""
         FROM fits, h JOIN open o ON o.id = h.sale_id LEFT JOIN counted c USING (sale_id, customer_id)
         ORDER BY h.id
         RETURNING id, expire_time
-    )
+    ){keep}
     SELECT held.id, held.expire_time, o.price_minor, o.currency, o.hold_seconds
     FROM held JOIN h USING (id) JOIN open o ON o.id = h.sale_id
-""")
+"""
+_KEEP = """, kept AS (
+        INSERT INTO tickets (reservation_id, ticket)
+        SELECT id, ticket FROM unnest(CAST(:bearers AS uuid[]), CAST(:tickets AS bytea[])) WITH ORDINALITY
+            AS t (id, ticket, position) JOIN held USING (id)
+        ORDER BY position
+    )"""
+_WITHOUT_TICKETS, _WITH_TICKETS = text(_RESERVE.format(keep="")), text(_RESERVE.format(keep=_KEEP))
 
 
 async def reserve(database: Database, holds: Sequence[Hold]) -> list[Reservation] | None:
@@ -80,8 +87,12 @@ async def reserve(database: Database, holds: Sequence[Hold]) -> list[Reservation
         "units": [line.quantity for line in lines],
         "seconds": [hold.seconds for hold in holds],
     }
+    statement = _WITHOUT_TICKETS
+    if bearers := [hold for hold in holds if hold.ticket]:
+        statement = _WITH_TICKETS
+        arguments |= {"bearers": [hold.id for hold in bearers], "tickets": [hold.ticket for hold in bearers]}
     try:
-        rows = {row.id: row for row in await db.run_alone(database, _RESERVE, arguments)}
+        rows = {row.id: row for row in await db.run_alone(database, statement, arguments)}
     except IntegrityError:
         return None  # another batch was faster with the same customer or reservation
     return [_reservation(hold, rows[hold.id]) for hold in holds] if rows else None

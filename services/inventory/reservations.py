@@ -21,7 +21,6 @@ Outcome = Reservation | AppError
 
 _FIND = "SELECT id, customer_id, state, lines, expire_time FROM reservations"
 LOCK = text(f"{_FIND} WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
-LOOK = text(f"{_FIND} WHERE id = ANY(CAST(:ids AS uuid[]))")
 # The clock stands in a query of its own, which is asked once: an index cannot be searched for a moving value.
 LOCK_EXPIRED = text(
     f"{_FIND} WHERE state = 'HELD' AND expire_time <= (SELECT clock_timestamp())"
@@ -123,7 +122,7 @@ async def _count_again(
 
 
 def from_row(row: Any) -> Reservation:
-    """A row of `LOCK`, `LOOK` or `LOCK_EXPIRED`."""
+    """A row of `LOCK` or `LOCK_EXPIRED`, or another with these columns."""
     return Reservation(row.id, row.customer_id, State(row.state), lines_from_json(row.lines), row.expire_time)
 
 

@@ -3,6 +3,7 @@
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import orjson
 from sqlalchemy import text
@@ -11,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
-from services.inventory import domain, everyday
+from services.inventory import domain, everyday, tickets
 from services.inventory.domain import Grant, Hold, Line, Pool, Reservation, State
 from services.inventory.gate import Gate
-from services.inventory.reservations import LOOK, Outcome, from_row, lines_to_json
+from services.inventory.reservations import Outcome, from_row, lines_to_json
 
 # The check is the write: one statement grants what is there and no more, so no two batches can see the same unit.
 _TAKE_SALES = text("""
@@ -65,6 +66,12 @@ _INSERT = text("""
     ORDER BY w.id
     ON CONFLICT (id) DO NOTHING
     RETURNING id, expire_time
+""")
+# One by one, for those that are found: who goes away empty has no ticket that could be looked for.
+_LOOK_AGAIN = text("""
+    SELECT id, customer_id, state, lines, expire_time,
+        (SELECT ticket FROM tickets t WHERE t.reservation_id = r.id) AS ticket
+    FROM reservations r WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
 _KNOWN = text("SELECT id FROM reservations WHERE id = ANY(CAST(:ids AS uuid[]))")
 _COUNTED = text("""
@@ -124,6 +131,7 @@ async def _reserve(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, O
     known = set() if enough else set(await tx.scalars(_KNOWN, {"ids": [hold.id for hold in holds]}))
     dealt = domain.allot(holds, grants, counted=counted, known=known)
     held = await _insert(tx, dealt.held)
+    await tickets.keep(tx, (hold for hold in dealt.held if hold.id in held))
     await _count(tx, [hold for hold in dealt.held if hold.id in held], grants)
     outcomes: dict[uuid.UUID, Outcome] = dict(held)
     if len(held) == len(holds):
@@ -266,7 +274,8 @@ async def _repeats(
     tx: AsyncSession, holds: Sequence[Hold], refused: Mapping[uuid.UUID, AppError]
 ) -> dict[uuid.UUID, Outcome]:
     """Answers holds that got nothing new: with what they hold already, else with why not."""
-    known = {r.id: r for r in map(from_row, await tx.execute(LOOK, {"ids": [hold.id for hold in holds]}))}
+    rows = await tx.execute(_LOOK_AGAIN, {"ids": [hold.id for hold in holds]})
+    known = {row.id: replace(from_row(row), ticket=row.ticket or b"") for row in rows}
     outcomes: dict[uuid.UUID, Outcome] = {}
     for hold in holds:
         reservation = known.get(hold.id)

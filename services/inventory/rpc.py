@@ -13,7 +13,7 @@ from services.chassis.errors import AppError, InvalidFields
 from services.chassis.money import Money
 from services.chassis.paging import Pages
 from services.chassis.watch import Watch
-from services.inventory import actions, domain, reserving, returning, sales, settling
+from services.inventory import actions, domain, reserving, returning, sales, settling, tickets
 from services.inventory import watch as watching
 from services.inventory.domain import Hold, Line, Reservation, SaleChanges, SaleState, UnitsBack
 from services.inventory.gate import Gate
@@ -143,22 +143,38 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         outcomes = await returning.take_back(self._db, [_units_back(item) for item in request.items])
         return pb.ReturnResponse(outcomes=map(_return_outcome, outcomes))
 
+    async def ListTickets(self, request: pb.ListTicketsRequest, context: Any) -> pb.ListTicketsResponse:
+        listed = await tickets.oldest(self._db, limit=request.page_size or domain.TICKETS_DEFAULT)
+        return pb.ListTicketsResponse(tickets=map(_ticket, listed))
+
+    async def GetTickets(self, request: pb.GetTicketsRequest, context: Any) -> pb.ListTicketsResponse:
+        found = await tickets.of_reservations(self._db, db.uuids(list(request.reservation_ids)))
+        return pb.ListTicketsResponse(tickets=map(_ticket, found))
+
+    async def DropTickets(self, request: pb.DropTicketsRequest, context: Any) -> pb.DropTicketsResponse:
+        await tickets.drop(self._db, db.uuids(list(request.reservation_ids)))
+        return pb.DropTicketsResponse()
+
 
 def _hold(message: pb.Hold) -> Hold:
     lines = tuple(
         Line(uuid.UUID(line.product_id), uuid.UUID(line.flash_sale_id) if line.flash_sale_id else None, line.quantity)
         for line in message.lines
     )
-    return Hold(uuid.UUID(message.id), uuid.UUID(message.customer_id), lines, message.duration.seconds)
+    return Hold(uuid.UUID(message.id), uuid.UUID(message.customer_id), lines, message.duration.seconds, message.ticket)
 
 
 def _outcome(outcome: Reservation | AppError) -> pb.ReservationOutcome:
     if isinstance(outcome, AppError):
         return pb.ReservationOutcome(refusal=statuses.to_refusal(outcome, _DOMAIN))
-    message = pb.Reservation(
-        id=str(outcome.id),
-        state=pb.Reservation.State.Value(outcome.state),
-        expire_time=wire.timestamp(outcome.expire_time),
+    return pb.ReservationOutcome(reservation=_reservation(outcome))
+
+
+def _reservation(reservation: Reservation) -> pb.Reservation:
+    return pb.Reservation(
+        id=str(reservation.id),
+        state=pb.Reservation.State.Value(reservation.state),
+        expire_time=wire.timestamp(reservation.expire_time),
         lines=[
             pb.ReservedLine(
                 product_id=str(line.product_id),
@@ -166,10 +182,18 @@ def _outcome(outcome: Reservation | AppError) -> pb.ReservationOutcome:
                 quantity=line.quantity,
                 sale_price=wire.money(line.sale_price) if line.sale_price else None,
             )
-            for line in outcome.lines
+            for line in reservation.lines
         ],
+        ticket=reservation.ticket,
     )
-    return pb.ReservationOutcome(reservation=message)
+
+
+def _ticket(ticket: tickets.Ticket) -> pb.Ticket:
+    return pb.Ticket(
+        ticket=ticket.ticket,
+        create_time=wire.timestamp(ticket.create_time),
+        reservation=_reservation(ticket.reservation),
+    )
 
 
 def _units_back(message: pb.UnitsBack) -> UnitsBack:

@@ -110,3 +110,14 @@ class Return(Base):
     asked: Mapped[dict[str, int]] = mapped_column(JSONB)
     lines: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class Ticket(Base):
+    """What orders needs to write an order later; sealed. Older ones have lower ids, but for a moment."""
+
+    __tablename__ = "tickets"
+
+    id: Mapped[int] = mapped_column(Identity(), init=False)
+    reservation_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    ticket: Mapped[bytes]
+    create_time: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp(), init=False)

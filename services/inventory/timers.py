@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge
 
 from services.chassis.db import Database
 from services.chassis.outbox import Relay
-from services.inventory import healing, sales, settling
+from services.inventory import healing, sales, settling, tickets
 from services.inventory.gate import Gate
 
 log = structlog.get_logger()
@@ -20,6 +20,8 @@ _TICK_SECONDS = 0.25
 _MEASURE_SECONDS = 1.0
 _EXPIRED = Counter("stampede_holds_expired_total", "Holds that ran out and were ended by this process.")
 _OVERDUE = Gauge("stampede_holds_overdue_seconds", "How late the oldest hold is that should have been ended.")
+_TICKETS = Gauge("stampede_tickets_kept", "Orders that are held, and not written yet.")
+_OLDEST_TICKET = Gauge("stampede_tickets_oldest_seconds", "For how long the oldest of them has been kept.")
 
 
 async def run(db: Database, gate: Gate, relay: Relay, epoch: int) -> None:
@@ -55,7 +57,10 @@ async def _repeatedly(name: str, act: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def measure(db: Database) -> None:
-    """Keeps the gauge of overdue holds up to date, until cancelled; in every process, as a leader may hang."""
+    """Keeps gauges up to date, until cancelled; in every process, as a leader may hang."""
     while True:
         _OVERDUE.set(await settling.overdue_seconds(db))
+        number, oldest_seconds = await tickets.kept(db)
+        _TICKETS.set(number)
+        _OLDEST_TICKET.set(oldest_seconds)
         await asyncio.sleep(_MEASURE_SECONDS)

@@ -37,7 +37,9 @@ async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
         await tx.execute(
-            text("TRUNCATE stock, flash_sales, reservations, requests, outbox, leases RESTART IDENTITY CASCADE")
+            text(
+                "TRUNCATE stock, flash_sales, reservations, tickets, requests, outbox, leases RESTART IDENTITY CASCADE"
+            )
         )
     return one_database
 

@@ -1,0 +1,83 @@
+"""Tickets: what orders needs to write an order later, kept with its hold. They are sealed; here nobody can read them.
+
+`everyday` and `reserving` keep them, in the hold's own transaction. What becomes of the hold is none of theirs.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.db import Database, run_alone
+from services.inventory.domain import Hold, Reservation
+from services.inventory.reservations import from_row
+
+_KEEP = text("""
+    INSERT INTO tickets (reservation_id, ticket)
+    SELECT id, ticket FROM unnest(CAST(:ids AS uuid[]), CAST(:tickets AS bytea[])) WITH ORDINALITY
+        AS t (id, ticket, position)
+    ORDER BY position
+""")
+_FIND = """
+    SELECT t.ticket, t.create_time, r.id, r.customer_id, r.state, r.lines, r.expire_time
+    FROM (SELECT * FROM tickets {which}) t JOIN reservations r ON r.id = t.reservation_id ORDER BY t.id
+"""
+_LIST = text(_FIND.format(which="ORDER BY id LIMIT :most"))
+_GET = text(_FIND.format(which="WHERE reservation_id = ANY(CAST(:ids AS uuid[]))"))
+# In the order of ids, as all who lock several of anything.
+_DROP = text("""
+    DELETE FROM tickets WHERE reservation_id IN (
+        SELECT reservation_id FROM tickets WHERE reservation_id = ANY(CAST(:ids AS uuid[]))
+        ORDER BY reservation_id FOR UPDATE
+    ) RETURNING reservation_id
+""")
+_KEPT = text("""
+    SELECT count(*) AS number, coalesce(extract(epoch FROM clock_timestamp() - (
+        SELECT create_time FROM tickets ORDER BY id LIMIT 1
+    )), 0)::double precision AS oldest_seconds FROM tickets
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A ticket that is kept, and its reservation as it is now."""
+
+    ticket: bytes
+    create_time: datetime
+    reservation: Reservation
+
+
+async def keep(tx: AsyncSession, holds: Iterable[Hold]) -> None:
+    """Keeps the tickets of holds that were made in this very transaction."""
+    bearers = [hold for hold in holds if hold.ticket]
+    if bearers:
+        await tx.execute(_KEEP, {"ids": [h.id for h in bearers], "tickets": [h.ticket for h in bearers]})
+
+
+async def oldest(db: Database, *, limit: int) -> list[Ticket]:
+    """Those that have been kept for the longest time, oldest first."""
+    return [_ticket(row) for row in await run_alone(db, _LIST, {"most": limit})]
+
+
+async def of_reservations(db: Database, ids: Sequence[uuid.UUID]) -> list[Ticket]:
+    """Those of these reservations that are kept."""
+    return [_ticket(row) for row in await run_alone(db, _GET, {"ids": list(ids)})]
+
+
+async def drop(db: Database, ids: Sequence[uuid.UUID]) -> None:
+    """Forgets the tickets of these reservations, if they are kept."""
+    await run_alone(db, _DROP, {"ids": list(ids)})
+
+
+async def kept(db: Database) -> tuple[int, float]:
+    """How many are kept, and for how many seconds the oldest has been."""
+    (row,) = await run_alone(db, _KEPT, {})
+    return row.number, row.oldest_seconds
+
+
+def _ticket(row: Any) -> Ticket:
+    return Ticket(row.ticket, row.create_time, from_row(row))
