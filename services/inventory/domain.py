@@ -157,6 +157,8 @@ class Reservation:
     state: State
     lines: tuple[Line, ...]
     expire_time: datetime
+    repeated: bool = False
+    """Whether it was there before it was asked for."""
     ticket: bytes = b""
     """What is still kept for it, where a repeat found it."""
 

@@ -275,7 +275,7 @@ async def _repeats(
 ) -> dict[uuid.UUID, Outcome]:
     """Answers holds that got nothing new: with what they hold already, else with why not."""
     rows = await tx.execute(_LOOK_AGAIN, {"ids": [hold.id for hold in holds]})
-    known = {row.id: replace(from_row(row), ticket=row.ticket or b"") for row in rows}
+    known = {row.id: replace(from_row(row), repeated=True, ticket=row.ticket or b"") for row in rows}
     outcomes: dict[uuid.UUID, Outcome] = {}
     for hold in holds:
         reservation = known.get(hold.id)

@@ -184,6 +184,7 @@ def _reservation(reservation: Reservation) -> pb.Reservation:
             )
             for line in reservation.lines
         ],
+        repeated=reservation.repeated,
         ticket=reservation.ticket,
     )
 

@@ -8,6 +8,7 @@ from services.orders.actions import Desk, order_watch
 from services.orders.latch import PLACED_MOST, Latch
 from services.orders.partners import Catalog, Inventory, Payments, Steps
 from services.orders.placing import Placer
+from services.orders.queue import Queue, Seal
 from services.orders.rpc import OrderService, SagaService
 from services.orders.settings import Settings
 from services.orders.worker import Worker
@@ -24,8 +25,19 @@ async def main(config: Settings) -> None:
         inventory = Inventory(process.target("inventory", config.inventory_target))
         payments = Payments(process.target("payments", config.payments_target))
         worker = Worker(db, Steps(inventory, payments), process.relay, watch, at_once=config.sagas_at_once)
-        placer = Placer(db, catalog=catalog, inventory=inventory, worker=worker, latch=latch, relay=process.relay)
-        desk, pages = Desk(db, worker, watch, process.relay), Pages(config.page_secret.get_secret_value())
+        secret = config.page_secret.get_secret_value()
+        queue = Queue(db, inventory, Seal(secret), process.relay)
+        placer = Placer(
+            db,
+            catalog=catalog,
+            inventory=inventory,
+            worker=worker,
+            latch=latch,
+            relay=process.relay,
+            queue=queue,
+            queue_above=config.queue_above,
+        )
+        desk, pages = Desk(db, worker, watch, process.relay, queue), Pages(secret)
         add_OrderServiceServicer_to_server(OrderService(db, placer, desk, pages), process.server)
         add_SagaServiceServicer_to_server(SagaService(db, desk, pages), process.server)
 
@@ -33,6 +45,7 @@ async def main(config: Settings) -> None:
         process.exchange_events(*facts.consumers(db))
         process.listen("stampede.orders.order.*", facts.changed(watch), watch=watch)
         process.forget(events.FORGET, once.FORGET)
+        process.background("queue", queue.run)
         process.background("sagas", worker.run)
         process.background("saga metrics", lambda: console.measure(db))
         process.background("watch", watch.run)

@@ -21,7 +21,8 @@ from services.chassis.outbox import Relay
 from services.chassis.watch import Watch
 from services.orders import console, journal, refunds, store
 from services.orders.console import SagaView
-from services.orders.domain import WATCHERS_MOST, Mover, Order, Refund, SagaNotFound, State
+from services.orders.domain import WATCHERS_MOST, Mover, Order, OrderNotFound, Refund, SagaNotFound, State
+from services.orders.queue import Queue
 from services.orders.saga import CANCELLED
 from services.orders.worker import Worker
 
@@ -54,12 +55,34 @@ def order_watch(db: Database) -> Watch[uuid.UUID, Order]:
 class Desk:
     """Where customers and staff bring what they want of an order."""
 
-    def __init__(self, db: Database, worker: Worker, watch: Watch[uuid.UUID, Order], relay: Relay) -> None:
-        self._db, self._worker, self._watch, self._relay = db, worker, watch, relay
+    def __init__(
+        self, db: Database, worker: Worker, watch: Watch[uuid.UUID, Order], relay: Relay, queue: Queue
+    ) -> None:
+        self._db, self._worker, self._watch, self._relay, self._queue = db, worker, watch, relay, queue
 
     async def get(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> Order:
         """The order; `OrderNotFound` where there is none, or it is not `customer_id`'s. None sees everybody's."""
+        return (await self._find(order_id, customer_id=customer_id))[0]
+
+    async def get_written(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> Order:
+        """`get` for those who want to do something with it: an order that is queued is written first."""
+        order, queued = await self._find(order_id, customer_id=customer_id)
+        if not queued:
+            return order
+        await self._queue.write(order_id)
         return await store.get(self._db, order_id, customer_id=customer_id)
+
+    async def _find(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> tuple[Order, bool]:
+        """An order, and whether it is only queued."""
+        try:
+            return await store.get(self._db, order_id, customer_id=customer_id), False
+        except OrderNotFound:
+            queued = await self._queue.find(order_id)
+            if queued is None:  # or it was written in between
+                return await store.get(self._db, order_id, customer_id=customer_id), False
+            if customer_id not in (None, queued.customer_id):
+                raise
+            return queued, True
 
     async def changes(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> AsyncIterator[Order]:
         """The order as it is, then at each change, until nothing is under way for it; raises `OrderNotFound`."""
@@ -87,7 +110,7 @@ class Desk:
 
     async def cancel(self, act: Act) -> Order:
         """Cancels a `PENDING` order or, for staff, a `PAID` one; see `OrderService.CancelOrder` for the refusals."""
-        order = await self.get(act.order_id, customer_id=act.customer_id)
+        order = await self.get_written(act.order_id, customer_id=act.customer_id)
         async with self._db.begin() as tx:
             repeat = await once.repeated(tx, act.key, order.id)
             if not repeat:

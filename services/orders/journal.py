@@ -191,6 +191,12 @@ async def claim_due(db: Database, most: int, *, slow: int) -> list[Saga]:
     return [rows.saga(row) for row in await run_alone(db, _CLAIM_DUE, arguments)]
 
 
+async def due(db: Database) -> int:
+    """How many sagas wait for somebody to have time; counted up to 100,000."""
+    query = text("SELECT count(*) FROM (SELECT FROM sagas WHERE next_time <= now() LIMIT 100000) AS due")
+    return int((await run_alone(db, query, {}))[0][0])
+
+
 async def claim_one(db: Database, order_id: uuid.UUID) -> Saga | None:
     """Takes over one order's saga, whoever had it; None where the order is settled, or just being claimed."""
     claimed = await run_alone(db, _CLAIM_ONE, {"order": order_id, "lease": LEASE_SECONDS})

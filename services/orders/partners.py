@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from google.protobuf.duration_pb2 import Duration
@@ -67,6 +67,10 @@ class HoldRequest:
     order_id: uuid.UUID
     customer_id: uuid.UUID
     wishes: tuple[Wish, ...]
+    digest: bytes = b""
+    """Over what the request asked for besides, to tell a repeat from another under the same id."""
+    ticket: bytes = field(default=b"", compare=False)
+    """What is kept with the hold, to write the order later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Inventory:
         self.extend = Batcher("extend", self._extend, most=256)
         self.release = Batcher("release", self._release, most=256)
         self.restock = Batcher("restock", self._restock)
+        self.ticket = Batcher("ticket", self._tickets)
 
     async def _reserve(self, holds: Sequence[HoldRequest]) -> list[inventory_pb.Reservation | Exception]:
         # One id in two items would be one item too many: a client that repeats itself at once gets one answer twice.
@@ -98,10 +103,7 @@ class Inventory:
         request = inventory_pb.ReserveRequest(holds=map(_hold, distinct.values()))
         response = await self._target.call(self._stub.Reserve, request)
         outcomes = dict(zip(distinct, _settled(response.outcomes), strict=True))
-        return [
-            outcomes[hold.order_id] if hold == distinct[hold.order_id] else RequestIdReused(requestId=hold.order_id)
-            for hold in holds
-        ]
+        return [_answer(hold, distinct[hold.order_id], outcomes[hold.order_id]) for hold in holds]
 
     async def _confirm(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
         request = inventory_pb.ConfirmRequest(ids=map(str, ids))
@@ -118,6 +120,21 @@ class Inventory:
     async def _restock(self, backs: Sequence[UnitsBack]) -> list[inventory_pb.Returned | Exception]:
         response = await self._target.call(self._stub.Return, inventory_pb.ReturnRequest(items=map(_units_back, backs)))
         return [o.returned if o.HasField("returned") else statuses.from_refusal(o.refusal) for o in response.outcomes]
+
+    async def _tickets(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Ticket | Exception | None]:
+        request = inventory_pb.GetTicketsRequest(reservation_ids=map(str, ids))
+        response = await self._target.call(self._stub.GetTickets, request)
+        found = {uuid.UUID(ticket.reservation.id): ticket for ticket in response.tickets}
+        return [found.get(id_) for id_ in ids]
+
+    async def oldest_tickets(self, most: int) -> list[inventory_pb.Ticket]:
+        """The tickets that have been kept for the longest time."""
+        request = inventory_pb.ListTicketsRequest(page_size=most)
+        return list((await self._target.call(self._stub.ListTickets, request)).tickets)
+
+    async def drop_tickets(self, ids: Sequence[uuid.UUID]) -> None:
+        """Says that these orders are written."""
+        await self._target.call(self._stub.DropTickets, inventory_pb.DropTicketsRequest(reservation_ids=map(str, ids)))
 
 
 class Payments:
@@ -243,6 +260,19 @@ def _pools(hold: HoldRequest) -> Iterator[uuid.UUID]:
     return (wish.sale_id or wish.product_id for wish in hold.wishes)
 
 
+def _answer(
+    hold: HoldRequest, first: HoldRequest, outcome: inventory_pb.Reservation | Exception
+) -> inventory_pb.Reservation | Exception:
+    """What became of `hold`, in whose place `first`, with the same id, was asked for."""
+    if hold is first or isinstance(outcome, Exception):
+        return outcome
+    if hold != first:
+        return RequestIdReused(requestId=hold.order_id)
+    repeat = inventory_pb.Reservation(repeated=True, ticket=first.ticket)
+    repeat.MergeFrom(outcome)
+    return repeat
+
+
 def _settled(outcomes: Sequence[inventory_pb.ReservationOutcome]) -> list[inventory_pb.Reservation | Exception]:
     return [o.reservation if o.HasField("reservation") else statuses.from_refusal(o.refusal) for o in outcomes]
 
@@ -293,6 +323,7 @@ def _hold(hold: HoldRequest) -> inventory_pb.Hold:
         id=str(hold.order_id),
         customer_id=str(hold.customer_id),
         duration=Duration(seconds=HOLD_SECONDS),
+        ticket=hold.ticket,
         lines=[
             inventory_pb.HoldLine(
                 product_id=str(wish.product_id),

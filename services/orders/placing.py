@@ -4,18 +4,20 @@ import asyncio
 import hashlib
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from services.chassis import calls, ids, telemetry, wire
+from services.chassis import calls, ids, telemetry
 from services.chassis.batcher import Batcher
 from services.chassis.db import Database
 from services.chassis.errors import AppError, Refused, RequestIdReused
-from services.chassis.money import Money
 from services.chassis.outbox import Relay
 from services.orders import domain, store
 from services.orders.domain import Address, HoldEnded, Order, Product, Wish
 from services.orders.latch import Latch
 from services.orders.partners import Catalog, HoldRequest, Inventory
+from services.orders.queue import Draft, Queue
 from services.orders.saga import Progress, Saga
 from services.orders.store import NewOrder
 from services.orders.worker import Worker
@@ -57,12 +59,23 @@ class Placer:
     """
 
     def __init__(
-        self, db: Database, *, catalog: Catalog, inventory: Inventory, worker: Worker, latch: Latch, relay: Relay
+        self,
+        db: Database,
+        *,
+        catalog: Catalog,
+        inventory: Inventory,
+        worker: Worker,
+        latch: Latch,
+        relay: Relay,
+        queue: Queue,
+        queue_above: int,
     ) -> None:
+        """With more than `queue_above` orders placed and not settled, flash orders are queued."""
         self._db, self._catalog, self._inventory = db, catalog, inventory
         self._worker, self._latch, self._relay = worker, latch, relay
         self._holding: set[asyncio.Task[Order]] = set()
         self._insert: Batcher[NewOrder, tuple[Order, bool]] = Batcher("place", lambda new: store.insert(db, new))
+        self._queue, self._queue_above = queue, queue_above
 
     async def place(self, purchase: Purchase) -> Order:
         """Returns the order once its stock is held and it is durable; see `OrderService.PlaceOrder` for the refusals.
@@ -75,12 +88,13 @@ class Placer:
             known = await store.find(self._db, purchase.customer_id, purchase.request_id)
             if known is not None:
                 return _same(known, purchase)
-        if shut := self._latch.closed(purchase.sale_ids):
+            # It is queued, and inventory knows it.
+        elif shut := self._latch.closed(purchase.sale_ids):
             raise shut.again()
         products = await self._catalog.products([wish.product_id for wish in purchase.wishes])
         domain.check_products(purchase.wishes, products)
         # From here on the client may hang up, but what is held must become an order or be given back.
-        holding = asyncio.create_task(self._hold_and_write(order_id, purchase, products))
+        holding = asyncio.create_task(self._hold_and_write(_draft(order_id, purchase, products)))
         self._holding.add(holding)
         holding.add_done_callback(self._held)
         return await asyncio.shield(holding)
@@ -95,46 +109,49 @@ class Placer:
         if not holding.cancelled():
             holding.exception()  # seen, also where the client is no longer there to be told
 
-    async def _hold_and_write(
-        self, order_id: uuid.UUID, purchase: Purchase, products: dict[uuid.UUID, Product]
-    ) -> Order:
-        reservation = await self._reserve(order_id, purchase)
+    def _is_rush(self, draft: Draft) -> bool:
+        """Whether an order is to be queued: answered after its hold, and written when there is time."""
+        flash = any(wish.sale_id for wish in draft.wishes)
+        return flash and len(self._holding) + self._worker.backlog > self._queue_above
+
+    async def _hold_and_write(self, draft: Draft) -> Order:
+        ticket = self._queue.seal.close(draft) if self._is_rush(draft) else b""
+        wanted = HoldRequest(draft.id, draft.customer_id, draft.wishes, draft.digest, ticket)
+        reservation = await self._reserve(wanted, draft)
+        if reservation.ticket:
+            known = await store.find(self._db, draft.customer_id, draft.request_id)
+            return _same(known or self._queue.order_of(reservation.ticket, reservation), draft)
         try:
-            lines, total = domain.priced(purchase.wishes, products, _sale_prices(reservation))
+            new = draft.priced(reservation, lease_seconds=self._worker.lease_seconds)
         except AppError:
             # The hold may be that of an order which was placed at other prices.
-            if known := await store.find(self._db, purchase.customer_id, purchase.request_id):
-                return _same(known, purchase)
-            await self._inventory.release(order_id)
+            if known := await store.find(self._db, draft.customer_id, draft.request_id):
+                return _same(known, draft)
+            await self._inventory.release(draft.id)
+            if ticket:
+                await self._inventory.drop_tickets([draft.id])
             raise
-        new = NewOrder(
-            id=order_id,
-            customer_id=purchase.customer_id,
-            request_id=purchase.request_id,
-            digest=purchase.digest,
-            lines=lines,
-            total=total,
-            hold_expire_time=wire.datetime_of(reservation.expire_time),
-            shipping_address=purchase.shipping_address,
-            payment_method=purchase.payment_method,
-            lease_seconds=self._worker.lease_seconds,
-            trace=calls.current().request_id,
-        )
+        if ticket and not reservation.repeated:
+            self._queue.joined()
+            self._latch.placed([draft.id])
+            telemetry.line("order queued", order_id=draft.id)
+            return store.as_placed(new, draft.place_time)
         return await self._write(new, reservation)
 
-    async def _reserve(self, order_id: uuid.UUID, purchase: Purchase) -> Reservation:
-        with self._latch.asking(purchase.sale_ids) as shut:
+    async def _reserve(self, wanted: HoldRequest, draft: Draft) -> Reservation:
+        sale_ids = [wish.sale_id for wish in draft.wishes if wish.sale_id]
+        # A repeat of an order that is queued must find it, however little is left.
+        with self._latch.asking([] if self._latch.knows(draft.id) else sale_ids) as shut:
             if shut:
                 raise shut.again()
             try:
-                wanted = HoldRequest(order_id, purchase.customer_id, purchase.wishes)
                 reservation = await self._inventory.reserve(wanted)
             except (Refused, RequestIdReused) as refusal:
                 self._note(refusal)
                 if refusal.reason == RequestIdReused.reason:
-                    raise RequestIdReused(requestId=purchase.request_id) from refusal
+                    raise RequestIdReused(requestId=draft.request_id) from refusal
                 raise
-            for sale_id in purchase.sale_ids:
+            for sale_id in sale_ids:
                 self._latch.open(sale_id)
             return reservation
 
@@ -182,15 +199,22 @@ class Placer:
         return await store.get(self._db, order.id, customer_id=None)
 
 
-def _same(known: Order, new: NewOrder | Purchase) -> Order:
-    if known.digest != new.digest:
-        raise RequestIdReused(requestId=new.request_id)
+def _draft(order_id: uuid.UUID, purchase: Purchase, products: Mapping[uuid.UUID, Product]) -> Draft:
+    return Draft(
+        id=order_id,
+        customer_id=purchase.customer_id,
+        request_id=purchase.request_id,
+        digest=purchase.digest,
+        wishes=purchase.wishes,
+        products=tuple(products[wish.product_id] for wish in purchase.wishes),
+        payment_method=purchase.payment_method,
+        shipping_address=purchase.shipping_address,
+        trace=calls.current().request_id,
+        place_time=datetime.fromtimestamp(time.time(), UTC),
+    )
+
+
+def _same(known: Order, wanted: Draft | NewOrder | Purchase) -> Order:
+    if known.digest != wanted.digest:
+        raise RequestIdReused(requestId=wanted.request_id)
     return known
-
-
-def _sale_prices(reservation: Reservation) -> dict[uuid.UUID, Money]:
-    return {
-        uuid.UUID(line.product_id): wire.money_of(line.sale_price)
-        for line in reservation.lines
-        if line.HasField("sale_price")
-    }

@@ -114,7 +114,7 @@ async def insert(db: Database, new: Sequence[NewOrder]) -> list[tuple[Order, boo
     placed = {row.id: row.create_time for row in await run_alone(db, _INSERT, arguments)}
     missing = [(o.customer_id, o.request_id) for o in new if o.id not in placed]
     known = {(o.customer_id, o.request_id): o for o in await _by_request(db, missing)}
-    known |= {(o.customer_id, o.request_id): _as_placed(o, placed[o.id]) for o in first.values() if o.id in placed}
+    known |= {(o.customer_id, o.request_id): as_placed(o, placed[o.id]) for o in first.values() if o.id in placed}
     return [(known[o.customer_id, o.request_id], o.id in placed and first[o.id] is o) for o in new]
 
 
@@ -160,7 +160,8 @@ async def _by_request(db: Database, requests: Sequence[tuple[uuid.UUID, uuid.UUI
     return [rows.order(row) for row in await run_alone(db, query, arguments)]
 
 
-def _as_placed(new: NewOrder, create_time: datetime) -> Order:
+def as_placed(new: NewOrder, create_time: datetime) -> Order:
+    """An order as it is once it is written."""
     return Order(
         id=new.id, customer_id=new.customer_id, request_id=new.request_id, digest=new.digest, state=State.PENDING,
         state_reason="", lines=new.lines, total=new.total, hold_expire_time=new.hold_expire_time, payment=None,

@@ -48,6 +48,7 @@ class Worker:
         self._slow_at_once = at_once - at_once // 4
         self._running: set[asyncio.Task[None]] = set()
         self._slow: set[asyncio.Task[None]] = set()
+        self._due = 0
         self._finish: Batcher[Ending, bool] = Batcher("finish", lambda endings: journal.finish(db, endings))
         self._save: Batcher[Pause, bool] = Batcher("save", lambda pauses: journal.save(db, pauses))
 
@@ -60,6 +61,11 @@ class Worker:
         """How many more sagas may run, and how many of them may be slow."""
         room = max(self._at_once - len(self._running), 0)
         return room, min(max(self._slow_at_once - len(self._slow), 0), room)
+
+    @property
+    def backlog(self) -> int:
+        """How many sagas are under way here, or have waited for room a moment ago; counted up to 100,000."""
+        return len(self._running) + self._due
 
     def begin(self, saga: Saga) -> asyncio.Task[None]:
         """`start` for a saga that was just written."""
@@ -81,6 +87,7 @@ class Worker:
         while True:
             room, slow = self._room()
             claimed = await journal.claim_due(self._db, room, slow=slow) if room else []
+            self._due = await journal.due(self._db) if len(claimed) >= room else 0
             _TAKEN_OVER.inc(len(claimed))
             for saga in claimed:
                 self.start(saga)

@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from services.chassis import once
+from services.chassis import lease, once
 
 revision = "0003"
 down_revision = "0002"
@@ -48,3 +48,4 @@ def upgrade() -> None:
             ADD COLUMN refunded_minor bigint NOT NULL DEFAULT 0;
     """)
     op.execute(once.TABLE)
+    op.execute(lease.TABLE)
