@@ -79,10 +79,11 @@ def walk(query: Query, after: Position | None) -> Walk:
         (wanted if conditions else conditions).append("state = :state")
     if query.since:
         conditions.append("create_time >= :since")
-    if query.until:
-        conditions.append("create_time < :until")
     if after:
+        # It lies before `until`. Given both bounds, PostgreSQL may walk all the way from the other one.
         conditions.append(f"(create_time, {id_}) < (:after_time, :after_id)")
+    elif query.until:
+        conditions.append("create_time < :until")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     candidates = f"SELECT {id_} AS id, create_time FROM {table} {where} ORDER BY create_time DESC, {id_} DESC"  # noqa: S608
     arguments = {
