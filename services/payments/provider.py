@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import stripe
@@ -25,11 +27,18 @@ from services.payments.domain import (
 )
 
 log = structlog.get_logger()
-T = TypeVar("T")
+# The SDK notes each request and answer; what goes wrong is logged here, and the rest is in metrics.
+logging.getLogger("stripe").setLevel(logging.WARNING)
+# Nor do we tell Stripe with each call on what platform we run, and how long the call before it took.
+stripe.enable_telemetry = False
+
+Said = Mapping[str, Any]
+"""An object of Stripe's, as its JSON says it."""
 
 _SECONDS = Histogram("stampede_provider_seconds", "Time of one call to the provider, without waiting.", ["operation"])
 _UNKNOWN = Counter("stampede_provider_unknown_total", "Calls whose outcome is not known.", ["operation", "cause"])
 
+_INTENTS, _REFUNDS = "/v1/payment_intents", "/v1/refunds"
 _CALL_SECONDS = 10
 _RETRIES = 1  # under the same key; whatever is still unknown then is the reconciler's
 _PAGE = 100
@@ -80,10 +89,9 @@ class Stripe:
 
     def __init__(self, key: str, *, api_base: str, calls_per_second: float, concurrency: int) -> None:
         self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS))
-        client = stripe.StripeClient(
+        self._client = stripe.StripeClient(
             key, base_addresses={"api": api_base}, http_client=self._http, max_network_retries=_RETRIES
         )
-        self._intents, self._refunds = client.v1.payment_intents, client.v1.refunds
         self._pace, self._places = Pace(calls_per_second), asyncio.Semaphore(concurrency)
 
     async def aclose(self) -> None:
@@ -106,7 +114,7 @@ class Stripe:
     async def close_intent(self, payment: Payment) -> None:
         """Cancels a declined payment's intent, if the provider can be reached just now."""
         with contextlib.suppress(Unknown, stripe.InvalidRequestError):
-            await self._call("close", self._intents.cancel_async, _reference(payment), {}, _key(payment, "cancel"))
+            await self._post("close", _intent(payment, "cancel"), {}, _key(payment, "cancel"))
 
     async def _create(self, payment: Payment) -> Fact:
         # The key belongs to these very parameters, so nothing in them may change between repeats.
@@ -119,7 +127,7 @@ class Stripe:
         if payment.payment_method:
             params |= {"confirm": True, "payment_method": payment.payment_method}
         try:
-            intent = await self._call("create", self._intents.create_async, params, _key(payment, "create"))
+            intent = await self._post("create", _INTENTS, params, _key(payment, "create"))
         except stripe.CardError as error:
             return _declined(payment, error)
         except stripe.InvalidRequestError as error:
@@ -127,11 +135,9 @@ class Stripe:
         return intent_fact(payment.id, intent)
 
     async def _confirm(self, payment: Payment) -> Fact:
-        params: Any = {"payment_method": payment.payment_method}
+        params = {"payment_method": payment.payment_method}
         try:
-            intent = await self._call(
-                "confirm", self._intents.confirm_async, _reference(payment), params, _key(payment, "confirm")
-            )
+            intent = await self._post("confirm", _intent(payment, "confirm"), params, _key(payment, "confirm"))
         except stripe.CardError as error:
             return _declined(payment, error)
         except stripe.InvalidRequestError as error:
@@ -142,16 +148,14 @@ class Stripe:
 
     async def _cancel(self, payment: Payment) -> Fact:
         try:
-            intent = await self._call(
-                "cancel", self._intents.cancel_async, _reference(payment), {}, _key(payment, "cancel")
-            )
+            intent = await self._post("cancel", _intent(payment, "cancel"), {}, _key(payment, "cancel"))
         except stripe.InvalidRequestError:
             return await self._retrieve(payment)  # paid, or cancelled already: what is it now?
         return intent_fact(payment.id, intent)
 
     async def _retrieve(self, payment: Payment) -> Fact:
         try:
-            intent = await self._call("retrieve", self._intents.retrieve_async, _reference(payment))
+            intent = await self._get("retrieve", _intent(payment))
         except stripe.InvalidRequestError as error:
             raise self._unknown("retrieve", error) from error
         return intent_fact(payment.id, intent)
@@ -160,32 +164,31 @@ class Stripe:
         """Searches the provider's records for the payment; unknown, with reason NOT_FOUND, where it is in none."""
         params: Any = {"limit": _PAGE, "created": {"gte": int(payment.create_time.timestamp()) - _EARLIER_SECONDS}}
         for _ in range(_PAGES_MOST):
-            page = await self._call("list", self._intents.list_async, params)
-            for intent in page.data:
+            page = await self._get("list", _INTENTS, params)
+            for intent in page["data"]:
                 if _metadata(intent).get("payment_id") == str(payment.id):
                     return intent_fact(payment.id, intent)
-            if not page.has_more:
+            if not page["has_more"]:
                 return Fact(payment_id=payment.id, kind=Kind.UNKNOWN, reason=NOT_FOUND)
-            params["starting_after"] = page.data[-1].id
+            params["starting_after"] = page["data"][-1]["id"]
         raise self._unknown("list", RuntimeError("too many intents to search"))
 
     async def refund(self, refund: Refund, *, key_expired: bool) -> RefundFact:
         """Pays back. Repeated under one key it pays once; without a known key it looks first."""
         try:
             if refund.provider_reference is not None:
-                return _refund_fact(
-                    refund, await self._call("retrieve_refund", self._refunds.retrieve_async, refund.provider_reference)
-                )
+                path = f"{_REFUNDS}/{quote(refund.provider_reference, safe='')}"
+                return _refund_fact(refund, await self._get("retrieve_refund", path))
             if key_expired and (found := await self._find_refund(refund)):
                 return found
-            params: Any = {
+            params = {
                 "payment_intent": refund.charge_reference,
                 "amount": refund.amount_minor,
                 "metadata": {"refund_id": str(refund.id), "payment_id": str(refund.payment_id)},
             }
-            key: Any = {"idempotency_key": f"{refund.payment_id}/{refund.id}/refund"}
+            key = f"{refund.payment_id}/{refund.id}/refund"
             try:
-                return _refund_fact(refund, await self._call("refund", self._refunds.create_async, params, key))
+                return _refund_fact(refund, await self._post("refund", _REFUNDS, params, key))
             except stripe.InvalidRequestError as error:
                 found = await self._find_refund(refund)
                 return found or RefundFact(
@@ -198,21 +201,32 @@ class Stripe:
     async def _find_refund(self, refund: Refund) -> RefundFact | None:
         params: Any = {"payment_intent": refund.charge_reference, "limit": _PAGE}
         while True:
-            page = await self._call("list_refunds", self._refunds.list_async, params)
-            for made in page.data:
+            page = await self._get("list_refunds", _REFUNDS, params)
+            for made in page["data"]:
                 if _metadata(made).get("refund_id") == str(refund.id):
                     return _refund_fact(refund, made)
-            if not page.has_more:
+            if not page["has_more"]:
                 return None
-            params["starting_after"] = page.data[-1].id
+            params["starting_after"] = page["data"][-1]["id"]
 
-    async def _call(self, operation: str, method: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """One call within the limits. Raises what the provider decided; anything undecided as `Unknown`."""
+    async def _get(self, operation: str, path: str, params: Said | None = None) -> Said:
+        return await self._call(operation, "get", path, params or {})
+
+    async def _post(self, operation: str, path: str, params: Said, key: str) -> Said:
+        return await self._call(operation, "post", path, {**params, "idempotency_key": key})
+
+    async def _call(self, operation: str, method: str, path: str, params: Said) -> Said:
+        """One call within the limits. Raises what the provider decided; anything undecided as `Unknown`.
+
+        A raw request: the SDK's objects, one for each object within an answer, cost as much as the call itself.
+        """
         async with self._places:
             await self._pace.turn()
             started = time.perf_counter()
             try:
-                return await method(*arguments)
+                response: Any = await self._client.raw_request_async(method, path, **params)
+                answer: Said = response.data
+                return answer
             except (stripe.CardError, stripe.InvalidRequestError):
                 raise
             except (stripe.StripeError, aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -228,30 +242,31 @@ class Stripe:
         return Unknown(operation)
 
 
-def _key(payment: Payment, operation: str) -> Any:
-    return {"idempotency_key": f"{payment.id}/{payment.attempt}/{operation}"}
+def _key(payment: Payment, operation: str) -> str:
+    return f"{payment.id}/{payment.attempt}/{operation}"
 
 
-def _reference(payment: Payment) -> str:
+def _intent(payment: Payment, *verb: str) -> str:
+    """The path of a payment's intent, and of what is to be done with it."""
     assert payment.provider_reference is not None
-    return payment.provider_reference
+    return "/".join((_INTENTS, quote(payment.provider_reference, safe=""), *verb))
 
 
-def _metadata(thing: Any) -> Mapping[str, str]:
-    return dict(thing.metadata.to_dict()) if thing.metadata else {}
+def _metadata(thing: Said) -> Mapping[str, str]:
+    return thing.get("metadata") or {}
 
 
-def intent_fact(payment_id: uuid.UUID, intent: Any) -> Fact:
-    """What a PaymentIntent, the SDK's object, says."""
-    error = getattr(intent, "last_payment_error", None)
+def intent_fact(payment_id: uuid.UUID, intent: Said) -> Fact:
+    """What a PaymentIntent says."""
+    error = intent.get("last_payment_error")
     return said(
         payment_id,
-        status=intent.status,
-        reference=intent.id,
-        client_secret=intent.client_secret,
-        amount=intent.amount,
-        currency=intent.currency,
-        error=None if error is None else (getattr(error, "code", None), getattr(error, "decline_code", None)),
+        status=intent["status"],
+        reference=intent["id"],
+        client_secret=intent["client_secret"],
+        amount=intent["amount"],
+        currency=intent["currency"],
+        error=None if error is None else (error.get("code"), error.get("decline_code")),
     )
 
 
@@ -302,11 +317,11 @@ def _refused(payment: Payment, error: stripe.InvalidRequestError) -> Fact:
     return Fact(payment_id=payment.id, kind=Kind.REFUSED, reference=payment.provider_reference, reason=reason)
 
 
-def _refund_fact(refund: Refund, made: Any) -> RefundFact:
+def _refund_fact(refund: Refund, made: Said) -> RefundFact:
     return RefundFact(
         refund_id=refund.id,
         payment_id=refund.payment_id,
-        state=_REFUND_SAID.get(made.status, RefundState.PENDING),
-        reference=made.id,
-        reason=str(getattr(made, "failure_reason", None) or "").upper(),
+        state=_REFUND_SAID.get(made["status"], RefundState.PENDING),
+        reference=made["id"],
+        reason=str(made.get("failure_reason") or "").upper(),
     )
