@@ -14,7 +14,7 @@ from services.chassis import ids, outbox
 from services.chassis.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
-from services.payments import rows, tables
+from services.payments import quick, rows, tables
 from services.payments.domain import (
     LEASE_SECONDS,
     OPEN,
@@ -26,6 +26,7 @@ from services.payments.domain import (
     Verdict,
     decide,
 )
+from services.payments.quick import Change
 from stampede.payments.v1 import events_pb2
 
 log = structlog.get_logger()
@@ -60,10 +61,13 @@ async def begin_charges(db: Database, orders: Sequence[Order]) -> list[Begun | A
     An order that has a payment keeps it, and one that is named twice gets one. `RequestIdReused` where the payment is
     for another customer or amount.
     """
-    async with db.begin() as tx:
-        made = await rows.insert(tx, orders, state=State.PROCESSING)
-        known = await read(tx, [order.id for order in orders if order.id not in made], lock=False)
-        retried = await _new_cards(tx, orders, known)
+    made = await rows.insert_alone(db, orders, state=State.PROCESSING)
+    known: dict[uuid.UUID, Payment] = {}
+    retried: dict[uuid.UUID, Payment] = {}
+    if missing := [order.id for order in orders if order.id not in made]:
+        async with db.begin() as tx:
+            known = await read(tx, missing, lock=False)
+            retried = await _new_cards(tx, orders, known)
     found = known | retried | made
     ours = made.keys() | retried.keys()
     return [
@@ -154,12 +158,27 @@ async def get_payment(db: Database, payment_id: uuid.UUID) -> Payment:
         return await one(tx, payment_id, lock=False)
 
 
-async def settle(db: Database, facts: Sequence[Fact]) -> list[Payment]:
-    """Stores what the provider said of payments, and tells of each that came to rest; the payments as they are now."""
-    async with db.begin() as tx:
-        before = await rows.locked(tx, {fact.payment_id for fact in facts})
-        after = await apply(tx, before, facts)
-    return [after[fact.payment_id] for fact in facts]
+async def settle(db: Database, said: Sequence[tuple[Payment, Fact]]) -> list[Payment]:
+    """Stores what the provider said of payments, and tells of each that came to rest; the payments as they are now.
+
+    Each payment comes once, as it was read: where nobody has changed it since, that is all there is to look at.
+    """
+    plain = {payment.id: change for payment, fact in said if (change := _plain(payment, fact))}
+    stored = await quick.change(db, list(plain.values())) if plain else {}
+    if rest := [fact for payment, fact in said if payment.id not in stored]:
+        async with db.begin() as tx:
+            before = await rows.locked(tx, {fact.payment_id for fact in rest})
+            stored |= await apply(tx, before, rest)
+    return [stored[payment.id] for payment, _ in said]
+
+
+def _plain(payment: Payment, fact: Fact) -> Change | None:
+    """What `fact` changes of `payment`; None where it changes nothing, or is out of the ordinary."""
+    after, verdict = decide(payment, fact)
+    if verdict is not Verdict.TAKEN or after == payment:
+        return None
+    rests = after.state is not payment.state and after.state not in OPEN
+    return Change(payment, after, _event(after, as_refunded=False) if rests else None)
 
 
 async def apply(tx: AsyncSession, before: dict[uuid.UUID, Payment], facts: Sequence[Fact]) -> dict[uuid.UUID, Payment]:

@@ -40,7 +40,7 @@ class Flights:
         self._payments: dict[uuid.UUID, asyncio.Task[Payment | None]] = {}
         self._refunds: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
-        self._settle: Batcher[Fact, Payment] = Batcher(
+        self._settle: Batcher[tuple[Payment, Fact], Payment] = Batcher(
             "payments.settle", self._settle_all, lanes=1, queue_most=IN_FLIGHT_MOST
         )
         self._settle_refund: Batcher[RefundFact, Refund] = Batcher("payments.refund", self._settle_all_refunds, lanes=1)
@@ -109,7 +109,7 @@ class Flights:
                 fact = await self._provider.ask(payment, next_step(payment, key_expired=key_expired))
                 if fact.reason == NOT_FOUND:
                     await actions.new_attempt(self._db, payment)
-                payment = await self._settle(fact)
+                payment = await self._settle((payment, fact))
                 waits = payment.cancel_requested and payment.state is State.AWAITING_CUSTOMER
                 if fact.kind is Kind.UNKNOWN or not waits:
                     break
@@ -137,8 +137,8 @@ class Flights:
         except Exception:
             log.exception("an answer was not stored", refund_id=refund.id)
 
-    async def _settle_all(self, facts: Sequence[Fact]) -> list[Payment]:
-        payments = await actions.settle(self._db, facts)
+    async def _settle_all(self, said: Sequence[tuple[Payment, Fact]]) -> list[Payment]:
+        payments = await actions.settle(self._db, said)
         if any(payment.state not in OPEN for payment in payments):
             self._told()
         return payments

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import select, text
+import orjson
+from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
+from services.chassis.db import Database, run_alone
 from services.chassis.money import Money
 from services.payments import tables
 from services.payments.domain import (
@@ -81,34 +83,69 @@ _PAYMENT_NAMES = tuple(column.key for column in PAYMENT)
 _REFUND_NAMES = tuple(column.key for column in _REFUND)
 
 
+_INSERT = text("""
+    INSERT INTO payments (id, order_id, customer_id, amount_minor, currency, state, provider, customer_pays,
+        payment_method, attempt, attempt_time, failure_reason, refunded_minor, refunding_minor, cancel_requested,
+        checks, authenticating, next_check_time, version)
+    SELECT n.id, n.order_id, n.customer_id, n.amount, n.currency, :state, :provider, n.method IS NULL,
+        CASE WHEN :begun THEN n.method END, 1, now(), '', 0, 0, NOT :begun, 0, false,
+        CASE WHEN :begun THEN now() + make_interval(secs => :lease) END, 1
+    FROM jsonb_to_recordset(CAST(:orders AS jsonb)) AS n (
+        id uuid, order_id uuid, customer_id uuid, amount bigint, currency text, method text)
+    ORDER BY n.order_id
+    ON CONFLICT ON CONSTRAINT payments_order_id_key DO NOTHING
+    RETURNING id, create_time
+""")
+
+
 async def insert(tx: AsyncSession, orders: Sequence[Wanted], *, state: State) -> dict[uuid.UUID, Payment]:
-    """Payments for those of `orders` that had none, by order. Orders go in sorted, so that batches cannot deadlock."""
-    ordered = sorted(orders, key=lambda order: order.id)
-    begun = state in OPEN
-    made = await tx.execute(
-        text(
-            "INSERT INTO payments AS p (id, order_id, customer_id, amount_minor, currency, state, provider,"  # noqa: S608
-            " customer_pays, payment_method, attempt, attempt_time, failure_reason, refunded_minor, refunding_minor,"
-            " cancel_requested, checks, authenticating, next_check_time, version)"
-            " SELECT n.id, n.order_id, n.customer_id, n.amount_minor, n.currency, :state, :provider,"
-            " n.method IS NULL, CASE WHEN :begun THEN n.method END, 1, now(), '', 0, 0, NOT :begun, 0, false,"
-            " CASE WHEN :begun THEN now() + make_interval(secs => :lease) END, 1"
-            " FROM unnest(CAST(:ids AS uuid[]), CAST(:orders AS uuid[]), CAST(:customers AS uuid[]),"
-            " CAST(:amounts AS bigint[]), CAST(:currencies AS text[]), CAST(:methods AS text[]))"
-            " AS n(id, order_id, customer_id, amount_minor, currency, method)"
-            f" ON CONFLICT ON CONSTRAINT payments_order_id_key DO NOTHING RETURNING {_PAYMENT_LIST}"
-        ),
+    """Payments for those of `orders` that had none, by order. They go in sorted, so that batches cannot deadlock."""
+    fresh = _fresh(orders)
+    return _made(fresh, (await tx.execute(_INSERT, _to_insert(fresh, state))).all(), state)
+
+
+async def insert_alone(db: Database, orders: Sequence[Wanted], *, state: State) -> dict[uuid.UUID, Payment]:
+    """The same as a transaction by itself."""
+    fresh = _fresh(orders)
+    return _made(fresh, await run_alone(db, _INSERT, _to_insert(fresh, state)), state)
+
+
+def _fresh(orders: Sequence[Wanted]) -> dict[uuid.UUID, Wanted]:
+    return {ids.new(): order for order in orders}
+
+
+def _to_insert(fresh: Mapping[uuid.UUID, Wanted], state: State) -> dict[str, object]:
+    document = [
         {
-            "state": str(state), "provider": _PROVIDER, "begun": begun, "lease": LEASE_SECONDS,
-            "ids": [ids.new() for _ in ordered],
-            "orders": [order.id for order in ordered],
-            "customers": [order.customer_id for order in ordered],
-            "amounts": [order.amount.minor for order in ordered],
-            "currencies": [order.amount.currency for order in ordered],
-            "methods": [order.payment_method or None for order in ordered],
-        },
-    )  # fmt: skip
-    return {row.order_id: payment(row) for row in made}
+            "id": id_,
+            "order_id": order.id,
+            "customer_id": order.customer_id,
+            "amount": order.amount.minor,
+            "currency": order.amount.currency,
+            "method": order.payment_method or None,
+        }
+        for id_, order in fresh.items()
+    ]
+    return {
+        "orders": orjson.dumps(document).decode(), "state": str(state), "provider": _PROVIDER,
+        "begun": state in OPEN, "lease": LEASE_SECONDS,
+    }  # fmt: skip
+
+
+def _made(fresh: Mapping[uuid.UUID, Wanted], inserted: Sequence[Row[Any]], state: State) -> dict[uuid.UUID, Payment]:
+    """What the statement has just written, without reading it back."""
+    begun = state in OPEN
+    made = {}
+    for row in inserted:
+        order, time = fresh[row.id], row.create_time
+        made[order.id] = Payment(
+            id=row.id, order_id=order.id, customer_id=order.customer_id, amount_minor=order.amount.minor,
+            currency=order.amount.currency, state=state, provider=_PROVIDER, customer_pays=not order.payment_method,
+            payment_method=(order.payment_method or None) if begun else None, provider_reference=None,
+            client_secret=None, attempt=1, failure_reason="", authenticating=False, refunded_minor=0,
+            refunding_minor=0, cancel_requested=not begun, checks=0, version=1, create_time=time, update_time=time,
+        )  # fmt: skip
+    return made
 
 
 async def new_attempts(tx: AsyncSession, cards: Mapping[uuid.UUID, str]) -> dict[uuid.UUID, Payment]:

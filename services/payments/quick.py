@@ -1,0 +1,76 @@
+"""The everyday end of a payment: stored and told by one statement, which is a transaction by itself."""
+
+import dataclasses
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+from google.protobuf.message import Message
+from sqlalchemy import text
+
+from services.chassis import ids
+from services.chassis.db import Database, run_alone
+from services.payments.domain import Payment, check_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A payment as it was read, as it shall be, and the event that tells of it, if any."""
+
+    before: Payment
+    after: Payment
+    event: tuple[str, Message] | None
+
+
+# The version decides: whatever else changed the row meanwhile moved that on, and nothing is changed here.
+_CHANGE = text("""
+    WITH n AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:changes AS jsonb)) AS n (
+            id uuid, version bigint, state text, method text, reference text, secret text, reason text,
+            authenticating boolean, checks bigint, pause double precision, event_id uuid, subject text, event bytea)
+    ), mine AS (
+        SELECT p.id FROM payments AS p JOIN n USING (id) WHERE p.version = n.version ORDER BY p.id FOR UPDATE OF p
+    ), stored AS (
+        UPDATE payments AS p SET state = n.state, payment_method = n.method, provider_reference = n.reference,
+            client_secret = n.secret, failure_reason = n.reason, authenticating = n.authenticating, checks = n.checks,
+            version = p.version + 1, update_time = now(),
+            next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
+        FROM mine JOIN n USING (id) WHERE p.id = mine.id
+        RETURNING p.id, p.version, p.update_time
+    ), told AS (
+        INSERT INTO outbox (event_id, subject, payload)
+        SELECT n.event_id, n.subject, n.event FROM stored JOIN n USING (id) WHERE n.event IS NOT NULL
+    )
+    SELECT id, version, update_time FROM stored
+""")
+
+
+async def change(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID, Payment]:
+    """Stores and tells what can be without a look at the rows, in a transaction by itself; those payments, by id."""
+    arguments = {"changes": orjson.dumps([_change(c) for c in changes]).decode()}
+    after = {change.after.id: change.after for change in changes}
+    return {
+        row.id: dataclasses.replace(after[row.id], version=row.version, update_time=row.update_time)
+        for row in await run_alone(db, _CHANGE, arguments)
+    }
+
+
+def _change(change: Change) -> dict[str, object]:
+    after = change.after
+    subject, event = change.event or (None, None)
+    return {
+        "id": after.id,
+        "version": change.before.version,
+        "state": after.state,
+        "method": after.payment_method,
+        "reference": after.provider_reference,
+        "secret": after.client_secret,
+        "reason": after.failure_reason,
+        "authenticating": after.authenticating,
+        "checks": after.checks,
+        "pause": check_seconds(after),
+        "event_id": ids.new() if event else None,
+        "subject": subject,
+        "event": f"\\x{event.SerializeToString().hex()}" if event else None,
+    }
