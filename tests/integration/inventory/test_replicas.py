@@ -14,6 +14,7 @@ import redis.asyncio
 from services.inventory import settling
 from services.inventory.domain import Reservation
 from services.inventory.gate import Gate, keys_of
+from stampede.inventory.v1 import reservation_service_pb2 as pb
 from tests.integration.inventory.conftest import (
     a_hold,
     a_sale,
@@ -24,7 +25,7 @@ from tests.integration.inventory.conftest import (
     sale_ended,
     state_of,
 )
-from tests.integration.inventory.replicas import Crowd, Replicas, State, a_wish, two_processes
+from tests.integration.inventory.replicas import ORDERS, Crowd, Replica, Replicas, State, a_wish, two_processes
 from tests.support.infra import Infra
 from tests.support.waiting import until
 
@@ -71,6 +72,48 @@ async def test_both_sell_at_once_and_no_unit_twice(replicas: Replicas) -> None:
 
     await until(sold)
     assert await replicas.remaining(sale) == 0
+    assert await books(replicas.db) == []
+
+
+async def test_a_ticket_that_one_kept_the_other_finds_lists_and_drops(replicas: Replicas) -> None:
+    sale, (first, second) = await a_sale(replicas.db, units=9), replicas.both
+    wishes = [a_wish(sale, ticket=b"ticket %d" % n) for n in range(3)]
+    ids = [wish.id for wish in wishes]
+
+    def call(replica: Replica, method: str, **fields: Any) -> Awaitable[Any]:
+        request = getattr(pb, f"{method}Request")(**fields)
+        return getattr(replica.reservations, method)(request, metadata=ORDERS, timeout=5)  # type: ignore[no-any-return]
+
+    assert [o.reservation.ticket for o in await first.reserve(wishes) or ()] == [b""] * 3
+    assert [o.reservation.ticket for o in await second.reserve(wishes[::-1]) or ()] == [w.ticket for w in wishes[::-1]]
+    listed = (await call(second, "ListTickets")).tickets
+    assert [(t.ticket, t.reservation.id) for t in listed] == [(wish.ticket, wish.id) for wish in wishes]
+    assert (listed[0].reservation.state, listed[0].reservation.ticket) == (State.HELD, b"")
+    await call(second, "DropTickets", reservation_ids=[ids[0], str(uuid.uuid4())])
+    assert [t.ticket for t in (await call(first, "GetTickets", reservation_ids=ids)).tickets] == [
+        b"ticket 1",
+        b"ticket 2",
+    ]
+    assert len((await call(first, "ListTickets", page_size=1)).tickets) == 1
+    await call(first, "DropTickets", reservation_ids=ids)
+    assert (await first.reserve(wishes[:1]) or ())[0].reservation.ticket == b""
+
+
+async def test_whoever_is_killed_leaves_a_ticket_for_each_hold_and_none_without(replicas: Replicas) -> None:
+    """Buyers bring tickets to both, and both are killed while they do."""
+    sale = await a_sale(replicas.db, units=UNITS)
+    async with Crowd(replicas, sale, buyers=16, ticket=b"sealed").buying() as crowd:
+        for killed, bought in zip(replicas.both, (UNITS // 10, UNITS // 3), strict=True):
+            await crowd.has_bought(bought)
+            await killed.end()
+            await killed.start()
+        await crowd.has_bought(UNITS)
+
+    query = "SELECT id FROM reservations WHERE sale_id = :sale"
+    held = {id_ for (id_,) in await rows_of(replicas.db, query, sale=sale.id)}
+    kept = {id_ for (id_,) in await rows_of(replicas.db, "SELECT reservation_id FROM tickets")}
+    assert kept == held == set(crowd.held)
+    assert len(held) == UNITS
     assert await books(replicas.db) == []
 
 

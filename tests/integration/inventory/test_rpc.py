@@ -103,7 +103,7 @@ async def a_scheduled_sale(db: Database) -> Any:
     return await a_sale(db, start_time=opens, end_time=opens + timedelta(hours=1), per_customer_limit=2)
 
 
-@pytest.mark.parametrize("method", ["Reserve", "Confirm", "Extend", "Release", "Return"])
+@pytest.mark.parametrize("method", ["Reserve", "Confirm", "Extend", "Release", "Return", "GetTickets", "DropTickets"])
 async def test_only_orders_moves_reservations(inventory: Inventory, method: str) -> None:
     call, request = getattr(inventory.reservations, method), getattr(pb, f"{method}Request")()
     allowed = await refusal(call(request, metadata=ORDERS))
@@ -113,6 +113,16 @@ async def test_only_orders_moves_reservations(inventory: Inventory, method: str)
         assert (await refusal(call(request, metadata=tokens.as_service(who)))).code == "PERMISSION_DENIED"
     for who in ((), tokens.as_staff(), tokens.as_user(ids.new())):
         assert (await refusal(call(request, metadata=who))).code == "UNAUTHENTICATED"
+
+
+async def test_only_orders_lists_tickets(inventory: Inventory) -> None:
+    call = inventory.reservations.ListTickets
+    wrong = await refusal(call(pb.ListTicketsRequest(page_size=501), metadata=ORDERS))
+    assert (wrong.reason, wrong.fields) == ("INVALID_FIELDS", ["pageSize"])
+    assert list((await call(pb.ListTicketsRequest(), metadata=ORDERS)).tickets) == []
+    payments = tokens.as_service("payments")
+    assert (await refusal(call(pb.ListTicketsRequest(), metadata=payments))).code == "PERMISSION_DENIED"
+    assert (await refusal(call(pb.ListTicketsRequest()))).code == "UNAUTHENTICATED"
 
 
 async def test_only_staff_changes_stock_and_sales(inventory: Inventory, db: Database) -> None:
@@ -253,6 +263,7 @@ async def test_a_released_unit_can_be_bought_again_at_once_through_the_gate(
         ({"lines": [pb.HoldLine(product_id=str(uuid.uuid4()), quantity=0)]}, "holds[0].lines[0].quantity"),
         ({"lines": [pb.HoldLine(product_id="y", quantity=1)]}, "holds[0].lines[0].productId"),
         ({"duration": Duration(seconds=3601)}, "holds[0].duration"),
+        ({"ticket": bytes(16_385)}, "holds[0].ticket"),
     ],
 )
 async def test_a_wrong_field_is_named(inventory: Inventory, db: Database, changes: dict[str, Any], field: str) -> None:

@@ -91,11 +91,15 @@ async def test_who_goes_away_empty_costs_no_statement_more_for_a_ticket(db: Data
     assert not any("INTO tickets" in statement for statement in asked[1][1:])
 
 
+@pytest.mark.parametrize("units", [1, 9])
 @pytest.mark.parametrize("flash", [True, False])
-async def test_a_repeat_finds_the_first_ticket_until_it_is_dropped(db: Database, gate: Gate, flash: bool) -> None:
-    sale = await a_sale(db, units=1)
+async def test_a_repeat_finds_the_first_ticket_until_it_is_dropped(
+    db: Database, gate: Gate, flash: bool, units: int
+) -> None:
+    """Where nothing else is left, and where there is."""
+    sale = await a_sale(db, units=units)
     await heal(gate, db)
-    hold = with_ticket(a_hold(of_sale(sale) if flash else of_stock(await a_product(db, on_hand=1))), b"first")
+    hold = with_ticket(a_hold(of_sale(sale) if flash else of_stock(await a_product(db, on_hand=units))), b"first")
     again, other = replace(hold, ticket=b"sealed anew"), replace(hold, customer_id=ids.new())
     without, unticketed = replace(hold, ticket=b""), a_hold(of_stock(await a_product(db)))
     await reserving.admit(db, gate, [hold, unticketed])
