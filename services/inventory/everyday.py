@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from services.chassis import db
 from services.chassis.db import Database
 from services.chassis.money import Money
+from services.inventory import tickets
 from services.inventory.domain import Hold, Reservation, State
 
 # `open` locks the sales, in order, and sees them as they are then, not as they were when the statement began. Customers
@@ -65,13 +66,8 @@ _RESERVE = """
     SELECT held.id, held.expire_time, o.price_minor, o.currency, o.hold_seconds
     FROM held JOIN h USING (id) JOIN open o ON o.id = h.sale_id
 """
-_KEEP = """, kept AS (
-        INSERT INTO tickets (reservation_id, ticket)
-        SELECT id, ticket FROM unnest(CAST(:bearers AS uuid[]), CAST(:tickets AS bytea[])) WITH ORDINALITY
-            AS t (id, ticket, position) JOIN held USING (id)
-        ORDER BY position
-    )"""
-_WITHOUT_TICKETS, _WITH_TICKETS = text(_RESERVE.format(keep="")), text(_RESERVE.format(keep=_KEEP))
+_WITHOUT_TICKETS = text(_RESERVE.format(keep=""))
+_WITH_TICKETS = text(_RESERVE.format(keep=f", kept AS ({tickets.KEEP.format(which='JOIN held USING (id)')})"))
 
 
 async def reserve(database: Database, holds: Sequence[Hold]) -> list[Reservation] | None:
@@ -87,12 +83,10 @@ async def reserve(database: Database, holds: Sequence[Hold]) -> list[Reservation
         "units": [line.quantity for line in lines],
         "seconds": [hold.seconds for hold in holds],
     }
-    statement = _WITHOUT_TICKETS
-    if bearers := [hold for hold in holds if hold.ticket]:
-        statement = _WITH_TICKETS
-        arguments |= {"bearers": [hold.id for hold in bearers], "tickets": [hold.ticket for hold in bearers]}
+    brought = tickets.bearers(holds)
+    statement = _WITH_TICKETS if brought else _WITHOUT_TICKETS
     try:
-        rows = {row.id: row for row in await db.run_alone(database, statement, arguments)}
+        rows = {row.id: row for row in await db.run_alone(database, statement, arguments | brought)}
     except IntegrityError:
         return None  # another batch was faster with the same customer or reservation
     return [_reservation(hold, rows[hold.id]) for hold in holds] if rows else None

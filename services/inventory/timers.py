@@ -20,7 +20,7 @@ _TICK_SECONDS = 0.25
 _MEASURE_SECONDS = 1.0
 _EXPIRED = Counter("stampede_holds_expired_total", "Holds that ran out and were ended by this process.")
 _OVERDUE = Gauge("stampede_holds_overdue_seconds", "How late the oldest hold is that should have been ended.")
-_TICKETS = Gauge("stampede_tickets_kept", "Orders that are held, and not written yet.")
+_TICKETS = Gauge("stampede_tickets_kept", "Tickets that are kept; 10,000 where there are more.")
 _OLDEST_TICKET = Gauge("stampede_tickets_oldest_seconds", "For how long the oldest of them has been kept.")
 
 
