@@ -17,6 +17,7 @@ from deploy.audit.units import (
     check_sagas,
     check_sales,
     check_stock,
+    check_tickets,
     check_units,
 )
 
@@ -90,6 +91,7 @@ def _read(sources: Sources, products: Collection[str]) -> Report:
             report.findings.add(report.books.enter(case))
         report.findings.add(report.books.check_totals())
         report.findings.add(check_sagas(fetch.sagas(connections["orders"])))
+        report.findings.add(check_tickets(fetch.tickets(connections["inventory"])))
         report.outboxes = fetch.outboxes(connections)
         report.findings.add(check_outboxes(report.outboxes))
         report.findings.add(_check_known(connections))

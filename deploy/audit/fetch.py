@@ -16,6 +16,7 @@ from deploy.audit.rows import (
     Saga,
     Sale,
     Stock,
+    Tickets,
     Units,
 )
 from deploy.audit.sources import Connection
@@ -92,6 +93,9 @@ _PAYMENTS = """
 _OUTBOX = """
     SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(create_time)), 0)::float FROM outbox
 """
+_TICKETS = """
+    SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(create_time)), 0)::float FROM tickets
+"""
 _PRODUCTS_ORDERED = """
     SELECT DISTINCT l.value->>'product_id' FROM orders o CROSS JOIN LATERAL jsonb_array_elements(o.lines) l
 """
@@ -140,6 +144,12 @@ def sagas(orders: Connection) -> list[Saga]:
         Saga(order_id=str(a), phase=b, attempts=c, age_seconds=d, waits_for_customer=e)
         for a, b, c, d, e in orders.execute(_SAGAS, [STUCK_SECONDS, _ROWS_MOST])
     ]
+
+
+def tickets(inventory: Connection) -> Tickets:
+    row = inventory.execute(_TICKETS).fetchone()
+    assert row is not None
+    return Tickets(*row)
 
 
 def outboxes(connections: dict[str, Connection]) -> list[Outbox]:

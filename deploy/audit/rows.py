@@ -146,3 +146,11 @@ class Outbox:
     service: str
     waiting: int
     oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tickets:
+    """Orders that were accepted with their hold, and that nobody has written yet."""
+
+    kept: int = 0
+    oldest_seconds: float = 0.0

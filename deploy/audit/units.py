@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from deploy.audit.findings import Finding, Invariant
-from deploy.audit.rows import Allowance, Outbox, Pools, Saga, Sale, Stock, Units
+from deploy.audit.rows import Allowance, Outbox, Pools, Saga, Sale, Stock, Tickets, Units
 
 STUCK_SECONDS = 120
 OUTBOX_SECONDS = 10
@@ -126,6 +126,13 @@ def check_sagas(sagas: Iterable[Saga]) -> Iterator[Finding]:
         if saga.age_seconds > STUCK_SECONDS and not saga.waits_for_customer:
             text = f"order {saga.order_id}: {saga.phase} for {saga.age_seconds:.0f} s, {saga.attempts} attempts"
             yield Finding(Invariant.SAGAS, (saga.order_id,), text)
+
+
+def check_tickets(tickets: Tickets) -> Iterator[Finding]:
+    """Orders that were accepted are written soon after."""
+    if tickets.oldest_seconds > STUCK_SECONDS:
+        number, age = tickets.kept, f"{tickets.oldest_seconds:.0f} s"
+        yield Finding(Invariant.SAGAS, ("tickets",), f"{number} orders accepted, not written, the oldest for {age}")
 
 
 def check_outboxes(outboxes: Iterable[Outbox]) -> Iterator[Finding]:

@@ -140,6 +140,12 @@ async def test_what_adds_up_is_found_to(shop: Shop) -> None:
             {Invariant.SAGAS},
         ),
         (
+            "inventory",
+            f"INSERT INTO tickets (reservation_id, ticket, create_time)"
+            f" VALUES ('{ORDER}', '', now() - interval '1 hour'), ('{ANN}', '', now())",
+            {Invariant.SAGAS},
+        ),
+        (
             "orders",
             "INSERT INTO outbox (event_id, subject, payload, create_time)"
             " VALUES (gen_random_uuid(), 's', '', now() - interval '1 hour')",

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from deploy.audit.findings import KEPT_MOST, Finding, Findings, Invariant
-from deploy.audit.rows import Allowance, Outbox, Pools, Saga, Sale, Stock, Units
+from deploy.audit.rows import Allowance, Outbox, Pools, Saga, Sale, Stock, Tickets, Units
 from deploy.audit.units import (
     Account,
     check_limits,
@@ -13,6 +13,7 @@ from deploy.audit.units import (
     check_sagas,
     check_sales,
     check_stock,
+    check_tickets,
     check_units,
 )
 
@@ -111,6 +112,11 @@ def test_who_paid_after_the_hold_had_ended_may_be_above_the_limit() -> None:
 def test_only_old_sagas_that_wait_for_no_customer_are_stuck(age: float, waits: bool, stuck: bool) -> None:
     saga = Saga(order_id="o", phase="FORWARD", attempts=3, age_seconds=age, waits_for_customer=waits)
     assert bool(list(check_sagas([saga]))) == stuck
+
+
+@pytest.mark.parametrize(("age", "stuck"), [(121, True), (119, False), (0, False)])
+def test_an_accepted_order_that_nobody_writes_is_stuck(age: float, stuck: bool) -> None:
+    assert bool(list(check_tickets(Tickets(kept=2, oldest_seconds=age)))) == stuck
 
 
 def test_an_outbox_that_stands_still_is_a_warning() -> None:
