@@ -12,6 +12,8 @@ they keep no unit from others; and hears no here for a second after PostgreSQL s
 what they have missed, because Valkey was away or a process died, has somebody ask PostgreSQL who need not, or costs a
 token.
 
+Once a sale is over it turns everybody away who has no token, for as long as tokens are kept. Then PostgreSQL says it.
+
 `healing` writes the counters anew from PostgreSQL, under the term of the leader who does it (`chassis.lease`), here
 called the epoch. Whoever takes names the epoch it has heard of. A gate without an epoch was emptied, one with an older
 epoch holds somebody's old data: it says nothing then, and all pass to PostgreSQL. Their tokens are written down all the
@@ -34,7 +36,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from services.chassis.errors import AppError
-from services.inventory.domain import CustomerLimit, Hold, Line, Reservation, SoldOut
+from services.inventory.domain import CustomerLimit, Hold, Line, Reservation, SaleNotLive, SoldOut
 
 log = structlog.get_logger()
 
@@ -52,19 +54,20 @@ LOST = (RedisError, RedisClusterException, OSError, TimeoutError)
 # All scripts work on one sale. KEYS: its state, tokens taken, tokens known, customers, customers refused.
 #   state: left (units nobody took), net (units taken less units given back), ended (units given back by reservations
 #          that are over; of both only changes matter), limit (per customer, 0 for none), epoch, run (which server was
-#          healed)
+#          healed), over (how the sale ended; empty while it runs)
 #   taken: id -> "units milliseconds customer"
 #   known: id -> units
 #   customers: customer -> units taken, where there is a limit
 #   refused: customer -> milliseconds when PostgreSQL last said that they are over the limit
 # ARGV: epoch (0: none is known), lifetime, then id, units, customer, id, …
-# Answers whether the gate knows the sale, then for each id -1 (pass), how many units are left (too few), or -1 less the
-# limit (over it).
+# Answers whether the gate knows the sale, then for each id -1 (pass), how many units are left (too few), -1 less the
+# limit (over it), or how the sale ended.
 _TAKE = """
-local state = redis.call('HMGET', KEYS[1], 'epoch', 'left', 'limit')
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'left', 'limit', 'over')
 local epoch, mine, left = tonumber(state[1]), tonumber(ARGV[1]), tonumber(state[2])
 local limit = tonumber(state[3]) or 0
 local knows = mine > 0 and epoch and epoch >= mine
+local over = knows and state[4] and state[4] ~= '' and state[4]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local answers, taken = {knows and 1 or 0}, 0
@@ -75,7 +78,9 @@ for i = 3, #ARGV, 3 do
     if before then
         redis.call('HSET', KEYS[2], id, string.match(before, '%d+') .. ' ' .. now .. ' ' .. customer)
     elseif redis.call('HEXISTS', KEYS[3], id) == 0 then
-        if knows and left < units then
+        if over then
+            answer = over
+        elseif knows and left < units then
             answer = math.max(left, 0)
         elseif knows and limit > 0 and (tonumber(redis.call('HGET', KEYS[4], customer)) or 0) + units > limit then
             local refused = tonumber(redis.call('HGET', KEYS[5], customer))
@@ -303,8 +308,10 @@ def keys_of(sale_id: uuid.UUID) -> list[str]:
     return [f"sale:{{{sale_id}}}:{name}" for name in ("state", "taken", "known", "customers", "refused")]
 
 
-def _refusal(line: Line, word: int) -> AppError:
+def _refusal(line: Line, word: int | bytes) -> AppError:
     """What the gate's answer to `line` means."""
+    if isinstance(word, bytes):
+        return SaleNotLive(flashSaleId=line.sale_id, state=word.decode())
     if word < _PASS:
         return CustomerLimit(flashSaleId=line.sale_id, limit=_PASS - word)
     return SoldOut(flashSaleId=line.sale_id, remaining=word)

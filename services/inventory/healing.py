@@ -111,7 +111,15 @@ for i = first_over, #ARGV, 2 do
     net = net - units
     left = left - (ARGV[i + 1] - units)
 end
-redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'left', left, 'net', net, 'run', ARGV[3], 'limit', ARGV[6])
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'left', left, 'net', net, 'run', ARGV[3], 'limit', ARGV[6],
+    'over', '')
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
+return 1
+""")
+# ARGV: epoch, lifetime, how the sale ended. Tokens are kept for as long as people are turned away: repeats still pass.
+_END = Script("""
+if tonumber(redis.call('HGET', KEYS[1], 'epoch')) ~= tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'over', ARGV[3])
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
 return 1
 """)
@@ -132,6 +140,7 @@ _OPEN = text("""
     WHERE closed_as IS NULL AND end_time > clock_timestamp()
         AND start_time <= clock_timestamp() + make_interval(secs => :ahead)
 """)
+_ENDS = text("SELECT id, coalesce(closed_as, 'ENDED') AS state FROM flash_sales WHERE id = ANY(CAST(:ids AS uuid[]))")
 _REMAINING = text("""
     SELECT id, allocation - held - sold - returned AS remaining, held, per_customer_limit FROM flash_sales
     WHERE id = ANY(CAST(:ids AS uuid[]))
@@ -201,12 +210,15 @@ class Healer:
     def __init__(self, db: Database, gate: Gate, epoch: int) -> None:
         self._db, self._gate, self._epoch = db, gate, epoch
         self._walked = _YOUNGEST
+        self._open: set[uuid.UUID] = set()
         self._scanned: dict[uuid.UUID, bytes] = {}
 
     async def heal(self) -> float:
         """Heals every open sale once. Returns after how many seconds to come again: in time for a sale that starts."""
         known = await run_alone(self._db, _OPEN, {"ahead": HEAL_SECONDS})
         held = {row.id: row.held for row in known if row.starts_in <= 0}
+        await self._end(self._open - held.keys())
+        self._open = set(held)
         loaded = False
         for some in _chunks(held, _SALES_AT_ONCE):
             looks = await self._ask(_LOOK, some)
@@ -220,6 +232,16 @@ class Healer:
         _HEALED.set_to_current_time()
         starts: list[float] = [row.starts_in for row in known if row.starts_in > 0]
         return min([HEAL_SECONDS, *starts])
+
+    async def _end(self, sales: set[uuid.UUID]) -> None:
+        """Has the gate say that sales are over, which this leader has healed before: else it would say sold out."""
+        if not sales:
+            return
+        ends = {row.id: row.state for row in await run_alone(self._db, _ENDS, {"ids": list(sales)})}
+        arguments: dict[uuid.UUID, list[Any]] = {
+            id_: [self._epoch, LIFETIME_SECONDS, state] for id_, state in ends.items()
+        }
+        await self._gate.run(_END, arguments, seconds=_SCRIPT_SECONDS)
 
     async def _compare(self, ended: dict[uuid.UUID, int]) -> tuple[dict[uuid.UUID, _Account], list[uuid.UUID]]:
         """Steps 2 to 4 for the sales of `ended`, by id: `ended0`. Also those whose gate knows too many tokens."""

@@ -17,7 +17,7 @@ from services.chassis.db import Database
 from services.chassis.lease import Lease
 from services.inventory import gate as gates
 from services.inventory import healing, reserving, sales, settling
-from services.inventory.domain import Hold, Reservation, SoldOut
+from services.inventory.domain import Hold, Reservation, SaleNotLive, SaleState, SoldOut
 from services.inventory.gate import Gate, Script, keys_of
 from services.inventory.healing import Healer, keep_healing
 from tests.integration.inventory.conftest import (
@@ -30,6 +30,7 @@ from tests.integration.inventory.conftest import (
     holding,
     left,
     of_sale,
+    sale_ended,
     statements,
     takers,
 )
@@ -354,6 +355,50 @@ async def test_a_heal_of_many_sales_is_four_statements(db: Database, gate: Gate)
         await heal(gate, db)
 
     assert [s.count("FROM flash_sales") for s in seen] == [1, 1, 0, 0]  # and the states of tokens, and the walk
+
+
+@pytest.mark.parametrize(("end", "says"), [("cancelled", "CANCELLED"), ("closed", "ENDED"), ("over", "ENDED")])
+async def test_a_sale_that_is_over_is_not_called_sold_out_and_refuses_at_no_cost(
+    db: Database, gate: Gate, end: str, says: str
+) -> None:
+    """Those who hold units of it still find them; and another sale is none of its business."""
+    sale, other = await a_sale(db, units=2), await a_sale(db, units=1)
+    healer = Healer(db, gate, EPOCH)
+    await healer.heal()
+    holds = [a_hold(of_sale(sale)), a_hold(of_sale(sale))]
+    await reserving.admit(db, gate, holds[:1])
+    await healer.heal()
+    await reserving.admit(db, gate, holds[1:])
+    if end == "over":
+        await sale_ended(db, sale.id)
+    else:
+        state = SaleState.CANCELLED if end == "cancelled" else SaleState.ENDED
+        await sales.close_sale(db, sale.id, state, etag_given="", key=None)
+    await healer.heal()
+
+    with statements(db) as seen:
+        late = await reserving.admit(db, gate, [a_hold(of_sale(other), of_sale(sale)), a_hold(of_sale(sale))])
+
+    assert [(type(o), o.metadata["state"]) for o in late if isinstance(o, SaleNotLive)] == [(SaleNotLive, says)] * 2
+    assert seen == []
+    assert await left(gate, other) == 1
+    assert {o.id for o in await reserving.admit(db, gate, holds) if isinstance(o, Reservation)} == {h.id for h in holds}
+    await healer.heal()
+    assert 0 < await gate.valkey.ttl(keys_of(sale.id)[0]) <= await gate.valkey.ttl(keys_of(sale.id)[2])
+
+
+async def test_what_a_leader_of_the_past_says_of_a_sales_end_counts_for_nothing(db: Database, gate: Gate) -> None:
+    """By PostgreSQL's clock, which has gone back since, the sale still runs."""
+    sale = await a_sale(db, units=1)
+    past = Healer(db, gate, EPOCH)
+    await past.heal()
+    await past._end({sale.id})
+    assert await gate.refused([a_hold(of_sale(sale))])
+
+    await heal(gate, db, epoch=EPOCH + 1)
+    assert await gate.refused([a_hold(of_sale(sale))]) == {}
+    await past._end({sale.id})
+    assert isinstance((await gate.refused([hold := a_hold(of_sale(sale))]))[hold.id], SoldOut)
 
 
 @pytest.fixture
