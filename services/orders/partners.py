@@ -250,9 +250,8 @@ class Steps:
         except Refused as refusal:
             if refusal.code not in ("FAILED_PRECONDITION", "NOT_FOUND"):
                 raise
-            # The money has gone back, and stays there. What became of the units is for people to find out.
             log.warning("units do not come back", order_id=saga.order_id, reason=refusal.reason)
-            saga.cause = f"restock refused: {refusal.reason}"
+            raise StepRefused(refusal.reason) from refusal
 
 
 def _pools(hold: HoldRequest) -> Iterator[uuid.UUID]:

@@ -96,8 +96,8 @@ def _end(order: Order, saga: Saga, refunded: int) -> tuple[State, str]:
         if refunded == order.refunded_minor:
             return order.state, cause
         return domain.move(order.state, order.state_after_refund(refunded)), cause
-    if saga.cause:
-        cause = f"{cause}; {saga.cause}"
+    if saga.progress.reason:
+        cause = f"{cause}; units did not come back: {saga.progress.reason}"
     cancelled = saga.refund.wanted is State.CANCELLED
     return domain.move(order.state, State.CANCELLED if cancelled else order.state_after_refund(refunded)), cause
 

@@ -64,7 +64,7 @@ class Progress:
     applied: int = 1
     """An order is only written once its stock is reserved, so a saga begins after the first step."""
     reason: str = ""
-    """Why it turned back."""
+    """Why it turned back, or what was refused that it could do without."""
     asked: str = ""
     """Why somebody wants it to turn back: `CANCELLED` or `HOLD_EXPIRED`, for which it is too late once the money has
     moved; or `COMPENSATED`, for which it never is."""
@@ -101,6 +101,10 @@ class Progress:
         # A refused inverse is a bug in the plan: stop loudly, do not loop.
         assert self.phase is Phase.FORWARD, f"compensation refused: {reason}"
         return replace(self, phase=Phase.BACKWARD if self.applied else Phase.UNDONE, reason=reason)
+
+    def skipped(self, reason: str) -> "Progress":
+        """The next step was refused, and the plan goes on without it."""
+        return replace(self.succeeded(), reason=reason)
 
     def compensated(self) -> "Progress":
         """An operator takes it back, with the step that may just be taking effect."""
@@ -182,6 +186,8 @@ class Step:
     undo: Call = _nothing
     give_up: Call | None = None
     """What is done instead of `do` when the saga was asked to turn back. Returns where it is too late for that."""
+    optional: bool = False
+    """Whether the plan goes on where the step is refused."""
     stretch: Call | None = None
     """What is done, once, where the step has no outcome yet and the hold is about to end with money on its way."""
 
@@ -199,10 +205,11 @@ PLANS = {
         ),
         Step("confirm", do=lambda services, saga: services.confirm(saga)),
     ),
-    # Only its first step can be refused, so nothing of it is ever taken back.
+    # Only its first step can turn it back, so nothing of it is ever taken back. Once the money has gone back it stays
+    # there: what became of units that do not come back is for people to find out.
     Kind.REFUND: (
         Step("refund", do=lambda services, saga: services.pay_back(saga)),
-        Step("restock", do=lambda services, saga: services.restock(saga)),
+        Step("restock", do=lambda services, saga: services.restock(saga), optional=True),
     ),
 }
 
@@ -219,7 +226,7 @@ async def advance(services: Services, saga: Saga) -> Progress:
     try:
         await (step.give_up if progress.asked and step.give_up else step.do)(services, saga)
     except StepRefused as refusal:
-        return progress.refused(refusal.reason)
+        return progress.skipped(refusal.reason) if step.optional else progress.refused(refusal.reason)
     except Exception:
         if not (step.stretch and saga.needs_time):
             raise

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 
 import structlog
 from prometheus_client import Counter
@@ -50,6 +51,7 @@ class Worker:
         self._slow: set[asyncio.Task[None]] = set()
         self._due = 0
         self._finish: Batcher[Ending, bool] = Batcher("finish", lambda endings: journal.finish(db, endings))
+        self._finish_refund: Callable[[Saga], Awaitable[State | None]] = lambda saga: refunds.finish(db, saga)
         self._save: Batcher[Pause, bool] = Batcher("save", lambda pauses: journal.save(db, pauses))
 
     @property
@@ -129,7 +131,7 @@ class Worker:
             if not await self._finish(Ending(saga, state, reason)):
                 state = None
         else:
-            state, reason = await refunds.finish(self._db, saga), saga.progress.reason
+            state, reason = await self._finish_refund(saga), saga.progress.reason
         if state:
             _FINISHED.labels(saga.progress.kind, state).inc()
             if saga.progress.phase is Phase.UNDONE:

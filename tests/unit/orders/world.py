@@ -13,7 +13,7 @@ from services.chassis.money import Money
 from services.orders.domain import Payment, PaymentState, State
 from services.orders.journal import Ending, Pause
 from services.orders.partners import Steps
-from services.orders.saga import HOLD_EXPIRED, Progress, Saga
+from services.orders.saga import COMPENSATED, HOLD_EXPIRED, Progress, Saga
 from services.orders.worker import Worker
 from stampede.inventory.v1.reservation_service_pb2 import Reservation
 
@@ -79,10 +79,14 @@ class World:
         raise refused("FAILED_PRECONDITION", "RESERVATION_LOST")
 
     def release(self) -> None:
-        if self.hold == "CONFIRMED":
+        if self.hold in ("CONFIRMED", "RETURNED"):
             raise refused("FAILED_PRECONDITION", "WRONG_STATE")
         if self.hold == "HELD":
             self.hold = "RELEASED"
+
+    def restock(self) -> None:
+        assert self.hold in ("CONFIRMED", "RETURNED")
+        self.hold, self.taken = "RETURNED", 0
 
     def extend(self) -> None:
         self.asked_longer += 1
@@ -115,7 +119,7 @@ class World:
         self._provider_goes_on()
         if self.payment is PaymentState.SUCCEEDED:
             self.payment, self.refunded = PaymentState.REFUNDED, self.refunded + 1
-        elif self.payment is PaymentState.AWAITING_CUSTOMER:
+        elif self.payment in (None, PaymentState.AWAITING_CUSTOMER):
             self.payment = PaymentState.CANCELLED
 
     def _provider_goes_on(self) -> None:
@@ -181,7 +185,7 @@ class Partner:
                 self._world.hold_expire_time,
             )
             await self._door(f"after {name}")
-            if name in ("confirm", "release"):
+            if name in ("confirm", "release", "restock"):
                 return None
             if name == "extend":
                 return Reservation(expire_time=wire.timestamp(until))
@@ -254,6 +258,12 @@ class Journal:
         if self.row and not self.row.progress.asked:
             self.row.progress = replace(self.row.progress, asked=why)
             self.row.due = self.row.due or self.row.waiting
+
+    def compensate(self) -> None:
+        """An operator wants it taken back; whoever has time looks after it at once."""
+        if self.row:
+            self.row.progress = replace(self.row.progress, asked=COMPENSATED)
+            self.row.due = True
 
     def hold_is_about_to_end(self) -> None:
         if self.row and not self.row.progress.extended:
