@@ -2,11 +2,12 @@
 
 import asyncio
 import uuid
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
 import structlog
 from google.protobuf.message import Message
-from nats.js import JetStreamContext
 from prometheus_client import Counter, Gauge
 from sqlalchemy import Identity, LargeBinary, func, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,17 +15,24 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis import ids
 from services.chassis.db import Base, Database
+from services.chassis.publishing import Publisher
 
 log = structlog.get_logger()
 
 _RELAYED = Counter("stampede_outbox_relayed_total", "Events handed to JetStream.")
-_WAITING = Gauge("stampede_outbox_batch", "Events in the relay's last batch.")
+_BATCH = Gauge("stampede_outbox_batch", "Events in the relay's last batch.")
+_WAITING = Gauge("stampede_outbox_waiting", "Events not yet handed to JetStream, counted up to 10,000.")
+_OLDEST_AGE = Gauge("stampede_outbox_oldest_seconds", "Age of the oldest event not yet handed to JetStream.")
 _BATCH_MOST = 500
 _IDLE_SECONDS = 0.5
 _PUBLISH_SECONDS = 5.0
+_MEASURE_SECONDS = 5.0
+_COUNT_MOST = 10_000
 # A pause between batches, in which the next one gathers: events come a little later, and cost a lot less.
 _REST_SECONDS = 0.02
-_LOCK = 727_002
+_LOCK_NUMBER = 727_002
+_PAUSED_MOST = "20s"
+_FIRST_FIELD = b"\x0a"  # of a protobuf message: number 1, of variable length
 
 
 class OutboxEvent(Base):
@@ -50,8 +58,17 @@ CREATE TABLE outbox (
 """
 
 
+# One relay at a time works. Should its process be paused, or its machine be lost, the others do not wait for ever.
+_LOCK = text(f"""
+    SELECT set_config('idle_in_transaction_session_timeout', '{_PAUSED_MOST}', true),
+           pg_try_advisory_xact_lock({_LOCK_NUMBER}) AS is_ours
+""")
 _OLDEST = text("SELECT id, event_id, subject, payload FROM outbox ORDER BY id LIMIT :most")
 _FORGET = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
+_MEASURE = text("""
+    SELECT count(*) AS number, coalesce(extract(epoch FROM now() - min(create_time)), 0) AS age
+    FROM (SELECT create_time FROM outbox ORDER BY id LIMIT :most) AS oldest
+""")
 
 
 async def tell(tx: AsyncSession, events: list[tuple[str, Message]]) -> None:
@@ -71,7 +88,11 @@ async def tell(tx: AsyncSession, events: list[tuple[str, Message]]) -> None:
 
 
 class Relay:
-    """Publishes what `tell` stored. Any number may run; one at a time works, so that order is kept."""
+    """Publishes what `tell` stored. Any number may run; one at a time works.
+
+    An event is published when JetStream has acknowledged all that its key, the first field of its payload, told before.
+    So whatever is cut off, refused, repeated or restarted in between, no event of a key overtakes another.
+    """
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -81,18 +102,19 @@ class Relay:
         """Says that there is something new, to save the wait for the next look."""
         self._news.set()
 
-    async def run(self, jetstream: JetStreamContext) -> None:
+    async def run(self, connection: Any) -> None:
         """Runs until cancelled. Whatever fails is tried again; nothing is forgotten before it is acknowledged."""
-        while True:
-            try:
-                sent = await self.relay_once(jetstream)
-            except Exception as error:
-                log.warning("events wait", cause=repr(error)[:300])
-                sent = 0
-                await asyncio.sleep(_IDLE_SECONDS)
-            if sent < _BATCH_MOST:
-                await asyncio.sleep(_REST_SECONDS)
-                await self._wait()
+        async with Publisher(connection) as publisher:
+            while True:
+                try:
+                    sent = await self.relay_once(publisher)
+                except Exception as error:
+                    log.warning("events wait", cause=repr(error)[:300])
+                    sent = 0
+                    await asyncio.sleep(_IDLE_SECONDS)
+                if sent < _BATCH_MOST:
+                    await asyncio.sleep(_REST_SECONDS)
+                    await self._wait()
 
     async def _wait(self) -> None:
         try:
@@ -102,28 +124,61 @@ class Relay:
             pass
         self._news.clear()
 
-    async def relay_once(self, jetstream: JetStreamContext) -> int:
-        """Publishes the oldest events and forgets them; returns how many.
+    async def relay_once(self, publisher: Publisher) -> int:
+        """Publishes the oldest events and forgets those that JetStream has; returns how many.
 
         The one place where a transaction spans a remote call: bounded by the batch and a timeout. If the process dies
         half way, the rows stay and are told again under the same message id, which JetStream drops as a duplicate.
         """
         async with self._db.begin() as tx:
-            if not await tx.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
+            if not (await tx.execute(_LOCK)).one().is_ours:
                 return 0
             events = (await tx.execute(_OLDEST, {"most": _BATCH_MOST})).all()
-            if events:
-                await _publish(jetstream, [(e.subject, e.payload, str(e.event_id)) for e in events])
-                await tx.execute(_FORGET, {"ids": [e.id for e in events]})
-        _RELAYED.inc(len(events))
-        _WAITING.set(len(events))
-        return len(events)
+            stored = await _publish(publisher, events) if events else []
+            if stored:
+                await tx.execute(_FORGET, {"ids": stored})
+        _RELAYED.inc(len(stored))
+        _BATCH.set(len(stored))
+        if len(stored) < len(events):
+            log.warning("events wait", number=len(events) - len(stored), cause=publisher.refusal or "no answer")
+        return len(stored)
+
+    async def measure(self) -> None:
+        """Keeps the gauges of what waits, until cancelled. They tell an operator that NATS is missing."""
+        while True:
+            async with self._db() as tx:
+                waiting = (await tx.execute(_MEASURE, {"most": _COUNT_MOST})).one()
+            _WAITING.set(waiting.number)
+            _OLDEST_AGE.set(waiting.age)
+            await asyncio.sleep(_MEASURE_SECONDS)
 
 
-async def _publish(jetstream: JetStreamContext, events: list[tuple[str, bytes, str]]) -> None:
-    acknowledged = [
-        await jetstream.publish_async(subject, payload, headers={"Nats-Msg-Id": event_id})
-        for subject, payload, event_id in events
-    ]
-    async with asyncio.timeout(_PUBLISH_SECONDS):
-        await asyncio.gather(*acknowledged)
+async def _publish(publisher: Publisher, events: Sequence[Any]) -> list[int]:
+    """Returns the ids of those rows whose events JetStream has."""
+    stored: list[int] = []
+    until = asyncio.get_running_loop().time() + _PUBLISH_SECONDS
+    for wave in _waves(events):
+        done = await publisher.publish([(e.subject, e.payload, str(e.event_id)) for e in wave])
+        stored += [wave[number].id for number in done]
+        if len(done) < len(wave) or asyncio.get_running_loop().time() > until:
+            break  # what comes later may have to wait for what failed
+    return stored
+
+
+def _waves(events: Iterable[Any]) -> list[list[Any]]:
+    """`events` in as few lists as can be, in each of which all keys differ; those of one key in their order."""
+    waves: list[list[Any]] = []
+    lengths: dict[bytes, int] = {}
+    for event in events:
+        key = _key(event.payload)
+        number = lengths[key] = lengths.get(key, -1) + 1
+        if number == len(waves):
+            waves.append([])
+        waves[number].append(event)
+    return waves
+
+
+def _key(payload: bytes) -> bytes:
+    """The first field of an event, as all define it: the id of what it is about. Empty for one without."""
+    is_id = payload[:1] == _FIRST_FIELD and len(payload) > 1 and payload[1] < 128
+    return payload[2 : 2 + payload[1]] if is_id else b""

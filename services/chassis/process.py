@@ -136,14 +136,15 @@ class Process:
         """Relays the outbox to JetStream and feeds `consumers`, whenever NATS is there."""
 
         async def exchange() -> None:
-            jetstream = await self.jetstream()
+            connection, jetstream = await self._connected(), await self.jetstream()
             await events.declare_stream(jetstream, self.service)
             async with asyncio.TaskGroup() as group:  # where one fails, all are started anew, and none runs twice
-                group.create_task(self.relay.run(jetstream))
+                group.create_task(self.relay.run(connection))
                 for consumer in consumers:
                     group.create_task(consumer.run(jetstream))
 
         self.background("events", exchange)
+        self.background("outbox metrics", self.relay.measure)
 
     def listen(self, subject: str, heard: Callable[[bytes], None], *, watch: Watch[Any, Any]) -> None:
         """While somebody watches `watch`, gives `heard` the payloads of all events that any process tells on `subject`.

@@ -77,7 +77,7 @@ async def replica(db: Database, broker: Broker, *, seconds: float = NEVER) -> As
     works = (
         replica.watch.run(),
         live.listen(connection, SUBJECT, replica.hear, replica.watch),
-        Relay(db).run(jetstream),
+        Relay(db).run(connection),
     )
     tasks = [asyncio.create_task(work) for work in works]
     try:

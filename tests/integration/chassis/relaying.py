@@ -1,0 +1,19 @@
+"""A process that relays an outbox until it is killed: `python -m … <database> <nats>`. Run by test_outbox.py."""
+
+import asyncio
+import sys
+
+from services.chassis import db as databases
+from services.chassis import events
+from services.chassis.outbox import Relay
+
+
+async def main(database_url: str, nats_url: str) -> None:
+    _, db = databases.connect(database_url, pool_size=2)
+    connection = await events.connect(nats_url, "relaying")
+    print("connected", flush=True)
+    await Relay(db).run(connection)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
