@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_VENV := .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
 STUBS := protos/gen/gateway.binpb
 PROTOS := $(shell find protos/stampede -name '*.proto')
 PYTEST_ARGS ?=
@@ -54,7 +56,7 @@ check: setup ## Lint, types, contract and style: all that needs no server
 	@cd protos && ../$(BIN)/python lint.py
 	@$(BIN)/python -m pytest -q tests/tidy tests/contract tests/unit
 
-bench: setup ## Measure what an order costs, in ratios to a bare RPC
+bench: setup $(BENCH_READY) ## Measure what an order costs, in ratios to a bare RPC and beside DBOS and Celery
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 soak: setup ## See whether memory stays flat over SOAK_ATTEMPTS=500000
@@ -70,6 +72,13 @@ $(READY): requirements-dev.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@printf '%s\n' '$(CURDIR)' '$(CURDIR)/protos/gen' > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/stampede.pth"
+	@touch $@
+
+# What the bench compares with stays away from what production installs.
+$(BENCH_READY): requirements-bench.lock
+	@echo "setting up $(BENCH_VENV) (once)"
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@touch $@
 
 $(STUBS): $(READY) protos/generate.py $(PROTOS)
