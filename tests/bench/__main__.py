@@ -9,45 +9,62 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
+from tests.bench import paid
 from tests.bench.measure import say
 from tests.bench.mesh import Yardstick, mesh
+from tests.bench.paid import Till
 from tests.bench.report import Verdict, table
+from tests.bench.rivals import CELERY, DBOS, PYTHON, Rival
 from tests.bench.rows import Rows
 from tests.bench.rush import Plan, rush
 
 _SAGAS = 512
+PLACING, PAYING = "placing", "paying"
 
 
-async def bench(requests: int, plan: Plan) -> list[Verdict]:
-    """All that is measured."""
+async def bench(only: Collection[str], requests: int, plan: Plan) -> list[Verdict]:
+    """All that is measured, in those parts."""
+    verdicts = []
     with tempfile.TemporaryDirectory(prefix="stampede-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)  # PostgreSQL may run as another user
         async with Yardstick.running(home) as e:
             rows = Rows(e, requests)
             await rows.warm_up()
-            # Their sagas are left for later, so that placing is measured alone.
-            async with mesh(home / "placing", sagas_at_once=0) as (shop, pids):
-                await rows.hot(shop, pids)
-                await rows.spread(shop, pids)
-                await rows.sold_out(shop, pids)
-                rushed = await rush(shop, pids, plan)
-            async with mesh(home / "paying", sagas_at_once=_SAGAS) as (shop, pids):
-                await rows.paid(shop, pids)
-    return [*rows.verdicts, *rushed]
+            if PLACING in only:
+                # Their sagas are left for later, so that placing is measured alone.
+                async with mesh(home / PLACING, sagas_at_once=0) as (shop, pids):
+                    await rows.hot(shop, pids)
+                    await rows.spread(shop, pids)
+                    await rows.sold_out(shop, pids)
+                    verdicts += [*rows.verdicts, *await rush(shop, pids, plan)]
+            if PAYING in only:
+                async with mesh(home / PAYING, sagas_at_once=_SAGAS) as (shop, pids):
+                    till = Till(e, shop, pids, paid.Plan(orders=requests // 4))
+                    async with (
+                        Rival.running(DBOS, shop.site, pids) as dbos,
+                        Rival.running(CELERY, shop.site, pids) as celery,
+                    ):
+                        verdicts += await till.measure([dbos, celery])
+    return verdicts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", choices=[PLACING, PAYING], help="one part of it, without the other")
     parser.add_argument("--requests", type=int, default=6_000, help="requests per row (default: %(default)s)")
     told = f"of the rush, ten attempts each; more than the {Plan.units:,} units, one each (default: %(default)s)"
     parser.add_argument("--customers", type=int, default=Plan.customers, help=told)
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a bar is missed")
     options = parser.parse_args()
-    verdicts = asyncio.run(bench(options.requests, Plan(customers=options.customers)))
-    say("\nratios are those of the middle one of three pairs: E with as many connections, and the row right after it")
+    if not PYTHON.exists():
+        parser.error(f"{PYTHON} is missing: `make bench` sets it up")
+    only = [options.only] if options.only else [PLACING, PAYING]
+    verdicts = asyncio.run(bench(only, options.requests, Plan(customers=options.customers)))
+    say("\nratios are those of the middle one of three pairs, or five rounds: E with as many connections, then the row")
     for line in table(verdicts):
         say(line)
     missed = [verdict for verdict in verdicts if not verdict.met]

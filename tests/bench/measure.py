@@ -47,9 +47,10 @@ class Measured:
 
     def __str__(self) -> str:
         costs = {part: us for part, us in self.cpu_us.items() if us >= 1 and part != "load"}
+        latencies = f"p50 {self.result.p50_ms:>6.1f} ms  p99 {self.result.p99_ms:>6.1f} ms"
         return (
-            f"{self.name:<16}{self.connections:>5} conn {self.per_second:>7,.0f}/s"
-            f"  p50 {self.result.p50_ms:>6.1f} ms  p99 {self.result.p99_ms:>6.1f} ms  CPU {self.total_us:>6,.0f} µs = "
+            f"{self.name:<22}{self.connections:>4} conn {self.per_second:>7,.0f}/s"
+            f"  {latencies if self.result.p50_ms else '':<28}  CPU {self.total_us:>6,.0f} µs = "
             + " + ".join(f"{part} {us:,.0f}" for part, us in costs.items())
             + f"  (load {self.cpu_us['load']:,.0f})"
             + (f"  AND {self.others}" if self.others else "")

@@ -41,13 +41,40 @@ def cheaper(few: Measured, many: Measured) -> Verdict:
     )
 
 
+def beside(ours: Measured, theirs: Measured, bar: float) -> Verdict:
+    """Holds our rate to so many times somebody else's."""
+    factor, rates = ours.per_second / theirs.per_second, f"{ours.per_second:,.0f}/s of {theirs.per_second:,.0f}/s"
+    cpu = f"{ours.total_us / 1000:.1f} CPU-ms of {theirs.total_us / 1000:.1f}"
+    return Verdict(
+        f"{ours.name}, to a {theirs.name}", f"{factor:.1f} ×", f"at least {bar:.0f} ×", factor >= bar, f"{rates}, {cpu}"
+    )
+
+
+def shared(row: Measured, alone: Measured, bar: float, by: str) -> Verdict:
+    """Holds a row's rate to a share of what it is `alone`."""
+    share, rates = row.per_second / alone.per_second, f"{row.per_second:,.0f}/s of {alone.per_second:,.0f}/s"
+    more = f"{rates}, {row.total_us / alone.total_us:.2f} × its CPU"
+    return Verdict(f"{row.name} by {by}", f"{share:.0%}", f"at least {bar:.0%}", share >= bar, more)
+
+
+def middle(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[Measured, Measured]:
+    """The pair whose ratio of rates lies in the middle."""
+    return sorted(pairs, key=lambda pair: pair[0].per_second / pair[1].per_second)[len(pairs) // 2]
+
+
 def side_by_side(few: Measured, many: Measured) -> list[str]:
     """CPU microseconds per held unit by process, at both numbers of connections."""
-    columns = f"{f'{few.connections} connections':>18}{f'{many.connections} connections':>18}"
-    lines = [f"{'CPU µs per held unit':<24}{columns}"]
-    for part in (part for part in few.cpu_us if part != "load" and max(few.cpu_us[part], many.cpu_us[part]) >= 1):
-        lines.append(f"  {part:<22}{few.cpu_us[part]:>18,.0f}{many.cpu_us[part]:>18,.0f}")
-    return [*lines, f"  {'all':<22}{few.total_us:>18,.0f}{many.total_us:>18,.0f}"]
+    return columns("CPU µs per held unit", {f"{row.connections} connections": row for row in (few, many)})
+
+
+def columns(what: str, rows: Mapping[str, Measured]) -> list[str]:
+    """CPU microseconds by process, a column for each row."""
+    lines = [f"{what:<24}" + "".join(f"{name:>18}" for name in rows)]
+    for part in dict.fromkeys(part for row in rows.values() for part in row.cpu_us if part != "load"):
+        costs = [row.cpu_us.get(part, 0.0) for row in rows.values()]
+        if max(costs) >= 1:
+            lines.append(f"  {part:<22}" + "".join(f"{us:>18,.0f}" for us in costs))
+    return [*lines, f"  {'all':<22}" + "".join(f"{row.total_us:>18,.0f}" for row in rows.values())]
 
 
 def table(verdicts: Sequence[Verdict]) -> list[str]:

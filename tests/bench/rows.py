@@ -4,16 +4,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tests.bench.load import Job
-from tests.bench.measure import Measured, Pids, cpu_seconds, load, measure, say, spent
+from tests.bench.measure import Measured, Pids, load, measure, say
 from tests.bench.mesh import Yardstick
-from tests.bench.report import Verdict, against_e, cheaper, side_by_side
+from tests.bench.report import Verdict, against_e, cheaper, middle, side_by_side
 from tests.bench.shop import Shop
 
 FEW, SOME, MANY = CONNECTIONS = (16, 64, 256)
 CUSTOMERS = 64
 PRODUCTS = 100
 _PAIRS = 3
-HOT, SPREAD, SOLD_OUT, PAID = "order placed", "order placed, spread", "sold out", "order paid"
+HOT, SPREAD, SOLD_OUT = "order placed", "order placed, spread", "sold out"
 BARS = {(HOT, MANY): 0.5, (SPREAD, MANY): 0.45, (SOLD_OUT, SOME): 0.9, (SOLD_OUT, MANY): 0.9}
 
 
@@ -50,13 +50,6 @@ class Rows:
             sale = await shop.sale(units=1)
             await self._row(SOLD_OUT, shop, pids, connections, sale, expects="400 SOLD_OUT")
 
-    async def paid(self, shop: Shop, pids: Pids) -> None:
-        """Whole paid orders, from the first request until the last is paid."""
-        await self._paid(shop, pids, self.requests // 5)
-        e = await self._measure_e(SOME)
-        row = await self._paid(shop, pids, self.requests // 2)
-        self.verdicts.append(against_e(row, e, BARS.get((PAID, SOME)), row.others))
-
     async def _row(
         self, name: str, shop: Shop, pids: Pids, connections: int, *sales: dict[str, object], expects: str = "200"
     ) -> Measured:
@@ -69,31 +62,11 @@ class Rows:
         await load(job(max(self.requests // 5, 1)))
         pairs = []
         for _ in range(self.pairs):
-            e = await self._measure_e(connections)
+            e = await self.e.measure(connections=connections, requests=self.requests)
             pairs.append((await measure(name, job(self.requests), pids, expects=expects), e))
-        pairs.sort(key=lambda pair: pair[0].per_second / pair[1].per_second)
-        row, e = pairs[len(pairs) // 2]
+        row, e = middle(pairs)
         others = Counter[str]()
         for each, _ in pairs:
             others.update(each.others)
         self.verdicts.append(against_e(row, e, BARS.get((name, connections)), others))
-        return row
-
-    async def _measure_e(self, connections: int) -> Measured:
-        e = await measure("E", self.e.job(connections=connections, requests=self.requests), self.e.pids)
-        if e.others:
-            raise RuntimeError(f"E answers {e.others}; nothing can be held against that")
-        return e
-
-    async def _paid(self, shop: Shop, pids: Pids, requests: int) -> Measured:
-        sale = await shop.sale()
-        job = shop.job(sale, tokens=await shop.tokens(CUSTOMERS), connections=SOME, requests=requests)
-        earlier, before = await shop.unsettled(), cpu_seconds(pids)
-        result = await load(job)
-        result.seconds += await shop.settled(but=earlier)
-        sold = (await shop.look(sale))["sold"]
-        if sold != result.answers.get("200"):
-            result.answers["placed, but not paid"] = result.answers.get("200", 0) - sold
-        row = Measured(PAID, SOME, result, "200", spent(before, pids, result, "200"))
-        say(str(row))
         return row

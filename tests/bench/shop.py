@@ -19,7 +19,7 @@ UNITS = 1_000_000
 _CARD = "pm_card_visa"
 _SETTLE_SECONDS = 120
 _LOOK_SECONDS = 0.1
-_AT_ONCE = 8
+_AT_ONCE = 64
 
 Sale = dict[str, Any]
 """A flash sale, as the gateway shows it."""
@@ -84,6 +84,21 @@ class Shop:
         port = self.site.ports.gateway
         return Job(port, "/v1/orders", bodies, list(tokens), connections, requests, shuffled, progress)
 
+    async def pending(self, tokens: Sequence[str]) -> list[str]:
+        """The ids of new orders, one of each customer, which wait for their payment."""
+        sale, places = await self.sale(len(tokens)), asyncio.Semaphore(_AT_ONCE)
+        line = {"productId": sale["productId"], "quantity": 1, "flashSaleId": sale["id"]}
+
+        async def one(token: str) -> str:
+            body = {"requestId": str(uuid.uuid4()), "lines": [line]}
+            async with places:
+                status, order = await self._answer("POST", "/v1/orders", body, token)
+            if status != 200 or order["state"] != "PENDING":
+                raise RuntimeError(f"an order that was to wait for its payment: {status} {order}")
+            return str(order["id"])
+
+        return await asyncio.gather(*(one(token) for token in tokens))
+
     async def look(self, sale: Sale) -> Sale:
         """The sale as it is now."""
         return await self._send("GET", f"/v1/flash-sales/{sale['id']}")
@@ -128,7 +143,11 @@ class Shop:
         admin = {"email": "admin@stampede.local", "password": self.site.secrets["admin"]}
         self._staff = (await self._answer("POST", "/v1/auth/login", admin))[1]["accessToken"]
 
-    async def _answer(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        headers = {"authorization": f"Bearer {self._staff}"} if self._staff else {}
+    async def _answer(
+        self, method: str, path: str, body: dict[str, Any] | None, token: str = ""
+    ) -> tuple[int, dict[str, Any]]:
+        """As whose token it is; as staff without one."""
+        bearer = token or self._staff
+        headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
         async with self._http.request(method, path, json=body, headers=headers) as response:
             return response.status, await response.json()

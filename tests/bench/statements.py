@@ -1,4 +1,4 @@
-"""How many SQL statements inventory's PostgreSQL saw: by inventory's own count, and by the server's."""
+"""How many SQL statements PostgreSQL saw: by a service's own count, and by the server's. A rush is inventory's."""
 
 import asyncio
 import re
@@ -43,18 +43,26 @@ class Reading:
 async def read(site: Site) -> Reading:
     """The counters of inventory and its database."""
     await asyncio.sleep(TOLD_SECONDS)
-    url = f"http://{HOST}:{site.ports.metrics('inventory')}/metrics"
-    async with aiohttp.ClientSession() as http, http.get(url) as response:
-        text = await response.text()
+    text = await metrics(site, "inventory")
     sent = dict(re.findall(r'^stampede_sql_statements_total{cause="(\w+)"} (\S+)$', text, re.MULTILINE))
+    transactions, now = (await committed(site))["inventory"], asyncio.get_running_loop().time()
+    return Reading(now, float(sent["call"]), float(sent["background"]), transactions)
+
+
+async def metrics(site: Site, service: str) -> str:
+    """What a service tells of itself, as Prometheus reads it."""
+    url = f"http://{HOST}:{site.ports.metrics(service)}/metrics"
+    async with aiohttp.ClientSession() as http, http.get(url) as response:
+        return await response.text()
+
+
+async def committed(site: Site) -> dict[str, int]:
+    """Transactions committed so far, by database."""
     # From another database, so that looking is not counted.
     server = f"postgresql://postgres:{site.password('postgres')}@{HOST}:{site.ports.postgres}/postgres"
     async with await psycopg.AsyncConnection.connect(server, autocommit=True) as db:
-        query = "SELECT xact_commit FROM pg_stat_database WHERE datname = 'inventory'"
-        row = await (await db.execute(query)).fetchone()
-    assert row
-    now = asyncio.get_running_loop().time()
-    return Reading(now, float(sent["call"]), float(sent["background"]), int(row[0]))
+        query = "SELECT datname, xact_commit FROM pg_stat_database WHERE datname <> ''"
+        return dict(await (await db.execute(query)).fetchall())
 
 
 async def idle(site: Site, seconds: float) -> Reading:

@@ -1,13 +1,18 @@
 """The bench's own code, with tiny numbers: what it finds must be right, how fast is no matter here."""
 
+from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy.local import Mesh
 from tests.bench import books, statements
+from tests.bench import paid as paying
 from tests.bench.mesh import Yardstick, pids_of
+from tests.bench.paid import Till
+from tests.bench.rivals import CELERY, DBOS, PYTHON, Kind, Rival
 from tests.bench.rows import Rows
 from tests.bench.rush import Plan, rush
 from tests.bench.shop import Shop as Bench
@@ -43,7 +48,6 @@ async def test_every_row_gets_only_the_answers_that_count(bench: Bench, mesh: Me
         await rows.hot(bench, pids_of(mesh))
         await rows.spread(bench, pids_of(mesh), products=3)
         await rows.sold_out(bench, pids_of(mesh))
-        await rows.paid(bench, pids_of(mesh))
 
     assert [verdict.name for verdict in rows.verdicts] == [
         "order placed, 16 connections",
@@ -53,9 +57,42 @@ async def test_every_row_gets_only_the_answers_that_count(bench: Bench, mesh: Me
         "order placed, spread, 256 connections",
         "sold out, 64 connections",
         "sold out, 256 connections",
-        "order paid, 64 connections",
     ]
     assert not [verdict.more for verdict in rows.verdicts if "but also" in verdict.more]
+
+
+async def test_paid_orders_are_measured_alone_and_with_those_who_watch(
+    bench: Bench, shop: Shop, mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "TOLD_SECONDS", 0)  # exact numbers of the server are test_costs' matter
+    async with Yardstick.running(tmp_path) as e:
+        plan = paying.Plan(orders=30, rounds=2, connections=8, watchers=5)
+        till = Till(e, bench, pids_of(mesh), plan)
+        verdicts = await till.measure([])
+    for order, token in zip(till.waiting, await bench.tokens(plan.watchers), strict=True):
+        (await shop.rest.as_(token).post(f"/v1/orders/{order}:cancel")).expect()
+
+    assert [verdict.name for verdict in verdicts] == [
+        "order paid, 8 connections",
+        "order paid, watched by 5 streams",
+        "transactions in orders' database, a paid order",
+    ]
+    assert not [verdict.more for verdict in verdicts if "but also" in verdict.more]
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason="`make bench` installs what it compares with")
+@pytest.mark.parametrize("kind", [DBOS, CELERY], ids=lambda kind: kind.name)
+async def test_what_it_compares_with_does_all_three_steps(bench: Bench, mesh: Mesh, kind: Kind) -> None:
+    kind = replace(kind, orders=20)
+    async with Rival.running(kind, mesh.site, pids_of(mesh)) as rival:
+        await rival.warm_up()
+        before = Counter(await rival.effects())
+        row = await rival.measure()
+        done = Counter(await rival.effects()) - before
+
+    assert done == {"reserve": 20, "charge": 20, "confirm": 20}
+    assert row.result.answers == {"done": 20}
+    assert row.cpu_us["its processes"] > 0
 
 
 async def test_a_rush_adds_up_and_its_statements_are_counted(
