@@ -24,7 +24,7 @@ async def main(config: Settings) -> None:
         db, pages, watch = process.db, Pages(config.page_secret.get_secret_value()), sale_watch(process.db)
         add_StockServiceServicer_to_server(StockService(db, pages), process.server)
         add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), process.server)
-        add_ReservationServiceServicer_to_server(ReservationService(db, gate), process.server)
+        add_ReservationServiceServicer_to_server(ReservationService(db, gate, pages), process.server)
         process.exchange_events()
         process.forget(once.FORGET)
         process.background("timers", lambda: lease.lead(db, lambda term: timers.run(db, gate, process.relay, term)))

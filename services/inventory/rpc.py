@@ -118,8 +118,8 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
 
 
 class ReservationService(pb_grpc.ReservationServiceServicer):
-    def __init__(self, database: Database, gate: Gate) -> None:
-        self._db, self._gate = database, gate
+    def __init__(self, database: Database, gate: Gate, pages: Pages) -> None:
+        self._db, self._gate, self._pages = database, gate, pages
 
     async def Reserve(self, request: pb.ReserveRequest, context: Any) -> pb.ReserveResponse:
         outcomes = await reserving.admit(self._db, self._gate, [_hold(hold) for hold in request.holds])
@@ -144,8 +144,10 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         return pb.ReturnResponse(outcomes=map(_return_outcome, outcomes))
 
     async def ListTickets(self, request: pb.ListTicketsRequest, context: Any) -> pb.ListTicketsResponse:
-        listed = await tickets.oldest(self._db, limit=request.page_size or domain.TICKETS_DEFAULT)
-        return pb.ListTicketsResponse(tickets=map(_ticket, listed))
+        size, position = request.page_size or domain.TICKETS_DEFAULT, self._pages.unseal(request.page_token, {})
+        listed = await tickets.oldest(self._db, limit=size + 1, after=int(position[0]) if position else 0)
+        token = self._pages.seal([str(listed[size - 1].number)], {}) if len(listed) > size else ""
+        return pb.ListTicketsResponse(tickets=map(_ticket, listed[:size]), next_page_token=token)
 
     async def GetTickets(self, request: pb.GetTicketsRequest, context: Any) -> pb.ListTicketsResponse:
         found = await tickets.of_reservations(self._db, db.uuids(list(request.reservation_ids)))

@@ -28,10 +28,10 @@ KEEP = """
 """Keeps the tickets of `bearers`; `which` may leave some out."""
 _KEEP = text(KEEP.format(which=""))
 _FIND = """
-    SELECT t.ticket, t.create_time, r.id, r.customer_id, r.state, r.lines, r.expire_time
+    SELECT t.id AS number, t.ticket, t.create_time, r.id, r.customer_id, r.state, r.lines, r.expire_time
     FROM (SELECT * FROM tickets {which}) t JOIN reservations r ON r.id = t.reservation_id ORDER BY t.id
 """
-_LIST = text(_FIND.format(which="ORDER BY id LIMIT :most"))
+_LIST = text(_FIND.format(which="WHERE id > :after ORDER BY id LIMIT :most"))
 _GET = text(_FIND.format(which="WHERE reservation_id = ANY(CAST(:ids AS uuid[]))"))
 # In the order of ids, as all who lock several of anything.
 _DROP = text("""
@@ -53,6 +53,8 @@ COUNTED_MOST = 10_000
 class Ticket:
     """A ticket that is kept, and its reservation as it is now."""
 
+    number: int
+    """Lists are in its order."""
     ticket: bytes
     create_time: datetime
     reservation: Reservation
@@ -78,9 +80,9 @@ async def keep(tx: AsyncSession, holds: Iterable[Hold]) -> None:
         await tx.execute(_KEEP, arguments)
 
 
-async def oldest(db: Database, *, limit: int) -> list[Ticket]:
-    """Those that have been kept for the longest time, oldest first."""
-    return [_ticket(row) for row in await run_alone(db, _LIST, {"most": limit})]
+async def oldest(db: Database, *, limit: int, after: int = 0) -> list[Ticket]:
+    """Those that have been kept for the longest time, oldest first, from the one after number `after` on."""
+    return [_ticket(row) for row in await run_alone(db, _LIST, {"after": after, "most": limit})]
 
 
 async def of_reservations(db: Database, ids: Sequence[uuid.UUID]) -> list[Ticket]:
@@ -100,4 +102,4 @@ async def kept(db: Database) -> tuple[int, float]:
 
 
 def _ticket(row: Any) -> Ticket:
-    return Ticket(row.ticket, row.create_time, from_row(row))
+    return Ticket(row.number, row.ticket, row.create_time, from_row(row))

@@ -58,7 +58,7 @@ async def inventory(db: Database, gate: Gate) -> AsyncIterator[Inventory]:
     def register(server: Any) -> None:
         stock_grpc.add_StockServiceServicer_to_server(StockService(db, pages), server)
         sale_grpc.add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), server)
-        pb_grpc.add_ReservationServiceServicer_to_server(ReservationService(db, gate), server)
+        pb_grpc.add_ReservationServiceServicer_to_server(ReservationService(db, gate, pages), server)
 
     async with serving("inventory", register) as channel:
         yield Inventory(
@@ -123,6 +123,22 @@ async def test_only_orders_lists_tickets(inventory: Inventory) -> None:
     payments = tokens.as_service("payments")
     assert (await refusal(call(pb.ListTicketsRequest(), metadata=payments))).code == "PERMISSION_DENIED"
     assert (await refusal(call(pb.ListTicketsRequest()))).code == "UNAUTHENTICATED"
+
+
+async def test_tickets_are_listed_in_pages(inventory: Inventory, db: Database) -> None:
+    sale = await a_sale(db, units=5)
+    sent = [a_hold(sale, ticket=b"%d" % n) for n in range(5)]
+    await inventory.reservations.Reserve(pb.ReserveRequest(holds=sent), metadata=ORDERS)
+
+    found, token = [], ""
+    for size in (2, 2, 1):
+        request = pb.ListTicketsRequest(page_size=size, page_token=token)
+        page = await inventory.reservations.ListTickets(request, metadata=ORDERS)
+        found += [(t.ticket, t.reservation.id) for t in page.tickets]
+        token = page.next_page_token
+    assert (found, token) == ([(hold.ticket, hold.id) for hold in sent], "")
+    forged = await refusal(inventory.reservations.ListTickets(pb.ListTicketsRequest(page_token="99"), metadata=ORDERS))
+    assert forged.fields == ["pageToken"]
 
 
 async def test_only_staff_changes_stock_and_sales(inventory: Inventory, db: Database) -> None:
