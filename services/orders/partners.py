@@ -127,10 +127,11 @@ class Inventory:
         found = {uuid.UUID(ticket.reservation.id): ticket for ticket in response.tickets}
         return [found.get(id_) for id_ in ids]
 
-    async def oldest_tickets(self, most: int) -> list[inventory_pb.Ticket]:
-        """The tickets that have been kept for the longest time."""
-        request = inventory_pb.ListTicketsRequest(page_size=most)
-        return list((await self._target.call(self._stub.ListTickets, request)).tickets)
+    async def tickets(self, most: int, page_token: str) -> tuple[list[inventory_pb.Ticket], str]:
+        """A page of tickets, oldest first, and the token of the next."""
+        request = inventory_pb.ListTicketsRequest(page_size=most, page_token=page_token)
+        response = await self._target.call(self._stub.ListTickets, request)
+        return list(response.tickets), response.next_page_token
 
     async def drop_tickets(self, ids: Sequence[uuid.UUID]) -> None:
         """Says that these orders are written."""

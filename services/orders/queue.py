@@ -152,16 +152,18 @@ class Queue:
 
     async def _work(self, _term: int) -> None:
         # A term that is over does no harm: whatever is written twice is found the second time.
+        page = ""
         while True:
             self._news.clear()
             try:
-                tickets = await self._inventory.oldest_tickets(_BATCH_MOST)
-                if tickets:
-                    await self._write(tickets)
+                tickets, next_page = await self._inventory.tickets(_BATCH_MOST, page)
+                all_written = await self._write(tickets)
             except Unavailable as error:
                 log.info("queued orders wait", cause=str(error))
-                tickets = []
-            if len(tickets) < _BATCH_MOST:
+                next_page, all_written = "", True
+            # What is written is gone from the first page; what cannot be must not stand before the rest.
+            page = "" if all_written else next_page
+            if not next_page:
                 await self._rest()
 
     async def _rest(self) -> None:
@@ -171,7 +173,8 @@ class Queue:
         except TimeoutError:
             pass
 
-    async def _write(self, tickets: Sequence[Ticket]) -> None:
+    async def _write(self, tickets: Sequence[Ticket]) -> bool:
+        """Writes the orders of `tickets`, and drops these. Whether none is left."""
         new, lost = [], []
         for ticket in tickets:
             order_id = uuid.UUID(ticket.reservation.id)
@@ -185,9 +188,10 @@ class Queue:
             except AppError:  # it was refused for its price, and whoever did so has died before giving the units back
                 await self._inventory.release(order_id)
                 lost.append(order_id)
-        for wanted, (order, _) in zip(new, await store.insert(self._db, new), strict=True):
+        for wanted, (order, _) in zip(new, await store.insert(self._db, new) if new else (), strict=True):
             if order.id != wanted.id:
                 await self._inventory.release(wanted.id)  # the id's period has ended since; see ids.derived
         self._relay.nudge()
         if done := [order.id for order in new] + lost:
             await self._inventory.drop_tickets(done)
+        return len(done) == len(tickets)
