@@ -91,6 +91,8 @@ _CLAIM = """
                 THEN o.hold_expire_time - (o.hold_expire_time - clock_timestamp()) / 4 END
         FROM due JOIN orders o ON o.id = due.order_id WHERE s.order_id = due.order_id
         RETURNING s.*, o.customer_id, o.currency, o.total_minor, o.hold_expire_time, o.payment,
+            ARRAY(SELECT coalesce(line->>'sale_id', line->>'product_id')::uuid FROM jsonb_array_elements(o.lines) line)
+                AS pools,
             old.look_time IS DISTINCT FROM new.look_time AS hold_ends, old.woken AS was_woken
     )
     SELECT * FROM mine

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -74,11 +74,19 @@ class HoldRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What is held for an order, and of which pools: flash sales, and products for ordinary stock."""
+
+    order_id: uuid.UUID
+    pools: tuple[uuid.UUID, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class UnitsBack:
     """Sold units that come back, under an id that makes a repeat harmless."""
 
     id: uuid.UUID
-    order_id: uuid.UUID
+    held: Held
     lines: tuple[tuple[uuid.UUID, int], ...] = ()
     """Products and how many units; none for all that is still out."""
 
@@ -89,10 +97,10 @@ class Inventory:
     def __init__(self, target: Target) -> None:
         self._target, self._stub = target, ReservationServiceStub(target.channel)
         self.reserve = Batcher("reserve", self._reserve, most=256, keys=_pools)
-        self.confirm = Batcher("confirm", self._confirm, most=256)
-        self.extend = Batcher("extend", self._extend, most=256)
-        self.release = Batcher("release", self._release, most=256)
-        self.restock = Batcher("restock", self._restock)
+        self.confirm = Batcher("confirm", self._confirm, most=256, keys=_held_pools)
+        self.extend = Batcher("extend", self._extend, most=256, keys=_held_pools)
+        self.release = Batcher("release", self._release, most=256, keys=_held_pools)
+        self.restock = Batcher("restock", self._restock, keys=lambda back: back.held.pools)
         self.ticket = Batcher("ticket", self._tickets)
 
     async def _reserve(self, holds: Sequence[HoldRequest]) -> list[inventory_pb.Reservation | Exception]:
@@ -105,16 +113,16 @@ class Inventory:
         outcomes = dict(zip(distinct, _settled(response.outcomes), strict=True))
         return [_answer(hold, distinct[hold.order_id], outcomes[hold.order_id]) for hold in holds]
 
-    async def _confirm(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
-        request = inventory_pb.ConfirmRequest(ids=map(str, ids))
+    async def _confirm(self, holds: Sequence[Held]) -> list[inventory_pb.Reservation | Exception]:
+        request = inventory_pb.ConfirmRequest(ids=[str(held.order_id) for held in holds])
         return _settled((await self._target.call(self._stub.Confirm, request)).outcomes)
 
-    async def _extend(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
-        request = inventory_pb.ExtendRequest(ids=map(str, ids))
+    async def _extend(self, holds: Sequence[Held]) -> list[inventory_pb.Reservation | Exception]:
+        request = inventory_pb.ExtendRequest(ids=[str(held.order_id) for held in holds])
         return _settled((await self._target.call(self._stub.Extend, request)).outcomes)
 
-    async def _release(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | Exception]:
-        request = inventory_pb.ReleaseRequest(ids=map(str, ids))
+    async def _release(self, holds: Sequence[Held]) -> list[inventory_pb.Reservation | Exception]:
+        request = inventory_pb.ReleaseRequest(ids=[str(held.order_id) for held in holds])
         return _settled((await self._target.call(self._stub.Release, request)).outcomes)
 
     async def _restock(self, backs: Sequence[UnitsBack]) -> list[inventory_pb.Returned | Exception]:
@@ -203,7 +211,7 @@ class Steps:
     async def confirm(self, saga: Saga) -> None:
         """Makes the held units the customer's."""
         try:
-            await self._inventory.confirm(saga.order_id)
+            await self._inventory.confirm(_held(saga))
         except Refused as refusal:
             if refusal.code in ("FAILED_PRECONDITION", "NOT_FOUND"):
                 raise StepRefused(RESERVATION_LOST) from refusal
@@ -211,17 +219,17 @@ class Steps:
 
     async def extend(self, saga: Saga) -> None:
         """Has the units held for longer, once. Where they are held no more, nothing changes."""
-        reservation = await self._inventory.extend(saga.order_id)
+        reservation = await self._inventory.extend(_held(saga))
         saga.hold_expire_time = wire.datetime_of(reservation.expire_time)
         log.info("asked for more time", order_id=saga.order_id, hold_expire_time=saga.hold_expire_time)
 
     async def release(self, saga: Saga) -> None:
         """Gives the units back, held or sold."""
         try:
-            await self._inventory.release(saga.order_id)
+            await self._inventory.release(_held(saga))
         except Refused as refusal:
             if refusal.reason == "WRONG_STATE":  # a confirmation that an operator takes back
-                await self._inventory.restock(UnitsBack(saga.order_id, saga.order_id))
+                await self._inventory.restock(UnitsBack(saga.order_id, _held(saga)))
             elif refusal.code != "NOT_FOUND":  # nothing is held under it: as wished
                 raise
 
@@ -247,7 +255,7 @@ class Steps:
         if not (saga.refund.restock or saga.refund.lines):
             return
         try:
-            await self._inventory.restock(UnitsBack(saga.refund.id, saga.order_id, saga.refund.lines))
+            await self._inventory.restock(UnitsBack(saga.refund.id, _held(saga), saga.refund.lines))
         except Refused as refusal:
             if refusal.code not in ("FAILED_PRECONDITION", "NOT_FOUND"):
                 raise
@@ -255,9 +263,17 @@ class Steps:
             raise StepRefused(refusal.reason) from refusal
 
 
+def _held(saga: Saga) -> Held:
+    return Held(saga.order_id, saga.pools)
+
+
 def _pools(hold: HoldRequest) -> Iterator[uuid.UUID]:
     """What inventory may have to lock: a sale's row, or that of a product's stock."""
     return (wish.sale_id or wish.product_id for wish in hold.wishes)
+
+
+def _held_pools(held: Held) -> Iterable[uuid.UUID]:
+    return held.pools
 
 
 def _answer(
@@ -313,7 +329,7 @@ def _refund_item(saga: Saga) -> payments_pb.PartialRefund:
 def _units_back(back: UnitsBack) -> inventory_pb.UnitsBack:
     return inventory_pb.UnitsBack(
         return_id=str(back.id),
-        reservation_id=str(back.order_id),
+        reservation_id=str(back.held.order_id),
         lines=[inventory_pb.ReturnedLine(product_id=str(id_), quantity=quantity) for id_, quantity in back.lines],
     )
 

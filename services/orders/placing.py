@@ -16,7 +16,7 @@ from services.chassis.outbox import Relay
 from services.orders import domain, store
 from services.orders.domain import Address, HoldEnded, Order, Product, Wish
 from services.orders.latch import Latch
-from services.orders.partners import Catalog, HoldRequest, Inventory
+from services.orders.partners import Catalog, Held, HoldRequest, Inventory
 from services.orders.queue import Draft, Queue
 from services.orders.saga import Progress, Saga
 from services.orders.store import NewOrder
@@ -127,7 +127,7 @@ class Placer:
             # The hold may be that of an order which was placed at other prices.
             if known := await store.find(self._db, draft.customer_id, draft.request_id):
                 return _same(known, draft)
-            await self._inventory.release(draft.id)
+            await self._inventory.release(draft.held)
             if ticket:
                 await self._inventory.drop_tickets([draft.id])
             raise
@@ -176,7 +176,7 @@ class Placer:
         self._latch.placed([order.id])
         if not is_new:
             if order.id != new.id:
-                await self._inventory.release(new.id)  # the id's period has ended since; see ids.derived
+                await self._inventory.release(Held(new.id))  # the id's period has ended since; see ids.derived
             return _same(order, new)
         self._relay.nudge()
         telemetry.line("order placed", order_id=order.id)
@@ -190,6 +190,7 @@ class Placer:
             hold_expire_time=order.hold_expire_time,
             progress=Progress(),
             fence=1,
+            pools=tuple(line.sale_id or line.product_id for line in order.lines),
         )
         running = self._worker.begin(saga)
         if new.payment_method:

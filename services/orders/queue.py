@@ -27,7 +27,7 @@ from services.chassis.money import Money
 from services.chassis.outbox import Relay
 from services.orders import domain, store
 from services.orders.domain import Address, Order, Product, Wish
-from services.orders.partners import Inventory
+from services.orders.partners import Held, Inventory
 from services.orders.store import NewOrder
 from stampede.inventory.v1.reservation_service_pb2 import Reservation, Ticket
 
@@ -54,6 +54,10 @@ class Draft:
     shipping_address: Address | None
     trace: str
     place_time: datetime
+
+    @property
+    def held(self) -> Held:
+        return Held(self.id, tuple(wish.sale_id or wish.product_id for wish in self.wishes))
 
     def priced(self, reservation: Reservation, *, lease_seconds: float = 0.0) -> NewOrder:
         """The order, now that its units are held; raises what `domain.priced` raises.
@@ -186,11 +190,11 @@ class Queue:
                 if ticket.reservation.state != Reservation.HELD:
                     lost.append(order_id)
             except AppError:  # it was refused for its price, and whoever did so has died before giving the units back
-                await self._inventory.release(order_id)
+                await self._inventory.release(draft.held)
                 lost.append(order_id)
         for wanted, (order, _) in zip(new, await store.insert(self._db, new) if new else (), strict=True):
             if order.id != wanted.id:
-                await self._inventory.release(wanted.id)  # the id's period has ended since; see ids.derived
+                await self._inventory.release(Held(wanted.id))  # the id's period has ended since; see ids.derived
         self._relay.nudge()
         if done := [order.id for order in new] + lost:
             await self._inventory.drop_tickets(done)

@@ -53,6 +53,7 @@ def saga(row: Any) -> Saga:
         hold_expire_time=row.hold_expire_time,
         progress=Progress(Phase(row.phase), row.applied, row.reason, row.asked, row.extended, Kind(row.kind)),
         fence=row.fence,
+        pools=tuple(row.pools),
         attempts=row.attempts,
         payment=payment(row.payment),
         hold_ends=row.hold_ends,

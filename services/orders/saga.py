@@ -127,6 +127,8 @@ class Saga:
     progress: Progress
     fence: int
     """Rises whenever a process takes the saga over; a process with an older one can no longer save."""
+    pools: tuple[uuid.UUID, ...] = ()
+    """Of which its units are: flash sales, and products for ordinary stock."""
     attempts: int = 0
     payment: Payment | None = None
     """What the last answer of payments said."""
