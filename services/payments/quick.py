@@ -30,13 +30,16 @@ _CHANGE = text("""
             id uuid, version bigint, state text, method text, reference text, secret text, reason text,
             authenticating boolean, checks bigint, pause double precision, event_id uuid, subject text, event bytea)
     ), mine AS (
-        SELECT p.id FROM payments AS p JOIN n USING (id) WHERE p.version = n.version ORDER BY p.id FOR UPDATE OF p
+        -- Row by row: a plan made while the table was small must not read all of it when it is large.
+        SELECT p.id FROM (SELECT id, version FROM n ORDER BY id) AS n, LATERAL (
+            SELECT p.id FROM payments AS p WHERE p.id = n.id AND p.version = n.version FOR UPDATE
+        ) AS p
     ), stored AS (
         UPDATE payments AS p SET state = n.state, payment_method = n.method, provider_reference = n.reference,
             client_secret = n.secret, failure_reason = n.reason, authenticating = n.authenticating, checks = n.checks,
             version = p.version + 1, update_time = now(),
             next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
-        FROM mine JOIN n USING (id) WHERE p.id = mine.id
+        FROM n WHERE p.id = n.id AND p.id = ANY(ARRAY(SELECT id FROM mine))
         RETURNING p.id, p.version, p.update_time
     ), told AS (
         INSERT INTO outbox (event_id, subject, payload)

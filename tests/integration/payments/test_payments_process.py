@@ -53,7 +53,7 @@ class Running:
                 return False
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-        await until(serving)
+        await until(serving, seconds=60)  # on a busy machine, imports alone take long
 
     async def stop(self, number: int) -> int:
         self.process.send_signal(number)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import stripe
 
-from services.payments import webhooks
+from services.payments import actions, webhooks
+from services.payments.domain import Fact, Kind
 from tests.integration.payments.conftest import WEBHOOK_SECRET, Payments, Sandbox, State, an_order, until
 from tests.support.serving import refusal
 
@@ -87,6 +88,33 @@ async def test_an_event_twice_counts_once(service: Payments, sandbox: Sandbox) -
     assert await _processed(service) == [(None, True)]
     await service.tell(event)
     assert (await service.get(payment_id)).state == State.SUCCEEDED
+    assert await service.told(order_id) == ["succeeded"]
+
+
+async def test_that_a_settled_payment_has_succeeded_is_kept_and_done_with(service: Payments, sandbox: Sandbox) -> None:
+    item = an_order()
+    await service.charged(item)
+    (intent,) = await sandbox.intents(item.order_id)
+    await service.tell(_event(intent, "succeeded"))
+    await service.tell(_event(intent, "succeeded", amount=1))
+    await service.tell(_event(intent, "succeeded", currency="eur"))
+    await service.tell(_event(intent, "succeeded", id="pi_other"))
+    found = await service.rows(
+        "SELECT processed_time IS NOT NULL, attempts FROM provider_events ORDER BY received_time"
+    )
+    assert [tuple(row) for row in found] == [(True, 1), (False, 0), (False, 0), (False, 0)]
+    assert [error for error, _ in await _processed(service)] == [None, "OTHER_AMOUNT", "OTHER_AMOUNT", None]
+    assert await service.told(item.order_id) == ["succeeded"]
+
+
+async def test_an_answer_that_comes_after_its_event_tells_nothing_twice(service: Payments, sandbox: Sandbox) -> None:
+    order_id, payment_id, intent = await _waiting(service, sandbox)
+    before = await actions.get_payment(service.db, uuid.UUID(payment_id))
+    await service.tell(_event(intent, "succeeded", status="succeeded"))
+    await _processed(service)
+    late = Fact(payment_id=before.id, kind=Kind.SUCCEEDED, reference=intent["id"], amount_minor=1999, currency="usd")
+    (after,) = await actions.settle(service.db, [(before, late)])
+    assert (after.state, after.version) == ("SUCCEEDED", before.version + 1)
     assert await service.told(order_id) == ["succeeded"]
 
 
