@@ -10,6 +10,8 @@ import signal
 import sys
 import time
 
+import uvloop
+
 from deploy.sandbox import http, journal, settings
 
 log = logging.getLogger("deploy.sandbox")
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     options = settings.parse(argv)
     try:
-        asyncio.run(run(options))
+        uvloop.run(run(options))
     except (journal.Busy, journal.Damaged) as error:
         log.error("not started: %s", error)
         return 2

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Mapping
 
+import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -115,7 +116,7 @@ class Front:
             if faults.error_500.fires():
                 raise server_error(saved=faults.error_500_saved)
             body = api.perform(self._sandbox.store, operation, call)
-            return 200, render.dumps(body).encode(), True
+            return 200, orjson.dumps(body), True
         except ApiError as error:
             if not error.saved:
                 call.work.changes.clear()
@@ -176,7 +177,7 @@ def _digest(text: str) -> bytes:
 
 
 def _encoded_error(error: ApiError, request_id: str, buyer: bool) -> bytes:
-    return render.dumps(render.error(error, request_id, for_buyer=buyer)).encode()
+    return orjson.dumps(render.error(error, request_id, for_buyer=buyer))
 
 
 def _given_key(headers: Mapping[str, str]) -> str | None:

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from itertools import count
 
 import aiohttp
+import orjson
 
 from deploy.sandbox.faults import WebhookFaults
 from deploy.sandbox.journal import Place
-from deploy.sandbox.render import dumps
 from deploy.sandbox.render import event as rendered
 from deploy.sandbox.values import Event, Json
 
@@ -222,12 +222,12 @@ class Webhooks:
     async def _send(self, event: Event) -> str | None:
         """Posts one event; None when it was taken, otherwise what went wrong."""
         assert self._session is not None
-        payload = dumps(rendered(event))
-        header = signature(self._secret, payload, int(time.time()))
+        payload = orjson.dumps(rendered(event))
+        header = signature(self._secret, payload.decode(), int(time.time()))
         try:
             async with self._session.post(
                 self._url,
-                data=payload.encode(),
+                data=payload,
                 headers={"Stripe-Signature": header},
                 allow_redirects=False,
             ) as answer:
