@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local import control
+from deploy.local.parts import service_environment
 from deploy.local.ports import SERVICES
 from deploy.local.site import Site
 
@@ -79,6 +80,13 @@ def _reset(site: Site, _: argparse.Namespace) -> int:
     return 0
 
 
+def _service(site: Site, options: argparse.Namespace) -> int:
+    """run a command of a service with its settings, for example: service orders dead-letters list"""
+    environment = {**os.environ, **service_environment(site, options.name)}
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", f"services.{options.name}", *options.arguments], environment)  # noqa: S606 - in its place
+
+
 def _env(site: Site, _: argparse.Namespace) -> int:
     """print addresses and passwords as shell exports, for tools"""
     variables = {
@@ -108,6 +116,7 @@ _COMMANDS: dict[str, Callable[[Site, argparse.Namespace], int]] = {
     "logs": _logs,
     "reset": _reset,
     "env": _env,
+    "service": _service,
 }
 
 
@@ -122,6 +131,9 @@ def main() -> int:
             sub.add_argument("part", nargs="*", help="for example: orders gateway")
             sub.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
             sub.add_argument("-n", "--lines", type=int, default=40, help="how many (default: %(default)s)")
+        if name == "service":
+            sub.add_argument("name", choices=SERVICES)
+            sub.add_argument("arguments", nargs=argparse.REMAINDER, metavar="command", help="--help lists those it has")
     options = parser.parse_args()
     return _COMMANDS[options.command](Site.here(), options)
 

@@ -1,9 +1,11 @@
 """Events between services: NATS JetStream streams, and consumers that act on each event once."""
 
 import asyncio
+import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -35,6 +37,8 @@ _RETRY_SECONDS = 2.0
 # A connection that fell silent is given up after three of these; by default after six minutes.
 _PING_SECONDS = 5
 DEAD_LETTERS = "DEAD_LETTERS"
+EVENT_ID, ATTEMPTS, CAUSE = "Stampede-Event-Id", "Stampede-Attempts", "Stampede-Cause"
+"""Headers of a dead letter."""
 
 Act = Callable[[AsyncSession, Sequence[bytes]], Awaitable[None]]
 """Acts on events: (transaction, payloads in order). What it writes commits together with the events' ids."""
@@ -106,7 +110,7 @@ class Consumer:
     """
 
     def __init__(self, name: str, *, stream: str, subject: str, db: Database, act: Act) -> None:
-        self._name, self._stream, self._subject = name, stream, subject
+        self.name, self._stream, self._subject = name, stream, subject
         self._db, self._act = db, act
 
     async def run(self, jetstream: JetStreamContext) -> None:
@@ -115,11 +119,11 @@ class Consumer:
             try:
                 # Bound by name: the stream belongs to another service, which may not have made it yet.
                 config = ConsumerConfig(
-                    durable_name=self._name, filter_subject=self._subject, ack_wait=_ACK_SECONDS,
+                    durable_name=self.name, filter_subject=self._subject, ack_wait=_ACK_SECONDS,
                     max_ack_pending=1000, max_deliver=-1,
                 )  # fmt: skip
                 inbox = await jetstream.pull_subscribe(
-                    self._subject, durable=self._name, stream=self._stream.upper(), config=config
+                    self._subject, durable=self.name, stream=self._stream.upper(), config=config
                 )
                 while True:
                     await self._fetch(inbox, jetstream)
@@ -146,15 +150,18 @@ class Consumer:
                     await self._failed(message, failure, jetstream)
 
     async def _take(self, messages: Sequence[Msg]) -> None:
-        ids = [uuid.UUID((message.headers or {})["Nats-Msg-Id"]) for message in messages]
-        async with self._db.begin() as tx:
-            fresh = set(await tx.scalars(_SEE, {"ids": list(dict.fromkeys(ids))}))
-            by_id = {id_: message.data for id_, message in zip(ids, messages, strict=True) if id_ in fresh}
-            if by_id:
-                await self._act(tx, list(by_id.values()))
+        await self.carry_out({_id_of(message): message.data for message in messages})
         for message in messages:
             await message.ack()
-        _CONSUMED.labels(self._name).inc(len(messages))
+        _CONSUMED.labels(self.name).inc(len(messages))
+
+    async def carry_out(self, payloads: Mapping[uuid.UUID, bytes]) -> bool:
+        """Acts on those events that were not acted on yet, if any: returns whether. Raises what acting raises."""
+        async with self._db.begin() as tx:
+            fresh = set(await tx.scalars(_SEE, {"ids": list(payloads)}))
+            if fresh:
+                await self._act(tx, [payload for event_id, payload in payloads.items() if event_id in fresh])
+        return bool(fresh)
 
     async def _failed(self, message: Msg, error: Exception, jetstream: JetStreamContext) -> None:
         attempt = message.metadata.num_delivered
@@ -164,6 +171,28 @@ class Consumer:
             await message.nak(delay=_RETRY_SECONDS)
             return
         # A poison message must not block those behind it: it waits where an operator finds it.
-        await jetstream.publish(f"dead.{self._name}.{message.subject}", message.data, headers=message.headers)
+        event_id = str(_id_of(message))
+        headers = {
+            # Several consumers may give the same event up.
+            "Nats-Msg-Id": f"{self.name}/{event_id}",
+            EVENT_ID: event_id, ATTEMPTS: str(attempt), CAUSE: cause_of(error),
+        }  # fmt: skip
+        await jetstream.publish(f"dead.{self.name}.{message.subject}", message.data, headers=headers)
         _DEAD.labels(message.subject).inc()
         await message.term()
+
+
+Consumers = Callable[[Database], Sequence[Consumer]]
+"""Makes the consumers of a service."""
+
+
+def _id_of(message: Msg) -> uuid.UUID:
+    return uuid.UUID((message.headers or {})["Nats-Msg-Id"])
+
+
+def cause_of(error: BaseException) -> str:
+    """What kind of error, and where it was raised. Not what it says: that may hold what only the database should."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "/services/" in frame.filename] or frames
+    where = f" in {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+    return f"{type(error).__name__}{where}"

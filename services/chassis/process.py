@@ -6,9 +6,12 @@ import contextlib
 import gc
 import resource
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+import sys
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic
 
 import grpc
 import structlog
@@ -18,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from nats.js import JetStreamContext
 from sqlalchemy import text
 
-from services.chassis import clients, db, events, live, settings, telemetry
+from services.chassis import clients, db, events, letters, live, settings, telemetry
 from services.chassis.access import Gatekeeper, MeshIdentity
 from services.chassis.clients import Target
 from services.chassis.guard import Guard
@@ -140,6 +143,7 @@ class Process:
             await events.declare_stream(jetstream, self.service)
             async with asyncio.TaskGroup() as group:  # where one fails, all are started anew, and none runs twice
                 group.create_task(self.relay.run(connection))
+                group.create_task(letters.count(jetstream, consumers))
                 for consumer in consumers:
                     group.create_task(consumer.run(jetstream))
 
@@ -228,22 +232,41 @@ class Process:
         return fetch
 
 
-def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, None]]) -> None:
-    """The command line of a service: `python -m services.<service> [serve|migrate|up]`."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m services.{service}",
-        description=f"Stampede's {service} service. services/{service}/README.md lists its settings.",
-    )
-    parser.add_argument(
-        "command",
-        nargs="?",
-        default="serve",
-        choices=["serve", "migrate", "up"],
-        help="serve: answer calls until SIGTERM (default). migrate: bring the database up to date, then exit. "
-        "up: both, one after the other.",
-    )
-    command = parser.parse_args().command
+@dataclass(frozen=True)
+class Command(Generic[S]):
+    """Something that operators do with a service: `python -m services.<service> <name> …`."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    """Adds its own to the parser."""
+    work: Callable[[S, argparse.Namespace], Coroutine[Any, Any, int]]
+    """Does it; returns the exit code."""
+
+
+def run(
+    service: str,
+    kind: type[S],
+    main: Callable[[S], Coroutine[Any, Any, None]],
+    *,
+    consumers: events.Consumers | None = None,
+    commands: Mapping[str, Command[S]] = types.MappingProxyType({}),
+) -> None:
+    """The command line of a service: `python -m services.<service> [serve|migrate|up|dead-letters|…]`.
+
+    `consumers` are those whose dead letters the service's operators look after; `commands` are the service's own.
+    """
+    commands = dict(commands)
+    if consumers:
+        commands["dead-letters"] = Command(
+            "events that were given up: list, show, replay or drop them",
+            letters.arguments,
+            lambda config, options: letters.command(config, options, consumers),
+        )
+    options = _parser(service, commands).parse_args()
+    command = options.command or "serve"
     config = settings.load(kind)
+    if command in commands:
+        sys.exit(asyncio.run(commands[command].work(config, options)))
     if command in ("migrate", "up"):
         if config.migration_database_url is None:
             raise SystemExit("settings are not usable:\n  MIGRATION_DATABASE_URL: needed to migrate")
@@ -255,6 +278,20 @@ def run(service: str, kind: type[S], main: Callable[[S], Coroutine[Any, Any, Non
         gc.set_threshold(10_000, 50, 100)
         telemetry.start(service, log_level=config.log_level, metrics_listen=config.metrics_listen)
         uvloop.run(main(config))
+
+
+def _parser(service: str, commands: Mapping[str, Command[Any]]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m services.{service}",
+        description=f"Stampede's {service} service. services/{service}/README.md lists its settings.",
+    )
+    known = parser.add_subparsers(dest="command", metavar="command")
+    known.add_parser("serve", help="answer calls until SIGTERM (default)")
+    known.add_parser("migrate", help="bring the database up to date, then exit")
+    known.add_parser("up", help="both, one after the other")
+    for name, command in commands.items():
+        command.arguments(known.add_parser(name, help=command.help, description=command.help))
+    return parser
 
 
 def _allow_many_files() -> None:

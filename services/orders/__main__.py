@@ -55,4 +55,4 @@ async def main(config: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run("orders", Settings, main)
+    run("orders", Settings, main, consumers=facts.consumers)
