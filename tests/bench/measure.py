@@ -13,6 +13,7 @@ import psutil
 from tests.bench.load import Job, Result
 
 _ROOT = Path(__file__).parents[2]
+_LOOK_SECONDS = 2.0
 
 Pids = Mapping[str, int]
 """Processes by the name of their part; each with its children."""
@@ -111,6 +112,13 @@ def memory_bytes(pids: Pids) -> dict[str, int]:
         else:
             found[part] = sum(each.rss - each.shared for each in infos) + max(each.shared for each in infos)
     return found
+
+
+async def bystanders() -> float:
+    """How many cores others keep busy just now, before anything of ours runs."""
+    psutil.cpu_percent()
+    await asyncio.sleep(_LOOK_SECONDS)
+    return psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
 
 
 def say(line: str) -> None:
