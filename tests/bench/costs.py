@@ -1,6 +1,5 @@
 """What orders cost inside: transactions, statements and calls of every service."""
 
-import asyncio
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ class Costs:
 
 async def read(site: Site) -> Costs:
     """The counters of all services and databases, once the server has told its own."""
-    await asyncio.sleep(statements.TOLD_SECONDS)
+    await statements.told()
     sent, calls = Counter[str](), Counter[str]()
     for service in SERVICES:
         text = await statements.metrics(site, service)

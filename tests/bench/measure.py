@@ -116,9 +116,8 @@ def memory_bytes(pids: Pids) -> dict[str, int]:
 
 async def bystanders() -> float:
     """How many cores others keep busy just now, before anything of ours runs."""
-    psutil.cpu_percent()
-    await asyncio.sleep(_LOOK_SECONDS)
-    return psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
+    percent = await asyncio.to_thread(psutil.cpu_percent, _LOOK_SECONDS)
+    return percent / 100 * (psutil.cpu_count() or 1)
 
 
 def say(line: str) -> None:

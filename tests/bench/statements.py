@@ -42,11 +42,16 @@ class Reading:
 
 async def read(site: Site) -> Reading:
     """The counters of inventory and its database."""
-    await asyncio.sleep(TOLD_SECONDS)
+    await told()
     text = await metrics(site, "inventory")
     sent = dict(re.findall(r'^stampede_sql_statements_total{cause="(\w+)"} (\S+)$', text, re.MULTILINE))
     transactions, now = (await committed(site))["inventory"], asyncio.get_running_loop().time()
     return Reading(now, float(sent["call"]), float(sent["background"]), transactions)
+
+
+async def told() -> None:
+    """Returns when the server's sessions have told what they did before."""
+    await asyncio.sleep(TOLD_SECONDS)
 
 
 async def metrics(site: Site, service: str) -> str:

@@ -37,7 +37,8 @@ class Watcher(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.is_open = True
-        transport.write(self._request)  # type: ignore[attr-defined]  # uvloop's has no base class to ask for
+        self.transport: asyncio.WriteTransport = transport  # type: ignore[assignment]  # as in `load`
+        self.transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if self.told.done():
@@ -54,6 +55,7 @@ class Watcher(asyncio.Protocol):
             self._fail()
 
     def _fail(self) -> None:
+        self.transport.close()
         self.told.set_exception(RuntimeError(f"a watcher was told {self._buffer[:1000]!r}"))
 
 
