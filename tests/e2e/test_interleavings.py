@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from tests.e2e.clock import time_is_up
 from tests.e2e.shop import DECLINED, ENDS, VISA, Buyer, Shop, assert_books_add_up, eventually
 from tests.e2e.test_webhooks import tell
 from tests.support.rest import Json, new_id
@@ -247,20 +248,7 @@ class Story:
         return str(answer.json["state"]) if answer.status == 200 else answer.reason
 
     async def _expire(self) -> str:
-        """The clock makes a step, as far as this order is concerned, in every database."""
-        step, order_id = "interval '11 minutes'", self.order["id"]
-        await self.shop.rows(
-            "inventory",
-            f"UPDATE reservations SET expire_time = expire_time - {step} WHERE id = '{order_id}' AND state = 'HELD'"
-            " RETURNING id",
-        )
-        await self.shop.rows(
-            "orders",
-            f"WITH o AS (UPDATE orders SET hold_expire_time = hold_expire_time - {step} WHERE id = '{order_id}'"
-            " AND state = 'PENDING' RETURNING id)"
-            f" UPDATE sagas SET next_time = next_time - {step}, look_time = look_time - {step}"
-            " FROM o WHERE order_id = o.id RETURNING order_id",
-        )
+        await time_is_up(self.shop, self.order["id"])
         return ""
 
     async def _retry(self) -> str:

@@ -1,0 +1,221 @@
+"""Two processes of orders on one mesh: each begins and ends sagas, and either takes up what the other leaves."""
+
+import asyncio
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from deploy.local import probes, process
+from deploy.local.parts import Part, service_environment
+from deploy.local.site import Site
+from stampede.orders.v1 import order_service_pb2 as pb
+from stampede.orders.v1.order_service_pb2_grpc import OrderServiceStub
+from tests.e2e.clock import leases_are_over
+from tests.e2e.shop import ENDS, VISA, Buyer, Shop, assert_books_add_up, eventually
+from tests.support.infra import _free_port
+from tests.support.rest import Json, new_id
+
+PRICE = 700
+# Longer than a lease.
+_ENDS_SECONDS = 40
+
+
+class Replica:
+    """A second process of orders; the gateway does not know of it."""
+
+    def __init__(self, site: Site) -> None:
+        grpc_port, http, metrics = _free_port(), _free_port(), _free_port()
+        self._address, self._log = f"127.0.0.1:{grpc_port}", site.log("orders-2")
+        self._part = Part(
+            name="orders-2",
+            command=(sys.executable, "-m", "services.orders", "serve"),
+            environment={
+                **service_environment(site, "orders"),
+                "LISTEN": self._address,
+                "HTTP_LISTEN": f"127.0.0.1:{http}",
+                "METRICS_LISTEN": f"127.0.0.1:{metrics}",
+            },
+            ready=probes.grpc_health(grpc_port),
+        )
+        self._channel = grpc.aio.insecure_channel(self._address, options=[("grpc.max_reconnect_backoff_ms", 200)])
+        self._orders = OrderServiceStub(self._channel)
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Returns once it answers."""
+        self.process = await process.spawn(self._part, self._log)
+
+        async def answers() -> bool:
+            assert self.process
+            assert self.process.returncode is None, self._log.read_text()[-2000:]
+            assert self._part.ready
+            try:
+                return bool(await asyncio.wait_for(self._part.ready(), 2))
+            except (grpc.aio.AioRpcError, TimeoutError):
+                return False
+
+        await eventually(answers, bool, seconds=30)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process
+        process.signal_to(self.process, number)
+
+    async def ends(self) -> int:
+        """How many sagas it has brought to an end, by its own account."""
+        text = self._log.read_text() if self._log.exists() else ""
+        return text.count("order settled")
+
+    async def buy(self, buyer: Buyer, sale: Json, *, card: str | None = VISA, request_id: str = "") -> str:
+        """Places an order here; its id."""
+        line = pb.PlaceOrderLine(product_id=sale["productId"], flash_sale_id=sale["id"], quantity=1)
+        wish = pb.PlaceOrderRequest(request_id=request_id or new_id(), lines=[line], payment_method=card or "")
+        metadata: Any = [("authorization", f"Bearer {buyer.rest.token}")]
+        order = await self._orders.PlaceOrder(wish, metadata=metadata, timeout=20, wait_for_ready=True)
+        return str(order.id)
+
+    async def close(self) -> None:
+        await self._channel.close()
+        if self.process:
+            await process.stop(self.process, signal.SIGTERM)
+
+
+@pytest.fixture
+async def second(shop: Shop) -> AsyncIterator[Replica]:
+    replica = Replica(shop.mesh.site)
+    try:
+        await replica.start()
+        yield replica
+    finally:
+        await replica.close()
+
+
+async def orders_of(shop: Shop, *order_ids: str) -> dict[str, tuple[Any, ...]]:
+    """State and version of each, by id."""
+    ids = "', '".join(order_ids)
+    rows = await shop.rows("orders", f"SELECT id::text, state, version FROM orders WHERE id IN ('{ids}')")
+    return {row[0]: row[1:] for row in rows}
+
+
+async def check(shop: Shop, sale: Json, placed: list[str], paid: set[str]) -> None:
+    """Each order ended once; these were paid, once."""
+    captured = await shop.sandbox.captured(*placed)
+    kept = [entry["metadata"]["order_id"] for entry in captured if not entry["amount_refunded"]]
+    assert Counter(kept) == Counter(paid)
+    assert len(captured) == len(kept)
+    ids = "', '".join(placed)
+    ends = await shop.rows(
+        "orders", f"SELECT order_id::text FROM order_log WHERE order_id IN ('{ids}') AND state IN {ENDS!r}"
+    )
+    assert Counter(order_id for (order_id,) in ends) == Counter(placed)
+    await eventually(lambda: shop.counters(sale), lambda found: found == (sale["allocation"] - len(paid), 0, len(paid)))
+    await assert_books_add_up(shop, sale)
+
+
+async def latest(buyer: Buyer, sale: Json) -> str:
+    """The id of the buyer's order in this sale, once there is one."""
+
+    async def look() -> str:
+        orders = (await buyer.rest.get("/v1/orders", pageSize=5)).expect().json.get("orders", [])
+        return next((order["id"] for order in orders if order["lines"][0].get("flashSaleId") == sale["id"]), "")
+
+    return await eventually(look, bool)
+
+
+async def under_way(shop: Shop, order_ids: list[str]) -> None:
+    """Returns once payments has been asked to charge for all of them."""
+    ids = "', '".join(order_ids)
+    query = f"SELECT count(*) FROM payments WHERE order_id IN ('{ids}')"
+    await eventually(lambda: shop.rows("payments", query), lambda rows: rows[0][0] == len(order_ids))
+
+
+async def test_both_place_orders_and_bring_them_to_their_end(shop: Shop, second: Replica) -> None:
+    crowd, sale = await shop.a_crowd(10), await shop.a_sale(units=20, price=PRICE)
+    here = await asyncio.gather(*(buyer.buy(sale, wait=0) for buyer in crowd))
+    there = await asyncio.gather(*(second.buy(buyer, sale) for buyer in crowd))
+    placed = [*(answer.expect().json["id"] for answer in here), *there]
+
+    for order_id, buyer in zip(placed, [*crowd, *crowd], strict=True):
+        await buyer.until(order_id, "PAID", seconds=_ENDS_SECONDS)
+
+    assert len(set(placed)) == 20
+    assert await second.ends() >= 1
+    await check(shop, sale, placed, set(placed))
+
+
+async def test_one_request_sent_to_both_at_once_is_one_order(shop: Shop, second: Replica) -> None:
+    crowd, sale = await shop.a_crowd(10), await shop.a_sale(units=10, price=PRICE)
+    request_ids = [new_id() for _ in crowd]
+
+    answers = await asyncio.gather(
+        *(
+            both
+            for buyer, request_id in zip(crowd, request_ids, strict=True)
+            for both in (buy_here(buyer, sale, request_id), second.buy(buyer, sale, request_id=request_id))
+        )
+    )
+
+    assert answers[::2] == answers[1::2]
+    assert len(set(answers)) == 10
+    for order_id, buyer in zip(answers[::2], crowd, strict=True):
+        await buyer.until(order_id, "PAID", seconds=_ENDS_SECONDS)
+    await check(shop, sale, answers[::2], set(answers))
+
+
+async def buy_here(buyer: Buyer, sale: Json, request_id: str) -> str:
+    return str((await buyer.buy(sale, wait=0, request_id=request_id)).expect().json["id"])
+
+
+async def test_what_one_leaves_that_is_killed_the_other_ends_when_the_lease_is_over(
+    shop: Shop, second: Replica
+) -> None:
+    await shop.sandbox.faults(latency_ms={"fixed": 1500, "jitter": 500})
+    crowd, sale = await shop.a_crowd(8), await shop.a_sale(units=8, price=PRICE)
+    placed = list(await asyncio.gather(*(second.buy(buyer, sale) for buyer in crowd)))
+    await under_way(shop, placed)
+
+    second.signal(signal.SIGKILL)
+
+    states = await orders_of(shop, *placed)
+    assert {state for state, _ in states.values()} == {"PENDING"}, "nothing was left to take over"
+    for order_id, buyer in zip(placed, crowd, strict=True):
+        await buyer.until(order_id, "PAID", seconds=_ENDS_SECONDS)
+    await check(shop, sale, placed, set(placed))
+
+
+async def test_who_stood_still_beyond_the_lease_changes_nothing_when_it_goes_on(shop: Shop, second: Replica) -> None:
+    """Some orders were paid meanwhile, some cancelled: each is what the first process made of it."""
+    await shop.sandbox.faults(latency_ms={"fixed": 1500, "jitter": 500})
+    crowd, sale = await shop.a_crowd(8), await shop.a_sale(units=8, price=PRICE)
+    cards = [VISA] * 4 + [None] * 4
+    # Those without a card wait for the provider's answer too, to know how they can be paid.
+    placing = [
+        asyncio.create_task(second.buy(buyer, sale, card=card)) for buyer, card in zip(crowd, cards, strict=True)
+    ]
+    placed = [await latest(buyer, sale) for buyer in crowd]
+    await under_way(shop, placed)
+    second.signal(signal.SIGSTOP)
+    try:
+        states = await orders_of(shop, *placed)
+        assert {state for state, _ in states.values()} == {"PENDING"}, "nothing was left to take over"
+        for order_id, buyer in zip(placed[4:], crowd[4:], strict=True):
+            (await buyer.cancel(order_id)).expect()
+        await leases_are_over(shop)
+        for order_id, buyer in zip(placed, crowd, strict=True):
+            await buyer.until(order_id, "PAID", "CANCELLED", seconds=_ENDS_SECONDS)
+        ended = await orders_of(shop, *placed)
+    finally:
+        second.signal(signal.SIGCONT)
+    assert [ended[order_id][0] for order_id in placed] == ["PAID"] * 4 + ["CANCELLED"] * 4
+
+    await asyncio.gather(*placing)
+    await shop.sandbox.no_faults()
+    later = await second.buy(crowd[0], sale)  # it lives, and has had all the time that it needs
+    await crowd[0].until(later, "PAID", seconds=_ENDS_SECONDS)
+
+    assert await orders_of(shop, *placed) == ended
+    await check(shop, sale, [*placed, later], {*placed[:4], later})
