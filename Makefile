@@ -14,6 +14,9 @@ PROTOS := $(shell find protos/stampede -name '*.proto')
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ATTEMPTS ?= 500000
+CHAOS_SEED ?=
+CHAOS_ROUNDS ?=
+CHAOS_AT ?=
 
 .PHONY: help
 help: ## Show this list
@@ -43,7 +46,7 @@ audit: setup ## Check the books of a running mesh over all databases and the pro
 	@$(BIN)/python -m deploy.audit
 
 ##@ Change it
-.PHONY: setup check test bench soak stubs
+.PHONY: setup check test bench soak chaos stubs
 setup: $(READY) $(STUBS) ## Make .venv ready to work in (safe to repeat)
 
 test: setup ## Run all tests, on the real servers
@@ -61,6 +64,9 @@ bench: setup $(BENCH_READY) ## Measure what an order costs, in ratios to a bare 
 
 soak: setup ## See whether memory stays flat over SOAK_ATTEMPTS=500000
 	@$(BIN)/python -m tests.bench.soak --attempts $(SOAK_ATTEMPTS)
+
+chaos: setup ## Kill processes at seeded points of orders (CHAOS_SEED=1 CHAOS_ROUNDS=60, or CHAOS_AT)
+	@CHAOS_SEED=$(CHAOS_SEED) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_AT='$(CHAOS_AT)' $(BIN)/python -m tests.chaos
 
 stubs: setup ## Build the wheel of client stubs in dist/
 	@$(BIN)/python protos/wheel.py

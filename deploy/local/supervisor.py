@@ -7,8 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Self
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from deploy.local import process
 from deploy.local.parts import EVERYTHING, Part, select, topology
@@ -115,6 +115,10 @@ class Mesh:
         """From now on the part stays down when it ends, until `restart`."""
         self._parts[name].wanted.clear()
 
+    def keep_up(self, name: str) -> None:
+        """From now on the part is started again when it ends, as at first."""
+        self._parts[name].wanted.set()
+
     async def restart(self, name: str, *, timeout: float = 30) -> None:
         """Stops the part if it runs, starts it, and returns when it is ready."""
         running = self._parts[name]
@@ -124,6 +128,12 @@ class Mesh:
             await process.stop(running.process, running.part.stop_signal)
         running.wanted.set()
         await self.ready(name, timeout=timeout)
+
+    def alter(self, name: str, **changes: Any) -> Part:
+        """Has a part run otherwise from its next start on: by another command, say. Returns it as it was."""
+        running = self._parts[name]
+        was, running.part = running.part, replace(running.part, **changes)
+        return was
 
     async def ready(self, name: str, *, timeout: float = 30) -> None:
         """Returns when the part is ready. Raises `TimeoutError`."""

@@ -6,15 +6,10 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from deploy.local import Mesh, Site, free_base
-from tests.e2e.shop import Sandbox, Shop
-from tests.support.rest import Rest
-
-_ADMIN = "admin@stampede.local"
-_CONNECTIONS = 200
+from tests.e2e.shop import Shop
 
 
 @pytest.fixture(scope="session")
@@ -32,15 +27,8 @@ async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
 
 @pytest.fixture(scope="session")
 async def shop(mesh: Mesh) -> AsyncIterator[Shop]:
-    timeout, connector = aiohttp.ClientTimeout(total=40), aiohttp.TCPConnector(limit=_CONNECTIONS)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
-        rest = Rest(http=http, url=mesh.site.url, secrets=frozenset(mesh.site.secrets.values()))
-        account = {"email": _ADMIN, "password": mesh.site.secrets["admin"]}
-        token = (await rest.post("/v1/auth/login", account)).expect().json["accessToken"]
-        sandbox = Sandbox(rest=Rest(http=http, url=mesh.site.sandbox_url), key=mesh.site.secrets["stripe/key"])
-        running = Shop(mesh=mesh, rest=rest, staff=rest.as_(token), sandbox=sandbox)
+    async with Shop.of(mesh) as running:
         yield running
-        await running.close()
 
 
 @pytest.fixture(autouse=True)

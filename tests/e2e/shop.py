@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -20,9 +21,11 @@ T = TypeVar("T")
 VISA = "pm_card_visa"
 DECLINED = "pm_card_chargeDeclined"
 SECURE = "pm_card_authenticationRequired"
+ADMIN = "admin@stampede.local"
 ENDS = ("PAID", "FAILED", "CANCELLED", "EXPIRED")
 PASSWORD = "correct horse battery"
 _PAUSE_SECONDS = 0.05
+_CONNECTIONS = 200
 _AT_ONCE = 16
 
 # What tells that nothing was changed: rows, and the versions of those that change.
@@ -191,6 +194,20 @@ class Shop:
     sandbox: Sandbox
     _crowd: list[Buyer] = field(default_factory=list, repr=False)
     _databases: dict[str, psycopg.AsyncConnection[tuple[Any, ...]]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, mesh: Mesh) -> AsyncIterator["Shop"]:
+        """The shop that this mesh runs; signed in as its admin."""
+        timeout, connector = aiohttp.ClientTimeout(total=40), aiohttp.TCPConnector(limit=_CONNECTIONS)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
+            rest = Rest(http=http, url=mesh.site.url, secrets=frozenset(mesh.site.secrets.values()))
+            account = {"email": ADMIN, "password": mesh.site.secrets["admin"]}
+            token = (await rest.post("/v1/auth/login", account)).expect().json["accessToken"]
+            sandbox = Sandbox(rest=Rest(http=http, url=mesh.site.sandbox_url), key=mesh.site.secrets["stripe/key"])
+            running = cls(mesh=mesh, rest=rest, staff=rest.as_(token), sandbox=sandbox)
+            yield running
+            await running.close()
 
     async def a_product(
         self, *, stock: int | None = 100, price: int = 1999, currency: str = "USD", **said: Any

@@ -1,0 +1,189 @@
+"""A seeded sample of stories, each crossed with the point at which a process dies in it."""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.stories import PATIENCE_SECONDS, PRICE, STORIES, Act
+from tests.e2e.clock import leases_are_over
+from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up
+from tests.support.crashing import Trap
+
+# How far into a story a process dies at most: about as many points as it passes in one. Orders is the one to be shown.
+VICTIMS = {"orders": 20, "payments": 16, "inventory": 6}
+_SHARES = (4, 1, 1)
+_BUYERS = 12
+# Some points come after the orders' ends: events on their way.
+_LINGER_SECONDS = 0.3
+_NEVER_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Round:
+    """One story, and where in it a process is killed."""
+
+    number: int
+    story: str
+    victim: str
+    occurrence: int
+    name: str = ""
+    """Counts only points so named, where given."""
+
+    @classmethod
+    def at(cls, number: int, told: str) -> "Round":
+        """As `Outcome.again` names it: `paid payments 1 after POST v1/payment_intents`."""
+        story, victim, occurrence, *name = told.split(" ", 3)
+        return cls(number, story, victim, int(occurrence), "".join(name))
+
+    def __str__(self) -> str:
+        return f"{self.number:>4}  {self.story:<16}{self.victim:<10}#{self.occurrence:<4}"
+
+
+def plan(seed: int, rounds: int) -> list[Round]:
+    """The rounds of a seed; a longer plan begins like a shorter one. All stories come equally often."""
+    chance = random.Random(seed)
+    stories = itertools.chain.from_iterable(chance.sample(sorted(STORIES), len(STORIES)) for _ in itertools.count())
+    made = []
+    for number in range(1, rounds + 1):
+        story = next(stories)
+        [victim] = chance.choices(list(VICTIMS), _SHARES)
+        made.append(Round(number, story, victim, chance.randint(1, VICTIMS[victim])))
+    return made
+
+
+@dataclass
+class Outcome:
+    """What came of one round."""
+
+    round: Round
+    died_at: str = ""
+    """Empty where the story ended before it came to that point."""
+    passed: list[str] = field(default_factory=list)
+    """The points that the victim passed."""
+    states: dict[str, str] = field(default_factory=dict)
+    """How its orders ended."""
+    wrong: str = ""
+    seconds: float = 0.0
+
+    @property
+    def again(self) -> str:
+        """The point of death by its name, for `Round.at`: other numbers may change from run to run."""
+        if not self.died_at:
+            return f"{self.round.story} {self.round.victim} {self.round.occurrence}"
+        return f"{self.round.story} {self.round.victim} {self.passed.count(self.died_at)} {self.died_at}"
+
+    def __str__(self) -> str:
+        died = f"died {self.died_at}" if self.died_at else f"lived, with {len(self.passed)} points"
+        ended = ", ".join(f"{count} {state}" for state, count in sorted(Counter(self.states.values()).items()))
+        return f"{self.round} {died:<50} {self.seconds:5.1f} s  {self.wrong or ended}"
+
+
+@asynccontextmanager
+async def rigged(shop: Shop) -> AsyncIterator[dict[str, Trap]]:
+    """The shop, with services that die where their traps say; as before when the block ends."""
+    mesh, traps, were = shop.mesh, {}, {}
+    for victim in VICTIMS:
+        traps[victim] = Trap(mesh.site.run / f"crashing-{victim}")
+        part = mesh.alter(victim)
+        command = (sys.executable, "-m", "tests.support.crashing", victim, "serve")
+        environment = {**part.environment, **traps[victim].environment()}
+        were[victim] = mesh.alter(victim, command=command, environment=environment)
+    await asyncio.gather(*(mesh.restart(victim) for victim in VICTIMS))
+    try:
+        await shop.all_parts_answer()
+        yield traps
+    finally:
+        for victim, part in were.items():
+            mesh.alter(victim, command=part.command, environment=part.environment)
+        await asyncio.gather(*(mesh.restart(victim) for victim in VICTIMS))
+        await shop.all_parts_answer()
+
+
+async def played(shop: Shop, rounds: list[Round], tell: Callable[[str], None]) -> list[Outcome]:
+    """Plays the rounds one after the other, then has the books audited. What went wrong stands in the outcomes."""
+    outcomes: list[Outcome] = []
+    buyers = itertools.cycle(await shop.a_crowd(_BUYERS))
+    usual = await shop.a_product(stock=10 * len(rounds), price=PRICE)
+    async with rigged(shop) as traps:
+        for one in rounds:
+            # All parts have found each other again, and what happens now happens to this story.
+            await shop.all_parts_answer()
+            await next(buyers).insist(usual, wait=10)
+            outcomes.append(await _play(shop, one, traps[one.victim], buyers))
+            tell(str(outcomes[-1]))
+        await _audit(shop, outcomes)
+    return outcomes
+
+
+async def _play(shop: Shop, one: Round, trap: Trap, buyers: Iterator[Buyer]) -> Outcome:
+    outcome, act, began = (
+        Outcome(one),
+        Act(shop, buyers, lambda: trap.arm(one.occurrence, name=one.name)),
+        time.monotonic(),
+    )
+    shop.mesh.keep_down(one.victim)
+    acting = asyncio.create_task(_until_ended(act, one.story))
+    dying = asyncio.create_task(trap.sprung(seconds=_NEVER_SECONDS))
+    await asyncio.wait({acting, dying}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({dying}, timeout=_LINGER_SECONDS)
+    if dying.done() or not trap.disarm():
+        outcome.died_at = await dying
+        await leases_are_over(shop)
+        await shop.mesh.restart(one.victim)
+    dying.cancel()
+    outcome.passed = trap.passed
+    shop.mesh.keep_up(one.victim)
+    try:
+        outcome.states = await acting
+        await _check_money(shop, outcome)
+    except (Exception, ExceptionGroup) as failure:
+        lines = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(failure.__traceback__)]
+        outcome.wrong = f"WRONG: {failure!r}"[:500] + f" ({' '.join(lines)})"
+    with contextlib.suppress(Exception):
+        await shop.sandbox.no_faults()
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+async def _until_ended(act: Act, story: str) -> dict[str, str]:
+    await asyncio.wait_for(STORIES[story](act), PATIENCE_SECONDS)
+    # From here on the provider does its best.
+    await act.shop.sandbox.no_faults()
+    return await act.ended()
+
+
+async def _check_money(shop: Shop, outcome: Outcome) -> None:
+    """Charged at most once, and kept where the order is paid; each order ended once."""
+    taken = Counter(e["metadata"]["order_id"] for e in await shop.sandbox.captured(*outcome.states))
+    kept: Counter[str] = Counter()
+    for entry in await shop.sandbox.captured(*outcome.states):
+        kept[entry["metadata"]["order_id"]] += entry["amount"] - entry["amount_refunded"]
+    ids = "', '".join(outcome.states)
+    ends = await shop.rows(
+        "orders", f"SELECT order_id::text FROM order_log WHERE order_id IN ('{ids}') AND state IN {ENDS!r}"
+    )
+    ended = Counter(order_id for (order_id,) in ends)
+    for order_id, state in outcome.states.items():
+        assert taken[order_id] <= 1, f"{order_id} was charged {taken[order_id]} times"
+        assert kept[order_id] == (PRICE if state == "PAID" else 0), f"{order_id} is {state}; kept: {kept[order_id]}"
+        assert ended[order_id] == 1, f"{order_id} ended {ended[order_id]} times"
+
+
+async def _audit(shop: Shop, outcomes: list[Outcome]) -> None:
+    """Every unit and every cent, over all databases and the provider."""
+    try:
+        await assert_books_add_up(shop, patience_seconds=20)
+    except AssertionError as found:
+        for outcome in outcomes:
+            if any(order_id in str(found) for order_id in outcome.states):
+                outcome.wrong = outcome.wrong or "WRONG: its books do not add up"
+        outcomes[-1].wrong = outcomes[-1].wrong or f"WRONG: {found}"[:2000]

@@ -1,0 +1,230 @@
+"""What customers, the provider and the clock do to orders. Each story is one way to end; some leave it open which.
+
+Customers are patient: while a part of the shop is away, they ask again, under the same request id.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import aiohttp
+
+from tests.e2e.clock import time_is_up
+from tests.e2e.shop import DECLINED, VISA, Buyer, Shop, eventually
+from tests.support.rest import Answer, Json
+
+BANK_TRANSFER = "pm_usBankAccount_processing"
+PRICE = 700
+PATIENCE_SECONDS = 60
+
+
+@dataclass
+class Act:
+    """One story being played: who is in it, and which end each order may come to."""
+
+    shop: Shop
+    buyers: Iterator[Buyer]
+    begins: Callable[[], None]
+    """Called once, before the first order."""
+    orders: dict[str, tuple[Buyer, frozenset[str]]] = field(default_factory=dict)
+    _began: bool = False
+
+    async def a_sale(self, *, units: int = 5, hold: str = "600s") -> Json:
+        return await self.shop.a_sale(units=units, price=PRICE, hold=hold)
+
+    async def order(self, sale: Json, *ends: str, card: str | None = VISA) -> tuple[Buyer, Json]:
+        """An order that was placed; it must come to one of these ends."""
+        buyer = next(self.buyers)
+
+        async def once() -> Answer:
+            return await self.attempt(buyer, sale, *ends, card=card)
+
+        # What was held before a process died may have come back before the customer's repeat.
+        answer = await eventually(once, lambda a: a.reason != "HOLD_ENDED", seconds=PATIENCE_SECONDS)
+        return buyer, answer.expect().json
+
+    async def attempt(self, buyer: Buyer, sale: Json, *ends: str, card: str | None = VISA) -> Answer:
+        """The same where it may be refused."""
+        if not self._began:
+            self._began = True
+            self.begins()
+        answer = await buyer.insist(sale, card=card, wait=0, seconds=PATIENCE_SECONDS)
+        if answer.status == 200:
+            self.orders[answer.json["id"]] = buyer, frozenset(ends)
+        return answer
+
+    async def payable(self, sale: Json, *ends: str) -> tuple[Buyer, Json]:
+        """An order whose customer can pay in the browser."""
+        buyer, order = await self.order(sale, *ends, card=None)
+
+        async def look() -> Json:
+            answer = await asked(lambda: buyer.rest.get(f"/v1/orders/{order['id']}"))
+            return answer.expect().json
+
+        ready = lambda found: bool((found.get("payment") or {}).get("clientSecret"))  # noqa: E731
+        return buyer, await eventually(look, ready, seconds=PATIENCE_SECONDS)
+
+    async def ended(self) -> dict[str, str]:
+        """The state of every order, once each has come to an end that it may come to."""
+        await asyncio.gather(
+            *(buyer.until(order_id, *ends, seconds=PATIENCE_SECONDS) for order_id, (buyer, ends) in self.orders.items())
+        )
+        return {order_id: (await self._state(order_id)) for order_id in self.orders}
+
+    async def _state(self, order_id: str) -> str:
+        buyer, _ = self.orders[order_id]
+        answer = await asked(lambda: buyer.rest.get(f"/v1/orders/{order_id}"))
+        return str(answer.expect().json["state"])
+
+
+async def asked(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer of a shop that is not away."""
+
+    async def once() -> Answer | None:
+        try:
+            return await ask()
+        except aiohttp.ClientConnectionError:
+            return None
+
+    answer = await eventually(once, lambda a: a is not None and a.status not in (429, 503), seconds=PATIENCE_SECONDS)
+    assert answer is not None
+    return answer
+
+
+async def paid(act: Act) -> None:
+    sale = await act.a_sale()
+    await asyncio.gather(*(act.order(sale, "PAID") for _ in range(3)))
+
+
+async def declined(act: Act) -> None:
+    sale = await act.a_sale()
+    await asyncio.gather(*(act.order(sale, "FAILED", card=DECLINED) for _ in range(2)))
+
+
+async def sold_out(act: Act) -> None:
+    """Three want the one unit, and ask until one of them has it."""
+    sale, sold = await act.a_sale(units=1), asyncio.Event()
+
+    async def keep_asking() -> Answer:
+        buyer = next(act.buyers)
+
+        async def once() -> Answer:
+            return await act.attempt(buyer, sale, "PAID")
+
+        # Who dies between the gate and the database leaves a unit that nobody has for a moment.
+        answer = await eventually(once, lambda a: a.status == 200 or sold.is_set(), seconds=PATIENCE_SECONDS)
+        sold.set()
+        return answer
+
+    answers = await asyncio.gather(*(keep_asking() for _ in range(3)))
+    assert sorted(answer.reason for answer in answers) == ["", "SOLD_OUT", "SOLD_OUT"], [a.text for a in answers]
+
+
+async def provider_fails(act: Act) -> None:
+    """Money moves and the answer is lost; then the provider has troubles of its own."""
+    await act.shop.sandbox.faults(drop_after_charge={"next": 1}, error_500={"next": 2}, rate_limit_429={"next": 1})
+    sale = await act.a_sale()
+    await asyncio.gather(*(act.order(sale, "PAID") for _ in range(2)))
+    await act.ended()
+
+
+async def provider_slow(act: Act) -> None:
+    """Slower than a call of payments waits."""
+    await act.shop.sandbox.faults(latency_ms={"fixed": 1500, "jitter": 1000})
+    sale = await act.a_sale()
+    await asyncio.gather(*(act.order(sale, "PAID") for _ in range(2)))
+    await act.ended()
+
+
+async def paid_in_browser(act: Act) -> None:
+    sale = await act.a_sale()
+
+    async def pay() -> None:
+        _, order = await act.payable(sale, "PAID")
+        await act.shop.sandbox.pay_in_browser(order["payment"]["clientSecret"])
+
+    await asyncio.gather(pay(), pay())
+
+
+async def cancelled(act: Act) -> None:
+    """By those who have not paid, and by one whose card is just being charged."""
+    await act.shop.sandbox.faults(latency_ms={"fixed": 150, "jitter": 150})
+    sale = await act.a_sale()
+
+    async def change_of_mind(*ends: str, card: str | None) -> None:
+        buyer, order = await act.order(sale, *ends, card=card)
+        answer = await asked(lambda: buyer.cancel(order["id"]))
+        assert answer.status == 200 or answer.reason == "WRONG_STATE", answer.text
+
+    await asyncio.gather(
+        change_of_mind("CANCELLED", card=None),
+        change_of_mind("CANCELLED", card=None),
+        change_of_mind("CANCELLED", "PAID", card=VISA),
+    )
+
+
+async def expired(act: Act) -> None:
+    sale = await act.a_sale()
+
+    async def walk_away() -> None:
+        _, order = await act.order(sale, "EXPIRED", card=None)
+        await time_is_up(act.shop, order["id"])
+
+    await asyncio.gather(walk_away(), walk_away())
+
+
+async def paid_late(act: Act) -> None:
+    """Nobody is told that it was paid until the hold has ended; there is another unit."""
+    await act.shop.sandbox.faults(webhooks={"drop": True})
+    sale = await act.a_sale()
+    _, order = await act.payable(sale, "PAID")
+    assert (await act.shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["http"] == 200
+    await time_is_up(act.shop, order["id"])
+
+
+async def hold_lost(act: Act) -> None:
+    """The same, and somebody else waits for the unit. Who is faster has it; the other has their money back."""
+    await act.shop.sandbox.faults(webhooks={"drop": True}, latency_ms={"fixed": 300, "jitter": 0})
+    sale, other = await act.a_sale(units=1), next(act.buyers)
+    _, order = await act.payable(sale, "PAID", "EXPIRED")
+    assert (await act.shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["http"] == 200
+    await time_is_up(act.shop, order["id"])
+
+    async def once() -> bool:
+        taken = (await act.attempt(other, sale, "PAID")).status == 200
+        return taken or (await act._state(order["id"])) != "PENDING"
+
+    await eventually(once, bool, seconds=PATIENCE_SECONDS)
+
+
+async def extended(act: Act) -> None:
+    """The bank takes longer than the hold."""
+    sale = await act.a_sale(hold="4s")
+    buyer, order = await act.order(sale, "PAID", "EXPIRED", card=BANK_TRANSFER)
+
+    async def look() -> Json:
+        return (await asked(lambda: buyer.rest.get(f"/v1/orders/{order['id']}"))).expect().json
+
+    def longer(found: Json) -> bool:
+        over = datetime.fromisoformat(order["holdExpireTime"]) < datetime.now(UTC)
+        return over or found["holdExpireTime"] > order["holdExpireTime"] or found["state"] != "PENDING"
+
+    async def settled() -> bool:
+        try:
+            await act.shop.sandbox.settle(order["id"])
+        except (AssertionError, RuntimeError):  # the charge has not reached the provider yet, or never will
+            return (await look())["state"] != "PENDING"
+        return True
+
+    await eventually(look, longer, seconds=PATIENCE_SECONDS)
+    await eventually(settled, bool, seconds=PATIENCE_SECONDS)
+
+
+STORIES: dict[str, Callable[[Act], Awaitable[None]]] = {
+    story.__name__: story
+    for story in (
+        paid, declined, sold_out, provider_fails, provider_slow, paid_in_browser, cancelled, expired, paid_late,
+        hold_lost, extended,
+    )
+}  # fmt: skip

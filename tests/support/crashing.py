@@ -1,0 +1,203 @@
+"""Runs a service that dies where it is told to: `python -m tests.support.crashing orders serve`.
+
+The service itself does not know. From the moment that a wish is laid into its folder (`Trap`), it counts the points it
+passes: each call of another service, each request to the provider, and each transaction that writes, before and after.
+At the n-th it dies by SIGKILL. A point is named by what happens there: `before Charge`, `after commit of store.finish`.
+"""
+
+import functools
+import json
+import os
+import re
+import runpy
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import aiohttp
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.ext.asyncio import async_sessionmaker
+
+from services.chassis import db
+from services.chassis.clients import Target
+from tests.support.waiting import until
+
+_real_begin = async_sessionmaker.begin
+_at_work: ContextVar[str] = ContextVar("at_work", default="")
+_FOLDER = "CRASHING"
+_WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
+_SERVICES = f"{os.sep}services{os.sep}"
+# What has nothing to do with an order: leases, clocks, metrics. Events on their way have.
+_COUNTED_OF_CHASSIS = ("outbox", "events", "once")
+
+
+@dataclass(frozen=True)
+class Trap:
+    """Where the wishes for one service lie; shared by a test and the process that is to die."""
+
+    folder: Path
+
+    def environment(self) -> dict[str, str]:
+        """What the process must be told."""
+        return {_FOLDER: str(self.folder)}
+
+    def arm(self, occurrence: int, *, name: str = "") -> None:
+        """Has the process die at the n-th point from here on; with a name, at the n-th of those so named."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in ("died", "passed"):
+            (self.folder / left).unlink(missing_ok=True)
+        draft = self.folder / "draft"
+        draft.write_text(json.dumps({"occurrence": occurrence, "name": name}))
+        draft.rename(self.folder / "armed")
+
+    def disarm(self) -> bool:
+        """Takes the wish back. False where it has been granted."""
+        try:
+            (self.folder / "armed").unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @property
+    def died_at(self) -> str:
+        """The name of the point at which the process died; empty while it has not."""
+        died = self.folder / "died"
+        return died.read_text() if died.exists() else ""
+
+    @property
+    def passed(self) -> list[str]:
+        """The points that were passed since the wish was laid down, that of death included."""
+        passed = self.folder / "passed"
+        return passed.read_text().splitlines() if passed.exists() else []
+
+    async def sprung(self, *, seconds: float) -> str:
+        """The point at which the process died, once it has."""
+
+        async def look() -> str:
+            return self.died_at
+
+        return str(await until(look, seconds=seconds))
+
+
+class _Points:
+    """Counts the points that this process passes while a wish lies there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._armed, self._died, self._passed = folder / "armed", folder / "died", folder / "passed"
+        self._wish: tuple[int, int] = (0, 0)
+        self._left, self._name = 0, ""
+
+    def passes(self, name: str) -> None:
+        """Dies here, where this is the point."""
+        try:
+            found = self._armed.stat()
+        except FileNotFoundError:
+            return
+        wish = (found.st_ino, found.st_mtime_ns)
+        if wish != self._wish:
+            told = json.loads(self._armed.read_text())
+            self._wish, self._left, self._name = wish, told["occurrence"], told["name"]
+        if self._name not in ("", name):
+            return
+        with self._passed.open("a") as passed:
+            passed.write(f"{name}\n")
+        self._left -= 1
+        if self._left > 0:
+            return
+        draft = self._died.with_suffix(".draft")
+        draft.write_text(name)
+        draft.rename(self._died)
+        self._armed.unlink(missing_ok=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, call: Callable[..., Awaitable[Any]], name: Callable[..., str]) -> Callable[..., Awaitable[Any]]:
+        """`call`, with a point before and one after it. Without a name it has none."""
+
+        @functools.wraps(call)
+        async def wrapped(*arguments: Any, **named: Any) -> Any:
+            told = name(*arguments, **named)
+            if told:
+                self.passes(f"before {told}")
+            answer = await call(*arguments, **named)
+            if told:
+                self.passes(f"after {told}")
+            return answer
+
+        return wrapped
+
+    def commit(self, call: Callable[..., None]) -> Callable[..., None]:
+        """The same for the end of a transaction, which counts where it has written."""
+
+        def wrapped(dialect: Any, connection: Any) -> None:
+            cursor = connection.cursor()
+            cursor.execute("SELECT pg_current_xact_id_if_assigned()")
+            wrote = cursor.fetchone()[0] is not None
+            cursor.close()
+            told = _at_work.get() if wrote else ""
+            if told:
+                self.passes(f"before commit of {told}")
+            call(dialect, connection)
+            if told:
+                self.passes(f"after commit of {told}")
+
+        return wrapped
+
+
+def _caller() -> str:
+    """Which function of the service is at work, as `store.finish`; empty for what has nothing to do with orders."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        path, name = frame.f_code.co_filename, frame.f_code.co_name
+        frame = frame.f_back
+        if _SERVICES not in path or path.endswith(f"{os.sep}chassis{os.sep}db.py"):
+            continue
+        module = Path(path).stem
+        if f"{os.sep}chassis{os.sep}" in path and module not in _COUNTED_OF_CHASSIS:
+            return ""
+        return f"{module}.{name}"
+    return ""
+
+
+def _begin(sessions: Any) -> Any:
+    """`async_sessionmaker.begin`, which notes who begins: the commit is a task of its own."""
+    _at_work.set(_caller())
+    return _real_begin(sessions)
+
+
+def _of_rpc(_target: Any, method: Any, *_: Any, **__: Any) -> str:
+    name = str(method._method.decode().rpartition("/")[2])
+    return "" if name.startswith("Get") else name  # to have read something changes nothing
+
+
+def _of_statement(_db: Any, statement: Any, *_: Any, **__: Any) -> str:
+    caller = _caller() if _WRITES.search(str(statement)) else ""
+    return caller and f"commit of {caller}"
+
+
+def _of_request(_session: Any, method: str, url: Any, **_: Any) -> str:
+    path = str(url).partition("://")[2].partition("/")[2].partition("?")[0]
+    return f"{method.upper()} {re.sub(r'(pi|re|ch)_[A-Za-z0-9]+', '*', path)}"
+
+
+def main() -> None:
+    service = sys.argv.pop(1)
+    points = _Points(Path(os.environ[_FOLDER]))
+    # Before the service is imported, so that it finds them in their places.
+    Target.call = points.around(Target.call, _of_rpc)  # type: ignore[method-assign]
+    db.run_alone = points.around(db.run_alone, _of_statement)  # type: ignore[assignment]
+    async_sessionmaker.begin = _begin  # type: ignore[method-assign]
+    DefaultDialect.do_commit = points.commit(DefaultDialect.do_commit)  # type: ignore[method-assign]
+    aiohttp.ClientSession._request = points.around(  # type: ignore[method-assign, assignment]
+        aiohttp.ClientSession._request, _of_request
+    )
+    sys.argv[0] = service
+    runpy.run_module(f"services.{service}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
