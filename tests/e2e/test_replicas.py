@@ -187,10 +187,13 @@ async def test_what_one_leaves_that_is_killed_the_other_ends_when_the_lease_is_o
     await check(shop, sale, placed, set(placed))
 
 
-async def test_who_stood_still_beyond_the_lease_changes_nothing_when_it_goes_on(shop: Shop, second: Replica) -> None:
-    """Some orders were paid meanwhile, some cancelled: each is what the first process made of it."""
+@pytest.mark.parametrize("amid", [False, True], ids=["after the end", "in the middle"])
+async def test_who_stood_still_beyond_the_lease_changes_nothing_when_it_goes_on(
+    shop: Shop, second: Replica, amid: bool
+) -> None:
+    """Some orders are paid by the other, some cancelled: each is what the first process makes of it."""
     await shop.sandbox.faults(latency_ms={"fixed": 1500, "jitter": 500})
-    crowd, sale = await shop.a_crowd(8), await shop.a_sale(units=8, price=PRICE)
+    crowd, sale = await shop.a_crowd(8), await shop.a_sale(units=9, price=PRICE)
     cards = [VISA] * 4 + [None] * 4
     # Those without a card wait for the provider's answer too, to know how they can be paid.
     placing = [
@@ -202,9 +205,12 @@ async def test_who_stood_still_beyond_the_lease_changes_nothing_when_it_goes_on(
     try:
         states = await orders_of(shop, *placed)
         assert {state for state, _ in states.values()} == {"PENDING"}, "nothing was left to take over"
-        for order_id, buyer in zip(placed[4:], crowd[4:], strict=True):
-            (await buyer.cancel(order_id)).expect()
         await leases_are_over(shop)
+        await taken_over(shop, placed)
+        if amid:
+            second.signal(signal.SIGCONT)
+        cancelling = [buyer.cancel(order_id) for order_id, buyer in zip(placed[4:], crowd[4:], strict=True)]
+        assert {answer.status for answer in await asyncio.gather(*cancelling)} == {200}
         for order_id, buyer in zip(placed, crowd, strict=True):
             await buyer.until(order_id, "PAID", "CANCELLED", seconds=_ENDS_SECONDS)
         ended = await orders_of(shop, *placed)
@@ -219,3 +225,10 @@ async def test_who_stood_still_beyond_the_lease_changes_nothing_when_it_goes_on(
 
     assert await orders_of(shop, *placed) == ended
     await check(shop, sale, [*placed, later], {*placed[:4], later})
+
+
+async def taken_over(shop: Shop, order_ids: list[str]) -> None:
+    """Returns once each saga is another process's than the one that began it, or over."""
+    ids = "', '".join(order_ids)
+    query = f"SELECT count(*) FROM sagas WHERE order_id IN ('{ids}') AND fence = 1"
+    await eventually(lambda: shop.rows("orders", query), lambda rows: rows == [(0,)])
