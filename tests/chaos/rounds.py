@@ -131,6 +131,7 @@ async def _play(shop: Shop, one: Round, trap: Trap, buyers: Iterator[Buyer]) -> 
         time.monotonic(),
     )
     shop.mesh.keep_down(one.victim)
+    trap.forget()
     acting = asyncio.create_task(_until_ended(act, one.story))
     dying = asyncio.create_task(trap.sprung(seconds=_NEVER_SECONDS))
     await asyncio.wait({acting, dying}, return_when=asyncio.FIRST_COMPLETED)
@@ -141,6 +142,7 @@ async def _play(shop: Shop, one: Round, trap: Trap, buyers: Iterator[Buyer]) -> 
         await shop.mesh.restart(one.victim)
     dying.cancel()
     outcome.passed = trap.passed
+    assert outcome.died_at in ("", *outcome.passed[-1:]), "it died of something else"
     shop.mesh.keep_up(one.victim)
     try:
         outcome.states = await acting

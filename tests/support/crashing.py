@@ -48,12 +48,16 @@ class Trap:
 
     def arm(self, occurrence: int, *, name: str = "") -> None:
         """Has the process die at the n-th point from here on; with a name, at the n-th of those so named."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left in ("died", "passed"):
-            (self.folder / left).unlink(missing_ok=True)
+        self.forget()
         draft = self.folder / "draft"
         draft.write_text(json.dumps({"occurrence": occurrence, "name": name}))
         draft.rename(self.folder / "armed")
+
+    def forget(self) -> None:
+        """Takes away what was left of an earlier death."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in ("died", "passed"):
+            (self.folder / left).unlink(missing_ok=True)
 
     def disarm(self) -> bool:
         """Takes the wish back. False where it has been granted."""
