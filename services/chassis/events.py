@@ -31,7 +31,8 @@ _WEEK_SECONDS = 7 * 24 * 3600
 _DUPLICATE_SECONDS = 120
 _FETCH_MOST = 100
 _FETCH_SECONDS = 5.0
-_ACK_SECONDS = 30
+# Also how late an event comes whose consumer died with it.
+_ACK_SECONDS = 10
 _ATTEMPTS_MOST = 10
 _RETRY_SECONDS = 2.0
 # A connection that fell silent is given up after three of these; by default after six minutes.

@@ -1,10 +1,11 @@
 """Starts the orders service: the one place where its parts are put together."""
 
-from services.chassis import events, once
+from services.chassis import events, once, partitions
 from services.chassis.paging import Pages
-from services.chassis.process import Process, run
+from services.chassis.process import Command, Process, run
 from services.orders import console, facts, history
 from services.orders.actions import Desk, order_watch
+from services.orders.commands import describe, sagas
 from services.orders.latch import PLACED_MOST, Latch
 from services.orders.partners import Catalog, Inventory, Payments, Steps
 from services.orders.placing import Placer
@@ -44,7 +45,7 @@ async def main(config: Settings) -> None:
         latch.placed(await history.recent_ids(db, PLACED_MOST))
         process.exchange_events(*facts.consumers(db))
         process.listen("stampede.orders.order.*", facts.changed(watch), watch=watch)
-        process.forget(events.FORGET, once.FORGET)
+        process.forget(events.FORGET, once.FORGET, partitions.roll("order_log", keep_months=config.log_keep_months))
         process.background("queue", queue.run)
         process.background("sagas", worker.run)
         process.background("saga metrics", lambda: console.measure(db))
@@ -55,4 +56,5 @@ async def main(config: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run("orders", Settings, main, consumers=facts.consumers)
+    console_of_sagas = Command("orders that do not get on: list, show, resume or compensate them", describe, sagas)
+    run("orders", Settings, main, consumers=facts.consumers, commands={"sagas": console_of_sagas})

@@ -23,7 +23,7 @@ from services.orders import console, journal, refunds, store
 from services.orders.console import SagaView
 from services.orders.domain import WATCHERS_MOST, Mover, Order, OrderNotFound, Refund, SagaNotFound, State
 from services.orders.queue import Queue
-from services.orders.saga import CANCELLED
+from services.orders.saga import CANCELLED, Saga
 from services.orders.worker import Worker
 
 _LOOK_SECONDS = 1.0
@@ -111,6 +111,7 @@ class Desk:
     async def cancel(self, act: Act) -> Order:
         """Cancels a `PENDING` order or, for staff, a `PAID` one; see `OrderService.CancelOrder` for the refusals."""
         order = await self.get_written(act.order_id, customer_id=act.customer_id)
+        saga = None
         async with self._db.begin() as tx:
             repeat = await once.repeated(tx, act.key, order.id)
             if not repeat:
@@ -122,8 +123,9 @@ class Desk:
                     await journal.ask(tx, [order.id], CANCELLED, act.by)
                 elif act.customer_id is None:
                     await self._begin_refund(tx, act, Refund(ids.new(), None, State.CANCELLED, restock=True))
+                saga = await journal.claim_one(tx, order.id)
         was_pending = order.state is State.PENDING
-        order = await (self.settled(order, seconds=_SETTLE_SECONDS) if repeat else self._carried_out(order))
+        order = await self._carried_out(order, saga)
         if order.state not in (State.CANCELLED, State.PENDING) and (was_pending or act.customer_id is not None):
             raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
         return order
@@ -137,8 +139,8 @@ class Desk:
             if not repeat:
                 refund = Refund(ids.new(), amount, State.REFUNDED, restock=restock, lines=tuple(lines))
                 await self._begin_refund(tx, act, refund)
-        order = await self.get(act.order_id, customer_id=None)
-        return await (self.settled(order, seconds=_SETTLE_SECONDS) if repeat else self._carried_out(order))
+            saga = None if repeat else await journal.claim_one(tx, act.order_id)
+        return await self._carried_out(await self.get(act.order_id, customer_id=None), saga)
 
     async def _begin_refund(self, tx: AsyncSession, act: Act, refund: Refund) -> None:
         order = await store.read(tx, act.order_id, lock=True)
@@ -147,17 +149,21 @@ class Desk:
         order.check_refund(refund)
         await refunds.begin(tx, order, refund, act.by)
 
-    async def _carried_out(self, order: Order) -> Order:
-        """The order once its saga, which this process carries on, has done what was asked for; or as it is by then."""
-        saga = await journal.claim_one(self._db, order.id)
-        if saga:
-            self._tell(order.id)
-            await asyncio.wait({self._worker.start(saga)}, timeout=_SETTLE_SECONDS)
+    async def _carried_out(self, order: Order, saga: Saga | None) -> Order:
+        """The order once its saga has done what was asked for; or as it is by then.
+
+        This process carries `saga` on; None where another one does, or another call.
+        """
+        if saga is None:
+            return await self.settled(order, seconds=_SETTLE_SECONDS)
+        self._tell(order.id)
+        await asyncio.wait({self._worker.start(saga)}, timeout=_SETTLE_SECONDS)
         return await self.get(order.id, customer_id=None)
 
     async def saga_carried_on(self, view: SagaView) -> SagaView:
         """A saga after this process has carried it on, as it is at its end or after some seconds."""
-        saga = await journal.claim_one(self._db, view.order_id)
+        async with self._db.begin() as tx:
+            saga = await journal.claim_one(tx, view.order_id)
         if saga:
             await asyncio.wait({self._worker.start(saga)}, timeout=_SETTLE_SECONDS)
         try:

@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import sys
 import uuid
 
 from services.chassis import db as database
@@ -37,7 +38,7 @@ async def sagas(config: Settings, arguments: argparse.Namespace) -> int:
     try:
         await _act(db, arguments)
     except AppError as error:
-        print(f"{error.reason}: {error}")
+        _say(f"{error.reason}: {error}")
         return 1
     finally:
         await engine.dispose()
@@ -48,17 +49,21 @@ async def _act(db: Database, arguments: argparse.Namespace) -> None:
     if arguments.action == "list":
         found = await console.sagas(db, stuck=arguments.stuck, after=None, most=_MOST)
         for saga in found:
-            print(_line(saga))
-        print(f"{len(found)} {'stuck' if arguments.stuck else 'under way'}{', and more' * (len(found) == _MOST)}")
+            _say(_line(saga))
+        _say(f"{len(found)} {'stuck' if arguments.stuck else 'under way'}{', and more' * (len(found) == _MOST)}")
         return
     by = Mover(f"operator:{getpass.getuser()}", note=getattr(arguments, "reason", ""))
     if arguments.action == "resume":
         await console.resume(db, arguments.order_id, by)
     elif arguments.action == "compensate":
         await console.compensate(db, arguments.order_id, by)
-    print(_line(await console.get(db, arguments.order_id)))
+    _say(_line(await console.get(db, arguments.order_id)))
     if arguments.action != "show":
-        print("a process of the service takes it up; look again with: sagas show")
+        _say("a process of the service takes it up; look again with: sagas show")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 def _line(saga: SagaView) -> str:

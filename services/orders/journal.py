@@ -112,9 +112,7 @@ _CLAIM_DUE = text(
     )"""
     )
 )
-_CLAIM_ONE = text(
-    _CLAIM.format(due="due AS (SELECT order_id FROM sagas WHERE order_id = :order FOR UPDATE SKIP LOCKED)")
-)
+_CLAIM_ONE = text(_CLAIM.format(due="due AS (SELECT order_id FROM sagas WHERE order_id = :order FOR UPDATE)"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +197,14 @@ async def due(db: Database) -> int:
     return int((await run_alone(db, query, {}))[0][0])
 
 
-async def claim_one(db: Database, order_id: uuid.UUID) -> Saga | None:
-    """Takes over one order's saga, whoever had it; None where the order is settled, or just being claimed."""
-    claimed = await run_alone(db, _CLAIM_ONE, {"order": order_id, "lease": LEASE_SECONDS})
-    return rows.saga(claimed[0]) if claimed else None
+async def claim_one(tx: AsyncSession, order_id: uuid.UUID) -> Saga | None:
+    """Takes over one order's saga, whoever had it; None where nothing is under way for the order.
+
+    To be called where the wish is written that the saga is to carry out: whoever claims it in between would be the one
+    to carry it out, and the caller would know nothing of it.
+    """
+    row = (await tx.execute(_CLAIM_ONE, {"order": order_id, "lease": LEASE_SECONDS})).one_or_none()
+    return rows.saga(row) if row else None
 
 
 async def ask(tx: AsyncSession, order_ids: Sequence[uuid.UUID], why: str, by: Mover | None = None) -> None:

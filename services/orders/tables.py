@@ -106,6 +106,7 @@ class LogEntry(Base):
     __tablename__ = "order_log"
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True, init=False)
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), primary_key=True, init=False)
     order_id: Mapped[uuid.UUID]
     version: Mapped[int] = mapped_column(Integer)
     state: Mapped[str]
@@ -115,4 +116,3 @@ class LogEntry(Base):
     cause: Mapped[str] = mapped_column(default="")
     note: Mapped[str] = mapped_column(default="")
     refunded_minor: Mapped[int] = mapped_column(default=0)
-    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)

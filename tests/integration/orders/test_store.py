@@ -40,8 +40,13 @@ async def seconds_to_go(db: Database, order_id: uuid.UUID) -> float:
     return float(seconds)
 
 
+async def claim_one(db: Database, order_id: uuid.UUID) -> Saga | None:
+    async with db.begin() as tx:
+        return await journal.claim_one(tx, order_id)
+
+
 async def claimed(db: Database, order_id: uuid.UUID) -> Saga:
-    saga = await journal.claim_one(db, order_id)
+    saga = await claim_one(db, order_id)
     assert saga
     return saga
 
@@ -362,7 +367,7 @@ async def test_a_settled_order_has_nothing_to_claim_ask_or_wake(db: Database) ->
     await journal.finish(db, [Ending(await claimed(db, new.id), State.PAID, "")])
     await ask(db, new.id, CANCELLED)
     await wake(db, new.id)
-    assert await journal.claim_one(db, new.id) is None
+    assert await claim_one(db, new.id) is None
     assert (await the_order(db, new.id)).state is State.PAID
 
 
