@@ -86,8 +86,8 @@ async def a_process(infra: Infra, sandbox: Sandbox, home: Path) -> AsyncIterator
     migrating = [sys.executable, "-m", "services.payments", "migrate"]
     await asyncio.to_thread(subprocess.run, migrating, cwd=ROOT, env=environment, check=True)
     running = Running(environment, home / "payments.log")
-    await running.start()
     try:
+        await running.start()
         yield running
     finally:
         if running.process.returncode is None:
