@@ -14,6 +14,7 @@ from tests.bench.load import Job, Result
 
 _ROOT = Path(__file__).parents[2]
 _LOOK_SECONDS = 2.0
+_REST_SECONDS, _RESTS_MOST, _IDLE_CORES = 0.5, 40, 0.25
 
 Pids = Mapping[str, int]
 """Processes by the name of their part; each with its children."""
@@ -118,6 +119,19 @@ async def bystanders() -> float:
     """How many cores others keep busy just now, before anything of ours runs."""
     percent = await asyncio.to_thread(psutil.cpu_percent, _LOOK_SECONDS)
     return percent / 100 * (psutil.cpu_count() or 1)
+
+
+async def rested(pids: Pids) -> None:
+    """Returns once `pids` have done what was left to do, or after a while in any case.
+
+    What follows an answer, such as webhooks and events, is not to be paid for by whoever is measured next.
+    """
+    for _ in range(_RESTS_MOST):
+        before = sum(cpu_seconds(pids).values())
+        await asyncio.to_thread(psutil.cpu_percent, _REST_SECONDS)
+        if sum(cpu_seconds(pids).values()) - before < _IDLE_CORES * _REST_SECONDS:
+            return
+    say("our own services are still busy while the next is measured")
 
 
 def say(line: str) -> None:

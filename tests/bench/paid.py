@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.bench import costs
-from tests.bench.measure import Measured, Pids, cpu_seconds, load, say, spent
+from tests.bench.measure import Measured, Pids, cpu_seconds, load, rested, say, spent
 from tests.bench.mesh import Yardstick
 from tests.bench.report import Verdict, against_e, beside, columns, middle, shared
 from tests.bench.rivals import Rival
@@ -87,8 +87,12 @@ class Till:
         return rounds
 
     async def _alone(self, rivals: Sequence[Rival]) -> Alone:
+        await rested(self._pids)
         e = await self._e.measure(connections=self._plan.connections, requests=self._plan.orders)
-        return Alone(e, await self._pay(PAID), [await rival.measure() for rival in rivals])
+        paid = await self._pay(PAID)
+        if rivals:
+            await rested(self._pids)
+        return Alone(e, paid, [await rival.measure() for rival in rivals])
 
     def _verdicts(self, rounds: Sequence[Round], rivals: Sequence[Rival]) -> list[Verdict]:
         others = Counter[str]()

@@ -5,7 +5,7 @@ is no HTTP, no token, no provider, no second service and no event. They promise 
 is repeated when its process dies. Each runs as fast as its documentation and a few trials could make it on two cores
 (the programs say what was tried), at a steady number of orders under way, against a database of its own on the same
 server with the same settings, fsync among them. Their CPU time is that of all their processes, PostgreSQL and Valkey.
-While they are measured our services stand by, which costs some hundredths of a core; the same is true of E.
+They are measured once our services have nothing left to do and only stand by, as they do while E is measured.
 """
 
 import asyncio
