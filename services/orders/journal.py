@@ -192,8 +192,8 @@ async def claim_due(db: Database, most: int, *, slow: int) -> list[Saga]:
 
 
 async def due(db: Database) -> int:
-    """How many sagas wait for somebody to have time; counted up to 100,000."""
-    query = text("SELECT count(*) FROM (SELECT FROM sagas WHERE next_time <= now() LIMIT 100000) AS due")
+    """How many sagas wait for somebody to have time; counted up to 20,000."""
+    query = text("SELECT count(*) FROM (SELECT FROM sagas WHERE next_time <= now() LIMIT 20000) AS due")
     return int((await run_alone(db, query, {}))[0][0])
 
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import orjson
@@ -93,7 +93,7 @@ class Seal:
 
     def close(self, draft: Draft) -> bytes:
         """The ticket of `draft`, which opens for its id alone."""
-        content = orjson.dumps({**asdict(draft), "digest": draft.digest.hex()})
+        content = orjson.dumps(draft, default=bytes.hex)
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, content, draft.id.bytes)
 

@@ -66,7 +66,7 @@ class Worker:
 
     @property
     def backlog(self) -> int:
-        """How many sagas are under way here, or have waited for room a moment ago; counted up to 100,000."""
+        """How many sagas are under way here, or have waited for room a moment ago; counted up to 20,000."""
         return len(self._running) + self._due
 
     def begin(self, saga: Saga) -> asyncio.Task[None]:
@@ -89,7 +89,8 @@ class Worker:
         while True:
             room, slow = self._room()
             claimed = await journal.claim_due(self._db, room, slow=slow) if room else []
-            self._due = await journal.due(self._db) if len(claimed) >= room else 0
+            behind = 0 < self._at_once and len(claimed) >= room
+            self._due = await journal.due(self._db) if behind else 0
             _TAKEN_OVER.inc(len(claimed))
             for saga in claimed:
                 self.start(saga)
