@@ -47,7 +47,7 @@ async def bench(only: Collection[str], requests: int, plan: Plan) -> list[Verdic
                     verdicts += [*rows.verdicts, *await rush(shop, pids, plan)]
             if PAYING in only:
                 async with mesh(home / PAYING, sagas_at_once=_SAGAS) as (shop, pids):
-                    till = Till(e, shop, pids, paid.Plan(orders=requests // 4))
+                    till = Till(e, shop, pids, paid.Plan(orders=requests // 2))
                     async with (
                         Rival.running(DBOS, shop.site, pids) as dbos,
                         Rival.running(CELERY, shop.site, pids) as celery,
