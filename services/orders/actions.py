@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import db as database
 from services.chassis import ids, once
+from services.chassis.batcher import Batcher
 from services.chassis.calls import RequestKey
 from services.chassis.db import Database
 from services.chassis.errors import WrongState, check_etag
@@ -23,7 +24,7 @@ from services.orders import console, journal, refunds, store
 from services.orders.console import SagaView
 from services.orders.domain import WATCHERS_MOST, Mover, Order, OrderNotFound, Refund, SagaNotFound, State
 from services.orders.queue import Queue
-from services.orders.saga import CANCELLED, Saga
+from services.orders.saga import CANCELLED, Kind, Saga
 from services.orders.worker import Worker
 
 _LOOK_SECONDS = 1.0
@@ -59,6 +60,12 @@ class Desk:
         self, db: Database, worker: Worker, watch: Watch[uuid.UUID, Order], relay: Relay, queue: Queue
     ) -> None:
         self._db, self._worker, self._watch, self._relay, self._queue = db, worker, watch, relay, queue
+        # Thousands may come to look at once, as after a restart; the database sees some statements.
+        self._read: Batcher[uuid.UUID, Order] = Batcher("read", self._read_batch)
+
+    async def _read_batch(self, order_ids: Sequence[uuid.UUID]) -> list[Order | Exception]:
+        found = {order.id: order for order in await store.get_many(self._db, order_ids)}
+        return [found.get(order_id) or OrderNotFound(orderId=order_id) for order_id in order_ids]
 
     async def get(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> Order:
         """The order; `OrderNotFound` where there is none, or it is not `customer_id`'s. None sees everybody's."""
@@ -70,19 +77,19 @@ class Desk:
         if not queued:
             return order
         await self._queue.write(order_id)
-        return await store.get(self._db, order_id, customer_id=customer_id)
+        return await self._read(order_id)
 
     async def _find(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> tuple[Order, bool]:
         """An order, and whether it is only queued."""
+        queued = None
         try:
-            return await store.get(self._db, order_id, customer_id=customer_id), False
+            order = await self._read(order_id)
         except OrderNotFound:
             queued = await self._queue.find(order_id)
-            if queued is None:  # or it was written in between
-                return await store.get(self._db, order_id, customer_id=customer_id), False
-            if customer_id not in (None, queued.customer_id):
-                raise
-            return queued, True
+            order = queued or await self._read(order_id)  # it may have been written in between
+        if customer_id not in (None, order.customer_id):
+            raise OrderNotFound(orderId=order_id)
+        return order, queued is not None
 
     async def changes(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> AsyncIterator[Order]:
         """The order as it is, then at each change, until nothing is under way for it; raises `OrderNotFound`."""
@@ -156,6 +163,8 @@ class Desk:
         """
         if saga is None:
             return await self.settled(order, seconds=_SETTLE_SECONDS)
+        if saga.progress.kind is Kind.REFUND:
+            store.SAGAS_STARTED.labels(Kind.REFUND).inc()
         self._tell(order.id)
         await asyncio.wait({self._worker.start(saga)}, timeout=_SETTLE_SECONDS)
         return await self.get(order.id, customer_id=None)

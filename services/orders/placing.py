@@ -192,7 +192,7 @@ class Placer:
             fence=1,
             pools=tuple(line.sale_id or line.product_id for line in order.lines),
         )
-        running = self._worker.begin(saga)
+        running = self._worker.start(saga)
         if new.payment_method:
             return order
         # The customer needs the provider's secret to pay, which is there once the saga waits for them.

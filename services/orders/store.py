@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import orjson
+from prometheus_client import Counter
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,7 +15,9 @@ from services.chassis.db import Database, run_alone
 from services.chassis.money import Money
 from services.orders import domain, rows
 from services.orders.domain import Address, Line, Mover, Order, OrderNotFound, State
+from services.orders.saga import Kind
 
+SAGAS_STARTED = Counter("stampede_sagas_started_total", "Sagas that began here.", ["kind"])
 # One document instead of a dozen arrays: it is made in C, where psycopg makes arrays in Python.
 _INSERT = text("""
     WITH w AS (
@@ -112,6 +115,7 @@ async def insert(db: Database, new: Sequence[NewOrder]) -> list[tuple[Order, boo
     first = {o.id: o for o in reversed(new)}
     arguments = {"orders": orjson.dumps([_document(o) for o in first.values()]).decode()}
     placed = {row.id: row.create_time for row in await run_alone(db, _INSERT, arguments)}
+    SAGAS_STARTED.labels(Kind.PURCHASE).inc(len(placed))
     missing = [(o.customer_id, o.request_id) for o in new if o.id not in placed]
     known = {(o.customer_id, o.request_id): o for o in await _by_request(db, missing)}
     known |= {(o.customer_id, o.request_id): as_placed(o, placed[o.id]) for o in first.values() if o.id in placed}
@@ -225,6 +229,5 @@ async def read(tx: AsyncSession, order_id: uuid.UUID, *, lock: bool = False) -> 
 
 async def get_many(db: Database, order_ids: Sequence[uuid.UUID]) -> list[Order]:
     """Those of `order_ids` that exist, in one statement."""
-    async with db() as tx:
-        query = text(f"{rows.ORDER} WHERE id = ANY(CAST(:ids AS uuid[]))")
-        return [rows.order(row) for row in await tx.execute(query, {"ids": list(order_ids)})]
+    query = text(f"{rows.ORDER} WHERE id = ANY(CAST(:ids AS uuid[]))")
+    return [rows.order(row) for row in await run_alone(db, query, {"ids": list(order_ids)})]

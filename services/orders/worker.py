@@ -22,7 +22,6 @@ from services.orders.saga import Kind, Phase, Saga, Services, StepWaits
 
 log = structlog.get_logger()
 
-_STARTED = Counter("stampede_sagas_started_total", "Sagas that began here.", ["kind"])
 _FINISHED = Counter("stampede_sagas_finished_total", "Sagas that came to an end here.", ["kind", "state"])
 _COMPENSATED = Counter("stampede_sagas_compensated_total", "Sagas that took back what they had done.", ["kind"])
 _TAKEN_OVER = Counter("stampede_sagas_claimed_total", "Sagas woken, or taken over from a process that died.")
@@ -69,11 +68,6 @@ class Worker:
         """How many sagas are under way here, or have waited for room a moment ago; counted up to 20,000."""
         return len(self._running) + self._due
 
-    def begin(self, saga: Saga) -> asyncio.Task[None]:
-        """`start` for a saga that was just written."""
-        _STARTED.labels(saga.progress.kind).inc()
-        return self.start(saga)
-
     def start(self, saga: Saga) -> asyncio.Task[None]:
         """Carries `saga`, on which this process has the lease, in the background."""
         task = asyncio.create_task(self.carry(saga))
@@ -89,7 +83,7 @@ class Worker:
         while True:
             room, slow = self._room()
             claimed = await journal.claim_due(self._db, room, slow=slow) if room else []
-            behind = 0 < self._at_once and len(claimed) >= room
+            behind = self._at_once > 0 and len(claimed) >= room
             self._due = await journal.due(self._db) if behind else 0
             _TAKEN_OVER.inc(len(claimed))
             for saga in claimed:
