@@ -17,7 +17,7 @@ from services.orders import domain, store
 from services.orders.domain import Address, HoldEnded, Order, Product, Wish
 from services.orders.latch import Latch
 from services.orders.partners import Catalog, Held, HoldRequest, Inventory
-from services.orders.queue import Draft, Queue
+from services.orders.queue import TICKET_BYTES_MOST, Draft, Queue
 from services.orders.saga import Progress, Saga
 from services.orders.store import NewOrder
 from services.orders.worker import Worker
@@ -109,13 +109,16 @@ class Placer:
         if not holding.cancelled():
             holding.exception()  # seen, also where the client is no longer there to be told
 
-    def _is_rush(self, draft: Draft) -> bool:
-        """Whether an order is to be queued: answered after its hold, and written when there is time."""
+    def _ticket(self, draft: Draft) -> bytes:
+        """By which an order is queued: answered after its hold, written when there is time. Empty where it is not."""
         flash = any(wish.sale_id for wish in draft.wishes)
-        return flash and len(self._holding) + self._worker.backlog > self._queue_above
+        if not flash or len(self._holding) + self._worker.backlog <= self._queue_above:
+            return b""
+        ticket = self._queue.seal.close(draft)
+        return ticket if len(ticket) <= TICKET_BYTES_MOST else b""
 
     async def _hold_and_write(self, draft: Draft) -> Order:
-        ticket = self._queue.seal.close(draft) if self._is_rush(draft) else b""
+        ticket = self._ticket(draft)
         wanted = HoldRequest(draft.id, draft.customer_id, draft.wishes, draft.digest, ticket)
         reservation = await self._reserve(wanted, draft)
         if reservation.ticket:

@@ -34,6 +34,8 @@ from stampede.inventory.v1.reservation_service_pb2 import Reservation, Ticket
 log = structlog.get_logger()
 
 _QUEUED = Counter("stampede_orders_queued_total", "Orders answered after the hold alone.")
+# A Reserve call takes 256 of them, and 4 MiB; an order that is longer is written before it is answered.
+TICKET_BYTES_MOST = 12 * 1024
 _BATCH_MOST = 200
 _IDLE_SECONDS = 0.5
 _NONCE_BYTES = 12
