@@ -83,7 +83,8 @@ class Worker:
         while True:
             room, slow = self._room()
             claimed = await journal.claim_due(self._db, room, slow=slow) if room else []
-            behind = self._at_once > 0 and len(claimed) >= room
+            # Those who wait for the provider have fewer places, and may be the only ones left behind.
+            behind = self._at_once > 0 and len(claimed) >= slow
             self._due = await journal.due(self._db) if behind else 0
             _TAKEN_OVER.inc(len(claimed))
             for saga in claimed:
