@@ -402,6 +402,15 @@ async def test_who_waited_long_enough_gets_the_order_as_it_is(shop: Shop) -> Non
     assert order.state == State.PENDING
 
 
+async def test_where_too_many_watch_who_likes_to_wait_gets_the_order_at_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is placed, and will be paid: nobody may be told that it was refused."""
+    monkeypatch.setattr(shop.watch, "_most", 0)
+    order = await shop.place(wanting((stocked(shop), 1, None), payment_method="", prefer_wait=Duration(seconds=10)))
+    assert order.state == State.PENDING
+
+
 async def test_a_pending_order_can_be_cancelled_once_and_for_all(shop: Shop) -> None:
     product = stocked(shop)
     order = await shop.place(wanting((product, 1, None), payment_method=""))
