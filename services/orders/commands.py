@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import os
 import sys
 import uuid
 
@@ -52,7 +53,7 @@ async def _act(db: Database, arguments: argparse.Namespace) -> None:
             _say(_line(saga))
         _say(f"{len(found)} {'stuck' if arguments.stuck else 'under way'}{', and more' * (len(found) == _MOST)}")
         return
-    by = Mover(f"operator:{getpass.getuser()}", note=getattr(arguments, "reason", ""))
+    by = Mover(f"operator:{_user()}", note=getattr(arguments, "reason", ""))
     if arguments.action == "resume":
         await console.resume(db, arguments.order_id, by)
     elif arguments.action == "compensate":
@@ -60,6 +61,13 @@ async def _act(db: Database, arguments: argparse.Namespace) -> None:
     _say(_line(await console.get(db, arguments.order_id)))
     if arguments.action != "show":
         _say("a process of the service takes it up; look again with: sagas show")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # containers run as a user who has a number and no name
+        return str(os.getuid())
 
 
 def _say(line: str) -> None:
