@@ -26,12 +26,12 @@ _OLDEST = Gauge(
 STUCK_SECONDS = 60.0
 _MEASURE_SECONDS = 5.0
 
-_WAITS_FOR_CUSTOMER = "s.waiting AND s.asked = '' AND o.payment->>'state' = 'AWAITING_CUSTOMER'"
 _STUCK_SINCE = f"""
-    NOT coalesce({_WAITS_FOR_CUSTOMER}, false) AND s.progress_time < clock_timestamp() - make_interval(secs => :stuck)
+    NOT coalesce({journal.WAITS_FOR_CUSTOMER}, false)
+    AND s.progress_time < clock_timestamp() - make_interval(secs => :stuck)
 """
 _SAGAS = f"""
-    SELECT s.*, o.customer_id, o.state, coalesce({_WAITS_FOR_CUSTOMER}, false) AS for_customer,
+    SELECT s.*, o.customer_id, o.state, coalesce({journal.WAITS_FOR_CUSTOMER}, false) AS for_customer,
         {_STUCK_SINCE} AS stuck
     FROM sagas s JOIN orders o ON o.id = s.order_id
 """  # noqa: S608
@@ -135,7 +135,7 @@ async def counted(db: Database) -> tuple[int, int, float]:
     query = text(f"""
         SELECT count(*) AS unsettled, count(*) FILTER (WHERE {_STUCK_SINCE}) AS stuck,
             coalesce(extract(epoch FROM clock_timestamp() - min(s.progress_time)
-                FILTER (WHERE NOT coalesce({_WAITS_FOR_CUSTOMER}, false))), 0)::float AS oldest
+                FILTER (WHERE NOT coalesce({journal.WAITS_FOR_CUSTOMER}, false))), 0)::float AS oldest
         FROM sagas s JOIN orders o ON o.id = s.order_id
     """)  # noqa: S608
     async with db() as tx:

@@ -78,10 +78,15 @@ _SAVE = text("""
     )
     SELECT mine.order_id, shown.* FROM mine LEFT JOIN shown ON shown.id = mine.order_id
 """)
-_CLAIM = """
-    WITH {due}, mine AS (
+WAITS_FOR_CUSTOMER = "s.waiting AND s.asked = '' AND s.cause = '' AND o.payment->>'state' = 'AWAITING_CUSTOMER'"
+"""Of a saga `s` and its order `o`. One that something keeps from asking whether the customer has paid does not."""
+
+_CLAIM = f"""
+    WITH {{due}}, mine AS (
         UPDATE sagas s SET fence = s.fence + 1, waiting = false, woken = false,
             next_time = clock_timestamp() + make_interval(secs => :lease),
+            -- What the customer took is not held against whoever looks now.
+            progress_time = CASE WHEN {WAITS_FOR_CUSTOMER} THEN clock_timestamp() ELSE s.progress_time END,
             -- The timer of the hold: inventory's event may be late, or lost on its way.
             asked = CASE WHEN s.asked = '' AND s.kind = 'PURCHASE'
                 AND o.hold_expire_time + interval '2 seconds' < clock_timestamp() THEN 'HOLD_EXPIRED' ELSE s.asked END,
@@ -96,7 +101,7 @@ _CLAIM = """
             old.look_time IS DISTINCT FROM new.look_time AS hold_ends, old.woken AS was_woken
     )
     SELECT * FROM mine
-"""
+"""  # noqa: S608
 # now() instead of clock_timestamp(), which no index can find.
 _CLAIM_DUE = text(
     _CLAIM.format(

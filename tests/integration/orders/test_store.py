@@ -450,5 +450,29 @@ async def test_sagas_under_way_are_counted_and_those_that_do_not_get_on(db: Data
     assert (await console.counted(db))[1] == 2
 
 
+async def test_a_saga_is_not_stuck_for_the_time_its_customer_took(db: Database) -> None:
+    (new,) = await placed(db)
+    saga = await claimed(db, new.id)
+    saga.payment = PAYMENT
+    await journal.save(db, [Pause(saga, True, 600.0)])
+    await an_hour_passes(db, new.id)
+
+    await claimed(db, new.id)
+
+    unsettled, stuck, oldest = await console.counted(db)
+    assert (unsettled, stuck) == (1, 0)
+    assert oldest < 60
+
+
+async def test_a_saga_that_cannot_ask_whether_its_customer_has_paid_is_stuck(db: Database) -> None:
+    (new,) = await placed(db)
+    saga = await claimed(db, new.id)
+    saga.payment, saga.cause = PAYMENT, "charge: Payments is not available."
+    await journal.save(db, [Pause(saga, True, 600.0)])
+    await an_hour_passes(db, new.id)
+    assert (await console.counted(db))[1] == 1
+    assert not (await console.get(db, new.id)).waits_for_customer
+
+
 async def an_hour_passes(db: Database, order_id: uuid.UUID) -> None:
     await run_sql(db, "UPDATE sagas SET progress_time = now() - interval '1 hour' WHERE order_id = :id", id=order_id)
