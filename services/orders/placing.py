@@ -124,12 +124,24 @@ class Placer:
         if reservation.ticket:
             known = await store.find(self._db, draft.customer_id, draft.request_id)
             return _same(known or self._queue.order_of(reservation.ticket, reservation), draft)
+        with self._worker.place() as lease_seconds:
+            order, running = await self._priced_and_written(draft, reservation, ticket, lease_seconds=lease_seconds)
+        if running is None or draft.payment_method:
+            return order
+        # The customer needs the provider's secret to pay, which is there once the saga waits for them.
+        await asyncio.wait({running}, timeout=_SECRET_SECONDS)
+        return await store.get(self._db, order.id, customer_id=None)
+
+    async def _priced_and_written(
+        self, draft: Draft, reservation: Reservation, ticket: bytes, *, lease_seconds: float
+    ) -> tuple[Order, asyncio.Task[None] | None]:
+        """The order, queued with its ticket or written; and its saga, where that has begun here."""
         try:
-            new = draft.priced(reservation, lease_seconds=self._worker.lease_seconds)
+            new = draft.priced(reservation, lease_seconds=lease_seconds)
         except AppError:
             # The hold may be that of an order which was placed at other prices.
             if known := await store.find(self._db, draft.customer_id, draft.request_id):
-                return _same(known, draft)
+                return _same(known, draft), None
             await self._inventory.release(draft.held)
             if ticket:
                 await self._inventory.drop_tickets([draft.id])
@@ -138,7 +150,7 @@ class Placer:
             self._queue.joined()
             self._latch.placed([draft.id])
             telemetry.line("order queued", order_id=draft.id)
-            return store.as_placed(new, draft.place_time)
+            return store.as_placed(new, draft.place_time), None
         return await self._write(new, reservation)
 
     async def _reserve(self, wanted: HoldRequest, draft: Draft) -> Reservation:
@@ -168,23 +180,23 @@ class Placer:
         elif refusal.reason in (_SOLD_OUT, _CUSTOMER_LIMIT):
             self._latch.open(sale_id)
 
-    async def _write(self, new: NewOrder, reservation: Reservation) -> Order:
+    async def _write(self, new: NewOrder, reservation: Reservation) -> tuple[Order, asyncio.Task[None] | None]:
         if reservation.state not in (Reservation.HELD, Reservation.CONFIRMED):
             # A repeat that comes long after. Only an order that was written then can answer it.
             known = await store.find(self._db, new.customer_id, new.request_id)
             if known is None:
                 raise HoldEnded(requestId=new.request_id)
-            return _same(known, new)
+            return _same(known, new), None
         order, is_new = await self._insert(new)
         self._latch.placed([order.id])
         if not is_new:
             if order.id != new.id:
                 await self._inventory.release(Held(new.id))  # the id's period has ended since; see ids.derived
-            return _same(order, new)
+            return _same(order, new), None
         self._relay.nudge()
         telemetry.line("order placed", order_id=order.id)
         if not new.lease_seconds:
-            return order  # whoever has time takes its saga up
+            return order, None  # whoever has time takes its saga up
         saga = Saga(
             order_id=order.id,
             customer_id=order.customer_id,
@@ -195,12 +207,7 @@ class Placer:
             fence=1,
             pools=tuple(line.sale_id or line.product_id for line in order.lines),
         )
-        running = self._worker.start(saga)
-        if new.payment_method:
-            return order
-        # The customer needs the provider's secret to pay, which is there once the saga waits for them.
-        await asyncio.wait({running}, timeout=_SECRET_SECONDS)
-        return await store.get(self._db, order.id, customer_id=None)
+        return order, self._worker.start(saga)
 
 
 def _draft(order_id: uuid.UUID, purchase: Purchase, products: Mapping[uuid.UUID, Product]) -> Draft:

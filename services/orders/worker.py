@@ -3,7 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 from prometheus_client import Counter
@@ -48,20 +49,30 @@ class Worker:
         self._slow_at_once = at_once - at_once // 4
         self._running: set[asyncio.Task[None]] = set()
         self._slow: set[asyncio.Task[None]] = set()
+        self._promised = 0
         self._due = 0
         self._finish: Batcher[Ending, bool] = Batcher("finish", lambda endings: journal.finish(db, endings))
         self._finish_refund: Callable[[Saga], Awaitable[State | None]] = lambda saga: refunds.finish(db, saga)
         self._save: Batcher[Pause, bool] = Batcher("save", lambda pauses: journal.save(db, pauses))
 
-    @property
-    def lease_seconds(self) -> float:
-        """What a new saga's lease should be: none where this process has its hands full."""
-        return LEASE_SECONDS if self._room()[1] else 0.0
+    @contextmanager
+    def place(self) -> Iterator[float]:
+        """Keeps a place for a new saga while it is written, to `start` before the block ends; what its lease should be.
+
+        None, and no lease, where this process has its hands full. However many are placed at once, no more than fit are
+        promised a place.
+        """
+        promised = bool(self._room()[1])
+        self._promised += promised
+        try:
+            yield LEASE_SECONDS if promised else 0.0
+        finally:
+            self._promised -= promised
 
     def _room(self) -> tuple[int, int]:
         """How many more sagas may run, and how many of them may be slow."""
-        room = max(self._at_once - len(self._running), 0)
-        return room, min(max(self._slow_at_once - len(self._slow), 0), room)
+        room = max(self._at_once - len(self._running) - self._promised, 0)
+        return room, min(max(self._slow_at_once - len(self._slow) - self._promised, 0), room)
 
     @property
     def backlog(self) -> int:

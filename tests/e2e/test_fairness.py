@@ -1,0 +1,100 @@
+"""A provider that takes its time holds up only those who are being charged."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.e2e.shop import Buyer, Shop, assert_books_add_up, eventually
+from tests.e2e.test_webhooks import tell, told_of
+from tests.support.rest import Json
+
+PRICE = 900
+# Three quarters of them are for those whom the provider may keep waiting.
+PLACES = 16
+# As many as there are calls of payments at once for charges; each comes in a call of its own.
+_ONE_BY_ONE, _AT_ONCE = 8, 12
+# Longer than payments waits for an answer, and shorter than it keeps the connection.
+_SLOW_MS = 9000
+_ROUNDS = 3
+
+
+@pytest.fixture
+async def narrow(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shop]:
+    """The shop, with few places for sagas."""
+    monkeypatch.setenv("SAGAS_AT_ONCE", str(PLACES))
+    await shop.mesh.restart("orders")
+    await shop.all_parts_answer()
+    yield shop
+    monkeypatch.undo()
+    await shop.mesh.restart("orders")
+    await shop.all_parts_answer()
+
+
+async def waiting(shop: Shop, sale: Json, crowd: list[Buyer]) -> list[Json]:
+    """Orders that wait for their customers."""
+    answers = await asyncio.gather(*(buyer.buy(sale, card=None, wait=0) for buyer in crowd))
+    return [answer.expect().json for answer in answers]
+
+
+async def paid_without_a_word(shop: Shop, orders: list[Json]) -> list[Json]:
+    """Pays in the buyers' browsers, and keeps back what the provider tells of it: those events."""
+    await shop.sandbox.faults(webhooks={"drop": True})
+    for order in orders:
+        assert (await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["http"] == 200
+    names = [order["payment"]["clientSecret"].partition("_secret_")[0] for order in orders]
+    return [await told_of(shop, name) for name in names]
+
+
+async def being_charged(shop: Shop, sale: Json, crowd: list[Buyer]) -> list[str]:
+    """Orders whose charges the provider is slow to answer, once they have every place that they may have."""
+    first = [await buyer.buy(sale, wait=0) for buyer in crowd[:_ONE_BY_ONE]]
+    rest = await asyncio.gather(*(buyer.buy(sale, wait=0) for buyer in crowd[_ONE_BY_ONE:]))
+    ids = [answer.expect().json["id"] for answer in (*first, *rest)]
+    listed = "', '".join(ids)
+    query = f"SELECT count(*) FROM payments WHERE order_id IN ('{listed}')"
+    await eventually(lambda: shop.rows("payments", query), lambda rows: rows[0][0] >= _ONE_BY_ONE)
+    return ids
+
+
+async def left_alone(shop: Shop, order_ids: list[str]) -> bool:
+    """Whether none of these has ended, or given its place to somebody else, for a moment even."""
+    ids = "', '".join(order_ids)
+    query = f"SELECT count(*) FROM sagas WHERE order_id IN ('{ids}') AND attempts = 0"
+    return await shop.rows("orders", query) == [(len(order_ids),)]
+
+
+async def test_a_slow_provider_holds_up_nobody_who_has_paid_or_cancels(narrow: Shop) -> None:
+    crowd = await narrow.a_crowd(_ONE_BY_ONE + _AT_ONCE)
+
+    # A machine that stands still for three seconds, in which the first charges give up their places, proves nothing.
+    for _ in range(_ROUNDS):
+        if await _goes_on_meanwhile(narrow, crowd):
+            return
+
+    pytest.fail("who had paid had to wait until a charge gave its place away")
+
+
+async def _goes_on_meanwhile(shop: Shop, crowd: list[Buyer]) -> bool:
+    """Whether those who have paid are PAID, and who cancels has done so, before any charge gives up its place."""
+    sale = await shop.a_sale(units=100, price=PRICE)
+    *wait, regrets = await waiting(shop, sale, crowd[:5])
+    events = await paid_without_a_word(shop, wait)
+    await shop.sandbox.faults(latency_ms={"fixed": _SLOW_MS, "jitter": 0})
+    slow = await being_charged(shop, sale, crowd)
+
+    await asyncio.gather(*(tell(shop, event) for event in events))
+    await asyncio.gather(
+        *(buyer.until(order["id"], "PAID", seconds=40) for buyer, order in zip(crowd, wait, strict=False))
+    )
+    alone = await left_alone(shop, slow)
+    await shop.sandbox.no_faults()
+    assert (await crowd[4].cancel(regrets["id"])).expect().json["state"] == "CANCELLED"
+    alone = alone and await left_alone(shop, slow)
+
+    await asyncio.gather(
+        *(buyer.until(order_id, "PAID", seconds=60) for buyer, order_id in zip(crowd, slow, strict=True))
+    )
+    assert await shop.counters(sale) == (100 - len(slow) - len(wait), 0, len(slow) + len(wait))
+    await assert_books_add_up(shop, sale)
+    return alone
