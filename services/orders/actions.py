@@ -122,15 +122,19 @@ class Desk:
         async with self._db.begin() as tx:
             repeat = await once.repeated(tx, act.key, order.id)
             if not repeat:
-                if order.state is State.CANCELLED:
-                    return order
                 if order.state is State.PENDING:
                     # Its row is not locked, for the saga locks its own first; whichever comes first, wins.
                     check_etag(act.etag, database.etag(order.version))
                     await journal.ask(tx, [order.id], CANCELLED, act.by)
-                elif act.customer_id is None:
+                    saga = await journal.claim_one(tx, order.id)
+                    order = order if saga else await store.read(tx, order.id)  # it has just come to its end
+                if order.state is State.CANCELLED:
+                    return order
+                if saga is None and act.customer_id is not None:
+                    raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
+                if saga is None:
                     await self._begin_refund(tx, act, Refund(ids.new(), None, State.CANCELLED, restock=True))
-                saga = await journal.claim_one(tx, order.id)
+                    saga = await journal.claim_one(tx, order.id)
         was_pending = order.state is State.PENDING
         order = await self._carried_out(order, saga)
         if order.state not in (State.CANCELLED, State.PENDING) and (was_pending or act.customer_id is not None):

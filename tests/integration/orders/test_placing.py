@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,14 +12,15 @@ from google.protobuf.duration_pb2 import Duration
 from services.chassis import ids
 from services.chassis.errors import RequestIdReused
 from services.chassis.money import MINOR_UNITS_MAX, Money
-from services.orders import journal, store
+from services.orders import journal, refunds, store
 from services.orders.actions import Act
-from services.orders.domain import Mover, Wish
+from services.orders.domain import Mover, Refund, Wish
+from services.orders.domain import State as OrderState
 from services.orders.partners import HoldRequest
 from services.orders.placing import Purchase
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
 from stampede.orders.v1 import order_service_pb2 as pb
-from tests.integration.orders.conftest import PRICE, Shop, counted, log_of, rows_of, run_sql, told, until
+from tests.integration.orders.conftest import PRICE, Shop, counted, log_of, rows_of, run_sql, the_order, told, until
 from tests.support import tokens
 from tests.support.serving import refusal
 
@@ -435,6 +437,48 @@ async def test_a_paid_order_cannot_be_cancelled(shop: Shop) -> None:
         shop.orders.CancelOrder(pb.CancelOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
     )
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+
+
+async def a_paid_order(shop: Shop) -> pb.Order:
+    order = await shop.place(wanting((stocked(shop), 1, None), prefer_wait=Duration(seconds=10)))
+    assert order.state == State.PAID
+    return order
+
+
+async def test_a_customer_who_cancels_too_late_does_not_take_the_refund_from_its_process(shop: Shop) -> None:
+    order = await a_paid_order(shop)
+    async with shop.db.begin() as tx:
+        known = await store.read(tx, uuid.UUID(order.id), lock=True)
+        await refunds.begin(tx, known, Refund(ids.new(), None, OrderState.REFUNDED), Mover("staff:somebody"))
+        saga = await journal.claim_one(tx, known.id)
+    assert saga
+
+    refused = await refusal(
+        shop.orders.CancelOrder(pb.CancelOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
+    )
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    assert await rows_of(shop.db, "SELECT fence FROM sagas") == [(saga.fence,)]
+
+
+@pytest.mark.parametrize("staff", [True, False])
+async def test_an_order_that_is_paid_while_it_is_cancelled_is_cancelled_as_a_paid_one(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, staff: bool
+) -> None:
+    """Read as pending, and its saga gone: the request id must not stand for a cancellation that nobody carries out."""
+    order = await a_paid_order(shop)
+    known = await the_order(shop.db, order.id)
+
+    async def as_it_was(*_: Any, **__: Any) -> Any:
+        return replace(known, state=OrderState.PENDING, version=1)
+
+    monkeypatch.setattr(shop.desk, "get_written", as_it_was)
+    request = pb.CancelOrderRequest(order_id=order.id, request_id=str(uuid.uuid4()))
+    cancelled = shop.orders.CancelOrder(request, metadata=tokens.as_staff() if staff else tokens.as_user(shop.customer))
+    if staff:
+        assert (await cancelled).refunding
+        return
+    assert (await refusal(cancelled)).reason == "WRONG_STATE"
+    assert not await rows_of(shop.db, "SELECT FROM requests")
 
 
 async def test_a_watcher_sees_an_order_through_to_its_end(shop: Shop) -> None:
