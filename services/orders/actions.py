@@ -135,9 +135,9 @@ class Desk:
                 if saga is None:
                     await self._begin_refund(tx, act, Refund(ids.new(), None, State.CANCELLED, restock=True))
                     saga = await journal.claim_one(tx, order.id)
-        was_pending = order.state is State.PENDING
         order = await self._carried_out(order, saga)
-        if order.state not in (State.CANCELLED, State.PENDING) and (was_pending or act.customer_id is not None):
+        under_way = order.state is State.PENDING or (order.refunding and act.customer_id is None)
+        if order.state is not State.CANCELLED and not under_way:
             raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
         return order
 

@@ -481,6 +481,17 @@ async def test_an_order_that_is_paid_while_it_is_cancelled_is_cancelled_as_a_pai
     assert not await rows_of(shop.db, "SELECT FROM requests")
 
 
+async def test_who_cancels_after_the_money_has_moved_hears_so_each_time(shop: Shop) -> None:
+    """Also staff, for whom a paid order is one that could be cancelled: this request did not."""
+    order = await shop.place(wanting((stocked(shop), 1, None), payment_method=""))
+    shop.payments.set_state(order.id, "SUCCEEDED")
+    request, staff = pb.CancelOrderRequest(order_id=order.id, request_id=str(uuid.uuid4())), tokens.as_staff()
+    for _ in range(2):
+        refused = await refusal(shop.orders.CancelOrder(request, metadata=staff))
+        assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    assert (await the_order(shop.db, order.id)).state is OrderState.PAID
+
+
 async def test_a_watcher_sees_an_order_through_to_its_end(shop: Shop) -> None:
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method=""))
     async with asyncio.timeout(10):
