@@ -40,6 +40,11 @@ _LOG = text("""
     SELECT id, version, state, state_reason, :actor, :cause, :note, :request, refunded_minor FROM orders WHERE id = :id
 """)
 _HURRY = text("UPDATE sagas SET attempts = 0, next_time = clock_timestamp() WHERE order_id = :id")
+# Whoever has it does not know of the wish, and could have the order paid a moment later.
+_TAKE_AWAY = text("""
+    UPDATE sagas SET fence = fence + 1, attempts = 0, next_time = clock_timestamp() WHERE order_id = :id
+    RETURNING order_id
+""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +122,8 @@ async def compensate(db: Database, order_id: uuid.UUID, by: Mover, *, key: Reque
             raise WrongState(resource="saga", state=saga.progress.kind, wanted=Phase.UNDONE)
         if not await once.repeated(tx, key, order_id):
             await journal.ask(tx, [order_id], COMPENSATED, by)
-            await tx.execute(_HURRY, {"id": order_id})
+            if not (await tx.execute(_TAKE_AWAY, {"id": order_id})).all():
+                raise SagaNotFound(orderId=order_id)  # it has just come to its end
             await _note(tx, order_id, by, "CompensateSaga")
     return saga
 

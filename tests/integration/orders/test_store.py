@@ -10,9 +10,9 @@ import pytest
 from services.chassis import ids
 from services.chassis.db import Database
 from services.orders import console, facts, journal, store
-from services.orders.domain import Payment, PaymentState, State
+from services.orders.domain import Mover, Payment, PaymentState, State
 from services.orders.journal import Ending, Pause
-from services.orders.saga import CANCELLED, HOLD_EXPIRED, Phase, Progress, Saga
+from services.orders.saga import CANCELLED, COMPENSATED, HOLD_EXPIRED, Phase, Progress, Saga
 from services.orders.store import NewOrder
 from stampede.inventory.v1.events_pb2 import ReservationExpired
 from stampede.payments.v1.events_pb2 import PaymentChanged
@@ -429,6 +429,18 @@ async def test_refunds_by_staff_reach_the_order_in_whatever_order_they_come(
     assert (await log_of(db, new.id))[-1] == (state, "", "payments")
     versions = [version for _, version in await told(db, new.id)]
     assert versions == list(range(1, len(versions) + 1))
+
+
+async def test_a_saga_that_is_taken_back_is_not_paid_by_whoever_had_it(db: Database) -> None:
+    """The operator is told that it goes back; its process, about to have the order paid, knows nothing of that."""
+    (new,) = await placed(db)
+    saga = await claimed(db, new.id)
+    await console.compensate(db, new.id, Mover("operator:somebody"))
+
+    assert await journal.finish(db, [Ending(saga, State.PAID, "")]) == [False]
+
+    assert (await the_order(db, new.id)).state is State.PENDING
+    assert [s.progress.asked for s in await journal.claim_due(db, 5, slow=5)] == [COMPENSATED]
 
 
 async def test_sagas_under_way_are_counted_and_those_that_do_not_get_on(db: Database) -> None:
