@@ -1,7 +1,7 @@
 """How far each saga has come, in PostgreSQL, and which process carries it on.
 
 Each function is one transaction, or part of one; those on the hot path take a whole batch. Locks are taken in one
-order: a saga's row before its order's.
+order: a saga's row before its order's, and several by their ids.
 """
 
 import uuid
@@ -21,6 +21,10 @@ LEASE_SECONDS = 10.0
 """For how long a saga is a process's own. Longer than the slowest step, or two work on it for nothing; no longer,
 because it is also how long the orders of a process that died stand still."""
 
+_LOCKED = """
+    locked AS (SELECT order_id FROM sagas WHERE order_id = ANY(CAST(:ids AS uuid[])) ORDER BY order_id FOR UPDATE)
+"""
+
 # The fence decides: a process whose saga was taken over finds no row here, and changes nothing.
 _FINISH = text("""
     WITH w AS (
@@ -28,8 +32,11 @@ _FINISH = text("""
             CAST(:ids AS uuid[]), CAST(:fences AS integer[]), CAST(:states AS text[]), CAST(:reasons AS text[]),
             CAST(:payments AS jsonb[]), CAST(:turned AS text[]), CAST(:causes AS text[])
         ) AS w (id, fence, state, reason, payment, turned, cause)
+    ), locked AS (
+        SELECT order_id FROM sagas JOIN w ON order_id = w.id ORDER BY order_id FOR UPDATE OF sagas
     ), mine AS (
-        DELETE FROM sagas s USING w WHERE s.order_id = w.id AND s.fence = w.fence
+        DELETE FROM sagas s USING w JOIN locked ON locked.order_id = w.id
+        WHERE s.order_id = w.id AND s.fence = w.fence
         RETURNING s.order_id, s.refunded_minor AS paid_back, s.request_id, s.note,
             -- Who asked for this end; else it came by itself.
             CASE WHEN s.asked = w.turned AND s.actor <> '' THEN s.actor ELSE 'saga' END AS actor
@@ -55,6 +62,8 @@ _SAVE = text("""
             CAST(:refunded AS bigint[])
         ) AS w (id, fence, phase, applied, reason, waiting, attempts, seconds, payment, asked, extended, hold, cause,
             refunded)
+    ), locked AS (
+        SELECT order_id FROM sagas JOIN w ON order_id = w.id ORDER BY order_id FOR UPDATE OF sagas
     ), mine AS (
         UPDATE sagas s SET phase = w.phase, applied = w.applied, reason = w.reason, waiting = w.waiting,
             attempts = w.attempts, extended = w.extended, cause = w.cause,
@@ -65,7 +74,7 @@ _SAVE = text("""
             next_time = CASE WHEN w.waiting AND (s.woken OR s.asked <> w.asked) THEN clock_timestamp()
                 ELSE least(clock_timestamp() + make_interval(secs => w.seconds),
                     CASE WHEN w.waiting AND NOT w.extended THEN s.look_time END) END
-        FROM w WHERE s.order_id = w.id AND s.fence = w.fence
+        FROM w JOIN locked ON locked.order_id = w.id WHERE s.order_id = w.id AND s.fence = w.fence
         RETURNING s.order_id
     ), shown AS (
         UPDATE orders o SET payment = coalesce(w.payment, o.payment), hold_expire_time = w.hold,
@@ -219,13 +228,14 @@ async def ask(tx: AsyncSession, order_ids: Sequence[uuid.UUID], why: str, by: Mo
     """
     by = by or Mover("inventory")
     await tx.execute(
-        text("""
-            UPDATE sagas SET asked = :why, actor = :actor, note = :note, progress_time = clock_timestamp(),
+        text(f"""
+            WITH {_LOCKED}
+            UPDATE sagas s SET asked = :why, actor = :actor, note = :note, progress_time = clock_timestamp(),
                 request_id = CASE WHEN :request = '' THEN request_id ELSE :request END,
                 next_time = CASE WHEN waiting THEN clock_timestamp() ELSE next_time END
-            WHERE order_id = ANY(CAST(:ids AS uuid[])) AND kind = 'PURCHASE' AND asked <> 'COMPENSATED'
+            FROM locked WHERE s.order_id = locked.order_id AND kind = 'PURCHASE' AND asked <> 'COMPENSATED'
                 AND (asked = '' OR :why = 'COMPENSATED')
-        """),
+        """),  # noqa: S608
         {"why": why, "ids": list(order_ids), "actor": by.actor, "note": by.note, "request": by.request_id},
     )
 
@@ -233,10 +243,11 @@ async def ask(tx: AsyncSession, order_ids: Sequence[uuid.UUID], why: str, by: Mo
 async def wake(tx: AsyncSession, order_ids: Sequence[uuid.UUID]) -> None:
     """Has sagas that wait for their payment look again now; those under way, when they would lie down to wait."""
     await tx.execute(
-        text("""
-            UPDATE sagas SET woken = true, progress_time = clock_timestamp(),
+        text(f"""
+            WITH {_LOCKED}
+            UPDATE sagas s SET woken = true, progress_time = clock_timestamp(),
                 next_time = CASE WHEN waiting THEN clock_timestamp() ELSE next_time END
-            WHERE order_id = ANY(CAST(:ids AS uuid[]))
-        """),
+            FROM locked WHERE s.order_id = locked.order_id
+        """),  # noqa: S608
         {"ids": list(order_ids)},
     )

@@ -70,6 +70,7 @@ _PAID_BACK = text("""
         SELECT id, least(units, total_minor) AS units,
             CASE WHEN units < total_minor THEN 'PARTIALLY_REFUNDED' ELSE 'REFUNDED' END AS state
         FROM unnest(CAST(:ids AS uuid[]), CAST(:units AS bigint[])) AS w (id, units) JOIN orders USING (id)
+        ORDER BY id FOR UPDATE OF orders
     ), changed AS (
         UPDATE orders o SET state = w.state, state_reason = '', refunded_minor = w.units,
             version = o.version + 1, update_time = clock_timestamp(),

@@ -431,6 +431,35 @@ async def test_refunds_by_staff_reach_the_order_in_whatever_order_they_come(
     assert versions == list(range(1, len(versions) + 1))
 
 
+async def test_events_and_ends_of_the_same_sagas_do_not_lock_each_other_out(db: Database) -> None:
+    """Whatever the order in which each of them names the sagas."""
+    new = await placed(db, 100)
+    sagas = [await claimed(db, order.id) for order in new]
+    ids_, events = [order.id for order in new], [refund_event(order, 1) for order in reversed(new)]
+
+    async def wakes() -> None:
+        async with db.begin() as tx:
+            await journal.wake(tx, ids_)
+
+    async def asks() -> None:
+        async with db.begin() as tx:
+            await journal.ask(tx, ids_[::-1], COMPENSATED)
+
+    async def pays_back() -> None:
+        async with db.begin() as tx:
+            await facts.paid_or_not(tx, events)
+
+    for number in range(40):
+        shown = replace(PAYMENT, client_secret=str(number))
+        for saga in sagas:
+            saga.payment = shown
+        saves = journal.save(db, [Pause(saga, False, 600.0) for saga in reversed(sagas)])
+        await asyncio.gather(wakes(), saves, asks(), pays_back())
+
+    ends = journal.finish(db, [Ending(saga, State.PAID, "") for saga in reversed(sagas)])
+    assert all((await asyncio.gather(ends, wakes(), asks(), pays_back()))[0])
+
+
 async def test_a_saga_that_is_taken_back_is_not_paid_by_whoever_had_it(db: Database) -> None:
     """The operator is told that it goes back; its process, about to have the order paid, knows nothing of that."""
     (new,) = await placed(db)
