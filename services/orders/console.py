@@ -24,7 +24,7 @@ _OLDEST = Gauge(
     "stampede_sagas_oldest_seconds", "For how long the saga has not got on that waits longest, but for no customer."
 )
 STUCK_SECONDS = 60.0
-_MEASURE_SECONDS = 5.0
+_MEASURE_SECONDS = 10.0
 
 _STUCK_SINCE = f"""
     NOT coalesce({journal.WAITS_FOR_CUSTOMER}, false)

@@ -187,13 +187,13 @@ class Queue:
             try:
                 draft = self.seal.open(order_id, ticket.ticket)
                 new.append(replace(draft.priced(ticket.reservation), place_time=draft.place_time))
-            except InvalidTag:
-                log.error("a ticket cannot be opened: was PAGE_SECRET changed?", order_id=order_id)
-                if ticket.reservation.state != Reservation.HELD:
-                    lost.append(order_id)
             except AppError:  # it was refused for its price, and whoever did so has died before giving the units back
                 await self._inventory.release(draft.held)
                 lost.append(order_id)
+            except (InvalidTag, LookupError, TypeError, ValueError):
+                log.exception("a ticket cannot be read: was PAGE_SECRET changed?", order_id=order_id)
+                if ticket.reservation.state != Reservation.HELD:
+                    lost.append(order_id)
         for wanted, (order, _) in zip(new, await store.insert(self._db, new) if new else (), strict=True):
             if order.id != wanted.id:
                 await self._inventory.release(Held(wanted.id))  # the id's period has ended since; see ids.derived

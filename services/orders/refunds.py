@@ -98,7 +98,8 @@ def _end(order: Order, saga: Saga, refunded: int) -> tuple[State, str]:
         return domain.move(order.state, order.state_after_refund(refunded)), cause
     if saga.progress.reason:
         cause = f"{cause}; units did not come back: {saga.progress.reason}"
-    cancelled = saga.refund.wanted is State.CANCELLED
+    # Another refund, begun at payments, may still be on its way, and may fail: then there is money left to pay back.
+    cancelled = saga.refund.wanted is State.CANCELLED and refunded == order.total.minor
     return domain.move(order.state, State.CANCELLED if cancelled else order.state_after_refund(refunded)), cause
 
 

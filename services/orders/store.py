@@ -72,11 +72,14 @@ _PAID_BACK = text("""
         FROM unnest(CAST(:ids AS uuid[]), CAST(:units AS bigint[])) AS w (id, units) JOIN orders USING (id)
         ORDER BY id FOR UPDATE OF orders
     ), changed AS (
-        UPDATE orders o SET state = w.state, state_reason = '', refunded_minor = w.units,
+        -- One that has ended otherwise, because it was not paid in time or was taken back, stays what it is.
+        UPDATE orders o SET refunded_minor = w.units,
+            state = CASE WHEN o.state = ANY(:refundable) THEN w.state ELSE o.state END,
+            state_reason = CASE WHEN o.state = ANY(:refundable) THEN '' ELSE o.state_reason END,
             version = o.version + 1, update_time = clock_timestamp(),
             payment = CASE WHEN w.state = 'REFUNDED'
                 THEN jsonb_set(o.payment, '{state}', '"REFUNDED"') ELSE o.payment END
-        FROM w WHERE o.id = w.id AND o.refunded_minor < w.units AND NOT o.refunding AND o.state = ANY(:refundable)
+        FROM w WHERE o.id = w.id AND o.refunded_minor < w.units AND NOT o.refunding AND o.state <> 'PENDING'
         RETURNING o.id, o.customer_id, o.state, o.state_reason, o.currency, o.total_minor, o.refunded_minor, o.version,
             o.update_time, old.state AS state_before
     ), logged AS (

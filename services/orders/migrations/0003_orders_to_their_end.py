@@ -15,6 +15,7 @@ def upgrade() -> None:
                 CONSTRAINT orders_refunded_within_total CHECK (refunded_minor >= 0 AND refunded_minor <= total_minor),
             ADD COLUMN refunding boolean NOT NULL DEFAULT false,
             ADD COLUMN shipment jsonb;
+        UPDATE orders SET refunded_minor = total_minor WHERE state = 'REFUNDED';
         -- Each way to list orders has its index, in the order of lists.
         CREATE INDEX orders_by_time ON orders (create_time, id);
         CREATE INDEX orders_by_state ON orders (state, create_time, id);
@@ -63,14 +64,18 @@ def upgrade() -> None:
         CREATE INDEX order_log_order ON order_log (order_id, id);
     """)
     op.execute(partitions.roll_function("order_log", role="orders"))
-    # What is older than the months that were just made finds a place of its own, and stays.
+    # What is older than the months that were just made finds one place, which goes when its last month does.
     op.execute("""
-        DO $$ DECLARE first date; BEGIN
+        DO $$ DECLARE first date; old text; BEGIN
             SELECT date_trunc('month', min(create_time) AT TIME ZONE 'UTC') INTO first FROM old_order_log;
             IF first < date_trunc('month', now() AT TIME ZONE 'UTC') - interval '1 month' THEN
-                EXECUTE format('CREATE TABLE order_log_old PARTITION OF order_log FOR VALUES FROM (%L) TO (%L)',
+                old := 'order_log_' || to_char(now() AT TIME ZONE 'UTC' - interval '2 months', 'YYYY_MM');
+                EXECUTE format('CREATE TABLE %I PARTITION OF order_log FOR VALUES FROM (%L) TO (%L)', old,
                     first::timestamp AT TIME ZONE 'UTC',
                     (date_trunc('month', now() AT TIME ZONE 'UTC') - interval '1 month') AT TIME ZONE 'UTC');
+                IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'orders') THEN
+                    EXECUTE format('REVOKE ALL ON %I FROM orders', old);
+                END IF;
             END IF;
         END $$;
         INSERT INTO order_log (id, order_id, version, state, reason, actor, request_id, create_time)
@@ -80,9 +85,6 @@ def upgrade() -> None:
         DO $$ BEGIN
             IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'orders') THEN
                 REVOKE UPDATE, DELETE ON order_log FROM orders;
-                IF to_regclass('order_log_old') IS NOT NULL THEN
-                    REVOKE ALL ON order_log_old FROM orders;
-                END IF;
             END IF;
         END $$;
     """)

@@ -1,6 +1,7 @@
 """What is committed is told: at least once, and in order for each key, whatever dies in between."""
 
 import asyncio
+import os
 import random
 import sys
 from collections import defaultdict
@@ -336,7 +337,7 @@ class Chaos:
         await until(heard_more, seconds=60)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("CHAOS_SEEDS", "1"))))
 async def test_relays_killed_at_any_point_lose_and_reorder_nothing(
     infra: Infra, db: Database, teller: str, seed: int
 ) -> None:
