@@ -1,6 +1,7 @@
 """Two processes of orders on one mesh: each begins and ends sagas, and either takes up what the other leaves."""
 
 import asyncio
+import re
 import signal
 import sys
 from collections import Counter
@@ -15,12 +16,14 @@ from deploy.local.parts import Part, service_environment
 from deploy.local.site import Site
 from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.orders.v1.order_service_pb2_grpc import OrderServiceStub
-from tests.e2e.clock import leases_are_over
+from tests.bench import statements
+from tests.e2e.clock import leases_are_over, time_is_up
 from tests.e2e.shop import ENDS, VISA, Buyer, Shop, assert_books_add_up, eventually
 from tests.support.infra import _free_port
 from tests.support.rest import Json, new_id
 
 PRICE = 700
+WATCHED, _ONE_BY_ONE = 40, 3
 # Longer than a lease.
 _ENDS_SECONDS = 40
 
@@ -28,7 +31,7 @@ _ENDS_SECONDS = 40
 class Replica:
     """A second process of orders; the gateway does not know of it."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, **settings: str) -> None:
         grpc_port, http, metrics = _free_port(), _free_port(), _free_port()
         self._address, self._log = f"127.0.0.1:{grpc_port}", site.log("orders-2")
         self._part = Part(
@@ -36,6 +39,7 @@ class Replica:
             command=(sys.executable, "-m", "services.orders", "serve"),
             environment={
                 **service_environment(site, "orders"),
+                **settings,
                 "LISTEN": self._address,
                 "HTTP_LISTEN": f"127.0.0.1:{http}",
                 "METRICS_LISTEN": f"127.0.0.1:{metrics}",
@@ -78,6 +82,12 @@ class Replica:
         order = await self._orders.PlaceOrder(wish, metadata=metadata, timeout=20, wait_for_ready=True)
         return str(order.id)
 
+    async def watch(self, buyer: Buyer, order_id: str) -> AsyncIterator[pb.Order]:
+        """The order as this process tells it, until its end."""
+        metadata: Any = [("authorization", f"Bearer {buyer.rest.token}")]
+        async for order in self._orders.WatchOrder(pb.WatchOrderRequest(order_id=order_id), metadata=metadata):
+            yield order
+
     async def close(self) -> None:
         await self._channel.close()
         if self.process:
@@ -87,6 +97,17 @@ class Replica:
 @pytest.fixture
 async def second(shop: Shop) -> AsyncIterator[Replica]:
     replica = Replica(shop.mesh.site)
+    try:
+        await replica.start()
+        yield replica
+    finally:
+        await replica.close()
+
+
+@pytest.fixture
+async def onlooker(shop: Shop) -> AsyncIterator[Replica]:
+    """A second process that carries no saga: whatever becomes of an order is the first one's doing."""
+    replica = Replica(shop.mesh.site, SAGAS_AT_ONCE="0")
     try:
         await replica.start()
         yield replica
@@ -232,3 +253,81 @@ async def taken_over(shop: Shop, order_ids: list[str]) -> None:
     ids = "', '".join(order_ids)
     query = f"SELECT count(*) FROM sagas WHERE order_id IN ('{ids}') AND fence = 1"
     await eventually(lambda: shop.rows("orders", query), lambda rows: rows == [(0,)])
+
+
+async def test_who_watches_at_one_process_sees_every_state_that_the_other_brings_about_and_nobody_polls(
+    shop: Shop, onlooker: Replica
+) -> None:
+    crowd, sale = await shop.a_crowd(10), await shop.a_sale(units=WATCHED, price=PRICE)
+    buyers = [crowd[number % len(crowd)] for number in range(WATCHED)]
+    answers = await asyncio.gather(*(buyer.buy(sale, card=None, wait=0) for buyer in buyers))
+    orders: list[Json] = [answer.expect().json for answer in answers]
+    seen: list[list[pb.Order]] = [[] for _ in orders]
+
+    async def follow(buyer: Buyer, order: Json, into: list[pb.Order]) -> None:
+        async for told in onlooker.watch(buyer, order["id"]):
+            into.append(told)
+
+    before = await orders_read(shop)
+    async with asyncio.TaskGroup() as watching:
+        for buyer, order, into in zip(buyers, orders, seen, strict=True):
+            watching.create_task(follow(buyer, order, into))
+        await eventually(lambda: _lengths(seen), lambda lengths: min(lengths) == 1)
+        # Each is looked up when its watcher comes, and once more when the process begins to hear what is told.
+        await eventually(lambda: orders_read(shop), lambda rows: rows >= before + 2 * WATCHED)
+        await eventually(lambda: read_in_some_rounds(shop), lambda rows: rows < WATCHED, seconds=40)
+
+        for number, (buyer, order) in enumerate(zip(buyers, orders, strict=True)):
+            match number % 3:
+                case 0:
+                    await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"])
+                case 1:
+                    (await buyer.cancel(order["id"])).expect()
+                case 2:
+                    await time_is_up(shop, order["id"])
+            if number < _ONE_BY_ONE:  # who looks every half minute, to be safe, would not see these in time
+                await eventually(lambda told=seen[number]: _last_state(told), lambda state: state != "PENDING")
+
+    ends = ["PAID", "CANCELLED", "EXPIRED"]
+    for number, (buyer, order, told) in enumerate(zip(buyers, orders, seen, strict=True)):
+        versions = [int(one.etag.strip('"')) for one in told]
+        assert versions == sorted(set(versions))
+        now = await buyer.order(order["id"])
+        assert (told[-1].etag, now["state"]) == (now["etag"], ends[number % 3])
+        shown = [await _last_state([one]) for one in told]
+        assert list(dict.fromkeys(shown)) == ["PENDING", now["state"]]
+    assert await onlooker.ends() == 0
+    await check(shop, sale, [order["id"] for order in orders], {order["id"] for order in orders[::3]})
+
+
+async def _last_state(told: list[pb.Order]) -> str:
+    return str(pb.Order.State.Name(told[-1].state))
+
+
+async def _lengths(lists: list[list[pb.Order]]) -> list[int]:
+    return [len(each) for each in lists]
+
+
+async def orders_read(shop: Shop) -> int:
+    """How many rows of orders anybody has looked up, as far as the server has been told."""
+    query = "SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'orders'"
+    return int((await shop.rows("orders", query))[0][0])
+
+
+async def read_in_some_rounds(shop: Shop) -> int:
+    """How many are looked up, by whomever, while who polls would have looked at all several times.
+
+    Of how much time goes by, the first process's own timers tell: four times a second they look for sagas.
+    """
+    await statements.told()
+    before, began = await orders_read(shop), await looks(shop)
+    await eventually(lambda: looks(shop), lambda now: now >= began + 60)
+    await statements.told()
+    return await orders_read(shop) - before
+
+
+async def looks(shop: Shop) -> float:
+    """How many statements the timers of the first process have sent."""
+    text = await statements.metrics(shop.mesh.site, "orders")
+    (sent,) = re.findall(r'^stampede_sql_statements_total{cause="background"} (\S+)$', text, re.MULTILINE)
+    return float(sent)
