@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.chaos.stories import PATIENCE_SECONDS, PRICE, STORIES, Act
 from tests.e2e.clock import leases_are_over
-from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up
+from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up, eventually
 from tests.support.crashing import Trap
 
 # How far into a story a process dies at most: about as many points as it passes in one. Orders is the one to be shown.
@@ -45,7 +45,7 @@ class Round:
         return cls(number, story, victim, int(occurrence), "".join(name))
 
     def __str__(self) -> str:
-        return f"{self.number:>4}  {self.story:<16}{self.victim:<10}#{self.occurrence:<4}"
+        return f"{self.number:>4}  {self.story:<20}{self.victim:<10}#{self.occurrence:<4}"
 
 
 def plan(seed: int, rounds: int) -> list[Round]:
@@ -146,12 +146,14 @@ async def _play(shop: Shop, one: Round, trap: Trap, buyers: Iterator[Buyer]) -> 
     shop.mesh.keep_up(one.victim)
     try:
         outcome.states = await acting
-        await _check_money(shop, outcome)
+        await shop.all_parts_answer()
+        await _check(shop, act, outcome)
     except (Exception, ExceptionGroup) as failure:
         lines = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(failure.__traceback__)]
         outcome.wrong = f"WRONG: {failure!r}"[:500] + f" ({' '.join(lines)})"
     with contextlib.suppress(Exception):
         await shop.sandbox.no_faults()
+    await act.afterwards.aclose()
     outcome.seconds = time.monotonic() - began
     return outcome
 
@@ -163,21 +165,37 @@ async def _until_ended(act: Act, story: str) -> dict[str, str]:
     return await act.ended()
 
 
-async def _check_money(shop: Shop, outcome: Outcome) -> None:
-    """Charged at most once, and kept where the order is paid; each order ended once."""
-    taken = Counter(e["metadata"]["order_id"] for e in await shop.sandbox.captured(*outcome.states))
+async def _check(shop: Shop, act: Act, outcome: Outcome) -> None:
+    """Charged at most once, and kept where the order is paid; each order came to each of its ends once."""
+    taken: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     for entry in await shop.sandbox.captured(*outcome.states):
+        taken[entry["metadata"]["order_id"]] += 1
         kept[entry["metadata"]["order_id"]] += entry["amount"] - entry["amount_refunded"]
-    ids = "', '".join(outcome.states)
-    ends = await shop.rows(
-        "orders", f"SELECT order_id::text FROM order_log WHERE order_id IN ('{ids}') AND state IN {ENDS!r}"
-    )
-    ended = Counter(order_id for (order_id,) in ends)
+    moves = await _moves(shop, *outcome.states)
     for order_id, state in outcome.states.items():
         assert taken[order_id] <= 1, f"{order_id} was charged {taken[order_id]} times"
-        assert kept[order_id] == (PRICE if state == "PAID" else 0), f"{order_id} is {state}; kept: {kept[order_id]}"
-        assert ended[order_id] == 1, f"{order_id} ended {ended[order_id]} times"
+        due = act.kept.get(order_id, PRICE if state == "PAID" else 0)
+        assert kept[order_id] == due, f"{order_id} is {state}; kept: {kept[order_id]}"
+        assert len(moves[order_id]) == len(set(moves[order_id])), f"{order_id} went {moves[order_id]}"
+        ends = [move for move, _ in moves[order_id] if move in ENDS]
+        assert ends in ([state], ["PAID"], ["PAID", "CANCELLED"]), f"{order_id} went {moves[order_id]}"
+        assert moves[order_id][-1][0] == state, f"{order_id} is {state}, and went {moves[order_id]}"
+    for sale_id, units in act.sales.items():
+        await eventually(lambda sale_id=sale_id: shop.counters({"id": sale_id}), lambda now, units=units: now == units)
+
+
+async def _moves(shop: Shop, *order_ids: str) -> dict[str, list[tuple[str, int]]]:
+    """The states that each order was brought to, one after the other, and what was paid back by then."""
+    ids = "', '".join(order_ids)
+    query = (
+        f"SELECT order_id::text, state, refunded_minor FROM order_log WHERE order_id IN ('{ids}')"
+        " AND state <> 'PENDING' AND cause NOT LIKE '% begun' ORDER BY id"
+    )
+    moves: dict[str, list[tuple[str, int]]] = {order_id: [] for order_id in order_ids}
+    for order_id, state, refunded in await shop.rows("orders", query):
+        moves[order_id].append((state, refunded))
+    return moves
 
 
 async def _audit(shop: Shop, outcomes: list[Outcome]) -> None:

@@ -4,15 +4,17 @@ Customers are patient: while a part of the shop is away, they ask again, under t
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
 
 from tests.e2e.clock import time_is_up
-from tests.e2e.shop import DECLINED, VISA, Buyer, Shop, eventually
-from tests.support.rest import Answer, Json
+from tests.e2e.shop import DECLINED, VISA, Buyer, Shop, eventually, money
+from tests.support.rest import Answer, Json, new_id
 
 BANK_TRANSFER = "pm_usBankAccount_processing"
 PRICE = 700
@@ -26,9 +28,21 @@ class Act:
     shop: Shop
     buyers: Iterator[Buyer]
     begins: Callable[[], None]
-    """Called once, before the first order."""
+    """Called once: before the first order, or once orders are paid, where what comes later is the story."""
     orders: dict[str, tuple[Buyer, frozenset[str]]] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    """What stays of an order's money in the end, in minor units, where that is not said by its state."""
+    sales: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Units of a sale that remain, are held, are sold in the end, where the story leaves no choice."""
+    afterwards: AsyncExitStack = field(default_factory=AsyncExitStack)
+    """What is to be put right again after the round."""
     _began: bool = False
+
+    def begin(self) -> None:
+        """From here on the victim may die."""
+        if not self._began:
+            self._began = True
+            self.begins()
 
     async def a_sale(self, *, units: int = 5, hold: str = "600s") -> Json:
         return await self.shop.a_sale(units=units, price=PRICE, hold=hold)
@@ -46,13 +60,32 @@ class Act:
 
     async def attempt(self, buyer: Buyer, sale: Json, *ends: str, card: str | None = VISA) -> Answer:
         """The same where it may be refused."""
-        if not self._began:
-            self._began = True
-            self.begins()
+        self.begin()
         answer = await buyer.insist(sale, card=card, wait=0, seconds=PATIENCE_SECONDS)
         if answer.status == 200:
             self.orders[answer.json["id"]] = buyer, frozenset(ends)
         return answer
+
+    async def paid_order(self, sale: Json, *ends: str) -> Json:
+        """An order that was paid before anything dies; staff will do something with it."""
+        buyer = next(self.buyers)
+        order = (await buyer.insist(sale, wait=0)).expect().json
+        self.orders[order["id"]] = buyer, frozenset(ends)
+        return await buyer.until(order["id"], "PAID")
+
+    async def staff(self, path: str, **wish: Any) -> Answer:
+        """The answer to what staff want; they are as patient, and ask under one request id."""
+        request_id = new_id()
+        return await asked(lambda: self.shop.staff.post(path, {"requestId": request_id, **wish}))
+
+    async def paid_back(self, order: Json, **wish: Any) -> None:
+        """Returns once staff have paid an order back, in full or in part."""
+        (await self.staff(f"/v1/orders/{order['id']}:refund", **wish)).expect()
+
+        async def look() -> Json:
+            return (await asked(lambda: self.shop.staff.get(f"/v1/orders/{order['id']}"))).expect().json
+
+        await eventually(look, lambda now: not now["refunding"], seconds=PATIENCE_SECONDS)
 
     async def payable(self, sale: Json, *ends: str) -> tuple[Buyer, Json]:
         """An order whose customer can pay in the browser."""
@@ -221,10 +254,104 @@ async def extended(act: Act) -> None:
     await eventually(settled, bool, seconds=PATIENCE_SECONDS)
 
 
+async def paid_back(act: Act) -> None:
+    sale = await act.a_sale()
+    orders = [await act.paid_order(sale, "REFUNDED") for _ in range(2)]
+    act.begin()
+    await asyncio.gather(*(act.paid_back(order, restock=True) for order in orders))
+    act.sales[sale["id"]] = (5, 0, 0)
+
+
+async def paid_back_in_parts(act: Act) -> None:
+    """One until nothing is left, and its unit comes back; the other keeps something, and the customer the unit."""
+    await act.shop.sandbox.faults(drop_after_refund={"next": 1})
+    sale = await act.a_sale()
+    whole, some = await act.paid_order(sale, "REFUNDED"), await act.paid_order(sale, "PARTIALLY_REFUNDED")
+    act.begin()
+
+    async def first_some() -> None:
+        for units in (300, 100):
+            await act.paid_back(some, amount=money(units))
+
+    async def then_the_rest() -> None:
+        await act.paid_back(whole, amount=money(300))
+        await act.paid_back(whole, restock=True)
+
+    await asyncio.gather(first_some(), then_the_rest())
+    act.kept[some["id"]] = PRICE - 400
+    act.sales[sale["id"]] = (4, 0, 1)
+
+
+async def cancelled_by_staff(act: Act) -> None:
+    sale = await act.a_sale()
+    orders = [await act.paid_order(sale, "CANCELLED") for _ in range(2)]
+    act.begin()
+    answers = await asyncio.gather(*(act.staff(f"/v1/orders/{order['id']}:cancel") for order in orders))
+    assert {answer.status for answer in answers} == {200}, [answer.text for answer in answers]
+    act.sales[sale["id"]] = (5, 0, 0)
+
+
+async def compensated(act: Act) -> None:
+    """By an operator: one that was paid and nobody was told, and one whose card is just being charged."""
+    await act.shop.sandbox.faults(webhooks={"drop": True}, latency_ms={"fixed": 150, "jitter": 150})
+    sale = await act.a_sale()
+
+    async def turned_back(order: Json) -> None:
+        answer = await act.staff(f"/v1/admin/sagas/{order['id']}:compensate", reason="the provider is broken")
+        # Not found where it has ended: as it was asked to, or before that.
+        assert answer.status == 200 or answer.reason == "SAGA_NOT_FOUND", answer.text
+
+    async def after_payment() -> None:
+        _, order = await act.payable(sale, "CANCELLED")
+        assert (await act.shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["http"] == 200
+        await turned_back(order)
+
+    async def amid_charge() -> None:
+        await turned_back((await act.order(sale, "CANCELLED", "PAID"))[1])
+
+    await asyncio.gather(after_payment(), amid_charge())
+
+
+async def queued(act: Act) -> None:
+    """Answered after the hold alone; one is cancelled, written or not."""
+    await act.afterwards.enter_async_context(_rush(act.shop))
+    sale = await act.a_sale()
+
+    async def change_of_mind() -> None:
+        buyer, order = await act.order(sale, "CANCELLED", card=None)
+        answer = await asked(lambda: buyer.cancel(order["id"]))
+        assert answer.status == 200, answer.text
+
+    bought = (act.order(sale, "PAID"), act.order(sale, "PAID"), act.order(sale, "FAILED", card=DECLINED))
+    await asyncio.gather(change_of_mind(), *bought)
+    act.sales[sale["id"]] = (3, 0, 2)
+    await eventually(
+        lambda: act.shop.rows("inventory", "SELECT count(*) FROM tickets"),
+        lambda kept: kept == [(0,)],
+        seconds=PATIENCE_SECONDS,
+    )
+
+
+@asynccontextmanager
+async def _rush(shop: Shop) -> AsyncIterator[None]:
+    """The shop while every flash order is one too many."""
+    was = shop.mesh.alter("orders")
+    shop.mesh.alter("orders", environment={**was.environment, "QUEUE_ABOVE": "0"})
+    await shop.mesh.restart("orders")
+    shop.mesh.keep_down("orders")  # whoever dies is started again by the round
+    await shop.all_parts_answer()
+    try:
+        yield
+    finally:
+        shop.mesh.alter("orders", environment=was.environment)
+        await shop.mesh.restart("orders")
+        await shop.all_parts_answer()
+
+
 STORIES: dict[str, Callable[[Act], Awaitable[None]]] = {
     story.__name__: story
     for story in (
         paid, declined, sold_out, provider_fails, provider_slow, paid_in_browser, cancelled, expired, paid_late,
-        hold_lost, extended,
+        hold_lost, extended, paid_back, paid_back_in_parts, cancelled_by_staff, compensated, queued,
     )
 }  # fmt: skip
