@@ -14,7 +14,7 @@ from services.chassis import once
 from services.chassis.calls import RequestKey
 from services.chassis.db import Database
 from services.chassis.errors import WrongState
-from services.orders import journal, store
+from services.orders import journal, rows, store
 from services.orders.domain import Mover, SagaNotFound, State
 from services.orders.saga import COMPENSATED, Kind, Phase, Progress
 
@@ -95,7 +95,7 @@ async def _one(tx: AsyncSession, order_id: uuid.UUID) -> SagaView:
 def _view(row: Any) -> SagaView:
     return SagaView(
         order_id=row.order_id, customer_id=row.customer_id, order_state=State(row.state),
-        progress=Progress(Phase(row.phase), row.applied, row.reason, row.asked, row.extended, Kind(row.kind)),
+        progress=rows.progress(row),
         waits_for_customer=row.for_customer, stuck=row.stuck, cause=row.cause, attempts=row.attempts,
         create_time=row.create_time, progress_time=row.progress_time, next_time=row.next_time,
     )  # fmt: skip

@@ -151,6 +151,11 @@ class Wish:
     quantity: int
     sale_id: uuid.UUID | None
 
+    @property
+    def pool(self) -> uuid.UUID:
+        """Of what its units are taken: the flash sale, or the product for ordinary stock."""
+        return self.sale_id or self.product_id
+
 
 @dataclass(frozen=True, slots=True)
 class Line:

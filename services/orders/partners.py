@@ -269,7 +269,7 @@ def _held(saga: Saga) -> Held:
 
 def _pools(hold: HoldRequest) -> Iterator[uuid.UUID]:
     """What inventory may have to lock: a sale's row, or that of a product's stock."""
-    return (wish.sale_id or wish.product_id for wish in hold.wishes)
+    return (wish.pool for wish in hold.wishes)
 
 
 def _held_pools(held: Held) -> Iterable[uuid.UUID]:

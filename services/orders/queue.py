@@ -59,7 +59,7 @@ class Draft:
 
     @property
     def held(self) -> Held:
-        return Held(self.id, tuple(wish.sale_id or wish.product_id for wish in self.wishes))
+        return Held(self.id, tuple(wish.pool for wish in self.wishes))
 
     def priced(self, reservation: Reservation, *, lease_seconds: float = 0.0) -> NewOrder:
         """The order, now that its units are held; raises what `domain.priced` raises.

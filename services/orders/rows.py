@@ -51,7 +51,7 @@ def saga(row: Any) -> Saga:
         total=Money(row.currency, row.total_minor),
         payment_method=row.payment_method,
         hold_expire_time=row.hold_expire_time,
-        progress=Progress(Phase(row.phase), row.applied, row.reason, row.asked, row.extended, Kind(row.kind)),
+        progress=progress(row),
         fence=row.fence,
         pools=tuple(row.pools),
         attempts=row.attempts,
@@ -88,6 +88,11 @@ def payment(column: dict[str, Any] | None) -> Payment | None:
 
 def payment_to_json(value: Payment | None) -> str | None:
     return orjson.dumps(asdict(value)).decode() if value else None
+
+
+def progress(row: Any) -> Progress:
+    """How far the saga in a row of `sagas` has come."""
+    return Progress(Phase(row.phase), row.applied, row.reason, row.asked, row.extended, Kind(row.kind))
 
 
 def refund(column: dict[str, Any]) -> Refund:
