@@ -12,7 +12,7 @@ import generate
 if generate.stale():
     generate.generate()
 
-from services.chassis import db
+from services.chassis.data import db
 from tests.support import infra as infrastructure
 
 

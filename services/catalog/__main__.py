@@ -2,9 +2,9 @@
 
 from services.catalog.rpc import CatalogService, SnapshotService
 from services.catalog.settings import Settings
-from services.chassis import once
-from services.chassis.paging import Pages
+from services.chassis.data import idempotency
 from services.chassis.process import Process, run
+from services.chassis.server.paging import Pages
 from stampede.catalog.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
 from stampede.catalog.v1.snapshot_service_pb2_grpc import add_SnapshotServiceServicer_to_server
 
@@ -14,7 +14,7 @@ async def main(config: Settings) -> None:
         pages = Pages(config.page_secret.get_secret_value())
         add_CatalogServiceServicer_to_server(CatalogService(process.db, pages), process.server)
         add_SnapshotServiceServicer_to_server(SnapshotService(process.db), process.server)
-        process.forget(once.FORGET)
+        process.forget(idempotency.FORGET)
         await process.serve("stampede.catalog.v1.CatalogService", "stampede.catalog.v1.SnapshotService")
 
 

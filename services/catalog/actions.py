@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.catalog import domain
 from services.catalog.domain import Changes, Draft, Filter, ProductNotFound, SkuTaken, SlugTaken
 from services.catalog.tables import SKU_KEY, SLUG_KEY, Product
-from services.chassis import ids, once
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database, etag, violated
+from services.chassis import ids
+from services.chassis.data import idempotency
+from services.chassis.data.db import Database, etag, violated
 from services.chassis.errors import AppError, check_etag
 from services.chassis.money import Money
+from services.chassis.request_context import RequestKey
 
 
 async def create_product(db: Database, draft: Draft, *, key: RequestKey | None) -> Product:
@@ -27,7 +28,7 @@ async def create_product(db: Database, draft: Draft, *, key: RequestKey | None) 
     try:
         async with db.begin() as tx:
             product_id = ids.new()
-            if first := await once.repeated(tx, key, product_id):
+            if first := await idempotency.repeated(tx, key, product_id):
                 return await tx.get_one(Product, first)
             return (
                 await tx.scalars(
@@ -72,7 +73,7 @@ async def update_product(
     values: dict[str, Any] = {}
     try:
         async with db.begin() as tx:
-            repeat = await once.repeated(tx, key, product_id)
+            repeat = await idempotency.repeated(tx, key, product_id)
             product = await _locked(tx, product_id)
             if repeat:
                 return product
@@ -88,7 +89,7 @@ async def set_active(
 ) -> Product:
     """Puts a product on sale or takes it off. Raises `ProductNotFound` or `StaleEtag`."""
     async with db.begin() as tx:
-        repeat = await once.repeated(tx, key, product_id)
+        repeat = await idempotency.repeated(tx, key, product_id)
         product = await _locked(tx, product_id)
         if repeat:
             return product

@@ -9,10 +9,11 @@ import grpc
 from services.catalog import actions, domain
 from services.catalog.domain import Changes, Draft, Filter
 from services.catalog.tables import Product
-from services.chassis import calls, masks, paging, wire
-from services.chassis.db import Database, etag, uuids
+from services.chassis import request_context
+from services.chassis.data.db import Database, etag, uuids
 from services.chassis.money import Money
-from services.chassis.paging import Pages
+from services.chassis.server import masks, paging, wire
+from services.chassis.server.paging import Pages
 from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.catalog.v1 import catalog_service_pb2_grpc as pb_grpc
 from stampede.catalog.v1 import snapshot_service_pb2 as snapshot_pb
@@ -36,7 +37,7 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
             attributes=dict(request.attributes),
             active=request.active if request.HasField("active") else True,
         )
-        return to_proto(await actions.create_product(self._db, draft, key=calls.request_key(request)))
+        return to_proto(await actions.create_product(self._db, draft, key=request_context.request_key(request)))
 
     async def GetProduct(self, request: pb.GetProductRequest, context: Context) -> pb.Product:
         return to_proto(await actions.get_product(self._db, uuid.UUID(request.product_id)))
@@ -68,7 +69,7 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
             uuid.UUID(request.product_id),
             _changes(request),
             etag_given=request.etag,
-            key=calls.request_key(request),
+            key=request_context.request_key(request),
         )
         return to_proto(product)
 
@@ -81,7 +82,7 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
     async def _set_active(
         self, request: pb.ActivateProductRequest | pb.DeactivateProductRequest, active: bool
     ) -> pb.Product:
-        product_id, key = uuid.UUID(request.product_id), calls.request_key(request)
+        product_id, key = uuid.UUID(request.product_id), request_context.request_key(request)
         return to_proto(await actions.set_active(self._db, product_id, active, etag_given=request.etag, key=key))
 
 

@@ -7,7 +7,7 @@ from sqlalchemy import CheckConstraint, Computed, UniqueConstraint, func
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
-from services.chassis.db import Base
+from services.chassis.data.db import Base
 from services.chassis.money import MINOR_UNITS_MAX
 
 SKU_KEY = "products_sku_key"

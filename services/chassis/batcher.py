@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from prometheus_client import Histogram
 
-from services.chassis import calls
+from services.chassis import request_context
 from services.chassis.errors import AppError, RateLimited
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Batcher(Generic[T, R]):
         if len(self._waiting) >= self._queue_most:
             raise RateLimited(what=self._name)
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Entry(item, future, calls.request_id()))
+        self._waiting.append(_Entry(item, future, request_context.request_id()))
         if not self._must_wait(item):
             self._open_lane()
         return await future
@@ -124,7 +124,7 @@ class Batcher(Generic[T, R]):
     async def _settle(self, batch: list[_Entry[T, R]]) -> None:
         # What a batch calls is done for all of its items: whoever looks for one request's id finds the batch.
         ids = dict.fromkeys(entry.request_id for entry in batch if entry.request_id)
-        calls.enter(calls.Call(method=self._name, request_id=",".join(list(ids)[:_IDS_MOST])))
+        request_context.enter(request_context.Call(method=self._name, request_id=",".join(list(ids)[:_IDS_MOST])))
         try:
             outcomes: Sequence[R | Exception] = await self._act([entry.item for entry in batch])
             assert len(outcomes) == len(batch), f"{self._name}: {len(outcomes)} outcomes for {len(batch)} items"

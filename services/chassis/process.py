@@ -21,15 +21,18 @@ from grpc_reflection.v1alpha import reflection
 from nats.js import JetStreamContext
 from sqlalchemy import text
 
-from services.chassis import clients, db, events, letters, live, settings, telemetry
-from services.chassis.access import Gatekeeper, MeshIdentity
-from services.chassis.clients import Target
-from services.chassis.guard import Guard
-from services.chassis.http import HttpServer
-from services.chassis.outbox import Relay
-from services.chassis.rpc import Registry
+from services.chassis import settings, telemetry
+from services.chassis.client import target
+from services.chassis.client.target import Target
+from services.chassis.data import db
+from services.chassis.events import broadcast, dead_letters, subscriber
+from services.chassis.events.outbox import Relay
+from services.chassis.server.access import Gatekeeper, MeshIdentity
+from services.chassis.server.guard import Guard
+from services.chassis.server.http_server import HttpServer
+from services.chassis.server.registry import Registry
+from services.chassis.server.watch import Watch
 from services.chassis.settings import S, ServiceSettings
-from services.chassis.watch import Watch
 from stampede.identity.v1.identity_service_pb2 import GetJwksRequest
 from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 
@@ -102,7 +105,7 @@ class Process:
         if self._nats is not None:
             with contextlib.suppress(Exception):
                 await self._nats.close()
-        await clients.close_all(*self._targets)
+        await target.close_all(*self._targets)
         await self._engine.dispose()
 
     def target(self, name: str, address: str) -> Target:
@@ -135,15 +138,15 @@ class Process:
 
         self.background("forget", forget)
 
-    def exchange_events(self, *consumers: events.Consumer) -> None:
+    def exchange_events(self, *consumers: subscriber.Consumer) -> None:
         """Relays the outbox to JetStream and feeds `consumers`, whenever NATS is there."""
 
         async def exchange() -> None:
             connection, jetstream = await self._connected(), await self.jetstream()
-            await events.declare_stream(jetstream, self.service)
+            await subscriber.declare_stream(jetstream, self.service)
             async with asyncio.TaskGroup() as group:  # where one fails, all are started anew, and none runs twice
                 group.create_task(self.relay.run(connection))
-                group.create_task(letters.count(jetstream, consumers))
+                group.create_task(dead_letters.count(jetstream, consumers))
                 for consumer in consumers:
                     group.create_task(consumer.run(jetstream))
 
@@ -158,7 +161,7 @@ class Process:
         """
 
         async def listen() -> None:
-            await live.listen(await self._connected(), subject, heard, watch)
+            await broadcast.listen(await self._connected(), subject, heard, watch)
 
         self.background("listen", listen)
 
@@ -170,7 +173,7 @@ class Process:
     async def _connected(self) -> Any:
         async with self._connecting:
             if self._nats is None:
-                self._nats = await events.connect(self._config.nats_url.get_secret_value(), self.service)
+                self._nats = await subscriber.connect(self._config.nats_url.get_secret_value(), self.service)
         return self._nats
 
     async def serve(self, *services: str, ready: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -248,7 +251,7 @@ def run(
     kind: type[S],
     main: Callable[[S], Coroutine[Any, Any, None]],
     *,
-    consumers: events.Consumers | None = None,
+    consumers: subscriber.Consumers | None = None,
     commands: Mapping[str, Command[S]] = types.MappingProxyType({}),
 ) -> None:
     """The command line of a service: `python -m services.<service> [serve|migrate|up|dead-letters|…]`.
@@ -259,8 +262,8 @@ def run(
     if consumers:
         commands["dead-letters"] = Command(
             "events that were given up: list, show, replay or drop them",
-            letters.arguments,
-            lambda config, options: letters.command(config, options, consumers),
+            dead_letters.arguments,
+            lambda config, options: dead_letters.command(config, options, consumers),
         )
     options = _parser(service, commands).parse_args()
     command = options.command or "serve"

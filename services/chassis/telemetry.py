@@ -13,7 +13,7 @@ import orjson
 import structlog
 from prometheus_client import start_http_server
 
-from services.chassis import calls
+from services.chassis import request_context
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -45,7 +45,7 @@ def line(event: str, **fields: object) -> None:
     """Logs at level info, like `structlog` and in the same form, but at a fraction of its cost: for the hot path."""
     if _State.level > logging.INFO:
         return
-    call = calls.current()
+    call = request_context.current()
     now = datetime.fromtimestamp(time.time(), UTC)
     document = {"time": now, "level": "info", "service": _State.service, "event": event, **fields}
     if call.method:
@@ -100,7 +100,7 @@ def traced(method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[...
     propagator = TraceContextTextMapPropagator()
 
     async def inside(request: Any, context: Any) -> Any:
-        call = calls.current()
+        call = request_context.current()
         parent = propagator.extract({"traceparent": call.traceparent})
         # What an exception says may hold what a trace must not.
         with tracer.start_as_current_span(method, context=parent, kind=SpanKind.SERVER, record_exception=False) as span:
@@ -115,7 +115,7 @@ def traced(method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[...
 
 def _with_call(service: str) -> structlog.types.Processor:
     def add(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-        call = calls.current()
+        call = request_context.current()
         event["service"] = service
         if call.method:
             event["request_id"] = call.request_id

@@ -3,7 +3,7 @@
 from contextlib import closing
 from functools import partial
 
-from services.chassis import once
+from services.chassis.data import idempotency
 from services.chassis.process import Process, run
 from services.identity import actions, worker
 from services.identity.actions import Signer
@@ -26,7 +26,7 @@ async def main(config: Settings) -> None:
             await actions.rotate_keys(process.db, vault, lifetimes)
             await actions.load_keys(process.db, vault, keyring)
             await actions.ensure_first_admin(process.db, passwords, admin_password)
-            process.forget(once.FORGET)
+            process.forget(idempotency.FORGET)
             process.background("keys", partial(worker.follow_keys, process.db, vault, keyring))
             process.background("house", partial(worker.keep_house, process.db, vault, lifetimes))
             service = IdentityService(process.db, passwords, Signer(keyring, lifetimes), vault)

@@ -10,10 +10,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import ids, once
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database, violated
+from services.chassis import ids
+from services.chassis.data import idempotency
+from services.chassis.data.db import Database, violated
 from services.chassis.errors import Unauthenticated
+from services.chassis.request_context import RequestKey
 from services.identity import domain, tokens
 from services.identity.domain import EmailTaken, Lifetimes, RefreshTokenRefused, WrongCredentials
 from services.identity.passwords import Passwords
@@ -51,7 +52,7 @@ async def register(
     try:
         async with db.begin() as tx:
             user_id = ids.new()
-            if first := await once.repeated(tx, key, user_id):
+            if first := await idempotency.repeated(tx, key, user_id):
                 return await tx.get_one(User, first)
             return (
                 await tx.scalars(

@@ -7,9 +7,10 @@ import grpc
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.empty_pb2 import Empty
 
-from services.chassis import calls, wire
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database
+from services.chassis import request_context
+from services.chassis.data.db import Database
+from services.chassis.request_context import RequestKey
+from services.chassis.server import wire
 from services.identity import actions
 from services.identity.actions import Pair, Signer
 from services.identity.passwords import Passwords
@@ -50,7 +51,7 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
         return Empty()
 
     async def GetMe(self, request: pb.GetMeRequest, context: Context) -> pb.User:
-        return to_proto(await actions.get_user(self._db, calls.user_id()))
+        return to_proto(await actions.get_user(self._db, request_context.user_id()))
 
     async def GetJwks(self, request: pb.GetJwksRequest, context: Context) -> HttpBody:
         return HttpBody(content_type="application/json", data=await self._signer.keyring.jwks())
@@ -65,7 +66,7 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
 
     def _request_key(self, request: pb.RegisterRequest) -> RequestKey | None:
         """The digest is stored and covers the password: without pepper it could be searched far faster than bcrypt."""
-        key = calls.request_key(request)
+        key = request_context.request_key(request)
         return key and dataclasses.replace(key, digest=self._vault.peppered(key.digest))
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKeyConstraint, LargeBinary, Text,
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from services.chassis.db import Base
+from services.chassis.data.db import Base
 
 EMAIL_KEY = "users_email_key"
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jwt.algorithms import ECAlgorithm
 
 from services.chassis import ids
-from services.chassis.access import AUDIENCE, ISSUER
+from services.chassis.server.access import AUDIENCE, ISSUER
 from services.identity import domain
 
 _ALGORITHM = "ES256"

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.identity import actions
 from services.identity.domain import Lifetimes
 from services.identity.tokens import Keyring, Vault

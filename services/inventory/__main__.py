@@ -2,10 +2,10 @@
 
 import contextlib
 
-from services.chassis import once
-from services.chassis.lease import Lease
-from services.chassis.paging import Pages
+from services.chassis.data import idempotency
+from services.chassis.data.lease import Lease
 from services.chassis.process import Process, run
+from services.chassis.server.paging import Pages
 from services.inventory import timers
 from services.inventory.gate import Gate
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
@@ -26,7 +26,7 @@ async def main(config: Settings) -> None:
         add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), process.server)
         add_ReservationServiceServicer_to_server(ReservationService(db, gate, pages), process.server)
         process.exchange_events()
-        process.forget(once.FORGET)
+        process.forget(idempotency.FORGET)
         process.background("timers", lambda: lease.lead(db, lambda term: timers.run(db, gate, process.relay, term)))
         process.background("metrics", lambda: timers.measure(db))
         process.background("watch", watch.run)

@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from services.chassis import db
-from services.chassis.db import Database
+from services.chassis.data import db
+from services.chassis.data.db import Database
 from services.chassis.money import Money
 from services.inventory import tickets
 from services.inventory.domain import Hold, Reservation, State

@@ -49,7 +49,7 @@ from prometheus_client import Counter, Gauge
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from services.chassis.db import Database, run_alone
+from services.chassis.data.db import Database, run_alone
 from services.inventory.domain import State
 from services.inventory.gate import LIFETIME_SECONDS, LOST, Gate, Script
 

@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
 from services.inventory import domain, everyday, tickets
@@ -113,7 +113,7 @@ async def admit(db: Database, gate: Gate, holds: Sequence[Hold]) -> list[Outcome
 
 
 async def reserve(db: Database, holds: Sequence[Hold]) -> list[Outcome]:
-    """Holds units for orders; one outcome per hold, in order. See `ReservationService.Reserve` for the refusals."""
+    """Holds units for orders; one outcome per hold, in order. See `ReservationService.BatchReserve`."""
     if (held := await everyday.reserve(db, holds)) is not None:
         return list(held)
     async with db.begin() as tx:

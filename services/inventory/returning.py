@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused, WrongState
 from services.inventory import domain
 from services.inventory.domain import Line, Pool, Reservation, Returned, State, UnitsBack
@@ -56,7 +56,7 @@ ReturnOutcome = Returned | AppError
 
 
 async def take_back(db: Database, wishes: Sequence[UnitsBack]) -> list[ReturnOutcome]:
-    """Takes sold units back; one outcome per wish, in order. See `ReservationService.Return` for the refusals."""
+    """Takes sold units back; one outcome per wish, in order. See `ReservationService.BatchCreateReturns`."""
     reservation_ids = list({wish.reservation_id for wish in wishes})
     async with db.begin() as tx:
         # Whoever has the lock on the reservation decides what is still out; the next one sees what came back.

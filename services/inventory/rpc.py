@@ -7,12 +7,14 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from services.chassis import calls, db, masks, paging, statuses, wire
-from services.chassis.db import Database
+from services.chassis import request_context
+from services.chassis.data import db
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError, InvalidFields
 from services.chassis.money import Money
-from services.chassis.paging import Pages
-from services.chassis.watch import Watch
+from services.chassis.server import masks, paging, statuses, wire
+from services.chassis.server.paging import Pages
+from services.chassis.server.watch import Watch
 from services.inventory import actions, domain, reserving, returning, sales, settling, tickets
 from services.inventory import watch as watching
 from services.inventory.domain import Hold, Line, Reservation, SaleChanges, SaleState, UnitsBack
@@ -39,14 +41,14 @@ class StockService(stock_grpc.StockServiceServicer):
     async def SetStock(self, request: stock_pb.SetStockRequest, context: Any) -> stock_pb.Stock:
         stock = await actions.set_stock(
             self._db, uuid.UUID(request.product_id), on_hand=request.on_hand, reason=request.reason,
-            actor=calls.user_id(), key=calls.request_key(request),
+            actor=request_context.user_id(), key=request_context.request_key(request),
         )  # fmt: skip
         return _stock(stock)
 
     async def AdjustStock(self, request: stock_pb.AdjustStockRequest, context: Any) -> stock_pb.Stock:
         stock = await actions.adjust_stock(
             self._db, uuid.UUID(request.product_id), delta=request.delta, reason=request.reason,
-            actor=calls.user_id(), key=calls.request_key(request),
+            actor=request_context.user_id(), key=request_context.request_key(request),
         )  # fmt: skip
         return _stock(stock)
 
@@ -54,7 +56,11 @@ class StockService(stock_grpc.StockServiceServicer):
         self, request: stock_pb.BatchUpdateStockRequest, context: Any
     ) -> stock_pb.BatchUpdateStockResponse:
         stocks = await actions.batch_set_stock(
-            self._db, _counted(request), reason=request.reason, actor=calls.user_id(), key=calls.request_key(request)
+            self._db,
+            _counted(request),
+            reason=request.reason,
+            actor=request_context.user_id(),
+            key=request_context.request_key(request),
         )
         return stock_pb.BatchUpdateStockResponse(stocks=map(_stock, stocks))
 
@@ -74,7 +80,7 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
         self._db, self._pages, self._watch = database, pages, watch
 
     async def CreateFlashSale(self, request: sale_pb.CreateFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
-        return _sale(await sales.create_sale(self._db, _new_sale(request), key=calls.request_key(request)))
+        return _sale(await sales.create_sale(self._db, _new_sale(request), key=request_context.request_key(request)))
 
     async def GetFlashSale(self, request: sale_pb.GetFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
         return _sale(await sales.get_sale(self._db, uuid.UUID(request.sale_id)))
@@ -95,7 +101,7 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
         return sale_pb.ListFlashSalesResponse(flash_sales=map(_sale, rows[:size]), next_page_token=token)
 
     async def UpdateFlashSale(self, request: sale_pb.UpdateFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
-        sale_id, key = uuid.UUID(request.sale_id), calls.request_key(request)
+        sale_id, key = uuid.UUID(request.sale_id), request_context.request_key(request)
         return _sale(await sales.update_sale(self._db, sale_id, _changes(request), etag_given=request.etag, key=key))
 
     async def CancelFlashSale(self, request: sale_pb.CancelFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
@@ -107,7 +113,7 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
     async def _close(
         self, request: sale_pb.CancelFlashSaleRequest | sale_pb.EndFlashSaleRequest, end: SaleState
     ) -> sale_pb.FlashSale:
-        sale_id, key = uuid.UUID(request.sale_id), calls.request_key(request)
+        sale_id, key = uuid.UUID(request.sale_id), request_context.request_key(request)
         return _sale(await sales.close_sale(self._db, sale_id, end, etag_given=request.etag, key=key))
 
     async def WatchFlashSale(
@@ -121,27 +127,29 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
     def __init__(self, database: Database, gate: Gate, pages: Pages) -> None:
         self._db, self._gate, self._pages = database, gate, pages
 
-    async def Reserve(self, request: pb.ReserveRequest, context: Any) -> pb.ReserveResponse:
+    async def BatchReserve(self, request: pb.BatchReserveRequest, context: Any) -> pb.BatchReserveResponse:
         outcomes = await reserving.admit(self._db, self._gate, [_hold(hold) for hold in request.holds])
-        return pb.ReserveResponse(outcomes=map(_outcome, outcomes))
+        return pb.BatchReserveResponse(outcomes=map(_outcome, outcomes))
 
-    async def Confirm(self, request: pb.ConfirmRequest, context: Any) -> pb.ConfirmResponse:
+    async def BatchConfirm(self, request: pb.BatchConfirmRequest, context: Any) -> pb.BatchConfirmResponse:
         outcomes = await settling.confirm(self._db, db.uuids(list(request.ids)))
-        return pb.ConfirmResponse(outcomes=map(_outcome, outcomes))
+        return pb.BatchConfirmResponse(outcomes=map(_outcome, outcomes))
 
-    async def Extend(self, request: pb.ExtendRequest, context: Any) -> pb.ExtendResponse:
+    async def BatchExtend(self, request: pb.BatchExtendRequest, context: Any) -> pb.BatchExtendResponse:
         outcomes = await settling.extend(self._db, db.uuids(list(request.ids)))
-        return pb.ExtendResponse(outcomes=map(_outcome, outcomes))
+        return pb.BatchExtendResponse(outcomes=map(_outcome, outcomes))
 
-    async def Release(self, request: pb.ReleaseRequest, context: Any) -> pb.ReleaseResponse:
+    async def BatchRelease(self, request: pb.BatchReleaseRequest, context: Any) -> pb.BatchReleaseResponse:
         outcomes = await settling.release(self._db, db.uuids(list(request.ids)))
         await self._gate.give_back_reservations(o for o in outcomes if isinstance(o, Reservation))
-        return pb.ReleaseResponse(outcomes=map(_outcome, outcomes))
+        return pb.BatchReleaseResponse(outcomes=map(_outcome, outcomes))
 
-    async def Return(self, request: pb.ReturnRequest, context: Any) -> pb.ReturnResponse:
+    async def BatchCreateReturns(
+        self, request: pb.BatchCreateReturnsRequest, context: Any
+    ) -> pb.BatchCreateReturnsResponse:
         # The gate is not told: healing finds within a second what is on sale again.
-        outcomes = await returning.take_back(self._db, [_units_back(item) for item in request.items])
-        return pb.ReturnResponse(outcomes=map(_return_outcome, outcomes))
+        outcomes = await returning.take_back(self._db, [_units_back(item) for item in request.returns])
+        return pb.BatchCreateReturnsResponse(outcomes=map(_return_outcome, outcomes))
 
     async def ListTickets(self, request: pb.ListTicketsRequest, context: Any) -> pb.ListTicketsResponse:
         size, position = request.page_size or domain.TICKETS_DEFAULT, self._pages.unseal(request.page_token, {})
@@ -199,7 +207,7 @@ def _ticket(ticket: tickets.Ticket) -> pb.Ticket:
     )
 
 
-def _units_back(message: pb.UnitsBack) -> UnitsBack:
+def _units_back(message: pb.Return) -> UnitsBack:
     quantities = {uuid.UUID(line.product_id): line.quantity for line in message.lines}
     return UnitsBack(uuid.UUID(message.return_id), uuid.UUID(message.reservation_id), quantities)
 
@@ -207,10 +215,10 @@ def _units_back(message: pb.UnitsBack) -> UnitsBack:
 def _return_outcome(outcome: returning.ReturnOutcome) -> pb.ReturnOutcome:
     if isinstance(outcome, AppError):
         return pb.ReturnOutcome(refusal=statuses.to_refusal(outcome, _DOMAIN))
-    message = pb.Returned(
+    message = pb.Return(
         return_id=str(outcome.wish.id),
         reservation_id=str(outcome.wish.reservation_id),
-        lines=[pb.ReturnedLine(product_id=str(line.product_id), quantity=line.quantity) for line in outcome.lines],
+        lines=[pb.ReturnLine(product_id=str(line.product_id), quantity=line.quantity) for line in outcome.lines],
     )
     return pb.ReturnOutcome(returned=message)
 

@@ -9,11 +9,12 @@ from typing import Any
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import ids, once
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database, etag
+from services.chassis import ids
+from services.chassis.data import idempotency
+from services.chassis.data.db import Database, etag
 from services.chassis.errors import InvalidFields, WrongState, check_etag
 from services.chassis.money import Money
+from services.chassis.request_context import RequestKey
 from services.inventory import domain
 from services.inventory.actions import find_stock
 from services.inventory.domain import FlashSaleNotFound, OutOfStock, SaleChanges, SaleOverlaps, SaleState
@@ -103,7 +104,7 @@ async def create_sale(db: Database, new: NewSale, *, key: RequestKey | None) -> 
     """Schedules a flash sale and takes its allocation out of available stock. Returns it as `get_sale` does."""
     sale_id = ids.new()
     async with db.begin() as tx:
-        if first := await once.repeated(tx, key, sale_id):
+        if first := await idempotency.repeated(tx, key, sale_id):
             return await _sale(tx, first)
         # The stock row is also the lock under which a product's sales are kept apart.
         await find_stock(tx, new.product_id, lock=True)
@@ -169,7 +170,7 @@ async def update_sale(
     Returns it as `get_sale` does. What changes nothing makes no new version.
     """
     async with db.begin() as tx:
-        repeat = await once.repeated(tx, key, sale_id)
+        repeat = await idempotency.repeated(tx, key, sale_id)
         sale = await _sale(tx, sale_id, lock=True)
         if repeat:
             return sale
@@ -217,7 +218,7 @@ async def close_sale(
     Returns it as `get_sale` does. Raises `FlashSaleNotFound`, `StaleEtag` or `WrongState`.
     """
     async with db.begin() as tx:
-        repeat = await once.repeated(tx, key, sale_id)
+        repeat = await idempotency.repeated(tx, key, sale_id)
         sale = await _sale(tx, sale_id, lock=True)
         if repeat:
             return sale

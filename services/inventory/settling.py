@@ -10,9 +10,9 @@ from dataclasses import replace
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import outbox
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import WrongState
+from services.chassis.events import outbox
 from services.inventory import domain
 from services.inventory.domain import Line, Reservation, State
 from services.inventory.reservations import (
@@ -43,7 +43,7 @@ _EXTEND = text("""
 
 
 async def confirm(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
-    """Makes held units sold ones; one outcome per id, in order. See `ReservationService.Confirm`."""
+    """Makes held units sold ones; one outcome per id, in order. See `ReservationService.BatchConfirm`."""
     async with db.begin() as tx:
         found = {r.id: r for r in map(from_row, await tx.execute(LOCK, {"ids": list(ids)}))}
         held = [r for r in found.values() if r.state is State.HELD]
@@ -167,7 +167,7 @@ async def _sell(tx: AsyncSession, reservations: Sequence[Reservation]) -> None:
 
 
 async def release(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
-    """Gives held units back; one outcome per id, in order. See `ReservationService.Release`."""
+    """Gives held units back; one outcome per id, in order. See `ReservationService.BatchRelease`."""
     async with db.begin() as tx:
         found = {r.id: r for r in map(from_row, await tx.execute(LOCK, {"ids": list(ids)}))}
         held = [r for r in found.values() if r.state is State.HELD]
@@ -186,7 +186,7 @@ async def release(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
 
 
 async def extend(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
-    """Lets held units be held for longer, once; one outcome per id, in order. See `ReservationService.Extend`."""
+    """Lets held units be held for longer, once; one outcome per id, in order. See `ReservationService.BatchExtend`."""
     async with db.begin() as tx:
         found = {r.id: r for r in map(from_row, await tx.execute(LOCK, {"ids": list(ids)}))}
         held = [r.id for r in found.values() if r.state is State.HELD]

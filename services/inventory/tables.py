@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Identity, Integer, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from services.chassis.db import Base
+from services.chassis.data.db import Base
 
 
 class Stock(Base):

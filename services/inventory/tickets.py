@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis.db import Database, run_alone
+from services.chassis.data.db import Database, run_alone
 from services.inventory.domain import Hold, Reservation
 from services.inventory.reservations import from_row
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 from prometheus_client import Counter, Gauge
 
-from services.chassis.db import Database
-from services.chassis.outbox import Relay
+from services.chassis.data.db import Database
+from services.chassis.events.outbox import Relay
 from services.inventory import healing, sales, settling, tickets
 from services.inventory.gate import Gate
 

@@ -5,8 +5,8 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from services.chassis.db import Database
-from services.chassis.watch import Watch
+from services.chassis.data.db import Database
+from services.chassis.server.watch import Watch
 from services.inventory import sales
 from services.inventory.domain import WATCHERS_MOST, FlashSaleNotFound, SaleState
 

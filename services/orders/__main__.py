@@ -1,8 +1,9 @@
 """Starts the orders service: the one place where its parts are put together."""
 
-from services.chassis import events, once, partitions
-from services.chassis.paging import Pages
+from services.chassis.data import idempotency, partitions
+from services.chassis.events import subscriber
 from services.chassis.process import Command, Process, run
+from services.chassis.server.paging import Pages
 from services.orders import console, facts, history
 from services.orders.actions import Desk, order_watch
 from services.orders.commands import describe, sagas
@@ -45,7 +46,9 @@ async def main(config: Settings) -> None:
         latch.placed(await history.recent_ids(db, PLACED_MOST))
         process.exchange_events(*facts.consumers(db))
         process.listen("stampede.orders.order.*", facts.changed(watch), watch=watch)
-        process.forget(events.FORGET, once.FORGET, partitions.roll("order_log", keep_months=config.log_keep_months))
+        process.forget(
+            subscriber.FORGET, idempotency.FORGET, partitions.roll("order_log", keep_months=config.log_keep_months)
+        )
         process.background("queue", queue.run)
         process.background("sagas", worker.run)
         process.background("saga metrics", lambda: console.measure(db))

@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import db as database
-from services.chassis import ids, once
+from services.chassis import ids
 from services.chassis.batcher import Batcher
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database
+from services.chassis.data import db as database
+from services.chassis.data import idempotency
+from services.chassis.data.db import Database
 from services.chassis.errors import RateLimited, WrongState, check_etag
+from services.chassis.events.outbox import Relay
 from services.chassis.money import Money
-from services.chassis.outbox import Relay
-from services.chassis.watch import Watch
+from services.chassis.request_context import RequestKey
+from services.chassis.server.watch import Watch
 from services.orders import console, journal, refunds, store
 from services.orders.console import SagaView
 from services.orders.domain import WATCHERS_MOST, Mover, Order, OrderNotFound, Refund, SagaNotFound, State
@@ -120,7 +121,7 @@ class Desk:
         order = await self.get_written(act.order_id, customer_id=act.customer_id)
         saga = None
         async with self._db.begin() as tx:
-            repeat = await once.repeated(tx, act.key, order.id)
+            repeat = await idempotency.repeated(tx, act.key, order.id)
             if not repeat:
                 if order.state is State.PENDING:
                     # Its row is not locked, for the saga locks its own first; whichever comes first, wins.
@@ -146,7 +147,7 @@ class Desk:
     ) -> Order:
         """Pays an order back, in full or in part; see `OrderService.RefundOrder` for the refusals."""
         async with self._db.begin() as tx:
-            repeat = await once.repeated(tx, act.key, act.order_id)
+            repeat = await idempotency.repeated(tx, act.key, act.order_id)
             if not repeat:
                 refund = Refund(ids.new(), amount, State.REFUNDED, restock=restock, lines=tuple(lines))
                 await self._begin_refund(tx, act, refund)
@@ -197,7 +198,7 @@ class Desk:
 
     async def _move(self, act: Act, wanted: State, parcel: Mapping[str, str], *, cause: str) -> Order:
         async with self._db.begin() as tx:
-            if await once.repeated(tx, act.key, act.order_id):
+            if await idempotency.repeated(tx, act.key, act.order_id):
                 return await store.read(tx, act.order_id)
             order = await store.read(tx, act.order_id, lock=True)
             check_etag(act.etag, database.etag(order.version))

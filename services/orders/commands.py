@@ -6,8 +6,8 @@ import os
 import sys
 import uuid
 
-from services.chassis import db as database
-from services.chassis.db import Database
+from services.chassis.data import db as database
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError
 from services.orders import console
 from services.orders.console import SagaView

@@ -10,10 +10,10 @@ from prometheus_client import Gauge
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import once
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database
+from services.chassis.data import idempotency
+from services.chassis.data.db import Database
 from services.chassis.errors import WrongState
+from services.chassis.request_context import RequestKey
 from services.orders import journal, rows, store
 from services.orders.domain import Mover, SagaNotFound, State
 from services.orders.saga import COMPENSATED, Kind, Phase, Progress
@@ -105,7 +105,7 @@ async def resume(db: Database, order_id: uuid.UUID, by: Mover, *, key: RequestKe
     """Has whoever has time look after a saga now; raises `OrderNotFound`, `SagaNotFound`."""
     async with db.begin() as tx:
         saga = await _one(tx, order_id)
-        if not await once.repeated(tx, key, order_id):
+        if not await idempotency.repeated(tx, key, order_id):
             await tx.execute(_HURRY, {"id": order_id})
             await _note(tx, order_id, by, "ResumeSaga")
     return saga
@@ -120,7 +120,7 @@ async def compensate(db: Database, order_id: uuid.UUID, by: Mover, *, key: Reque
         saga = await _one(tx, order_id)
         if saga.progress.kind is not Kind.PURCHASE:
             raise WrongState(resource="saga", state=saga.progress.kind, wanted=Phase.UNDONE)
-        if not await once.repeated(tx, key, order_id):
+        if not await idempotency.repeated(tx, key, order_id):
             await journal.ask(tx, [order_id], COMPENSATED, by)
             if not (await tx.execute(_TAKE_AWAY, {"id": order_id})).all():
                 raise SagaNotFound(orderId=order_id)  # it has just come to its end

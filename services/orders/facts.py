@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis.db import Database
-from services.chassis.events import Consumer
-from services.chassis.watch import Watch
+from services.chassis.data.db import Database
+from services.chassis.events.subscriber import Consumer
+from services.chassis.server.watch import Watch
 from services.orders import journal, store
 from services.orders.domain import Order
 from services.orders.saga import HOLD_EXPIRED

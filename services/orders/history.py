@@ -11,7 +11,7 @@ from datetime import datetime
 
 from sqlalchemy import text
 
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.orders import rows
 from services.orders.domain import LogEntry, Order, State
 

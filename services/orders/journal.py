@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import outbox
-from services.chassis.db import Database, run_alone
+from services.chassis.data.db import Database, run_alone
+from services.chassis.events import outbox
 from services.orders import domain, rows, store
 from services.orders.domain import Mover, State
 from services.orders.saga import Saga, end_cause

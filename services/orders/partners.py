@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import structlog
 from google.protobuf.duration_pb2 import Duration
 
-from services.chassis import statuses, wire
 from services.chassis.batcher import Batcher
-from services.chassis.clients import Target
+from services.chassis.client.target import Target
 from services.chassis.errors import AppError, Refused, RequestIdReused
+from services.chassis.server import statuses, wire
 from services.orders.domain import HOLD_SECONDS, Payment, PaymentState, Product, State, Wish
 from services.orders.saga import RESERVATION_LOST, Saga, StepRefused, StepWaits
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
@@ -108,25 +108,27 @@ class Inventory:
         distinct: dict[uuid.UUID, HoldRequest] = {}
         for hold in holds:
             distinct.setdefault(hold.order_id, hold)
-        request = inventory_pb.ReserveRequest(holds=map(_hold, distinct.values()))
-        response = await self._target.call(self._stub.Reserve, request)
+        request = inventory_pb.BatchReserveRequest(holds=map(_hold, distinct.values()))
+        response = await self._target.call(self._stub.BatchReserve, request)
         outcomes = dict(zip(distinct, _settled(response.outcomes), strict=True))
         return [_answer(hold, distinct[hold.order_id], outcomes[hold.order_id]) for hold in holds]
 
     async def _confirm(self, holds: Sequence[Held]) -> list[inventory_pb.Reservation | Exception]:
-        request = inventory_pb.ConfirmRequest(ids=[str(held.order_id) for held in holds])
-        return _settled((await self._target.call(self._stub.Confirm, request)).outcomes)
+        request = inventory_pb.BatchConfirmRequest(ids=[str(held.order_id) for held in holds])
+        return _settled((await self._target.call(self._stub.BatchConfirm, request)).outcomes)
 
     async def _extend(self, holds: Sequence[Held]) -> list[inventory_pb.Reservation | Exception]:
-        request = inventory_pb.ExtendRequest(ids=[str(held.order_id) for held in holds])
-        return _settled((await self._target.call(self._stub.Extend, request)).outcomes)
+        request = inventory_pb.BatchExtendRequest(ids=[str(held.order_id) for held in holds])
+        return _settled((await self._target.call(self._stub.BatchExtend, request)).outcomes)
 
     async def _release(self, holds: Sequence[Held]) -> list[inventory_pb.Reservation | Exception]:
-        request = inventory_pb.ReleaseRequest(ids=[str(held.order_id) for held in holds])
-        return _settled((await self._target.call(self._stub.Release, request)).outcomes)
+        request = inventory_pb.BatchReleaseRequest(ids=[str(held.order_id) for held in holds])
+        return _settled((await self._target.call(self._stub.BatchRelease, request)).outcomes)
 
-    async def _restock(self, backs: Sequence[UnitsBack]) -> list[inventory_pb.Returned | Exception]:
-        response = await self._target.call(self._stub.Return, inventory_pb.ReturnRequest(items=map(_units_back, backs)))
+    async def _restock(self, backs: Sequence[UnitsBack]) -> list[inventory_pb.Return | Exception]:
+        response = await self._target.call(
+            self._stub.BatchCreateReturns, inventory_pb.BatchCreateReturnsRequest(returns=map(_units_back, backs))
+        )
         return [o.returned if o.HasField("returned") else statuses.from_refusal(o.refusal) for o in response.outcomes]
 
     async def _tickets(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Ticket | Exception | None]:
@@ -160,23 +162,23 @@ class Payments:
         self.refund_part = Batcher("refund_part", self._refund_part, most=64, lanes=2)
 
     async def _charge(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
-        request = payments_pb.ChargeRequest(items=map(_charge_item, sagas))
-        response = await self._target.call(self._stub.Charge, request, seconds=_CHARGE_SECONDS)
+        request = payments_pb.BatchChargeRequest(charges=map(_charge_item, sagas))
+        response = await self._target.call(self._stub.BatchCharge, request, seconds=_CHARGE_SECONDS)
         return [_payment(outcome) for outcome in response.outcomes]
 
     async def _cancel(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
-        request = payments_pb.CancelRequest(items=map(_charge_item, sagas))
-        response = await self._target.call(self._stub.Cancel, request, seconds=_CHARGE_SECONDS)
+        request = payments_pb.BatchCancelRequest(charges=map(_charge_item, sagas))
+        response = await self._target.call(self._stub.BatchCancel, request, seconds=_CHARGE_SECONDS)
         return [_payment(outcome) for outcome in response.outcomes]
 
     async def _refund(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
-        request = payments_pb.RefundRequest(items=map(_charge_item, sagas))
-        response = await self._target.call(self._stub.Refund, request, seconds=_CHARGE_SECONDS)
+        request = payments_pb.BatchReverseRequest(charges=map(_charge_item, sagas))
+        response = await self._target.call(self._stub.BatchReverse, request, seconds=_CHARGE_SECONDS)
         return [_payment(outcome) for outcome in response.outcomes]
 
     async def _refund_part(self, sagas: Sequence[Saga]) -> list[payments_pb.RefundStatus | Exception]:
-        request = payments_pb.RefundPartRequest(items=map(_refund_item, sagas))
-        response = await self._target.call(self._stub.RefundPart, request, seconds=_CHARGE_SECONDS)
+        request = payments_pb.BatchCreateRefundsRequest(refunds=map(_refund_item, sagas))
+        response = await self._target.call(self._stub.BatchCreateRefunds, request, seconds=_CHARGE_SECONDS)
         return [o.refund if o.HasField("refund") else statuses.from_refusal(o.refusal) for o in response.outcomes]
 
 
@@ -307,8 +309,8 @@ def _payment(outcome: payments_pb.PaymentOutcome) -> Payment | AppError:
     )
 
 
-def _charge_item(saga: Saga) -> payments_pb.ChargeItem:
-    return payments_pb.ChargeItem(
+def _charge_item(saga: Saga) -> payments_pb.Charge:
+    return payments_pb.Charge(
         order_id=str(saga.order_id),
         customer_id=str(saga.customer_id),
         amount=wire.money(saga.total),
@@ -316,9 +318,9 @@ def _charge_item(saga: Saga) -> payments_pb.ChargeItem:
     )
 
 
-def _refund_item(saga: Saga) -> payments_pb.PartialRefund:
+def _refund_item(saga: Saga) -> payments_pb.Refund:
     assert saga.refund
-    return payments_pb.PartialRefund(
+    return payments_pb.Refund(
         refund_id=str(saga.refund.id),
         order_id=str(saga.order_id),
         amount=wire.money(saga.refund.amount) if saga.refund.amount else None,
@@ -326,11 +328,11 @@ def _refund_item(saga: Saga) -> payments_pb.PartialRefund:
     )
 
 
-def _units_back(back: UnitsBack) -> inventory_pb.UnitsBack:
-    return inventory_pb.UnitsBack(
+def _units_back(back: UnitsBack) -> inventory_pb.Return:
+    return inventory_pb.Return(
         return_id=str(back.id),
         reservation_id=str(back.held.order_id),
-        lines=[inventory_pb.ReturnedLine(product_id=str(id_), quantity=quantity) for id_, quantity in back.lines],
+        lines=[inventory_pb.ReturnLine(product_id=str(id_), quantity=quantity) for id_, quantity in back.lines],
     )
 
 

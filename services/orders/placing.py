@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from services.chassis import calls, ids, telemetry
+from services.chassis import ids, request_context, telemetry
 from services.chassis.batcher import Batcher
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError, Refused, RequestIdReused
-from services.chassis.outbox import Relay
+from services.chassis.events.outbox import Relay
 from services.orders import domain, store
 from services.orders.domain import Address, HoldEnded, Order, Product, Wish
 from services.orders.latch import Latch
@@ -220,7 +220,7 @@ def _draft(order_id: uuid.UUID, purchase: Purchase, products: Mapping[uuid.UUID,
         products=tuple(products[wish.product_id] for wish in purchase.wishes),
         payment_method=purchase.payment_method,
         shipping_address=purchase.shipping_address,
-        trace=calls.current().request_id,
+        trace=request_context.current().request_id,
         place_time=datetime.fromtimestamp(time.time(), UTC),
     )
 

@@ -19,12 +19,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from prometheus_client import Counter
 
-from services.chassis import wire
-from services.chassis.db import Database
+from services.chassis.data.db import Database
+from services.chassis.data.lease import Lease
 from services.chassis.errors import AppError, Unavailable
-from services.chassis.lease import Lease
+from services.chassis.events.outbox import Relay
 from services.chassis.money import Money
-from services.chassis.outbox import Relay
+from services.chassis.server import wire
 from services.orders import domain, store
 from services.orders.domain import Address, Order, Product, Wish
 from services.orders.partners import Held, Inventory

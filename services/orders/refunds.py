@@ -6,8 +6,8 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import outbox
-from services.chassis.db import Database
+from services.chassis.data.db import Database
+from services.chassis.events import outbox
 from services.orders import domain, rows, store
 from services.orders.domain import Mover, Order, Refund, State
 from services.orders.saga import Phase, Saga

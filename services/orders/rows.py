@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from services.chassis import wire
 from services.chassis.money import Money
+from services.chassis.server import wire
 from services.orders.domain import Address, Line, LogEntry, Order, Payment, PaymentState, Refund, Shipment, State
 from services.orders.saga import Kind, Phase, Progress, Saga
 from stampede.orders.v1 import events_pb2

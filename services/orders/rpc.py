@@ -6,10 +6,12 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from services.chassis import calls, db, paging, wire
-from services.chassis.db import Database
+from services.chassis import request_context
+from services.chassis.data import db
+from services.chassis.data.db import Database
 from services.chassis.errors import InvalidFields
-from services.chassis.paging import Pages
+from services.chassis.server import paging, wire
+from services.chassis.server.paging import Pages
 from services.orders import console, history
 from services.orders.actions import Act, Desk
 from services.orders.console import SagaView
@@ -42,7 +44,7 @@ class OrderService(pb_grpc.OrderServiceServicer):
         return to_proto(await self._desk.get(uuid.UUID(request.order_id), customer_id=_whose()))
 
     async def ListOrders(self, request: pb.ListOrdersRequest, context: Any) -> pb.ListOrdersResponse:
-        return await self._page(request, _query(request, calls.user_id()))
+        return await self._page(request, _query(request, request_context.user_id()))
 
     async def ListAllOrders(self, request: pb.ListAllOrdersRequest, context: Any) -> pb.ListOrdersResponse:
         return await self._page(
@@ -69,7 +71,7 @@ class OrderService(pb_grpc.OrderServiceServicer):
         at = self._pages.unseal(request.page_token, sealed_to)
         entries = await history.log_of(self._db, order, after=int(at[0]) if at else 0, most=size + 1)
         token = self._pages.seal([str(entries[size - 1].id)], sealed_to) if len(entries) > size else ""
-        in_full = calls.current().caller.is_staff
+        in_full = request_context.current().caller.is_staff
         return pb.ListOrderLogResponse(
             entries=[_entry_to_proto(entry, in_full=in_full) for entry in entries[:size]], next_page_token=token
         )
@@ -121,24 +123,24 @@ class SagaService(saga_grpc.SagaServiceServicer):
         return _saga_to_proto(await console.get(self._db, uuid.UUID(request.order_id)))
 
     async def ResumeSaga(self, request: saga_pb.ResumeSagaRequest, context: Any) -> saga_pb.Saga:
-        order_id, key = uuid.UUID(request.order_id), calls.request_key(request)
+        order_id, key = uuid.UUID(request.order_id), request_context.request_key(request)
         saga = await console.resume(self._db, order_id, _mover(), key=key)
         return _saga_to_proto(await self._desk.saga_carried_on(saga))
 
     async def CompensateSaga(self, request: saga_pb.CompensateSagaRequest, context: Any) -> saga_pb.Saga:
-        order_id, key = uuid.UUID(request.order_id), calls.request_key(request)
+        order_id, key = uuid.UUID(request.order_id), request_context.request_key(request)
         saga = await console.compensate(self._db, order_id, _mover(request.reason), key=key)
         return _saga_to_proto(await self._desk.saga_carried_on(saga))
 
 
 def _whose() -> uuid.UUID | None:
     """Whose orders the caller may see; None for everybody's."""
-    return None if calls.current().caller.is_staff else calls.user_id()
+    return None if request_context.current().caller.is_staff else request_context.user_id()
 
 
 def _mover(note: str = "") -> Mover:
-    caller = calls.current().caller
-    return Mover(f"staff:{caller.user_id}" if caller.is_staff else "customer", calls.request_id(), note)
+    caller = request_context.current().caller
+    return Mover(f"staff:{caller.user_id}" if caller.is_staff else "customer", request_context.request_id(), note)
 
 
 def _act(request: Any, note: str = "") -> Act:
@@ -148,7 +150,7 @@ def _act(request: Any, note: str = "") -> Act:
         customer_id=_whose(),
         by=_mover(note),
         etag=request.etag,
-        key=calls.request_key(request),
+        key=request_context.request_key(request),
     )
 
 
@@ -165,7 +167,7 @@ def _query(request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, customer_id:
 def _purchase(request: pb.PlaceOrderRequest) -> Purchase:
     address = request.shipping_address
     return Purchase(
-        customer_id=calls.user_id(),
+        customer_id=request_context.user_id(),
         request_id=uuid.UUID(request.request_id),
         content=request.SerializeToString(deterministic=True),
         wishes=tuple(

@@ -10,8 +10,9 @@ from prometheus_client import Counter
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import ids, outbox
-from services.chassis.db import Database, run_alone
+from services.chassis import ids
+from services.chassis.data.db import Database, run_alone
+from services.chassis.events import outbox
 from services.chassis.money import Money
 from services.orders import domain, rows
 from services.orders.domain import Address, Line, Mover, Order, OrderNotFound, State

@@ -11,10 +11,10 @@ from prometheus_client import Counter
 
 from services.chassis import telemetry
 from services.chassis.batcher import Batcher
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError
-from services.chassis.outbox import Relay
-from services.chassis.watch import Watch
+from services.chassis.events.outbox import Relay
+from services.chassis.server.watch import Watch
 from services.orders import journal, refunds
 from services.orders import saga as plan
 from services.orders.domain import Order, State

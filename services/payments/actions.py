@@ -10,9 +10,10 @@ from prometheus_client import Counter
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import ids, outbox
-from services.chassis.db import Database
+from services.chassis import ids
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
+from services.chassis.events import outbox
 from services.chassis.money import Money
 from services.payments import quick, rows, tables
 from services.payments.domain import (

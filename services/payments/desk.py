@@ -4,12 +4,12 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
-from services.chassis import calls
+from services.chassis import request_context
 from services.chassis.batcher import Batcher
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError
 from services.chassis.money import Money
+from services.chassis.request_context import RequestKey
 from services.payments import actions, refunds
 from services.payments.actions import Begun, Order
 from services.payments.domain import ANSWER_SECONDS, Payment, Refund, RefundState
@@ -111,7 +111,7 @@ class _Patience:
     """How long the current call may still wait for the provider."""
 
     def __init__(self) -> None:
-        left = calls.current().seconds_left()
+        left = request_context.current().seconds_left()
         seconds = ANSWER_SECONDS if left is None else min(ANSWER_SECONDS, left - _MARGIN_SECONDS)
         self._until = time.monotonic() + seconds
 

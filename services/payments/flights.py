@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from services.chassis.batcher import Batcher
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import RateLimited
 from services.payments import actions, refunds
 from services.payments.domain import (

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from sqlalchemy import text
 
 from services.chassis import ids
-from services.chassis.db import Database, run_alone
+from services.chassis.data.db import Database, run_alone
 from services.payments.domain import Payment, check_seconds
 
 

@@ -5,11 +5,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from services.chassis import ids, once
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database
+from services.chassis import ids
+from services.chassis.data import idempotency
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
+from services.chassis.request_context import RequestKey
 from services.payments import actions, rows
 from services.payments.domain import (
     Payment,
@@ -43,7 +44,7 @@ async def begin(
     refund_id = ids.new()
     async with db.begin() as tx:
         payment = await actions.one(tx, payment_id, lock=True)
-        first = await once.repeated(tx, request, refund_id)
+        first = await idempotency.repeated(tx, request, refund_id)
         if first is None:
             # The lock on the payment makes this check hold until the sum has grown; a CHECK stands behind it.
             minor = refundable(payment, amount)

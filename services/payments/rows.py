@@ -11,7 +11,7 @@ from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
-from services.chassis.db import Database, run_alone
+from services.chassis.data.db import Database, run_alone
 from services.chassis.money import Money
 from services.payments import tables
 from services.payments.domain import (

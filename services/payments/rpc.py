@@ -7,9 +7,11 @@ from typing import Any
 import grpc
 from google.api import httpbody_pb2
 
-from services.chassis import calls, db, statuses
+from services.chassis import request_context
+from services.chassis.data import db
 from services.chassis.errors import AppError, InvalidFields
 from services.chassis.money import Money
+from services.chassis.server import statuses
 from services.payments import webhooks
 from services.payments.actions import Order
 from services.payments.desk import Desk
@@ -33,18 +35,26 @@ class ChargeService(charge_grpc.ChargeServiceServicer):
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def Charge(self, request: charge_pb.ChargeRequest, _context: Context) -> charge_pb.ChargeResponse:
-        return charge_pb.ChargeResponse(outcomes=_outcomes(await self._desk.charge(_orders(request.items))))
+    async def BatchCharge(
+        self, request: charge_pb.BatchChargeRequest, _context: Context
+    ) -> charge_pb.BatchChargeResponse:
+        return charge_pb.BatchChargeResponse(outcomes=_outcomes(await self._desk.charge(_orders(request.charges))))
 
-    async def Cancel(self, request: charge_pb.CancelRequest, _context: Context) -> charge_pb.CancelResponse:
-        return charge_pb.CancelResponse(outcomes=_outcomes(await self._desk.cancel(_orders(request.items))))
+    async def BatchCancel(
+        self, request: charge_pb.BatchCancelRequest, _context: Context
+    ) -> charge_pb.BatchCancelResponse:
+        return charge_pb.BatchCancelResponse(outcomes=_outcomes(await self._desk.cancel(_orders(request.charges))))
 
-    async def Refund(self, request: charge_pb.RefundRequest, _context: Context) -> charge_pb.RefundResponse:
-        return charge_pb.RefundResponse(outcomes=_outcomes(await self._desk.refund(_orders(request.items))))
+    async def BatchReverse(
+        self, request: charge_pb.BatchReverseRequest, _context: Context
+    ) -> charge_pb.BatchReverseResponse:
+        return charge_pb.BatchReverseResponse(outcomes=_outcomes(await self._desk.refund(_orders(request.charges))))
 
-    async def RefundPart(self, request: charge_pb.RefundPartRequest, _context: Context) -> charge_pb.RefundPartResponse:
-        standing = await self._desk.refund_parts(_parts(request.items))
-        return charge_pb.RefundPartResponse(outcomes=[_refund_outcome(one) for one in standing])
+    async def BatchCreateRefunds(
+        self, request: charge_pb.BatchCreateRefundsRequest, _context: Context
+    ) -> charge_pb.BatchCreateRefundsResponse:
+        standing = await self._desk.refund_parts(_parts(request.refunds))
+        return charge_pb.BatchCreateRefundsResponse(outcomes=[_refund_outcome(one) for one in standing])
 
 
 class PaymentService(pb_grpc.PaymentServiceServicer):
@@ -61,21 +71,21 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
             payment_id=uuid.UUID(request.payment_id),
             amount=_money(request.amount) if request.HasField("amount") else None,
             reason=request.reason,
-            request=calls.request_key(request),
+            request=request_context.request_key(request),
         )
         return _to_proto(payment)
 
     async def ReceiveStripeWebhook(
         self, request: httpbody_pb2.HttpBody, context: Context
     ) -> pb.ReceiveStripeWebhookResponse:
-        signature = str(calls.current().metadata.get("stripe-signature", ""))
+        signature = str(request_context.current().metadata.get("stripe-signature", ""))
         event = webhooks.verified(request.data, signature, self._secret)
         if event is not None:
             await self._inbox.put(event)
         return pb.ReceiveStripeWebhookResponse(received=True)
 
 
-def _orders(items: Sequence[charge_pb.ChargeItem]) -> list[Order]:
+def _orders(items: Sequence[charge_pb.Charge]) -> list[Order]:
     orders = [
         Order(
             id=uuid.UUID(item.order_id),
@@ -86,11 +96,11 @@ def _orders(items: Sequence[charge_pb.ChargeItem]) -> list[Order]:
         for item in items
     ]
     if len({order.id for order in orders}) < len(orders):
-        raise InvalidFields({"items": "must not name an order twice"})
+        raise InvalidFields({"charges": "must not name an order twice"})
     return orders
 
 
-def _parts(items: Sequence[charge_pb.PartialRefund]) -> list[Part]:
+def _parts(items: Sequence[charge_pb.Refund]) -> list[Part]:
     parts = [
         Part(
             id=uuid.UUID(item.refund_id),
@@ -101,7 +111,7 @@ def _parts(items: Sequence[charge_pb.PartialRefund]) -> list[Part]:
         for item in items
     ]
     if len({part.id for part in parts}) < len(parts):
-        raise InvalidFields({"items": "must not name a refund twice"})
+        raise InvalidFields({"refunds": "must not name a refund twice"})
     return parts
 
 
@@ -118,11 +128,11 @@ def _outcomes(results: Sequence[Payment | AppError]) -> list[charge_pb.PaymentOu
     ]
 
 
-def _refund_outcome(result: Standing | AppError) -> charge_pb.RefundPartOutcome:
+def _refund_outcome(result: Standing | AppError) -> charge_pb.RefundOutcome:
     if isinstance(result, AppError):
-        return charge_pb.RefundPartOutcome(refusal=statuses.to_refusal(result, DOMAIN))
+        return charge_pb.RefundOutcome(refusal=statuses.to_refusal(result, DOMAIN))
     refund, payment = result
-    return charge_pb.RefundPartOutcome(
+    return charge_pb.RefundOutcome(
         refund=charge_pb.RefundStatus(
             refund_id=str(refund.id),
             state=charge_pb.RefundStatus.State.Value(refund.state),

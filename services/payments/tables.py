@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from services.chassis.db import Base
+from services.chassis.data.db import Base
 from services.payments.domain import RefundState, State
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Row, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.batcher import Batcher
-from services.chassis.db import Database, run_alone
+from services.chassis.data.db import Database, run_alone
 from services.chassis.errors import InvalidFields
 from services.payments import actions, rows, tables
 from services.payments.domain import (

@@ -4,8 +4,8 @@ import asyncio
 
 from prometheus_client import Gauge
 
-from services.chassis.db import Database
-from services.chassis.outbox import Relay
+from services.chassis.data.db import Database
+from services.chassis.events.outbox import Relay
 from services.payments import actions, webhooks
 from services.payments.domain import IN_FLIGHT_MOST, State
 from services.payments.flights import Flights

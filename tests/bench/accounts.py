@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from sqlalchemy import insert
 
 from deploy.local import Site
-from services.chassis import db, ids
-from services.chassis.db import Database
+from services.chassis import ids
+from services.chassis.data import db
+from services.chassis.data.db import Database
 from services.identity import actions
 from services.identity.passwords import Passwords
 from services.identity.tables import User

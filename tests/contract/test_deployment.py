@@ -23,7 +23,8 @@ from pydantic import SecretStr
 
 from gateway import render
 from gateway.contract import read
-from services.chassis import http, process
+from services.chassis import process
+from services.chassis.server import http_server
 from services.chassis.settings import ServiceSettings
 from stampede.access.v1 import access_pb2
 
@@ -611,7 +612,7 @@ def test_a_pod_has_the_time_to_drain(service):
     spec = find("Deployment", service)["spec"]["template"]["spec"]
     main = (ROOT / f"services/{service}/__main__.py").read_text()
     own = re.search(r"_DRAIN_SECONDS = ([\d.]+)", main)
-    drain = process._LEAVE_SECONDS + process._DRAIN_SECONDS + http._LAST_WORDS_SECONDS
+    drain = process._LEAVE_SECONDS + process._DRAIN_SECONDS + http_server._LAST_WORDS_SECONDS
     drain += float(own[1]) * len(re.findall(r"\((?:seconds=)?_DRAIN_SECONDS\)", main)) if own else 0
     leave = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert leave >= 5

@@ -16,7 +16,7 @@ import yarl
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.contract import Route, read
-from services.chassis.access import AUDIENCE, ISSUER, MESH_HEADER, MeshIdentity, rule_of
+from services.chassis.server.access import AUDIENCE, ISSUER, MESH_HEADER, MeshIdentity, rule_of
 from services.identity.tokens import Vault
 from stampede.access.v1 import access_pb2
 from stampede.catalog.v1 import catalog_service_pb2  # noqa: F401 - the rules stand in the descriptors
@@ -201,8 +201,8 @@ async def test_no_route_answers_the_emptiest_request_with_a_failure_of_its_own(s
 
 
 MESH_ONLY = (
-    "/stampede.inventory.v1.ReservationService/Reserve",
-    "/stampede.payments.v1.ChargeService/Refund",
+    "/stampede.inventory.v1.ReservationService/BatchReserve",
+    "/stampede.payments.v1.ChargeService/BatchReverse",
     "/stampede.catalog.v1.SnapshotService/GetSnapshots",
     "/stampede.orders.v1.OrderService/PlaceOrder",
     "/grpc.health.v1.Health/Check",

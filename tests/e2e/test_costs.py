@@ -35,9 +35,9 @@ def test_an_order_takes_no_more_than_three_transactions_of_orders(used: Costs) -
 
 
 def test_orders_are_held_charged_and_confirmed_by_the_batch(used: Costs) -> None:
-    for method in ("inventory.v1.ReservationService/Reserve", "inventory.v1.ReservationService/Confirm"):
+    for method in ("inventory.v1.ReservationService/BatchReserve", "inventory.v1.ReservationService/BatchConfirm"):
         assert 0 < used.calls[f"/stampede.{method}"] / ORDERS <= 0.5, used
-    assert 0 < used.calls["/stampede.payments.v1.ChargeService/Charge"] / ORDERS <= 0.5, used
+    assert 0 < used.calls["/stampede.payments.v1.ChargeService/BatchCharge"] / ORDERS <= 0.5, used
 
 
 def test_nothing_else_is_called_for_an_order_but_its_webhook(used: Costs) -> None:

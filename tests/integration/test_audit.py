@@ -12,7 +12,7 @@ import pytest
 
 from deploy.audit import Invariant, Report, Sources, Unreachable, audit
 from deploy.local.ports import SERVICES
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 
 SHOE, SALE, ANN, ORDER, PAYMENT = (str(uuid.UUID(int=n)) for n in range(1, 6))
 LINE = {"product_id": SHOE, "sale_id": SALE, "quantity": 2}

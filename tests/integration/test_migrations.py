@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Table, UniqueConstraint
 from sqlalchemy.dialects import postgresql
 
-from services.chassis import db
-from services.chassis.db import Base
+from services.chassis.data import db
+from services.chassis.data.db import Base
 from tests.support.infra import Infra
 
 ROOT = Path(__file__).parents[2]

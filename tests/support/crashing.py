@@ -23,8 +23,8 @@ import aiohttp
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
-from services.chassis import db
-from services.chassis.clients import Target
+from services.chassis.client.target import Target
+from services.chassis.data import db
 from tests.support.waiting import until
 
 _real_begin = async_sessionmaker.begin

@@ -9,8 +9,8 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from services.chassis.guard import Guard
-from services.chassis.rpc import Registry
+from services.chassis.server.guard import Guard
+from services.chassis.server.registry import Registry
 from tests.support import tokens
 
 

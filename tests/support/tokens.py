@@ -8,7 +8,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
-from services.chassis.access import AUDIENCE, ISSUER, MESH_ISSUER, Gatekeeper, MeshIdentity
+from services.chassis.server.access import AUDIENCE, ISSUER, MESH_ISSUER, Gatekeeper, MeshIdentity
 
 MESH_SECRET = "a mesh secret for tests, long enough"
 _KEY = ec.generate_private_key(ec.SECP256R1())

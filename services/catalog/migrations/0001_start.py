@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from services.chassis import once
+from services.chassis.data import idempotency
 
 revision = "0001"
 down_revision = None
@@ -47,4 +47,4 @@ def upgrade() -> None:
         CREATE INDEX products_search ON products USING gin (search);
         CREATE INDEX products_attributes_path ON products USING gin (attributes jsonb_path_ops);
     """)
-    op.execute(once.TABLE)
+    op.execute(idempotency.TABLE)

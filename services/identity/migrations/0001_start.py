@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from services.chassis import once
+from services.chassis.data import idempotency
 
 revision = "0001"
 down_revision = None
@@ -51,4 +51,4 @@ def upgrade() -> None:
             retire_time        timestamptz
         );
     """)
-    op.execute(once.TABLE)
+    op.execute(idempotency.TABLE)

@@ -2,7 +2,8 @@
 
 from alembic import op
 
-from services.chassis import once, outbox
+from services.chassis.data import idempotency
+from services.chassis.events import outbox
 
 revision = "0001"
 down_revision = None
@@ -72,7 +73,7 @@ def upgrade() -> None:
         );
         CREATE INDEX reservations_held ON reservations (expire_time) WHERE state = 'HELD';
     """)
-    op.execute(once.TABLE)
+    op.execute(idempotency.TABLE)
     op.execute(outbox.TABLE)
     # The ledger is only ever added to. The runtime role is whoever default privileges let write rows here.
     op.execute("""

@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from services.chassis import lease
+from services.chassis.data import lease
 
 revision = "0003"
 down_revision = "0002"

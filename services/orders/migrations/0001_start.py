@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from services.chassis import events, outbox
+from services.chassis.events import outbox, subscriber
 
 revision = "0001"
 down_revision = None
@@ -60,7 +60,7 @@ def upgrade() -> None:
         CREATE INDEX order_log_order ON order_log (order_id, id);
     """)
     op.execute(outbox.TABLE)
-    op.execute(events.TABLE)
+    op.execute(subscriber.TABLE)
     # The log is only ever added to.
     op.execute("""
         DO $$ BEGIN

@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from services.chassis import lease, once, partitions
+from services.chassis.data import idempotency, lease, partitions
 
 revision = "0003"
 down_revision = "0002"
@@ -88,5 +88,5 @@ def upgrade() -> None:
             END IF;
         END $$;
     """)
-    op.execute(once.TABLE)
+    op.execute(idempotency.TABLE)
     op.execute(lease.TABLE)

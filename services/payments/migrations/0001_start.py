@@ -2,7 +2,8 @@
 
 from alembic import op
 
-from services.chassis import once, outbox
+from services.chassis.data import idempotency
+from services.chassis.events import outbox
 
 revision = "0001"
 down_revision = None
@@ -81,5 +82,5 @@ def upgrade() -> None:
         "CREATE INDEX provider_events_next_try_time ON provider_events (next_try_time) WHERE processed_time IS NULL"
     )
     op.execute("CREATE INDEX provider_events_processed_time ON provider_events (processed_time)")
-    op.execute(once.TABLE)
+    op.execute(idempotency.TABLE)
     op.execute(outbox.TABLE)

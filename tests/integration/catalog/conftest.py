@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from services.catalog.rpc import CatalogService, SnapshotService
-from services.chassis.db import Database
-from services.chassis.paging import Pages
+from services.chassis.data.db import Database
+from services.chassis.server.paging import Pages
 from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub, add_CatalogServiceServicer_to_server
 from stampede.catalog.v1.snapshot_service_pb2_grpc import add_SnapshotServiceServicer_to_server

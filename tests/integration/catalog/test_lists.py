@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from services.catalog import actions
 from services.catalog.domain import Filter
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from stampede.catalog.v1 import catalog_service_pb2 as pb
 from tests.integration.catalog.conftest import Create
 from tests.support.serving import refusal

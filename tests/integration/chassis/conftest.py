@@ -9,9 +9,10 @@ import pytest
 from nats.js import JetStreamContext
 from sqlalchemy import text
 
-from services.chassis import db as databases
-from services.chassis import events, lease, once, outbox
-from services.chassis.db import Database
+from services.chassis.data import db as databases
+from services.chassis.data import idempotency, lease
+from services.chassis.data.db import Database
+from services.chassis.events import outbox, subscriber
 from tests.support.infra import Infra
 
 _numbers = itertools.count()
@@ -23,7 +24,7 @@ async def db(infra: Infra) -> AsyncIterator[Database]:
     infra.admin(f"CREATE DATABASE {name}")
     engine, sessions = databases.connect(infra.database_url(name), pool_size=20)
     async with sessions.begin() as tx:
-        for statements in (outbox.TABLE, events.TABLE, once.TABLE, lease.TABLE):
+        for statements in (outbox.TABLE, subscriber.TABLE, idempotency.TABLE, lease.TABLE):
             for statement in statements.split(";\n"):
                 if statement.strip():
                     await tx.execute(text(statement))

@@ -3,14 +3,14 @@
 import asyncio
 import sys
 
-from services.chassis import db as databases
-from services.chassis import events
-from services.chassis.outbox import Relay
+from services.chassis.data import db as databases
+from services.chassis.events import subscriber
+from services.chassis.events.outbox import Relay
 
 
 async def main(database_url: str, nats_url: str) -> None:
     _, db = databases.connect(database_url, pool_size=2)
-    connection = await events.connect(nats_url, "relaying")
+    connection = await subscriber.connect(nats_url, "relaying")
     print("connected", flush=True)
     await Relay(db).run(connection)
 

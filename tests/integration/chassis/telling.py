@@ -3,9 +3,9 @@
 from nats.js import JetStreamContext
 from sqlalchemy import func, select
 
-from services.chassis import outbox
-from services.chassis.db import Database
-from services.chassis.outbox import OutboxEvent
+from services.chassis.data.db import Database
+from services.chassis.events import outbox
+from services.chassis.events.outbox import OutboxEvent
 from stampede.inventory.v1.events_pb2 import ReservationExpired
 from stampede.orders.v1.events_pb2 import OrderChanged
 

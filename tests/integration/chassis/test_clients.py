@@ -8,12 +8,13 @@ from typing import Any
 import grpc
 import pytest
 
-from services.chassis import calls, clients
-from services.chassis.access import MeshIdentity
-from services.chassis.clients import Target
+from services.chassis import request_context
+from services.chassis.client import target
+from services.chassis.client.target import Target
 from services.chassis.errors import Refused, Unavailable, WrongState
-from services.chassis.guard import Guard
-from services.chassis.rpc import Registry
+from services.chassis.server.access import MeshIdentity
+from services.chassis.server.guard import Guard
+from services.chassis.server.registry import Registry
 from stampede.catalog.v1 import snapshot_service_pb2 as pb
 from stampede.catalog.v1.snapshot_service_pb2_grpc import (
     SnapshotServiceServicer,
@@ -30,13 +31,13 @@ class Catalog(SnapshotServiceServicer):
     def __init__(self) -> None:
         self.answers: list[Exception | grpc.StatusCode] = []
         """What the next calls fail with; those after them succeed."""
-        self.calls: list[calls.Call] = []
+        self.calls: list[request_context.Call] = []
         self.attempts = 0
         self.hangs = False
 
     async def GetSnapshots(self, request: Any, context: Any) -> Any:  # type: ignore[override]
         self.attempts += 1
-        self.calls.append(calls.current())
+        self.calls.append(request_context.current())
         if self.hangs:
             await asyncio.Event().wait()
         failure = self.answers.pop(0) if self.answers else None
@@ -73,7 +74,7 @@ async def guarded() -> AsyncIterator[Served]:
     served = Served(guarded=True)
     await served.start()
     yield served
-    await clients.close_all(served.target)
+    await target.close_all(served.target)
     await served.stop()
 
 
@@ -83,26 +84,26 @@ async def bare() -> AsyncIterator[Served]:
     served = Served(guarded=False)
     await served.start()
     yield served
-    await clients.close_all(served.target)
+    await target.close_all(served.target)
     await served.stop()
 
 
 @pytest.fixture(autouse=True)
 def _no_call() -> Any:
-    calls.enter(None)  # type: ignore[arg-type]
+    request_context.enter(None)  # type: ignore[arg-type]
     yield
-    calls.enter(None)  # type: ignore[arg-type]
+    request_context.enter(None)  # type: ignore[arg-type]
 
 
 async def test_a_service_shows_who_it_is_and_for_which_call(guarded: Served) -> None:
-    calls.enter(calls.Call(method="/m", request_id="trace-me"))
+    request_context.enter(request_context.Call(method="/m", request_id="trace-me"))
     await guarded.get()
     assert guarded.catalog.calls[0].caller.service == "orders"
     assert guarded.catalog.calls[0].request_id == "trace-me"
 
 
 async def test_a_call_lasts_no_longer_than_its_caller_waits(guarded: Served) -> None:
-    calls.enter(calls.Call(method="/m", request_id="r", deadline=time.monotonic() + 20))
+    request_context.enter(request_context.Call(method="/m", request_id="r", deadline=time.monotonic() + 20))
     await guarded.get(seconds=60)
     left = guarded.catalog.calls[0].seconds_left()
     assert left is not None
@@ -110,7 +111,7 @@ async def test_a_call_lasts_no_longer_than_its_caller_waits(guarded: Served) -> 
 
 
 async def test_a_call_whose_caller_has_gone_is_not_made(guarded: Served) -> None:
-    calls.enter(calls.Call(method="/m", request_id="r", deadline=time.monotonic() - 1))
+    request_context.enter(request_context.Call(method="/m", request_id="r", deadline=time.monotonic() - 1))
     with pytest.raises(Unavailable):
         await guarded.get()
     assert not guarded.catalog.calls
@@ -152,7 +153,7 @@ async def test_nothing_else_is_tried_again(bare: Served) -> None:
 
 async def test_a_circuit_opens_and_closes(guarded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    monkeypatch.setattr(clients.time, "monotonic", lambda: now)
+    monkeypatch.setattr(target.time, "monotonic", lambda: now)
     guarded.catalog.answers = [Unavailable(part="database")] * 1000
     for _ in range(10):
         with pytest.raises(Unavailable):
@@ -184,7 +185,7 @@ async def test_a_service_that_is_gone_is_unavailable_and_found_again(bare: Serve
     old = bare.target
     await bare.start()
     bare.target, new = old, bare.target
-    await clients.close_all(new)
+    await target.close_all(new)
     async with asyncio.timeout(10):
         while True:
             try:

@@ -9,9 +9,9 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from services.chassis import calls
-from services.chassis import db as databases
-from services.chassis.db import Database
+from services.chassis import request_context
+from services.chassis.data import db as databases
+from services.chassis.data.db import Database
 from tests.support.infra import Infra
 
 
@@ -71,7 +71,7 @@ async def test_every_statement_that_the_server_sees_is_counted_once(
 
 async def test_statements_for_calls_are_told_from_background_work(logged: Database) -> None:
     async def answer() -> None:
-        calls.enter(calls.Call(method="/some.Service/Method", request_id="one"))
+        request_context.enter(request_context.Call(method="/some.Service/Method", request_id="one"))
         await databases.ping(logged)
 
     before = counted("call"), counted("background")

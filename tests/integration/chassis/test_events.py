@@ -11,11 +11,10 @@ from nats.js import JetStreamContext
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import events
-from services.chassis.db import Database
-from services.chassis.events import Consumer
-from services.chassis.outbox import Relay
-from services.chassis.publishing import Publisher
+from services.chassis.data.db import Database
+from services.chassis.events.outbox import Relay
+from services.chassis.events.publishing import Publisher
+from services.chassis.events.subscriber import Consumer, subscriber
 from tests.integration.chassis.telling import fact, number_of, tell
 
 
@@ -60,7 +59,7 @@ async def publish(jetstream: JetStreamContext, teller: str, number: int, event_i
 async def test_what_is_told_is_heard_in_order(
     db: Database, broker: Any, jetstream: JetStreamContext, teller: str
 ) -> None:
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     deeds = Deeds()
     async with consuming(db, jetstream, teller, deeds):
         await tell(db, teller, *range(30))
@@ -76,7 +75,7 @@ async def test_an_event_that_comes_twice_is_acted_on_once(
     """The stream is made anew in between, so that it is the consumer who has to know the event."""
     event_id, deeds = uuid.uuid4(), Deeds()
     for number in (1, 2):
-        await events.declare_stream(jetstream, teller)
+        await subscriber.declare_stream(jetstream, teller)
         await publish(jetstream, teller, 0, event_id)
         await publish(jetstream, teller, number)
         async with consuming(db, jetstream, teller, deeds):
@@ -88,9 +87,9 @@ async def test_an_event_that_comes_twice_is_acted_on_once(
 async def test_a_poison_event_goes_to_the_dead_letters_and_its_neighbours_go_on(
     db: Database, broker: Any, jetstream: JetStreamContext, teller: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_ATTEMPTS_MOST", 3)
-    monkeypatch.setattr(events, "_RETRY_SECONDS", 0.01)
-    await events.declare_stream(jetstream, teller)
+    monkeypatch.setattr(subscriber, "_ATTEMPTS_MOST", 3)
+    monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
+    await subscriber.declare_stream(jetstream, teller)
     dead = await broker.subscribe(f"dead.{teller}-reader.>")
     for number in range(5):
         await publish(jetstream, teller, number)
@@ -109,9 +108,9 @@ async def test_a_poison_event_goes_to_the_dead_letters_and_its_neighbours_go_on(
 async def test_an_event_is_not_poison_because_the_database_is_away(
     db: Database, broker: Any, jetstream: JetStreamContext, teller: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_ATTEMPTS_MOST", 2)
-    monkeypatch.setattr(events, "_RETRY_SECONDS", 0.01)
-    await events.declare_stream(jetstream, teller)
+    monkeypatch.setattr(subscriber, "_ATTEMPTS_MOST", 2)
+    monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
+    await subscriber.declare_stream(jetstream, teller)
     deeds = Deeds()
     deeds.failures[1] = [OperationalError("SELECT 1", {}, Exception("the server is restarting"))] * 5
     await publish(jetstream, teller, 1)
@@ -123,8 +122,8 @@ async def test_an_event_is_not_poison_because_the_database_is_away(
 async def test_what_fails_leaves_no_trace_that_it_was_seen(
     db: Database, jetstream: JetStreamContext, teller: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_RETRY_SECONDS", 0.01)
-    await events.declare_stream(jetstream, teller)
+    monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
+    await subscriber.declare_stream(jetstream, teller)
     deeds = Deeds()
     deeds.failures[1] = [ValueError("for now")]
     await publish(jetstream, teller, 1)

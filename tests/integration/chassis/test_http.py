@@ -17,10 +17,11 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from services.chassis import calls, guard, http
+from services.chassis import request_context
 from services.chassis.errors import Unavailable, WrongState
-from services.chassis.http import HttpServer
-from services.chassis.rpc import Registry
+from services.chassis.server import guard, http_server
+from services.chassis.server.http_server import HttpServer
+from services.chassis.server.registry import Registry
 from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.catalog.v1 import snapshot_service_pb2 as snapshot_pb
 from stampede.catalog.v1.catalog_service_pb2_grpc import CatalogServiceServicer, add_CatalogServiceServicer_to_server
@@ -55,10 +56,10 @@ class Catalog(CatalogServiceServicer):
         self.entered, self.gate = asyncio.Event(), asyncio.Event()
         self.gate.set()
         self.ended: asyncio.Queue[str] = asyncio.Queue()
-        self.call: calls.Call | None = None
+        self.call: request_context.Call | None = None
 
     async def CreateProduct(self, request: Any, context: Any) -> Any:  # type: ignore[override]
-        self.call = calls.current()
+        self.call = request_context.current()
         self.entered.set()
         try:
             await self.gate.wait()
@@ -440,7 +441,7 @@ async def hang_up_on(server: Server, servicer: Catalog) -> None:
 async def test_a_handler_that_waits_is_cancelled_when_nobody_waits_for_it(
     catalog: Server, servicer: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(http_server, "_PATIENCE_SECONDS", 0.01)
     async with asyncio.timeout(10):
         await hang_up_on(catalog, servicer)
         assert await servicer.ended.get() == "cancelled"
@@ -449,7 +450,7 @@ async def test_a_handler_that_waits_is_cancelled_when_nobody_waits_for_it(
 
 
 async def test_a_handler_finishes_what_it_shields(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(http_server, "_PATIENCE_SECONDS", 0.01)
     servicer = Stubborn()
     async with asyncio.timeout(10), serving("catalog", add_CatalogServiceServicer_to_server, servicer) as server:
         await hang_up_on(server, servicer)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from services.chassis import db as databases
-from services.chassis import lease as leases
-from services.chassis.db import Database
-from services.chassis.lease import LASTS_SECONDS, Lease
+from services.chassis.data import db as databases
+from services.chassis.data import lease as leases
+from services.chassis.data.db import Database
+from services.chassis.data.lease import LASTS_SECONDS, Lease
 from tests.support.infra import Infra
 from tests.support.waiting import until
 

@@ -15,9 +15,8 @@ from nats.js import JetStreamContext
 from prometheus_client import REGISTRY
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import events, letters
-from services.chassis.db import Database
-from services.chassis.events import Consumer
+from services.chassis.data.db import Database
+from services.chassis.events.subscriber import Consumer, dead_letters, subscriber
 from services.chassis.settings import ServiceSettings
 from tests.integration.chassis.telling import fact, number_of
 from tests.support.infra import Infra
@@ -69,22 +68,22 @@ class Desk:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def waiting(self) -> list[letters.Letter]:
-        return [letter async for letter in letters.waiting(self.jetstream, self.consumers)]
+    async def waiting(self) -> list[dead_letters.Letter]:
+        return [letter async for letter in dead_letters.waiting(self.jetstream, self.consumers)]
 
     async def operate(self, *words: str) -> int:
         parser = argparse.ArgumentParser()
-        letters.arguments(parser)
-        return await letters.command(self._config, parser.parse_args(words), lambda _: self.consumers)
+        dead_letters.arguments(parser)
+        return await dead_letters.command(self._config, parser.parse_args(words), lambda _: self.consumers)
 
 
 @pytest.fixture
 async def desk(
     infra: Infra, db: Database, jetstream: JetStreamContext, teller: str, monkeypatch: pytest.MonkeyPatch
 ) -> Desk:
-    monkeypatch.setattr(events, "_ATTEMPTS_MOST", 2)
-    monkeypatch.setattr(events, "_RETRY_SECONDS", 0.01)
-    await events.declare_stream(jetstream, teller)
+    monkeypatch.setattr(subscriber, "_ATTEMPTS_MOST", 2)
+    monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
+    await subscriber.declare_stream(jetstream, teller)
     return Desk(infra, db, jetstream, teller)
 
 
@@ -180,7 +179,7 @@ async def test_a_gauge_says_how_many_wait(desk: Desk) -> None:
     desk.poison = {1, 2}
     await desk.publish(1, 2)
     await desk.consume(letters=2, done=0)
-    counting = asyncio.create_task(letters.count(desk.jetstream, desk.consumers))
+    counting = asyncio.create_task(dead_letters.count(desk.jetstream, desk.consumers))
 
     async def counted() -> bool:
         return REGISTRY.get_sample_value("stampede_dead_letters", {"consumer": f"{desk.teller}-reader"}) == 2

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from services.chassis import events, live, outbox
-from services.chassis.db import Database
-from services.chassis.outbox import Relay
-from services.chassis.watch import Watch
+from services.chassis.data.db import Database
+from services.chassis.events import broadcast, outbox, subscriber
+from services.chassis.events.outbox import Relay
+from services.chassis.server.watch import Watch
 from stampede.orders.v1.events_pb2 import OrderChanged
 from tests.support.broker import Broker, a_broker
 from tests.support.waiting import until
@@ -70,13 +70,13 @@ class Replica:
 
 @contextlib.asynccontextmanager
 async def replica(db: Database, broker: Broker, *, seconds: float = NEVER) -> AsyncIterator[Replica]:
-    connection = await events.connect(broker.url, "orders")
+    connection = await subscriber.connect(broker.url, "orders")
     jetstream = connection.jetstream()
-    await events.declare_stream(jetstream, "orders")
+    await subscriber.declare_stream(jetstream, "orders")
     replica = Replica(db, connection, seconds=seconds)
     works = (
         replica.watch.run(),
-        live.listen(connection, SUBJECT, replica.hear, replica.watch),
+        broadcast.listen(connection, SUBJECT, replica.hear, replica.watch),
         Relay(db).run(connection),
     )
     tasks = [asyncio.create_task(work) for work in works]
@@ -92,8 +92,8 @@ async def replica(db: Database, broker: Broker, *, seconds: float = NEVER) -> As
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_CHECK_SECONDS", 0.02)
-    monkeypatch.setattr(live, "_LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(broadcast, "_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(broadcast, "_LINGER_SECONDS", 0.05)
 
 
 async def test_what_one_replica_changes_the_others_tell_their_watchers(
@@ -148,8 +148,8 @@ async def test_while_nats_is_away_watchers_are_told_by_looks_and_then_by_events_
     orders: Database, nats_of_its_own: Broker, monkeypatch: pytest.MonkeyPatch, paused: bool
 ) -> None:
     """A server that is silent still looks connected."""
-    monkeypatch.setattr(live, "_ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(events, "_PING_SECONDS", NEVER)  # which would find out too, later
+    monkeypatch.setattr(broadcast, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(subscriber, "_PING_SECONDS", NEVER)  # which would find out too, later
     order = uuid.uuid4()
     async with replica(orders, nats_of_its_own, seconds=0.05) as one, replica(orders, nats_of_its_own) as other:
         await other.change(order, 1)

@@ -7,10 +7,11 @@ import uuid
 import pytest
 from sqlalchemy import text
 
-from services.chassis import calls, once
-from services.chassis.calls import Call, Caller, RequestKey
-from services.chassis.db import Database
+from services.chassis import request_context
+from services.chassis.data import idempotency
+from services.chassis.data.db import Database
 from services.chassis.errors import RequestIdReused
+from services.chassis.request_context import Call, Caller, RequestKey
 from stampede.catalog.v1.catalog_service_pb2 import CreateProductRequest
 
 AT_ONCE = 15
@@ -19,7 +20,7 @@ KEY = RequestKey(caller="ada", method="/m", request_id=uuid.uuid4(), digest=b"co
 
 async def attempt(db: Database, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
     async with db.begin() as tx:
-        return await once.repeated(tx, key, resource_id)
+        return await idempotency.repeated(tx, key, resource_id)
 
 
 async def test_of_many_at_once_one_is_the_first_and_the_rest_find_it(db: Database) -> None:
@@ -32,7 +33,7 @@ async def test_of_many_at_once_one_is_the_first_and_the_rest_find_it(db: Databas
 
 async def test_a_first_one_that_fails_leaves_its_place_to_a_repeat(db: Database) -> None:
     async with db() as first:
-        assert await once.repeated(first, KEY, uuid.uuid4()) is None
+        assert await idempotency.repeated(first, KEY, uuid.uuid4()) is None
         second = asyncio.create_task(attempt(db, KEY, uuid.uuid4()))
         await first.rollback()
     assert await second is None
@@ -41,7 +42,7 @@ async def test_a_first_one_that_fails_leaves_its_place_to_a_repeat(db: Database)
 async def test_a_repeat_waits_until_the_first_has_committed(db: Database) -> None:
     resource_id = uuid.uuid4()
     async with db() as first:
-        assert await once.repeated(first, KEY, resource_id) is None
+        assert await idempotency.repeated(first, KEY, resource_id) is None
         second = asyncio.create_task(attempt(db, KEY, uuid.uuid4()))
         async with asyncio.timeout(10):
             while not await blocked(db):
@@ -76,8 +77,8 @@ async def test_without_an_id_every_request_is_the_first(db: Database) -> None:
 
 def test_a_key_covers_the_caller_the_method_and_all_that_is_asked() -> None:
     def key_of(request: CreateProductRequest, user_id: uuid.UUID, method: str = "/m") -> RequestKey | None:
-        calls.enter(Call(method=method, request_id="r", caller=Caller(user_id=user_id)))
-        return calls.request_key(request)
+        request_context.enter(Call(method=method, request_id="r", caller=Caller(user_id=user_id)))
+        return request_context.request_key(request)
 
     ada, request_id = uuid.uuid4(), str(uuid.uuid4())
     asked = CreateProductRequest(sku="A", attributes={"a": "1", "b": "2"}, request_id=request_id)

@@ -16,11 +16,10 @@ from nats.js.api import DiscardPolicy, StreamConfig
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import events, outbox
-from services.chassis.db import Database
-from services.chassis.events import Consumer
-from services.chassis.outbox import Relay
-from services.chassis.publishing import Message, Publisher
+from services.chassis.data.db import Database
+from services.chassis.events.outbox import Relay
+from services.chassis.events.publishing import Message, Publisher
+from services.chassis.events.subscriber import Consumer, outbox, subscriber
 from stampede.inventory.v1 import events_pb2 as inventory
 from stampede.orders.v1 import events_pb2 as orders
 from stampede.payments.v1 import events_pb2 as payments
@@ -83,7 +82,7 @@ def test_the_first_field_of_every_event_is_its_key(file: Any) -> None:
 async def test_events_are_told_in_the_order_they_were_committed(
     db: Database, publisher: Publisher, jetstream: JetStreamContext, teller: str
 ) -> None:
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     await tell(db, teller, 1, 2)
     await tell(db, teller, 3)
     assert await Relay(db).relay_once(publisher) == 3
@@ -94,7 +93,7 @@ async def test_events_are_told_in_the_order_they_were_committed(
 async def test_what_was_rolled_back_is_not_told(
     db: Database, publisher: Publisher, jetstream: JetStreamContext, teller: str
 ) -> None:
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     with pytest.raises(ZeroDivisionError):
         async with db.begin() as tx:
             await outbox.tell(tx, [(f"stampede.{teller}.thing.happened", fact(1))])
@@ -105,7 +104,7 @@ async def test_what_was_rolled_back_is_not_told(
 async def test_a_failed_publish_loses_nothing_and_its_repeat_doubles_nothing(
     db: Database, publisher: Publisher, broker: Any, jetstream: JetStreamContext, teller: str
 ) -> None:
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     await tell(db, teller, 1, 2, 3, 4)
     async with Failing(broker) as failing:
         with pytest.raises(ConnectionError):
@@ -119,7 +118,7 @@ async def test_relays_of_several_processes_keep_the_order(
     db: Database, broker: Any, jetstream: JetStreamContext, teller: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "_BATCH_MOST", 3)
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     await tell(db, teller, *range(60))
 
     async def relay() -> None:
@@ -135,7 +134,7 @@ async def test_while_one_relay_is_at_work_another_tells_nothing(
     db: Database, publisher: Publisher, broker: Any, jetstream: JetStreamContext, teller: str
 ) -> None:
     """It could otherwise overtake the first with what was committed since."""
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     await tell(db, teller, 1)
     async with Pausing(broker) as slow:
         first = asyncio.create_task(Relay(db).relay_once(slow))
@@ -153,7 +152,7 @@ async def test_a_relay_that_is_paused_for_long_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(outbox, "_LOCK", text(outbox._LOCK.text.replace("'20s'", "'200ms'")))
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     await tell_changes(db, teller, ("a", 1), ("a", 2))
     async with Pausing(broker) as slow:
         first = asyncio.create_task(Relay(db).relay_once(slow))
@@ -171,7 +170,7 @@ async def test_a_nudge_saves_the_wait(
     db: Database, broker: Any, jetstream: JetStreamContext, teller: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "_IDLE_SECONDS", 60)
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     inbox = await jetstream.subscribe(f"stampede.{teller}.>")
     relay = Relay(db)
     running = asyncio.create_task(relay.run(broker))
@@ -208,7 +207,7 @@ async def test_an_event_that_is_refused_holds_up_those_of_its_key_and_no_others(
 async def test_an_event_too_large_for_nats_holds_up_no_others(
     db: Database, publisher: Publisher, jetstream: JetStreamContext, teller: str
 ) -> None:
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     async with db.begin() as tx:
         large = orders.OrderChanged(order_id="a", version=1, state_reason="x" * 2_000_000)
         await outbox.tell(tx, [(f"stampede.{teller}.order.1", large)])
@@ -221,7 +220,7 @@ async def test_an_event_too_large_for_nats_holds_up_no_others(
 async def test_a_relay_cancelled_at_any_point_loses_and_reorders_nothing(
     db: Database, broker: Any, jetstream: JetStreamContext, teller: str
 ) -> None:
-    await events.declare_stream(jetstream, teller)
+    await subscriber.declare_stream(jetstream, teller)
     steps, finished, number = 0, 0, 0
     while finished < 3:  # times in a row that it was done before it could be cancelled
         number += 1
@@ -344,9 +343,9 @@ async def test_relays_killed_at_any_point_lose_and_reorder_nothing(
     chance = random.Random(seed)
     with a_broker() as server:
         chaos = Chaos(infra, db, server, teller)
-        connection = await events.connect(server.url, "consumer")
+        connection = await subscriber.connect(server.url, "consumer")
         jetstream = connection.jetstream()
-        await events.declare_stream(jetstream, teller)
+        await subscriber.declare_stream(jetstream, teller)
         consumer = Consumer("reader", stream=teller, subject=f"stampede.{teller}.>", db=db, act=chaos.act)
         consuming = asyncio.create_task(consumer.run(jetstream))
         try:

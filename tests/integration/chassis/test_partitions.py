@@ -8,9 +8,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis import db as databases
-from services.chassis import partitions
-from services.chassis.db import Database
+from services.chassis.data import db as databases
+from services.chassis.data import partitions
+from services.chassis.data.db import Database
 from tests.support.infra import Infra
 
 ROLL = partitions.roll("visits", keep_months=1)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from services.chassis import calls, guard
+from services.chassis import request_context
 from services.chassis.errors import Unavailable, WrongState
+from services.chassis.server import guard
 from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.catalog.v1.catalog_service_pb2_grpc import (
     CatalogServiceServicer,
@@ -38,10 +39,10 @@ class Catalog(CatalogServiceServicer):
         self.entered, self.gate = asyncio.Event(), asyncio.Event()
         self.gate.set()
         self.request: Any = None
-        self.call: calls.Call | None = None
+        self.call: request_context.Call | None = None
 
     async def CreateProduct(self, request: Any, context: Any) -> Any:  # type: ignore[override]
-        self.request, self.call = request, calls.current()
+        self.request, self.call = request, request_context.current()
         self.entered.set()
         await self.gate.wait()
         if self.raises:

@@ -8,12 +8,12 @@ from typing import Any
 import grpc
 import pytest
 
-from services.chassis import watch
 from services.chassis.errors import RateLimited
-from services.chassis.guard import Guard
-from services.chassis.http import HttpServer
-from services.chassis.rpc import Registry
-from services.chassis.watch import Watch
+from services.chassis.server import watch
+from services.chassis.server.guard import Guard
+from services.chassis.server.http_server import HttpServer
+from services.chassis.server.registry import Registry
+from services.chassis.server.watch import Watch
 from stampede.inventory.v1 import flash_sale_service_pb2 as pb
 from stampede.inventory.v1.flash_sale_service_pb2_grpc import (
     FlashSaleServiceServicer,

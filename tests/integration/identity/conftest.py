@@ -9,10 +9,10 @@ import grpc
 import pytest
 from sqlalchemy import text
 
-from services.chassis.access import Gatekeeper, MeshIdentity
-from services.chassis.db import Database
-from services.chassis.guard import Guard
-from services.chassis.rpc import Registry
+from services.chassis.data.db import Database
+from services.chassis.server.access import Gatekeeper, MeshIdentity
+from services.chassis.server.guard import Guard
+from services.chassis.server.registry import Registry
 from services.identity import actions
 from services.identity.actions import Signer
 from services.identity.domain import Lifetimes

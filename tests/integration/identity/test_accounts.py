@@ -12,8 +12,8 @@ from google.protobuf.json_format import MessageToJson
 from sqlalchemy import func, select, text
 from structlog.testing import capture_logs
 
-from services.chassis.db import Database
-from services.chassis.once import Request
+from services.chassis.data.db import Database
+from services.chassis.data.idempotency import Request
 from services.identity import actions
 from services.identity.domain import FIRST_ADMIN
 from services.identity.passwords import Passwords

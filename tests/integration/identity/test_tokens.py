@@ -14,8 +14,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select, text
 
-from services.chassis.access import AUDIENCE, ISSUER
-from services.chassis.db import Database
+from services.chassis.data.db import Database
+from services.chassis.server.access import AUDIENCE, ISSUER
 from services.identity import actions
 from services.identity.tables import RefreshToken, Session, SigningKey
 from services.identity.tokens import Key, Keyring, Vault, WrongSecret

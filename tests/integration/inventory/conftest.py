@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event, text
 
 from services.chassis import ids
-from services.chassis.db import Database, connect
+from services.chassis.data.db import Database, connect
 from services.chassis.money import Money
 from services.inventory import actions, reserving, sales, settling
 from services.inventory.domain import Hold, Line, Reservation

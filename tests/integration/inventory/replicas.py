@@ -15,7 +15,7 @@ import redis.asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.chassis import ids
-from services.chassis.db import Database, connect
+from services.chassis.data.db import Database, connect
 from services.inventory import sales
 from services.inventory.gate import keys_of
 from stampede.inventory.v1 import reservation_service_pb2 as pb
@@ -90,8 +90,8 @@ class Replica:
     async def reserve(self, holds: Sequence[pb.Hold]) -> list[pb.ReservationOutcome] | None:
         """What became of `holds`; None where there was no answer."""
         try:
-            request = pb.ReserveRequest(holds=holds)
-            return list((await self.reservations.Reserve(request, metadata=ORDERS, timeout=2)).outcomes)
+            request = pb.BatchReserveRequest(holds=holds)
+            return list((await self.reservations.BatchReserve(request, metadata=ORDERS, timeout=2)).outcomes)
         except grpc.aio.AioRpcError as error:
             if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from services.chassis import ids
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import RequestIdReused
+from services.chassis.request_context import RequestKey
 from services.inventory import actions, reserving, settling
 from services.inventory.domain import OutOfStock, Reservation
 from tests.integration.inventory.conftest import (

@@ -14,7 +14,7 @@ import redis.asyncio
 from prometheus_client import REGISTRY
 
 from services.chassis import ids
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import Unavailable
 from services.inventory import gate as gates
 from services.inventory import reserving, sales, settling

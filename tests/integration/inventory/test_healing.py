@@ -12,9 +12,9 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 
-from services.chassis import lease as leases
-from services.chassis.db import Database
-from services.chassis.lease import Lease
+from services.chassis.data import lease as leases
+from services.chassis.data.db import Database
+from services.chassis.data.lease import Lease
 from services.inventory import gate as gates
 from services.inventory import healing, reserving, sales, settling
 from services.inventory.domain import Hold, Reservation, SaleNotLive, SaleState, SoldOut

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from sqlalchemy import text
 
 from services.chassis import ids
-from services.chassis.db import Database, connect
+from services.chassis.data.db import Database, connect
 from services.chassis.errors import AppError, WrongState
 from services.chassis.money import Money
 from services.inventory import actions, domain, reserving, returning, sales, settling

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from services.chassis import ids
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.inventory import actions, reserving, sales, settling
 from services.inventory.domain import (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from services.chassis import ids
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import RequestIdReused, WrongState
 from services.inventory import actions, reserving, returning, sales, settling
 from services.inventory.domain import (

@@ -12,8 +12,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from services.chassis import ids
-from services.chassis.db import Database
-from services.chassis.paging import Pages
+from services.chassis.data.db import Database
+from services.chassis.server.paging import Pages
 from services.inventory import settling
 from services.inventory.gate import Gate
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
@@ -103,7 +103,10 @@ async def a_scheduled_sale(db: Database) -> Any:
     return await a_sale(db, start_time=opens, end_time=opens + timedelta(hours=1), per_customer_limit=2)
 
 
-@pytest.mark.parametrize("method", ["Reserve", "Confirm", "Extend", "Release", "Return", "GetTickets", "DropTickets"])
+@pytest.mark.parametrize(
+    "method",
+    ["BatchReserve", "BatchConfirm", "BatchExtend", "BatchRelease", "BatchCreateReturns", "GetTickets", "DropTickets"],
+)
 async def test_only_orders_moves_reservations(inventory: Inventory, method: str) -> None:
     call, request = getattr(inventory.reservations, method), getattr(pb, f"{method}Request")()
     allowed = await refusal(call(request, metadata=ORDERS))
@@ -128,7 +131,7 @@ async def test_only_orders_lists_tickets(inventory: Inventory) -> None:
 async def test_tickets_are_listed_in_pages(inventory: Inventory, db: Database) -> None:
     sale = await a_sale(db, units=5)
     sent = [a_hold(sale, ticket=b"%d" % n) for n in range(5)]
-    await inventory.reservations.Reserve(pb.ReserveRequest(holds=sent), metadata=ORDERS)
+    await inventory.reservations.BatchReserve(pb.BatchReserveRequest(holds=sent), metadata=ORDERS)
 
     found, token = [], ""
     for size in (2, 2, 1):
@@ -174,7 +177,9 @@ async def test_outcomes_come_in_the_order_asked_each_with_its_own_reason(invento
     unknown.lines[0].flash_sale_id, unknown.lines[0].product_id = "", str(uuid.uuid4())
     holds = [a_hold(sale, 9), a_hold(sale, 2), stranger, a_hold(limited, 2), ordinary, unknown, a_hold(sale)]
 
-    outcomes = (await inventory.reservations.Reserve(pb.ReserveRequest(holds=holds), metadata=ORDERS)).outcomes
+    outcomes = (
+        await inventory.reservations.BatchReserve(pb.BatchReserveRequest(holds=holds), metadata=ORDERS)
+    ).outcomes
 
     assert [o.refusal.reason for o in outcomes] == [
         "SOLD_OUT", "", "FLASH_SALE_NOT_FOUND", "CUSTOMER_LIMIT", "OUT_OF_STOCK", "STOCK_NOT_FOUND", "",
@@ -194,13 +199,17 @@ async def test_outcomes_come_in_the_order_asked_each_with_its_own_reason(invento
 async def test_a_reservation_goes_its_way_over_the_wire(inventory: Inventory, db: Database) -> None:
     sale = await a_sale(db, units=3)
     sold, back = a_hold(sale), a_hold(sale)
-    reserved = await inventory.reservations.Reserve(pb.ReserveRequest(holds=[sold, back]), metadata=ORDERS)
+    reserved = await inventory.reservations.BatchReserve(pb.BatchReserveRequest(holds=[sold, back]), metadata=ORDERS)
     held = [outcome.reservation for outcome in reserved.outcomes]
     unknown = str(uuid.uuid4())
 
-    extended = await inventory.reservations.Extend(pb.ExtendRequest(ids=[unknown, back.id]), metadata=ORDERS)
-    confirmed = await inventory.reservations.Confirm(pb.ConfirmRequest(ids=[unknown, sold.id]), metadata=ORDERS)
-    released = await inventory.reservations.Release(pb.ReleaseRequest(ids=[sold.id, back.id]), metadata=ORDERS)
+    extended = await inventory.reservations.BatchExtend(pb.BatchExtendRequest(ids=[unknown, back.id]), metadata=ORDERS)
+    confirmed = await inventory.reservations.BatchConfirm(
+        pb.BatchConfirmRequest(ids=[unknown, sold.id]), metadata=ORDERS
+    )
+    released = await inventory.reservations.BatchRelease(
+        pb.BatchReleaseRequest(ids=[sold.id, back.id]), metadata=ORDERS
+    )
 
     assert extended.outcomes[0].refusal.reason == "RESERVATION_NOT_FOUND"
     longer = extended.outcomes[1].reservation
@@ -216,18 +225,20 @@ async def test_a_reservation_goes_its_way_over_the_wire(inventory: Inventory, db
 async def test_sold_units_come_back_over_the_wire(inventory: Inventory, db: Database) -> None:
     sale = await a_sale(db, units=3)
     sold, held = a_hold(sale, 3), str((await holding(db, of_stock(await a_product(db)))).id)
-    await inventory.reservations.Reserve(pb.ReserveRequest(holds=[sold]), metadata=ORDERS)
-    await inventory.reservations.Confirm(pb.ConfirmRequest(ids=[sold.id]), metadata=ORDERS)
-    two = pb.ReturnedLine(product_id=str(sale.product_id), quantity=2)
+    await inventory.reservations.BatchReserve(pb.BatchReserveRequest(holds=[sold]), metadata=ORDERS)
+    await inventory.reservations.BatchConfirm(pb.BatchConfirmRequest(ids=[sold.id]), metadata=ORDERS)
+    two = pb.ReturnLine(product_id=str(sale.product_id), quantity=2)
     wishes = [
-        pb.UnitsBack(return_id=str(ids.new()), reservation_id=id_, lines=lines)
+        pb.Return(return_id=str(ids.new()), reservation_id=id_, lines=lines)
         for id_, lines in ((sold.id, [two]), (sold.id, [two]), (sold.id, []), (held, []), (str(uuid.uuid4()), []))
     ]
-    wishes.append(pb.UnitsBack(return_id=wishes[0].return_id, reservation_id=sold.id))
+    wishes.append(pb.Return(return_id=wishes[0].return_id, reservation_id=sold.id))
 
-    answer = await inventory.reservations.Return(pb.ReturnRequest(items=wishes), metadata=ORDERS)
+    answer = await inventory.reservations.BatchCreateReturns(
+        pb.BatchCreateReturnsRequest(returns=wishes), metadata=ORDERS
+    )
 
-    first = pb.Returned(return_id=wishes[0].return_id, reservation_id=sold.id, lines=[two])
+    first = pb.Return(return_id=wishes[0].return_id, reservation_id=sold.id, lines=[two])
     assert answer.outcomes[0].returned == first
     assert [o.refusal.reason for o in answer.outcomes] == [
         "", "RETURN_TOO_LARGE", "", "WRONG_STATE", "RESERVATION_NOT_FOUND", "REQUEST_ID_REUSED",
@@ -243,16 +254,18 @@ async def test_sold_units_come_back_over_the_wire(inventory: Inventory, db: Data
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"return_id": ""}, "items[0].returnId"),
-        ({"reservation_id": "x"}, "items[0].reservationId"),
-        ({"lines": [pb.ReturnedLine(product_id="y", quantity=1)]}, "items[0].lines[0].productId"),
-        ({"lines": [pb.ReturnedLine(product_id=str(ids.new()))]}, "items[0].lines[0].quantity"),
-        ({"lines": [pb.ReturnedLine(product_id=str(ids.new()), quantity=1)] * 2}, "items[0]"),
+        ({"return_id": ""}, "returns[0].returnId"),
+        ({"reservation_id": "x"}, "returns[0].reservationId"),
+        ({"lines": [pb.ReturnLine(product_id="y", quantity=1)]}, "returns[0].lines[0].productId"),
+        ({"lines": [pb.ReturnLine(product_id=str(ids.new()))]}, "returns[0].lines[0].quantity"),
+        ({"lines": [pb.ReturnLine(product_id=str(ids.new()), quantity=1)] * 2}, "returns[0]"),
     ],
 )
 async def test_a_wrong_field_of_a_return_is_named(inventory: Inventory, changes: dict[str, Any], field: str) -> None:
-    item = pb.UnitsBack(**{"return_id": str(ids.new()), "reservation_id": str(ids.new())} | changes)
-    refused = await refusal(inventory.reservations.Return(pb.ReturnRequest(items=[item]), metadata=ORDERS))
+    item = pb.Return(**{"return_id": str(ids.new()), "reservation_id": str(ids.new())} | changes)
+    refused = await refusal(
+        inventory.reservations.BatchCreateReturns(pb.BatchCreateReturnsRequest(returns=[item]), metadata=ORDERS)
+    )
     assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", [field])
 
 
@@ -262,10 +275,12 @@ async def test_a_released_unit_can_be_bought_again_at_once_through_the_gate(
     sale = await a_sale(db, units=1)
     await heal(gate, db)
     first, second = a_hold(sale), a_hold(sale)
-    await inventory.reservations.Reserve(pb.ReserveRequest(holds=[first]), metadata=ORDERS)
-    await inventory.reservations.Release(pb.ReleaseRequest(ids=[first.id]), metadata=ORDERS)
+    await inventory.reservations.BatchReserve(pb.BatchReserveRequest(holds=[first]), metadata=ORDERS)
+    await inventory.reservations.BatchRelease(pb.BatchReleaseRequest(ids=[first.id]), metadata=ORDERS)
 
-    (outcome,) = (await inventory.reservations.Reserve(pb.ReserveRequest(holds=[second]), metadata=ORDERS)).outcomes
+    (outcome,) = (
+        await inventory.reservations.BatchReserve(pb.BatchReserveRequest(holds=[second]), metadata=ORDERS)
+    ).outcomes
 
     assert outcome.reservation.state == pb.Reservation.HELD
 
@@ -284,7 +299,7 @@ async def test_a_released_unit_can_be_bought_again_at_once_through_the_gate(
 )
 async def test_a_wrong_field_is_named(inventory: Inventory, db: Database, changes: dict[str, Any], field: str) -> None:
     hold = a_hold(await a_sale(db), **changes)
-    refused = await refusal(inventory.reservations.Reserve(pb.ReserveRequest(holds=[hold]), metadata=ORDERS))
+    refused = await refusal(inventory.reservations.BatchReserve(pb.BatchReserveRequest(holds=[hold]), metadata=ORDERS))
     assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", [field])
 
 

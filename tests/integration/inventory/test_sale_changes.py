@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import text
 
 from services.chassis import ids
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database, etag
+from services.chassis.data.db import Database, etag
 from services.chassis.errors import InvalidFields, RequestIdReused, StaleEtag, WrongState
 from services.chassis.money import Money
+from services.chassis.request_context import RequestKey
 from services.inventory import actions, domain, reserving, sales, settling
 from services.inventory.domain import Reservation, SaleChanges, SaleState
 from tests.integration.inventory.conftest import (

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from services.chassis import ids
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import RequestIdReused
 from services.chassis.money import Money
+from services.chassis.request_context import RequestKey
 from services.inventory import actions, sales, settling
 from services.inventory.domain import FlashSaleNotFound, OutOfStock, SaleOverlaps, StockNotFound
 from services.inventory.sales import NewSale

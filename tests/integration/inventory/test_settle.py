@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from services.chassis import ids
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import WrongState
 from services.inventory import actions, sales, settling
 from services.inventory.domain import Line, Reservation, ReservationLost, ReservationNotFound, State

@@ -7,9 +7,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from services.chassis import ids
-from services.chassis.calls import RequestKey
-from services.chassis.db import Database, violated
+from services.chassis.data.db import Database, violated
 from services.chassis.errors import RequestIdReused
+from services.chassis.request_context import RequestKey
 from services.inventory import actions, settling
 from services.inventory.domain import OutOfStock, StockNotFound
 from tests.integration.inventory.conftest import STAFF, a_product, books, holding, of_stock, rows_of

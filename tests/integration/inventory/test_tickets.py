@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.chassis import ids
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import RequestIdReused
 from services.inventory import reserving, settling, tickets, timers
 from services.inventory.domain import CustomerLimit, Hold, OutOfStock, Reservation, SoldOut, State

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from services.chassis.db import Database
-from services.chassis.outbox import Relay
+from services.chassis.data.db import Database
+from services.chassis.events.outbox import Relay
 from services.inventory import reserving, sales, settling, timers
 from services.inventory.gate import Gate
 from tests.integration.inventory.conftest import (

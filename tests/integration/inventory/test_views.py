@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.chassis.errors import Unavailable
-from services.chassis.watch import Watch
+from services.chassis.server.watch import Watch
 from services.inventory import reserving, sales, settling
 from services.inventory import watch as watching
 from services.inventory.domain import FlashSaleNotFound, SaleState

@@ -15,13 +15,13 @@ import pytest
 from sqlalchemy import event, text
 
 from services.chassis import ids
-from services.chassis.access import MeshIdentity
-from services.chassis.clients import Target
-from services.chassis.db import Database, connect
+from services.chassis.client.target import Target
+from services.chassis.data.db import Database, connect
 from services.chassis.errors import Unavailable
+from services.chassis.events.outbox import Relay
 from services.chassis.money import Money
-from services.chassis.outbox import Relay
-from services.chassis.paging import Pages
+from services.chassis.server.access import MeshIdentity
+from services.chassis.server.paging import Pages
 from services.orders import actions, rpc, store
 from services.orders.domain import Line
 from services.orders.latch import Latch
@@ -185,13 +185,13 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         if self.away:
             raise Unavailable(part="here")
 
-    async def Reserve(self, request: Any, context: Any) -> Any:
-        await self._begin("Reserve", context)
+    async def BatchReserve(self, request: Any, context: Any) -> Any:
+        await self._begin("BatchReserve", context)
         assert len({hold.id for hold in request.holds}) == len(request.holds), "an id twice in a batch"
         outcomes = [self._reserve(hold) for hold in request.holds]
         if self.deaf:
             raise Unavailable(part="here")
-        return inventory_pb.ReserveResponse(outcomes=outcomes)
+        return inventory_pb.BatchReserveResponse(outcomes=outcomes)
 
     def _reserve(self, hold: Any) -> Any:
         if hold.id in self.held:
@@ -227,24 +227,24 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
     async def GetTickets(self, request: Any, context: Any) -> Any:
         return inventory_pb.ListTicketsResponse()
 
-    async def Confirm(self, request: Any, context: Any) -> Any:
-        await self._begin("Confirm", context)
-        return inventory_pb.ConfirmResponse(
+    async def BatchConfirm(self, request: Any, context: Any) -> Any:
+        await self._begin("BatchConfirm", context)
+        return inventory_pb.BatchConfirmResponse(
             outcomes=[self._settle(id_, inventory_pb.Reservation.CONFIRMED) for id_ in request.ids]
         )
 
-    async def Extend(self, request: Any, context: Any) -> Any:
-        await self._begin("Extend", context)
+    async def BatchExtend(self, request: Any, context: Any) -> Any:
+        await self._begin("BatchExtend", context)
         for id_ in set(request.ids) - self.extended:
             if self.held[id_].state == inventory_pb.Reservation.HELD:
                 self.held[id_].expire_time.seconds += 600
                 self.extended.add(id_)
         outcomes = [inventory_pb.ReservationOutcome(reservation=self.held[id_]) for id_ in request.ids]
-        return inventory_pb.ExtendResponse(outcomes=outcomes)
+        return inventory_pb.BatchExtendResponse(outcomes=outcomes)
 
-    async def Release(self, request: Any, context: Any) -> Any:
-        await self._begin("Release", context)
-        return inventory_pb.ReleaseResponse(
+    async def BatchRelease(self, request: Any, context: Any) -> Any:
+        await self._begin("BatchRelease", context)
+        return inventory_pb.BatchReleaseResponse(
             outcomes=[self._settle(id_, inventory_pb.Reservation.RELEASED) for id_ in request.ids]
         )
 
@@ -294,35 +294,35 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
     def state(self, order_id: str) -> str:
         return str(payments_pb.PaymentStatus.State.Name(self.payments[order_id].state))
 
-    async def Charge(self, request: Any, context: Any) -> Any:
-        await self._begin("Charge", context)
+    async def BatchCharge(self, request: Any, context: Any) -> Any:
+        await self._begin("BatchCharge", context)
         outcomes = []
-        for item in request.items:
+        for item in request.charges:
             method = item.payment_method
             known = {"": "AWAITING_CUSTOMER", "pm_declined": "FAILED", "pm_slow": "PROCESSING"}
             state = known.get(method, "SUCCEEDED")
             outcomes.append(payments_pb.PaymentOutcome(payment=self._payment(item, state)))
-        return payments_pb.ChargeResponse(outcomes=outcomes)
+        return payments_pb.BatchChargeResponse(outcomes=outcomes)
 
-    async def Cancel(self, request: Any, context: Any) -> Any:
-        await self._begin("Cancel", context)
+    async def BatchCancel(self, request: Any, context: Any) -> Any:
+        await self._begin("BatchCancel", context)
         outcomes = []
-        for item in request.items:
+        for item in request.charges:
             payment = self._payment(item, "CANCELLED")
             if self.state(item.order_id) == "AWAITING_CUSTOMER":
                 self.set_state(item.order_id, "CANCELLED")
             outcomes.append(payments_pb.PaymentOutcome(payment=payment))
-        return payments_pb.CancelResponse(outcomes=outcomes)
+        return payments_pb.BatchCancelResponse(outcomes=outcomes)
 
-    async def Refund(self, request: Any, context: Any) -> Any:
-        await self._begin("Refund", context)
+    async def BatchReverse(self, request: Any, context: Any) -> Any:
+        await self._begin("BatchReverse", context)
         outcomes = []
-        for item in request.items:
+        for item in request.charges:
             payment = self._payment(item, "CANCELLED")
             if self.state(item.order_id) == "SUCCEEDED":
                 self.set_state(item.order_id, "REFUNDED")
             outcomes.append(payments_pb.PaymentOutcome(payment=payment))
-        return payments_pb.RefundResponse(outcomes=outcomes)
+        return payments_pb.BatchReverseResponse(outcomes=outcomes)
 
 
 class Shop:
@@ -404,8 +404,8 @@ class listening:
     """Servicers behind the real guard, on a port of the system's choice; gives the address."""
 
     def __init__(self, service: str, register: Callable[[Any], None]) -> None:
-        from services.chassis.guard import Guard
-        from services.chassis.rpc import Registry
+        from services.chassis.server.guard import Guard
+        from services.chassis.server.registry import Registry
 
         self._server = grpc.aio.server()
         register(Registry(Guard(service, tokens.gatekeeper(service)), self._server))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.orders import commands, store
 from tests.integration.orders.conftest import an_order, log_of
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from services.chassis.db import Database, connect
+from services.chassis.data.db import Database, connect
 from services.orders import history
 from services.orders.domain import State
 from services.orders.history import Query

@@ -135,14 +135,14 @@ async def test_once_a_sale_is_sold_out_nobody_else_is_asked(shop: Shop, monkeypa
     await shop.ended(order.id)
     monkeypatch.setattr("services.orders.latch._CLOSED_SECONDS", 60.0)
     assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
-    asked = shop.inventory.calls["Reserve"]
+    asked = shop.inventory.calls["BatchReserve"]
 
     with counted(shop.db) as count:
         for _ in range(20):
             refused = await refusal(shop.place(wanting((product, 1, sale))))
             assert (refused.reason, refused.domain) == ("SOLD_OUT", "inventory.stampede")
 
-    assert shop.inventory.calls["Reserve"] == asked
+    assert shop.inventory.calls["BatchReserve"] == asked
     assert count.statements == 0
     assert (await shop.place(first)).id == order.id  # a repeat finds its order all the same
 
@@ -157,7 +157,7 @@ async def test_who_comes_too_early_or_too_late_hears_so_and_asks_nobody(
     for _ in range(3):
         refused = await refusal(shop.place(wanting((product, 1, sale))))
         assert (refused.reason, refused.metadata["state"]) == ("SALE_NOT_LIVE", state)
-    assert shop.inventory.calls["Reserve"] == 1
+    assert shop.inventory.calls["BatchReserve"] == 1
 
 
 async def test_the_latch_opens_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ async def test_orders_dying_between_hold_and_insert_leaves_the_hold_to_the_repea
     order = await shop.place(request)
 
     assert list(shop.inventory.held) == [order.id]
-    assert shop.inventory.calls["Release"] == 0
+    assert shop.inventory.calls["BatchRelease"] == 0
     assert (await shop.ended(order.id)).state == State.PAID
 
 
@@ -567,22 +567,22 @@ async def test_while_somebody_is_at_work_on_the_payment_the_hold_is_extended_onc
     async with shop.db.begin() as tx:
         await journal.wake(tx, [uuid.UUID(order.id)])
     assert (await shop.ended(order.id)).state == State.PAID
-    assert shop.inventory.calls["Extend"] == 1
+    assert shop.inventory.calls["BatchExtend"] == 1
 
 
 async def test_nothing_is_kept_longer_for_a_customer_who_has_not_begun_to_pay(shop: Shop) -> None:
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method=""))
     await shop.worker.drain(10)
-    charged = shop.payments.calls["Charge"]
+    charged = shop.payments.calls["BatchCharge"]
     await a_hold_about_to_end(shop, order.id)
     shop.carry_on()
 
     async def looked_and_waits() -> bool:
         waits = "SELECT waiting AND next_time > now() + interval '5 seconds' FROM sagas"
-        return shop.payments.calls["Charge"] > charged and await rows_of(shop.db, waits) == [(True,)]
+        return shop.payments.calls["BatchCharge"] > charged and await rows_of(shop.db, waits) == [(True,)]
 
     await until(looked_and_waits)
-    assert shop.inventory.calls["Extend"] == 0
+    assert shop.inventory.calls["BatchExtend"] == 0
     now = await seen_by_its_customer(shop, order.id)
     assert (now.state, now.etag) == (State.PENDING, order.etag)
 
@@ -595,8 +595,8 @@ async def test_a_paid_order_alone_takes_three_transactions_at_most(shop: Shop) -
         await shop.worker.drain(10)
     assert count.transactions <= 3
     assert count.statements <= 4
-    assert shop.inventory.calls == {"Reserve": 1, "Confirm": 1}
-    assert shop.payments.calls == {"Charge": 1}
+    assert shop.inventory.calls == {"BatchReserve": 1, "BatchConfirm": 1}
+    assert shop.payments.calls == {"BatchCharge": 1}
     assert (await shop.ended(order.id)).state == State.PAID
 
 
@@ -626,7 +626,7 @@ async def test_fifty_orders_at_once_cost_less_each_than_one(shop: Shop) -> None:
     # Placing and paying together; alone, an order takes two.
     assert count.transactions / 50 <= 0.5
     assert sum(shop.inventory.calls.values()) / 50 <= 0.5
-    assert shop.payments.calls["Charge"] / 50 <= 0.5
+    assert shop.payments.calls["BatchCharge"] / 50 <= 0.5
     assert await orders_written(shop) == 51
     assert await rows_of(shop.db, "SELECT 1 FROM sagas") == []
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.chassis import ids
-from services.chassis.db import Database
+from services.chassis.data.db import Database
 from services.orders import console, facts, journal, store
 from services.orders.domain import Mover, Payment, PaymentState, State
 from services.orders.journal import Ending, Pause

@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-from services.chassis.db import Database
-from services.chassis.outbox import Relay
+from services.chassis.data.db import Database
+from services.chassis.events.outbox import Relay
 from services.orders import actions, store
 from services.orders.saga import Saga, StepWaits
 from services.orders.worker import Worker

@@ -20,8 +20,8 @@ from aiohttp import web
 from google.api import httpbody_pb2
 from sqlalchemy import text
 
-from services.chassis.db import Database
-from services.chassis.outbox import Relay
+from services.chassis.data.db import Database
+from services.chassis.events.outbox import Relay
 from services.payments.desk import Desk
 from services.payments.flights import Flights
 from services.payments.provider import Stripe
@@ -182,18 +182,20 @@ class Payments:
         await self.flights.drain(seconds=10)
         await self.provider.aclose()
 
-    async def charge(self, *items: charge_pb.ChargeItem) -> list[charge_pb.PaymentOutcome]:
-        return list((await self.charges.Charge(charge_pb.ChargeRequest(items=items), metadata=ORDERS)).outcomes)
+    async def charge(self, *items: charge_pb.Charge) -> list[charge_pb.PaymentOutcome]:
+        return list(
+            (await self.charges.BatchCharge(charge_pb.BatchChargeRequest(charges=items), metadata=ORDERS)).outcomes
+        )
 
-    async def cancel(self, *items: charge_pb.ChargeItem) -> list[charge_pb.PaymentStatus]:
-        answer = await self.charges.Cancel(charge_pb.CancelRequest(items=items), metadata=ORDERS)
+    async def cancel(self, *items: charge_pb.Charge) -> list[charge_pb.PaymentStatus]:
+        answer = await self.charges.BatchCancel(charge_pb.BatchCancelRequest(charges=items), metadata=ORDERS)
         return [outcome.payment for outcome in answer.outcomes]
 
-    async def refund(self, *items: charge_pb.ChargeItem) -> list[charge_pb.PaymentStatus]:
-        answer = await self.charges.Refund(charge_pb.RefundRequest(items=items), metadata=ORDERS)
+    async def refund(self, *items: charge_pb.Charge) -> list[charge_pb.PaymentStatus]:
+        answer = await self.charges.BatchReverse(charge_pb.BatchReverseRequest(charges=items), metadata=ORDERS)
         return [outcome.payment for outcome in answer.outcomes]
 
-    async def charged(self, item: charge_pb.ChargeItem) -> charge_pb.PaymentStatus:
+    async def charged(self, item: charge_pb.Charge) -> charge_pb.PaymentStatus:
         (outcome,) = await self.charge(item)
         return outcome.payment
 
@@ -261,8 +263,8 @@ async def running(service: Payments, sandbox: Sandbox) -> Payments:
 
 def an_order(
     method: str = "pm_card_visa", *, minor: int = 1999, currency: str = "USD", order_id: str = ""
-) -> charge_pb.ChargeItem:
-    return charge_pb.ChargeItem(
+) -> charge_pb.Charge:
+    return charge_pb.Charge(
         order_id=order_id or str(uuid.uuid4()),
         customer_id="018f0000-0000-7000-8000-000000000001",
         amount=money_pb2.Money(currency_code=currency, minor_units=minor),

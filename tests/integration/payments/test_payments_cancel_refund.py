@@ -219,8 +219,8 @@ async def test_customers_see_and_refund_nothing(service: Payments, method: str) 
 
 async def test_only_orders_may_cancel_and_refund(service: Payments) -> None:
     for method, request in (
-        (service.charges.Cancel, charge_pb.CancelRequest(items=[an_order()])),
-        (service.charges.Refund, charge_pb.RefundRequest(items=[an_order()])),
+        (service.charges.BatchCancel, charge_pb.BatchCancelRequest(charges=[an_order()])),
+        (service.charges.BatchReverse, charge_pb.BatchReverseRequest(charges=[an_order()])),
     ):
         for metadata in (tokens.as_service("gateway"), tokens.as_user(uuid.uuid4())):
             with pytest.raises(grpc.aio.AioRpcError):

@@ -192,7 +192,7 @@ async def test_a_slow_provider_is_not_waited_for(service: Payments, sandbox: San
     assert await service.told(item.order_id) == ["succeeded"]
 
 
-async def _crashed(service: Payments, method: str = "pm_card_visa") -> charge_pb.ChargeItem:
+async def _crashed(service: Payments, method: str = "pm_card_visa") -> charge_pb.Charge:
     """An order whose payment was committed by a process that then died."""
     item = an_order(method)
     order = Order(
@@ -270,13 +270,13 @@ async def test_two_replicas_share_what_is_due(service: Payments, sandbox: Sandbo
 
 
 async def test_only_orders_may_charge(service: Payments) -> None:
-    request = charge_pb.ChargeRequest(items=[an_order()])
+    request = charge_pb.BatchChargeRequest(charges=[an_order()])
     for metadata, code in (
         (tokens.as_service("catalog"), "PERMISSION_DENIED"),
         (tokens.as_staff(), "UNAUTHENTICATED"),
         ((), "UNAUTHENTICATED"),
     ):
-        refused = await refusal(service.charges.Charge(request, metadata=metadata))
+        refused = await refusal(service.charges.BatchCharge(request, metadata=metadata))
         assert refused.code == code
 
 

@@ -17,8 +17,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.chassis import db
-from services.chassis.db import Base
+from services.chassis.data import db
+from services.chassis.data.db import Base
 from services.payments import tables
 from stampede.payments.v1 import charge_service_pb2 as pb
 from stampede.payments.v1.charge_service_pb2_grpc import ChargeServiceStub
@@ -61,12 +61,12 @@ class Running:
         await self.channel.close()
         return code
 
-    async def charge(self, *items: pb.ChargeItem) -> list[pb.PaymentStatus]:
-        answer = await self.charges.Charge(pb.ChargeRequest(items=items), metadata=ORDERS)
+    async def charge(self, *items: pb.Charge) -> list[pb.PaymentStatus]:
+        answer = await self.charges.BatchCharge(pb.BatchChargeRequest(charges=items), metadata=ORDERS)
         return [outcome.payment for outcome in answer.outcomes]
 
-    async def refund_part(self, part: pb.PartialRefund) -> pb.RefundStatus:
-        answer = await self.charges.RefundPart(pb.RefundPartRequest(items=[part]), metadata=ORDERS)
+    async def refund_part(self, part: pb.Refund) -> pb.RefundStatus:
+        answer = await self.charges.BatchCreateRefunds(pb.BatchCreateRefundsRequest(refunds=[part]), metadata=ORDERS)
         return answer.outcomes[0].refund
 
 
@@ -152,7 +152,7 @@ async def test_a_refund_of_a_killed_process_is_paid_back_once_when_it_is_back(
         await running.charge(item)
         (intent,) = await sandbox.intents(item.order_id)
         await sandbox.faults(error_500=True)
-        part = pb.PartialRefund(refund_id=str(uuid.uuid4()), order_id=item.order_id)
+        part = pb.Refund(refund_id=str(uuid.uuid4()), order_id=item.order_id)
         refunding = asyncio.create_task(running.refund_part(part))
 
         async def committed() -> bool:

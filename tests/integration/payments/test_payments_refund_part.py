@@ -18,25 +18,23 @@ from tests.support.serving import refusal
 Refunded = pb.RefundStatus.State
 
 
-def a_part(order_id: str, minor: int | None = None, *, refund_id: str = "", currency: str = "USD") -> pb.PartialRefund:
+def a_part(order_id: str, minor: int | None = None, *, refund_id: str = "", currency: str = "USD") -> pb.Refund:
     amount = None if minor is None else money_pb2.Money(currency_code=currency, minor_units=minor)
-    return pb.PartialRefund(
-        refund_id=refund_id or str(uuid.uuid4()), order_id=order_id, amount=amount, reason="damaged"
-    )
+    return pb.Refund(refund_id=refund_id or str(uuid.uuid4()), order_id=order_id, amount=amount, reason="damaged")
 
 
-async def outcomes(service: Payments, *parts: pb.PartialRefund) -> list[pb.RefundPartOutcome]:
-    answer = await service.charges.RefundPart(pb.RefundPartRequest(items=parts), metadata=ORDERS)
+async def outcomes(service: Payments, *parts: pb.Refund) -> list[pb.RefundOutcome]:
+    answer = await service.charges.BatchCreateRefunds(pb.BatchCreateRefundsRequest(refunds=parts), metadata=ORDERS)
     return list(answer.outcomes)
 
 
-async def pay_back(service: Payments, *parts: pb.PartialRefund) -> list[pb.RefundStatus]:
+async def pay_back(service: Payments, *parts: pb.Refund) -> list[pb.RefundStatus]:
     answered = await outcomes(service, *parts)
     assert all(outcome.HasField("refund") for outcome in answered), answered
     return [outcome.refund for outcome in answered]
 
 
-async def refusals(service: Payments, *parts: pb.PartialRefund) -> list[str]:
+async def refusals(service: Payments, *parts: pb.Refund) -> list[str]:
     return [outcome.refusal.reason for outcome in await outcomes(service, *parts)]
 
 
@@ -274,19 +272,21 @@ async def test_a_large_batch_costs_as_many_statements_as_a_small_one(service: Pa
 
 async def test_malformed_batches_are_refused_whole(service: Payments) -> None:
     part = a_part(str(uuid.uuid4()), 1)
-    for items in ([], [part, part], [part] * 201, [pb.PartialRefund(order_id=part.order_id)]):
-        refused = await refusal(service.charges.RefundPart(pb.RefundPartRequest(items=items), metadata=ORDERS))
+    for items in ([], [part, part], [part] * 201, [pb.Refund(order_id=part.order_id)]):
+        refused = await refusal(
+            service.charges.BatchCreateRefunds(pb.BatchCreateRefundsRequest(refunds=items), metadata=ORDERS)
+        )
         assert refused.reason == "INVALID_FIELDS"
 
 
 @pytest.mark.parametrize("caller", ["gateway", "inventory"])
 async def test_only_orders_may_refund_parts(service: Payments, caller: str) -> None:
-    request = pb.RefundPartRequest(items=[a_part(str(uuid.uuid4()))])
-    refused = await refusal(service.charges.RefundPart(request, metadata=tokens.as_service(caller)))
+    request = pb.BatchCreateRefundsRequest(refunds=[a_part(str(uuid.uuid4()))])
+    refused = await refusal(service.charges.BatchCreateRefunds(request, metadata=tokens.as_service(caller)))
     assert refused.code == "PERMISSION_DENIED"
 
 
-async def ended(service: Payments, part: pb.PartialRefund) -> bool:
+async def ended(service: Payments, part: pb.Refund) -> bool:
     (refund,) = await pay_back(service, part)
     return refund.state == Refunded.SUCCEEDED
 

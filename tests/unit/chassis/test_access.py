@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2  # noqa: F401  # declares a method that says nothing
 from jwt.algorithms import ECAlgorithm
 
-from services.chassis import access
-from services.chassis.access import AUDIENCE, ISSUER, Gatekeeper, MeshIdentity, Rule
-from services.chassis.calls import NOBODY
 from services.chassis.errors import PermissionDenied, Unauthenticated
+from services.chassis.request_context import NOBODY
+from services.chassis.server import access
+from services.chassis.server.access import AUDIENCE, ISSUER, Gatekeeper, MeshIdentity, Rule
 from stampede.access.v1 import access_pb2
 from stampede.catalog.v1 import catalog_service_pb2, snapshot_service_pb2  # noqa: F401  # declares the methods
 

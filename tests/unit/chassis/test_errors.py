@@ -14,8 +14,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 import services
-from services.chassis import errors, statuses
+from services.chassis import errors
 from services.chassis.errors import AppError, InvalidFields, RateLimited, Refused, Unavailable, WrongState
+from services.chassis.server import statuses
 
 for module in pkgutil.walk_packages(services.__path__, "services."):
     if not re.search(r"\.(__main__|alembic|migrations)\b", module.name):

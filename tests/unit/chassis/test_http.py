@@ -10,8 +10,8 @@ import pytest
 import uvloop
 from google.protobuf.empty_pb2 import Empty
 
-from services.chassis import http
-from services.chassis.http import HttpServer, _until_hung_up
+from services.chassis.server import http_server
+from services.chassis.server.http_server import HttpServer, _until_hung_up
 
 NEVER = 99
 
@@ -143,7 +143,7 @@ async def test_a_stream_that_cannot_be_sent_is_closed() -> None:
 
 
 async def test_a_server_is_not_closed_while_calls_keep_coming(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(http_server, "_LOOK_SECONDS", 0)
     server = HttpServer("catalog")
     silence = asyncio.create_task(server._silence())
     for moment in range(100):

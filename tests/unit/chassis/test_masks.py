@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.chassis import masks
 from services.chassis.errors import InvalidFields
+from services.chassis.server import masks
 
 MUTABLE = frozenset({"title", "sale_price", "limit"})
 REQUIRED = frozenset({"title", "sale_price"})

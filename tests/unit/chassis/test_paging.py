@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.chassis import paging
 from services.chassis.errors import InvalidFields
-from services.chassis.paging import Pages
+from services.chassis.server import paging
+from services.chassis.server.paging import Pages
 
 PAGES = Pages("a secret of pages")
 QUERY = {"category": "clocks", "order_by": "price"}

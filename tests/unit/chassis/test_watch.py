@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 
-from services.chassis import watch
 from services.chassis.errors import RateLimited, Unavailable
-from services.chassis.watch import Watch
+from services.chassis.server import watch
+from services.chassis.server.watch import Watch
 
 
 class Shelf:

@@ -11,7 +11,8 @@ import yaml
 from deploy.local import wheels
 from gateway import contract, replies
 from gateway.render import SERVICES, Address, Gateway, bare, main, render, write
-from services.chassis import guard, http, process
+from services.chassis import process
+from services.chassis.server import guard, http_server
 
 Config = dict[str, Any]
 ROOT = Path(__file__).parents[3]
@@ -145,7 +146,7 @@ def test_services_are_called_over_http_1_where_they_listen_for_the_gateway(confi
 def test_the_gateway_lets_go_of_an_idle_connection_before_the_service_does(config: Config) -> None:
     """Or a call could be sent into a connection that is just ending; and nobody sends it again."""
     idle = protocol(cluster(config, "orders"))["common_http_protocol_options"]["idle_timeout"]
-    assert 0 < seconds(idle) <= http._IDLE_SECONDS - 15
+    assert 0 < seconds(idle) <= http_server._IDLE_SECONDS - 15
 
 
 def test_a_service_that_leaves_is_asked_for_its_health_before_it_does(config: Config) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from services.chassis import ids, wire
+from services.chassis import ids
 from services.chassis.errors import Refused
 from services.chassis.money import Money
+from services.chassis.server import wire
 from services.orders.domain import Payment, PaymentState, State
 from services.orders.journal import Ending, Pause
 from services.orders.partners import Steps

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import jwt
 from google.protobuf import descriptor_pool
 
-from services.chassis.calls import NOBODY, Caller, Metadata
 from services.chassis.errors import PermissionDenied, Unauthenticated
+from services.chassis.request_context import NOBODY, Caller, Metadata
 from stampede.access.v1 import access_pb2
 
 ISSUER = "https://stampede.local"

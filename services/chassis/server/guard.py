@@ -13,11 +13,12 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from prometheus_client import Counter, Histogram
 
-from services.chassis import access, calls, statuses, telemetry
-from services.chassis.access import Gatekeeper, Rule
-from services.chassis.calls import Metadata
+from services.chassis import request_context, telemetry
 from services.chassis.errors import InvalidFields, RateLimited, TooSlow
-from services.chassis.statuses import Answer
+from services.chassis.request_context import Metadata
+from services.chassis.server import access, statuses
+from services.chassis.server.access import Gatekeeper, Rule
+from services.chassis.server.statuses import Answer
 
 log = structlog.get_logger()
 
@@ -114,14 +115,14 @@ class Guard:
     async def _enter(
         self, method: str, rule: Rule, request: Message | None, metadata: Metadata, left: float | None
     ) -> Message:
-        call = calls.Call(
+        call = request_context.Call(
             method=method,
             request_id=_passable(metadata.get("x-request-id", ""))[:_REQUEST_ID_MOST] or str(uuid.uuid4()),
             deadline=None if left is None else time.monotonic() + left,
             traceparent=_passable(metadata.get("traceparent", "")),
             metadata=metadata,
         )
-        calls.enter(call)
+        request_context.enter(call)
         if request is None:
             raise InvalidFields({"request": "is not a message of this method, or holds text that is not UTF-8"})
         call.caller = await self._gatekeeper.admit(rule, metadata)

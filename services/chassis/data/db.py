@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
 
-from services.chassis import calls
+from services.chassis import request_context
 
 Database = async_sessionmaker[AsyncSession]
 """Opens transactions: `async with db.begin() as tx:` commits at the end, and rolls back when the block raises."""
@@ -71,7 +71,7 @@ class _Counted(AsyncCursor[Any]):
         connection = self.connection
         if connection.pgconn.transaction_status == _IDLE and not connection.autocommit:
             statements += 2  # psycopg sends BEGIN first, and what begins must end
-        if calls.answering():
+        if request_context.answering():
             _statements.for_calls += statements
         else:
             _statements.in_background += statements
@@ -120,7 +120,7 @@ async def migrate(service: str, url: str) -> None:
     here = Path(__file__).parent
     config = alembic.config.Config()
     config.set_main_option("script_location", str(here / "alembic"))
-    config.set_main_option("version_locations", str(here.parent / service / "migrations"))
+    config.set_main_option("version_locations", str(here.parents[1] / service / "migrations"))
     config.set_main_option("path_separator", "os")
     config.attributes["url"] = url
     await asyncio.to_thread(alembic.command.upgrade, config, "head")

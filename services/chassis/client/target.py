@@ -9,9 +9,10 @@ import grpc
 import structlog
 from prometheus_client import Counter
 
-from services.chassis import calls, statuses
-from services.chassis.access import MESH_HEADER, MeshIdentity
+from services.chassis import request_context
 from services.chassis.errors import AppError, Unavailable
+from services.chassis.server import statuses
+from services.chassis.server.access import MESH_HEADER, MeshIdentity
 
 log = structlog.get_logger()
 M = TypeVar("M")
@@ -57,7 +58,7 @@ class Target:
 
         inventory = Target("inventory", "inventory:50051", mesh)
         stub = ReservationServiceStub(inventory.channel)
-        response = await inventory.call(stub.Reserve, request)
+        response = await inventory.call(stub.BatchReserve, request)
 
     A call raises `Unavailable` where the service is away or does not answer in time, and `Refused` where it says no.
     """
@@ -81,7 +82,7 @@ class Target:
                 raise Unavailable(part=self.name)  # refuse at once instead of queueing on what is known to be down
             # This call is the probe: its success closes the circuit. The others wait for it, a pause at most.
             self._open_until = time.monotonic() + _OPEN_SECONDS
-        call = calls.current()
+        call = request_context.current()
         left = call.seconds_left()
         if left is not None:
             seconds = min(seconds, left)

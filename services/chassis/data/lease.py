@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis import ids
-from services.chassis.db import Base, Database, run_alone
+from services.chassis.data.db import Base, Database, run_alone
 
 log = structlog.get_logger()
 

@@ -20,12 +20,12 @@ import structlog
 import uvicorn
 from google.protobuf.message import Message
 
-from services.chassis import statuses
-from services.chassis.calls import Metadata
 from services.chassis.errors import InvalidFields, Unavailable
-from services.chassis.guard import Stream, Unary
-from services.chassis.statuses import INTERNAL, Answer
-from services.chassis.watch import DROPPED
+from services.chassis.request_context import Metadata
+from services.chassis.server import statuses
+from services.chassis.server.guard import Stream, Unary
+from services.chassis.server.statuses import INTERNAL, Answer
+from services.chassis.server.watch import DROPPED
 
 log = structlog.get_logger()
 

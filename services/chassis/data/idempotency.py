@@ -8,9 +8,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from services.chassis.calls import RequestKey
-from services.chassis.db import Base
+from services.chassis.data.db import Base
 from services.chassis.errors import RequestIdReused
+from services.chassis.request_context import RequestKey
 
 
 class Request(Base):

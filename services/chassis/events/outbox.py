@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis import ids
-from services.chassis.db import Base, Database
-from services.chassis.publishing import Publisher
+from services.chassis.data.db import Base, Database
+from services.chassis.events.publishing import Publisher
 
 log = structlog.get_logger()
 

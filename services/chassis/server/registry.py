@@ -7,12 +7,13 @@ from typing import Any
 
 import grpc
 
-from services.chassis import calls, guard
-from services.chassis.access import is_for_mesh
-from services.chassis.guard import Guard, Stream, Unary
-from services.chassis.http import HttpServer
-from services.chassis.statuses import Answer
-from services.chassis.watch import DROPPED
+from services.chassis import request_context
+from services.chassis.server import guard
+from services.chassis.server.access import is_for_mesh
+from services.chassis.server.guard import Guard, Stream, Unary
+from services.chassis.server.http_server import HttpServer
+from services.chassis.server.statuses import Answer
+from services.chassis.server.watch import DROPPED
 
 _LAST_WORD_SECONDS = 0.1
 
@@ -86,7 +87,7 @@ def _stream(guarded: Stream, too_slow: Callable[[], Answer]) -> Any:
 
 async def _refuse(answer: Answer, context: Context) -> None:
     # Not to services: gRPC repeats no call of which it has seen a beginning.
-    if answer.initial and not calls.current().caller.service:
+    if answer.initial and not request_context.current().caller.service:
         await context.send_initial_metadata(answer.initial)
     # Raises. Setting a code and returning would do as well, but sends an empty response along with the refusal.
     await context.abort(answer.code, answer.message, answer.trailing)

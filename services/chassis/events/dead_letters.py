@@ -17,9 +17,9 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 from prometheus_client import Gauge
 
-from services.chassis import db as databases
-from services.chassis import events
-from services.chassis.events import Consumer
+from services.chassis.data import db as databases
+from services.chassis.events import subscriber
+from services.chassis.events.subscriber import Consumer
 from services.chassis.settings import ServiceSettings
 
 _WAITING = Gauge("stampede_dead_letters", "Dead letters that wait for an operator.", ["consumer"])
@@ -48,7 +48,7 @@ async def count(jetstream: JetStreamContext, consumers: Sequence[Consumer]) -> N
     while True:
         try:
             for consumer in consumers:
-                info = await jetstream.stream_info(events.DEAD_LETTERS, subjects_filter=f"dead.{consumer.name}.>")
+                info = await jetstream.stream_info(subscriber.DEAD_LETTERS, subjects_filter=f"dead.{consumer.name}.>")
                 _WAITING.labels(consumer.name).set(sum((info.state.subjects or {}).values()))
         except (nats.errors.Error, TimeoutError):
             pass  # the gauge keeps what it said last; others report that NATS is away
@@ -62,7 +62,7 @@ async def waiting(jetstream: JetStreamContext, consumers: Sequence[Consumer]) ->
         while True:
             try:
                 found = await jetstream.get_msg(
-                    events.DEAD_LETTERS, sequence, subject=f"dead.{consumer.name}.>", next=True
+                    subscriber.DEAD_LETTERS, sequence, subject=f"dead.{consumer.name}.>", next=True
                 )
             except NotFoundError:
                 break
@@ -74,7 +74,7 @@ async def waiting(jetstream: JetStreamContext, consumers: Sequence[Consumer]) ->
 async def find(jetstream: JetStreamContext, consumers: Sequence[Consumer], sequence: int) -> Letter | None:
     """The letter of that number, if it is one of these consumers'."""
     try:
-        found = await jetstream.get_msg(events.DEAD_LETTERS, sequence)
+        found = await jetstream.get_msg(subscriber.DEAD_LETTERS, sequence)
     except NotFoundError:
         return None
     owner = next((c for c in consumers if str(found.subject).startswith(f"dead.{c.name}.")), None)
@@ -84,11 +84,12 @@ async def find(jetstream: JetStreamContext, consumers: Sequence[Consumer], seque
 def _letter(found: Any, consumer: Consumer) -> Letter:
     headers: Mapping[str, str] = found.headers or {}
     # Letters of an older version have the event's own id, and say nothing of attempts and cause.
-    event_id = headers.get(events.EVENT_ID) or headers["Nats-Msg-Id"]
+    event_id = headers.get(subscriber.EVENT_ID) or headers["Nats-Msg-Id"]
     return Letter(
         sequence=found.seq, time=str(found.time or ""), consumer=consumer.name,
         subject=str(found.subject).removeprefix(f"dead.{consumer.name}."), event_id=uuid.UUID(event_id),
-        attempts=headers.get(events.ATTEMPTS, "?"), cause=headers.get(events.CAUSE, "?"), payload=found.data or b"",
+        attempts=headers.get(subscriber.ATTEMPTS, "?"),
+        cause=headers.get(subscriber.CAUSE, "?"), payload=found.data or b"",
     )  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("drop", help="remove events that nobody needs").add_argument("sequence", nargs="+", type=int)
 
 
-async def command(config: ServiceSettings, options: argparse.Namespace, consumers: events.Consumers) -> int:
+async def command(config: ServiceSettings, options: argparse.Namespace, consumers: subscriber.Consumers) -> int:
     """Carries the command out; returns 1 where something is left to be done."""
     engine, db = databases.connect(config.database_url.get_secret_value(), pool_size=1)
     try:
@@ -143,7 +144,7 @@ async def _act(jetstream: JetStreamContext, consumers: Sequence[Consumer], optio
         elif options.action == "replay":
             failed |= await _replay(jetstream, consumers, letter)
         else:
-            await jetstream.delete_msg(events.DEAD_LETTERS, number)
+            await jetstream.delete_msg(subscriber.DEAD_LETTERS, number)
             _tell(f"{number}: dropped")
     return failed
 
@@ -178,11 +179,11 @@ async def _replay(jetstream: JetStreamContext, consumers: Sequence[Consumer], le
         is_new = await consumer.carry_out({letter.event_id: letter.payload})
     except Exception as error:
         _tell(
-            f"{letter.sequence}: failed again, {events.cause_of(error)}. It stays. "
+            f"{letter.sequence}: failed again, {subscriber.cause_of(error)}. It stays. "
             "Mend the cause and replay it, or drop it if nobody needs it."
         )
         return 1
-    await jetstream.delete_msg(events.DEAD_LETTERS, letter.sequence)
+    await jetstream.delete_msg(subscriber.DEAD_LETTERS, letter.sequence)
     _tell(f"{letter.sequence}: {'carried out' if is_new else 'was carried out before'}, removed")
     return 0
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from services.chassis.watch import Watch
+from services.chassis.server.watch import Watch
 
 _CHECK_SECONDS = 1.0
 _ANSWER_SECONDS = 2.0

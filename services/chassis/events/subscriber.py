@@ -19,9 +19,9 @@ from sqlalchemy import func, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from services.chassis import statuses
-from services.chassis.db import Base, Database
+from services.chassis.data.db import Base, Database
 from services.chassis.errors import Unavailable
+from services.chassis.server import statuses
 
 log = structlog.get_logger()
 
