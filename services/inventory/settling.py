@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.data.db import Database
 from services.chassis.errors import WrongState
 from services.chassis.events import outbox
+from services.chassis.events.outbox import Event
 from services.inventory import domain
 from services.inventory.domain import Line, Reservation, State
 from services.inventory.reservations import (
@@ -204,7 +205,10 @@ async def expire(db: Database) -> list[Reservation]:
         expired = list(map(from_row, await tx.execute(LOCK_EXPIRED, {"most": EXPIRE_MOST})))
         await _return_units(tx, expired, State.EXPIRED)
         subject = "stampede.inventory.reservation.expired"
-        await outbox.tell(tx, [(subject, events_pb2.ReservationExpired(reservation_id=str(r.id))) for r in expired])
+        ids = [str(r.id) for r in expired]
+        await outbox.publish(
+            tx, [Event(subject, id_, events_pb2.ReservationExpired(reservation_id=id_)) for id_ in ids]
+        )
     return expired
 
 

@@ -153,7 +153,7 @@ async def finish(db: Database, endings: Sequence[Ending]) -> list[bool]:
     }
     async with db.begin() as tx:
         moved = (await tx.execute(_FINISH, arguments)).all()
-        await outbox.tell(tx, [rows.moved(row) for row in moved])
+        await outbox.publish(tx, [rows.moved(row) for row in moved])
         # Staff may be faster than the saga: what they paid back meanwhile counts from here on.
         if paid_back := {row.id: row.paid_back for row in moved if row.paid_back}:
             await store.paid_back(tx, paid_back)
@@ -191,7 +191,7 @@ async def save(db: Database, pauses: Sequence[Pause]) -> list[bool]:
     }
     async with db.begin() as tx:
         saved = (await tx.execute(_SAVE, arguments)).all()
-        await outbox.tell(tx, [rows.updated(row) for row in saved if row.id])
+        await outbox.publish(tx, [rows.updated(row) for row in saved if row.id])
     mine = {row.order_id for row in saved}
     return [p.saga.order_id in mine for p in pauses]
 

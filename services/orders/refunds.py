@@ -54,7 +54,7 @@ async def begin(tx: AsyncSession, order: Order, refund: Refund, by: Mover) -> No
         "id": order.id, "refund": orjson.dumps(_document(refund)).decode(), "cause": f"{_method(refund)} begun",
         "actor": by.actor, "note": by.note, "request": by.request_id,
     }  # fmt: skip
-    await outbox.tell(tx, [rows.updated(row) for row in await tx.execute(_BEGIN, arguments)])
+    await outbox.publish(tx, [rows.updated(row) for row in await tx.execute(_BEGIN, arguments)])
 
 
 def _document(refund: Refund) -> dict[str, object]:
@@ -82,7 +82,7 @@ async def finish(db: Database, saga: Saga) -> State | None:
             "refunded": refunded, "actor": mine.actor, "cause": cause, "note": mine.note, "request": mine.request_id,
         }  # fmt: skip
         changed = (await tx.execute(_FINISH, arguments)).one()
-        await outbox.tell(tx, [rows.updated(changed) if state is order.state else rows.moved(changed)])
+        await outbox.publish(tx, [rows.updated(changed) if state is order.state else rows.moved(changed)])
     return state
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from services.chassis.events.outbox import Event
 from services.chassis.money import Money
 from services.chassis.server import wire
 from services.orders.domain import Address, Line, LogEntry, Order, Payment, PaymentState, Refund, Shipment, State
@@ -133,14 +134,14 @@ def placed(new: Any) -> events_pb2.OrderChanged:
     return message
 
 
-def moved(row: Any) -> tuple[str, events_pb2.OrderChanged]:
-    """The event that an order moved to the state in `row`, and its subject."""
-    return f"stampede.orders.order.{row.state.lower()}", _changed(row)
+def moved(row: Any) -> Event:
+    """The event that an order moved to the state in `row`."""
+    return Event(f"stampede.orders.order.{row.state.lower()}", str(row.id), _changed(row))
 
 
-def updated(row: Any) -> tuple[str, events_pb2.OrderChanged]:
+def updated(row: Any) -> Event:
     """The event that an order changed as it is in `row`, but not its state."""
-    return "stampede.orders.order.updated", _changed(row)
+    return Event("stampede.orders.order.updated", str(row.id), _changed(row))
 
 
 def _changed(row: Any) -> events_pb2.OrderChanged:

@@ -48,8 +48,8 @@ _INSERT = text("""
         INSERT INTO order_log (order_id, version, state, reason, actor, cause, request_id)
         SELECT id, 1, 'PENDING', '', 'customer', 'PlaceOrder', trace FROM w JOIN placed USING (id)
     ), told AS (
-        INSERT INTO outbox (event_id, subject, payload)
-        SELECT event_id, 'stampede.orders.order.placed', event FROM w JOIN placed USING (id)
+        INSERT INTO outbox (event_id, subject, key, payload)
+        SELECT event_id, 'stampede.orders.order.placed', id::text, event FROM w JOIN placed USING (id)
     )
     SELECT id, create_time FROM placed
 """)
@@ -191,7 +191,7 @@ async def move(
         "actor": by.actor, "note": by.note, "request": by.request_id,
     }  # fmt: skip
     moved = (await tx.execute(_MOVE, arguments)).one()
-    await outbox.tell(tx, [rows.moved(moved)])
+    await outbox.publish(tx, [rows.moved(moved)])
     return await read(tx, order.id)
 
 
@@ -208,7 +208,7 @@ async def paid_back(tx: AsyncSession, minor_units: Mapping[uuid.UUID, int]) -> N
     """)
     await tx.execute(note, arguments)
     changed = await tx.execute(_PAID_BACK, {**arguments, "refundable": list(domain.REFUNDABLE)})
-    await outbox.tell(tx, [rows.updated(r) if r.state == r.state_before else rows.moved(r) for r in changed])
+    await outbox.publish(tx, [rows.updated(r) if r.state == r.state_before else rows.moved(r) for r in changed])
 
 
 async def get(db: Database, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> Order:

@@ -14,6 +14,7 @@ from services.chassis import ids
 from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.events import outbox
+from services.chassis.events.outbox import Event
 from services.chassis.money import Money
 from services.payments import quick, rows, tables
 from services.payments.domain import (
@@ -276,12 +277,12 @@ async def count_open(db: Database) -> dict[str, int]:
 
 
 async def _tell(tx: AsyncSession, payments: Sequence[Payment], *, as_refunded: bool = False) -> None:
-    await outbox.tell(tx, [_event(payment, as_refunded=as_refunded) for payment in payments])
+    await outbox.publish(tx, [_event(payment, as_refunded=as_refunded) for payment in payments])
 
 
-def _event(payment: Payment, *, as_refunded: bool) -> tuple[str, events_pb2.PaymentChanged]:
+def _event(payment: Payment, *, as_refunded: bool) -> Event:
     name = "refunded" if as_refunded else payment.state.lower()
-    return f"stampede.payments.payment.{name}", events_pb2.PaymentChanged(
+    message = events_pb2.PaymentChanged(
         payment_id=str(payment.id),
         order_id=str(payment.order_id),
         state=payment.state,
@@ -289,6 +290,7 @@ def _event(payment: Payment, *, as_refunded: bool) -> tuple[str, events_pb2.Paym
         refunded_minor_units=payment.refunded_minor,
         amount_minor_units=payment.amount_minor,
     )
+    return Event(f"stampede.payments.payment.{name}", message.payment_id, message)
 
 
 async def tell_refunded(tx: AsyncSession, payments: Sequence[Payment]) -> None:

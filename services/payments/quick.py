@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
-from google.protobuf.message import Message
 from sqlalchemy import text
 
 from services.chassis import ids
 from services.chassis.data.db import Database, run_alone
+from services.chassis.events.outbox import Event
 from services.payments.domain import Payment, check_seconds
 
 
@@ -20,7 +20,7 @@ class Change:
 
     before: Payment
     after: Payment
-    event: tuple[str, Message] | None
+    event: Event | None
 
 
 # The version decides: whatever else changed the row meanwhile moved that on, and nothing is changed here.
@@ -28,7 +28,8 @@ _CHANGE = text("""
     WITH n AS (
         SELECT * FROM jsonb_to_recordset(CAST(:changes AS jsonb)) AS n (
             id uuid, version bigint, state text, method text, reference text, secret text, reason text,
-            authenticating boolean, checks bigint, pause double precision, event_id uuid, subject text, event bytea)
+            authenticating boolean, checks bigint, pause double precision, event_id uuid, subject text, key text,
+            event bytea)
     ), mine AS (
         -- Row by row: a plan made while the table was small must not read all of it when it is large.
         SELECT p.id FROM (SELECT id, version FROM n ORDER BY id) AS n, LATERAL (
@@ -42,8 +43,8 @@ _CHANGE = text("""
         FROM n WHERE p.id = n.id AND p.id = ANY(ARRAY(SELECT id FROM mine))
         RETURNING p.id, p.version, p.update_time
     ), told AS (
-        INSERT INTO outbox (event_id, subject, payload)
-        SELECT n.event_id, n.subject, n.event FROM stored JOIN n USING (id) WHERE n.event IS NOT NULL
+        INSERT INTO outbox (event_id, subject, key, payload)
+        SELECT n.event_id, n.subject, n.key, n.event FROM stored JOIN n USING (id) WHERE n.event IS NOT NULL
     )
     SELECT id, version, update_time FROM stored
 """)
@@ -61,7 +62,7 @@ async def change(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID, Pay
 
 def _change(change: Change) -> dict[str, object]:
     after = change.after
-    subject, event = change.event or (None, None)
+    subject, key, event = change.event or (None, None, None)
     return {
         "id": after.id,
         "version": change.before.version,
@@ -75,5 +76,6 @@ def _change(change: Change) -> dict[str, object]:
         "pause": check_seconds(after),
         "event_id": ids.new() if event else None,
         "subject": subject,
+        "key": key,
         "event": f"\\x{event.SerializeToString().hex()}" if event else None,
     }

@@ -147,8 +147,8 @@ async def test_what_adds_up_is_found_to(shop: Shop) -> None:
         ),
         (
             "orders",
-            "INSERT INTO outbox (event_id, subject, payload, create_time)"
-            " VALUES (gen_random_uuid(), 's', '', now() - interval '1 hour')",
+            "INSERT INTO outbox (event_id, subject, key, payload, create_time)"
+            " VALUES (gen_random_uuid(), 's', 'k', '', now() - interval '1 hour')",
             {Invariant.OUTBOX},
         ),
     ],

@@ -38,7 +38,7 @@ CONSTRAINTS = """
 def mapped(service: str, present: set[str]) -> list[Table]:
     """The tables of a service: its own, and those of the chassis that its history makes."""
     importlib.import_module(f"services.{service}.tables")
-    for module in ("once", "outbox", "events", "lease"):
+    for module in ("data.idempotency", "events.outbox", "events.subscriber", "data.lease"):
         importlib.import_module(f"services.chassis.{module}")
     found = []
     for mapper in Base.registry.mappers:
@@ -70,7 +70,7 @@ def default_name(table: Table, constraint: Any) -> str:
 
 async def migrating(service: str, url: str) -> asyncio.subprocess.Process:
     """A process that migrates, as a replica does when it starts; Alembic cannot twice at once within one."""
-    code = "import asyncio, sys; from services.chassis import db; asyncio.run(db.migrate(*sys.argv[1:]))"
+    code = "import asyncio, sys; from services.chassis.data import db; asyncio.run(db.migrate(*sys.argv[1:]))"
     return await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, service, url,
         cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos/gen'}"}, stderr=asyncio.subprocess.PIPE,

@@ -5,7 +5,7 @@ from sqlalchemy import func, select
 
 from services.chassis.data.db import Database
 from services.chassis.events import outbox
-from services.chassis.events.outbox import OutboxEvent
+from services.chassis.events.outbox import Event, OutboxEvent
 from stampede.inventory.v1.events_pb2 import ReservationExpired
 from stampede.orders.v1.events_pb2 import OrderChanged
 
@@ -23,17 +23,19 @@ def number_of(payload: bytes) -> int:
 
 async def tell(db: Database, teller: str, *numbers: int) -> None:
     async with db.begin() as tx:
-        await outbox.tell(tx, [(f"stampede.{teller}.thing.happened", fact(number)) for number in numbers])
+        await outbox.publish(
+            tx, [Event(f"stampede.{teller}.thing.happened", str(number), fact(number)) for number in numbers]
+        )
 
 
 async def tell_changes(db: Database, teller: str, *changes: Change) -> None:
     """Each number of a change has a subject of its own, as each state of an order has."""
     async with db.begin() as tx:
         told = [
-            (f"stampede.{teller}.order.{number}", OrderChanged(order_id=order, version=number))
+            Event(f"stampede.{teller}.order.{number}", order, OrderChanged(order_id=order, version=number))
             for order, number in changes
         ]
-        await outbox.tell(tx, told)
+        await outbox.publish(tx, told)
 
 
 async def _payloads(jetstream: JetStreamContext, teller: str) -> list[bytes]:

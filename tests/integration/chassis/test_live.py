@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from services.chassis.data.db import Database
 from services.chassis.events import broadcast, outbox, subscriber
-from services.chassis.events.outbox import Relay
+from services.chassis.events.outbox import Event, Relay
 from services.chassis.server.watch import Watch
 from stampede.orders.v1.events_pb2 import OrderChanged
 from tests.support.broker import Broker, a_broker
@@ -59,7 +59,7 @@ class Replica:
         told = OrderChanged(order_id=str(order_id), version=version)
         async with self.db.begin() as tx:
             await tx.execute(text(change), {"id": order_id, "version": version})
-            await outbox.tell(tx, [("stampede.orders.order.changed", told)])
+            await outbox.publish(tx, [Event("stampede.orders.order.changed", told.order_id, told)])
 
     async def is_live(self) -> bool:
         return self.watch.live
