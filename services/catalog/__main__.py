@@ -11,7 +11,7 @@ from stampede.catalog.v1.snapshot_service_pb2_grpc import add_SnapshotServiceSer
 
 async def main(config: Settings) -> None:
     async with Process("catalog", config) as process:
-        pages = Pages(config.page_secret.get_secret_value())
+        pages = Pages(*config.page_secret.values())
         add_CatalogServiceServicer_to_server(CatalogService(process.db, pages), process.server)
         add_SnapshotServiceServicer_to_server(SnapshotService(process.db), process.server)
         process.forget(idempotency.FORGET)

@@ -55,11 +55,11 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
             order_by=request.order_by or "newest",
         )
         query = dataclasses.asdict(wanted)
-        position = self._pages.unseal(request.page_token, query)
+        position = self._pages.verify(request.page_token, query)
         page = await actions.list_products(self._db, wanted, position=position, size=paging.size(request.page_size))
         return pb.ListProductsResponse(
             products=map(to_proto, page.products),
-            next_page_token=self._pages.seal(page.next_position, query) if page.next_position else "",
+            next_page_token=self._pages.sign(page.next_position, query) if page.next_position else "",
             total_size=page.total,
         )
 

@@ -80,7 +80,7 @@ class Process:
     ) -> None:
         """`fetch_jwks` says where to find the keys that verify tokens, for identity itself; others ask identity."""
         self.service, self._config = service, config
-        self.mesh = MeshIdentity(service, config.mesh_secret.get_secret_value())
+        self.mesh = MeshIdentity(service, *config.mesh_secret.values())
         self._targets: list[Target] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._nats: Any = None

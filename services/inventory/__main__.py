@@ -21,7 +21,7 @@ async def main(config: Settings) -> None:
     gate = Gate(config.valkey_url.get_secret_value(), lease.term, cluster=config.valkey_cluster)
     # The gate is closed last: those who use it are stopped when the process is left.
     async with contextlib.aclosing(gate), Process("inventory", config) as process:
-        db, pages, watch = process.db, Pages(config.page_secret.get_secret_value()), sale_watch(process.db)
+        db, pages, watch = process.db, Pages(*config.page_secret.values()), sale_watch(process.db)
         add_StockServiceServicer_to_server(StockService(db, pages), process.server)
         add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), process.server)
         add_ReservationServiceServicer_to_server(ReservationService(db, gate, pages), process.server)

@@ -68,10 +68,10 @@ class StockService(stock_grpc.StockServiceServicer):
         self, request: stock_pb.ListStockMovementsRequest, context: Any
     ) -> stock_pb.ListStockMovementsResponse:
         size, query = paging.size(request.page_size), {"product": request.product_id}
-        position = self._pages.unseal(request.page_token, query)
+        position = self._pages.verify(request.page_token, query)
         before = int(position[0]) if position else None
         rows = await actions.list_movements(self._db, uuid.UUID(request.product_id), before=before, limit=size + 1)
-        token = self._pages.seal([str(rows[size - 1].id)], query) if len(rows) > size else ""
+        token = self._pages.sign([str(rows[size - 1].id)], query) if len(rows) > size else ""
         return stock_pb.ListStockMovementsResponse(movements=map(_movement, rows[:size]), next_page_token=token)
 
 
@@ -89,7 +89,7 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
         self, request: sale_pb.ListFlashSalesRequest, context: Any
     ) -> sale_pb.ListFlashSalesResponse:
         size, query = paging.size(request.page_size), {"state": request.state, "product": request.product_id}
-        position = self._pages.unseal(request.page_token, query)
+        position = self._pages.verify(request.page_token, query)
         rows = await sales.list_sales(
             self._db,
             state=sale_pb.FlashSale.State.Name(request.state) if request.state else None,
@@ -97,7 +97,7 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
             before=uuid.UUID(position[0]) if position else None,
             limit=size + 1,
         )
-        token = self._pages.seal([str(rows[size - 1].id)], query) if len(rows) > size else ""
+        token = self._pages.sign([str(rows[size - 1].id)], query) if len(rows) > size else ""
         return sale_pb.ListFlashSalesResponse(flash_sales=map(_sale, rows[:size]), next_page_token=token)
 
     async def UpdateFlashSale(self, request: sale_pb.UpdateFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
@@ -152,9 +152,9 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         return pb.BatchCreateReturnsResponse(outcomes=map(_return_outcome, outcomes))
 
     async def ListTickets(self, request: pb.ListTicketsRequest, context: Any) -> pb.ListTicketsResponse:
-        size, position = request.page_size or domain.TICKETS_DEFAULT, self._pages.unseal(request.page_token, {})
+        size, position = request.page_size or domain.TICKETS_DEFAULT, self._pages.verify(request.page_token, {})
         listed = await tickets.oldest(self._db, limit=size + 1, after=int(position[0]) if position else 0)
-        token = self._pages.seal([str(listed[size - 1].number)], {}) if len(listed) > size else ""
+        token = self._pages.sign([str(listed[size - 1].number)], {}) if len(listed) > size else ""
         return pb.ListTicketsResponse(tickets=map(_ticket, listed[:size]), next_page_token=token)
 
     async def GetTickets(self, request: pb.GetTicketsRequest, context: Any) -> pb.ListTicketsResponse:

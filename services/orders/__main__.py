@@ -39,7 +39,7 @@ async def main(config: Settings) -> None:
             queue=queue,
             queue_above=config.queue_above,
         )
-        desk, pages = Desk(db, worker, watch, process.relay, queue), Pages(secret)
+        desk, pages = Desk(db, worker, watch, process.relay, queue), Pages(*config.page_secret.values())
         add_OrderServiceServicer_to_server(OrderService(db, placer, desk, pages), process.server)
         add_SagaServiceServicer_to_server(SagaService(db, desk, pages), process.server)
 

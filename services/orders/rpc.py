@@ -55,22 +55,22 @@ class OrderService(pb_grpc.OrderServiceServicer):
         self, request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, query: Query
     ) -> pb.ListOrdersResponse:
         sealed_to = asdict(query)
-        at = self._pages.unseal(request.page_token, sealed_to)
+        at = self._pages.verify(request.page_token, sealed_to)
         orders, end = await history.orders_of(
             self._db,
             query,
             after=(datetime.fromisoformat(at[0]), uuid.UUID(at[1])) if at else None,
             most=paging.size(request.page_size),
         )
-        token = self._pages.seal([end[0].isoformat(), str(end[1])], sealed_to) if end else ""
+        token = self._pages.sign([end[0].isoformat(), str(end[1])], sealed_to) if end else ""
         return pb.ListOrdersResponse(orders=map(to_proto, orders), next_page_token=token)
 
     async def ListOrderLog(self, request: pb.ListOrderLogRequest, context: Any) -> pb.ListOrderLogResponse:
         order = await self._desk.get_written(uuid.UUID(request.order_id), customer_id=_whose())
         size, sealed_to = paging.size(request.page_size), {"log of": order.id}
-        at = self._pages.unseal(request.page_token, sealed_to)
+        at = self._pages.verify(request.page_token, sealed_to)
         entries = await history.log_of(self._db, order, after=int(at[0]) if at else 0, most=size + 1)
-        token = self._pages.seal([str(entries[size - 1].id)], sealed_to) if len(entries) > size else ""
+        token = self._pages.sign([str(entries[size - 1].id)], sealed_to) if len(entries) > size else ""
         in_full = request_context.current().caller.is_staff
         return pb.ListOrderLogResponse(
             entries=[_entry_to_proto(entry, in_full=in_full) for entry in entries[:size]], next_page_token=token
@@ -111,12 +111,12 @@ class SagaService(saga_grpc.SagaServiceServicer):
 
     async def ListSagas(self, request: saga_pb.ListSagasRequest, context: Any) -> saga_pb.ListSagasResponse:
         size, query = paging.size(request.page_size), {"stuck": request.stuck}
-        at = self._pages.unseal(request.page_token, query)
+        at = self._pages.verify(request.page_token, query)
         after = (datetime.fromisoformat(at[0]), uuid.UUID(at[1])) if at else None
         sagas = await console.sagas(self._db, stuck=request.stuck, after=after, most=size + 1)
         token = ""
         if len(sagas) > size:
-            token = self._pages.seal([sagas[size - 1].progress_time.isoformat(), str(sagas[size - 1].order_id)], query)
+            token = self._pages.sign([sagas[size - 1].progress_time.isoformat(), str(sagas[size - 1].order_id)], query)
         return saga_pb.ListSagasResponse(sagas=map(_saga_to_proto, sagas[:size]), next_page_token=token)
 
     async def GetSaga(self, request: saga_pb.GetSagaRequest, context: Any) -> saga_pb.Saga:

@@ -1,6 +1,7 @@
 """Who may call what: declared in the .proto, enforced here before any handler runs."""
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
@@ -45,32 +46,35 @@ def is_for_mesh(method: str) -> bool:
 
 
 class MeshIdentity:
-    """This service's own name, and proof of it for others: a short-lived token signed with the mesh's secret."""
+    """The name of this service, and its proof for others: a short-lived token.
 
-    def __init__(self, service: str, secret: str) -> None:
+    The first of `secrets` signs; a token that any of them signed is accepted.
+    """
+
+    def __init__(self, service: str, *secrets: str) -> None:
         self.service = service
-        self._secret = secret
+        self._secrets = secrets
         self._token, self._renew_at = "", 0.0
 
     def token(self) -> str:
-        """A token good for at least five minutes."""
+        """Returns a token that is valid for at least five more minutes."""
         now = time.time()
         if now >= self._renew_at:
             claims = {"iss": MESH_ISSUER, "sub": self.service, "exp": int(now) + _MESH_SECONDS}
-            self._token = jwt.encode(claims, self._secret, algorithm="HS256")
+            self._token = jwt.encode(claims, self._secrets[0], algorithm="HS256")
             self._renew_at = now + _MESH_SECONDS / 2
         return self._token
 
     def verify(self, token: str) -> tuple[Caller, float]:
-        """The service that made `token`, and when it expires; raises `Unauthenticated`."""
-        try:
-            claims = jwt.decode(
-                token, self._secret, algorithms=["HS256"], issuer=MESH_ISSUER, leeway=_LEEWAY_SECONDS,
-                options={"require": ["exp", "sub"]},
-            )  # fmt: skip
-        except jwt.InvalidTokenError:
-            raise Unauthenticated() from None
-        return Caller(service=claims["sub"]), claims["exp"]
+        """Returns the service that made `token` and when the token expires; raises `Unauthenticated`."""
+        for secret in self._secrets:
+            with contextlib.suppress(jwt.InvalidTokenError):
+                claims = jwt.decode(
+                    token, secret, algorithms=["HS256"], issuer=MESH_ISSUER, leeway=_LEEWAY_SECONDS,
+                    options={"require": ["exp", "sub"]},
+                )  # fmt: skip
+                return Caller(service=claims["sub"]), claims["exp"]
+        raise Unauthenticated
 
 
 class Gatekeeper:

@@ -215,6 +215,13 @@ async def test_a_service_that_is_not_named_is_not(gate: Gatekeeper) -> None:
         await gate.admit(MESH, mesh(MeshIdentity("payments", MESH_SECRET).token()))
 
 
+async def test_mesh_secret_is_rotated_with_two_accepted(identity: Identity) -> None:
+    both = MeshIdentity("catalog", "a new mesh secret, just as long as ours", MESH_SECRET)
+    gate = Gatekeeper(both, identity.jwks)
+    for token in (MeshIdentity("orders", MESH_SECRET).token(), MeshIdentity("orders", *both._secrets).token()):
+        assert (await gate.admit(MESH, mesh(token))).service == "orders"
+
+
 async def test_another_secret_proves_nothing(gate: Gatekeeper) -> None:
     with pytest.raises(Unauthenticated):
         await gate.admit(MESH, mesh(MeshIdentity("orders", "another secret, just as long as ours").token()))

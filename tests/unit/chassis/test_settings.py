@@ -1,10 +1,10 @@
 """Settings: read once, refused as a whole, and silent about secrets."""
 
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from services.chassis import settings
-from services.chassis.settings import ServiceSettings
+from services.chassis.settings import Secrets, ServiceSettings
 
 STRONG = "f3b1c6de8a9b4711"
 ENVIRONMENT = {
@@ -18,7 +18,7 @@ ENVIRONMENT = {
 
 class Settings(ServiceSettings):
     workers: int = 4
-    key_secret: SecretStr | None = None
+    key_secret: Secrets | None = None
 
 
 @pytest.fixture
@@ -72,6 +72,8 @@ def test_a_refusal_does_not_repeat_the_secret_it_refuses(environment: pytest.Mon
         ("MESH_SECRET", "please-change-me-now"),
         ("PAGE_SECRET", "a-default-for-pages"),
         ("KEY_SECRET", "example-of-a-long-key"),
+        ("KEY_SECRET", f"{STRONG},short"),
+        ("KEY_SECRET", f"{STRONG},a-default-for-keys"),
         ("DATABASE_URL", "postgresql+psycopg://catalog@db/catalog"),
         ("DATABASE_URL", "postgresql+psycopg://catalog:password@db/catalog"),
         ("NATS_URL", "nats://nats-server-of-ours:4222"),
@@ -93,6 +95,21 @@ def test_production_is_what_is_meant_when_nothing_is_said(environment: pytest.Mo
 def test_an_address_may_hold_any_word_outside_of_its_password(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DATABASE_URL", f"postgresql+psycopg://default:{STRONG}@secret.example.com/password")
     settings.load(Settings)
+
+
+def test_several_secrets_are_separated_by_commas(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("KEY_SECRET", f"new-{STRONG}, old-{STRONG},")
+    loaded = settings.load(Settings)
+    assert loaded.key_secret
+    assert loaded.key_secret.values() == [f"new-{STRONG}", f"old-{STRONG}"]
+    assert STRONG not in repr(loaded)
+
+
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_empty_list_of_secrets_is_refused(environment: pytest.MonkeyPatch, value: str) -> None:
+    environment.setenv("ENVIRONMENT", "local")
+    environment.setenv("KEY_SECRET", value)
+    assert "KEY_SECRET: " in refusal()
 
 
 def test_settings_do_not_change(environment: pytest.MonkeyPatch) -> None:
