@@ -1,4 +1,4 @@
-"""Puts the catalog together and runs it: `python -m services.catalog [serve|migrate]`."""
+"""Composition of the catalog: `python -m services.catalog [serve|migrate]`."""
 
 from services.catalog.rpc import CatalogService, SnapshotService
 from services.catalog.settings import Settings

@@ -1,7 +1,8 @@
-"""The rules of products: what may be said of them, and how they are found. Pure."""
+"""Rules of products: their values, their slugs, and how a search query is read. Pure."""
 
 import re
 import unicodedata
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,12 +11,12 @@ from services.chassis.money import Money
 
 SLUG_LENGTH_MAX = 100
 COUNTED_MAX = 10_000
-"""How far matching products are counted; beyond, nobody reads the number and counting costs."""
+"""A list counts at most this many matches: counting costs time, and no client shows a larger number."""
 
 MUTABLE = frozenset({"sku", "slug", "name", "description", "category", "price", "attributes"})
 """The fields that `UpdateProduct` can change."""
 REQUIRED = frozenset({"sku", "name", "price"})
-"""Those of them that cannot be emptied."""
+"""The fields of `MUTABLE` that cannot be emptied."""
 _LAST_WORD = re.compile(r"(?:^|\s)(\w[\w.-]*)$")
 
 
@@ -36,7 +37,7 @@ class SlugTaken(AppError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A product to be created."""
+    """A product that is not created yet."""
 
     sku: str
     slug: str
@@ -50,7 +51,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What an update sets; None leaves a field as it is. An empty slug is made anew from the name and the sku."""
+    """The fields that an update sets; None leaves a field unchanged. An empty slug is derived from name and sku."""
 
     sku: str | None = None
     slug: str | None = None
@@ -63,19 +64,30 @@ class Changes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which products a list shows, and in which order. Empty texts and zeros do not restrict."""
+    """The products that a list contains, and their order. Empty texts and zeros do not restrict."""
 
     query: str = ""
     category: str = ""
     price_min: int = 0
     price_max: int = 0
     attribute: str = ""
-    """Written `name:value`."""
+    """`name:value`."""
     order_by: str = "newest"
 
 
-def slug_of(name: str, sku: str) -> str:
-    """A slug that reads like the name and is as unique as the sku, which it always holds in full."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The part of a product that an order stores."""
+
+    product_id: uuid.UUID
+    sku: str
+    name: str
+    price: Money
+    active: bool
+
+
+def make_slug(name: str, sku: str) -> str:
+    """Derive a slug from the name and the sku. It contains the whole sku, so it is as unique as the sku."""
     tail = _ascii_words(sku)
     head = _ascii_words(name)[: SLUG_LENGTH_MAX - len(tail) - 1].strip("-")
     return f"{head}-{tail}" if head else tail
@@ -86,17 +98,17 @@ def _ascii_words(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", folded).strip("-")
 
 
-def last_word(query: str) -> tuple[str, str]:
-    """Splits a search into what stands before, and the word still being typed; the latter is empty if there is none.
+def split_last_word(query: str) -> tuple[str, str]:
+    """Split a search query into its head and the word that is still being typed.
 
-    A last word that is quoted or excluded is finished.
+    The second part is empty if the last word is complete, that is, quoted or excluded.
     """
     match = _LAST_WORD.search(query)
     return (query[: match.start(1)], match[1]) if match else (query, "")
 
 
 def discount_percent(price_minor: int, original_price_minor: int | None) -> int | None:
-    """By how much a price is reduced, rounded down so that no advertisement claims too much; None if it is not."""
+    """Return the discount, rounded down so that no advertisement claims too much; None without an original price."""
     if original_price_minor is None:
         return None
     return (original_price_minor - price_minor) * 100 // original_price_minor

@@ -1,4 +1,4 @@
-"""The catalog's methods: parse, one call, answer."""
+"""Handlers of the catalog: parse the request, call one action, build the response."""
 
 import dataclasses
 import uuid
@@ -8,7 +8,7 @@ import grpc
 
 from services.catalog import actions, domain
 from services.catalog.domain import Changes, Draft, Filter
-from services.catalog.tables import Product
+from services.catalog.sql.schema import Product
 from services.chassis import request_context
 from services.chassis.data.db import Database, etag, uuids
 from services.chassis.money import Money

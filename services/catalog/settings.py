@@ -1,7 +1,7 @@
-"""What the catalog is told at start-up."""
+"""Settings of the catalog."""
 
 from services.chassis.settings import ServiceSettings
 
 
 class Settings(ServiceSettings):
-    """Nothing beyond what every service is told."""
+    """The catalog has no settings of its own."""

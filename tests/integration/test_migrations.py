@@ -37,7 +37,8 @@ CONSTRAINTS = """
 
 def mapped(service: str, present: set[str]) -> list[Table]:
     """The tables of a service: its own, and those of the chassis that its history makes."""
-    importlib.import_module(f"services.{service}.tables")
+    schema = "sql.schema" if (ROOT / "services" / service / "sql/schema.py").exists() else "tables"
+    importlib.import_module(f"services.{service}.{schema}")
     for module in ("data.idempotency", "events.outbox", "events.subscriber", "data.lease"):
         importlib.import_module(f"services.chassis.{module}")
     found = []

@@ -24,7 +24,6 @@ EVERY_SERVICE_HAS = {
     "domain.py",
     "rpc.py",
     "settings.py",
-    "tables.py",
     "README.md",
 }
 # What domain.py may import: values of the standard library, and the chassis's.
@@ -149,7 +148,7 @@ def test_domain_is_pure(service: str) -> None:
 @each_service
 def test_actions_and_rules_know_nothing_of_grpc(service: str) -> None:
     """Status codes, contexts and metadata are the guard's and the handlers'."""
-    for name in ("actions.py", "domain.py", "tables.py"):
+    for name in ("actions.py", "domain.py"):
         assert not [m for m in imports(ROOT / "services" / service / name) if m.split(".")[0] == "grpc"], name
 
 
@@ -167,7 +166,8 @@ def test_the_chassis_names_no_service() -> None:
 
 
 def owned_tables(service: str) -> set[str]:
-    text = (ROOT / "services" / service / "tables.py").read_text()
+    folder = ROOT / "services" / service
+    text = next(path for path in (folder / "sql/schema.py", folder / "tables.py") if path.exists()).read_text()
     return set(re.findall(r'__tablename__ = "(\w+)"', text))
 
 

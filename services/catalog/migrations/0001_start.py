@@ -1,4 +1,4 @@
-"""Start: products, and the request ids of mutations."""
+"""Create the tables of products and of request ids."""
 
 from alembic import op
 
@@ -37,7 +37,7 @@ def upgrade() -> None:
             CONSTRAINT products_attributes CHECK (jsonb_typeof(attributes) = 'object')
         );
 
-        -- One index for each order of a list; Postgres reads it in either direction.
+        -- One index per sort order of a list; PostgreSQL reads an index in both directions.
         CREATE INDEX products_by_time ON products (create_time, id) WHERE active AND deleted_time IS NULL;
         CREATE INDEX products_by_price ON products (price_minor, id) WHERE active AND deleted_time IS NULL;
         CREATE INDEX products_by_name ON products (lower(name), id) WHERE active AND deleted_time IS NULL;

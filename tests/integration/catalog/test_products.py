@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from sqlalchemy import func, select, text
 
-from services.catalog.tables import Product
+from services.catalog.sql.schema import Product
 from services.chassis.data.db import Database
 from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.type.v1.money_pb2 import Money

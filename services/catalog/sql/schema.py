@@ -1,4 +1,4 @@
-"""The catalog's tables; `migrations/` makes them, a test compares the two."""
+"""The mapped class of the catalog's table. `migrations/` creates the table; a test compares the two."""
 
 import uuid
 from datetime import datetime
@@ -12,12 +12,12 @@ from services.chassis.money import MINOR_UNITS_MAX
 
 SKU_KEY = "products_sku_key"
 SLUG_KEY = "products_slug_key"
-# The sku in parts too, so that 42 finds MUG-42.
+# The sku is indexed whole and in parts, so that the query 42 finds MUG-42.
 _SEARCH = "to_tsvector('simple', name || ' ' || sku || ' ' || translate(sku, '._-', '   ') || ' ' || description)"
 
 
 class Product(Base):
-    """Something the shop sells."""
+    """A product of the shop."""
 
     __tablename__ = "products"
     __table_args__ = (

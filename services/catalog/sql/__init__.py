@@ -1,0 +1,1 @@
+"""All SQL of the catalog: `schema` maps its table, `products` reads and writes it."""
