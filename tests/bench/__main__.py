@@ -1,8 +1,8 @@
-"""What an order costs: `make bench`. Everything in one run, as ratios to E and CPU time by process.
+"""Measure the cost of an order: `make bench`, one run, as ratios to E and as CPU time by process.
 
-E is an empty grpc.aio method without interceptors, transcoded by the same Envoy build with no other filter. The mesh is
-the bench's own, on free ports; the load comes from a process of its own over loopback. Each number stands beside the
-bar that it is held to; a bar that is missed is said, and is an error only with --strict.
+E is an empty grpc.aio method without interceptors, behind the same Envoy build with the transcoder as its only filter.
+The mesh is the bench's own, on free ports. A process of its own sends the load over loopback. Each number stands beside
+its bar; a missed bar is printed as NO, and is an error only with --strict.
 """
 
 import argparse
@@ -12,67 +12,78 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from tests.bench import paid
-from tests.bench.measure import bystanders, say
-from tests.bench.mesh import Yardstick, mesh
-from tests.bench.paid import Till
+from tests.bench.measure.jobs import other_load, print_line
+from tests.bench.mesh import Baseline, BenchMesh
 from tests.bench.report import Verdict, table
-from tests.bench.rivals import CELERY, DBOS, PYTHON, Rival
-from tests.bench.rows import Rows
-from tests.bench.rush import Plan, rush
+from tests.bench.rivals.rival import CELERY, DBOS, PYTHON, Rival
+from tests.bench.rows.paying import PayingPlan, PayingRows
+from tests.bench.rows.placing import PlacingRows
+from tests.bench.rows.rush import RushPlan, rush, rush_gate_off
 
 _SAGAS = 512
-_BYSTANDERS_MOST = 0.2
+_OTHER_LOAD_MAX = 0.2
 """Cores."""
 PLACING, PAYING = "placing", "paying"
 
 
-async def bench(only: Collection[str], requests: int, plan: Plan) -> list[Verdict]:
-    """All that is measured, in those parts."""
+async def bench(only: Collection[str], requests: int, plan: RushPlan) -> list[Verdict]:
+    """Measure the chosen parts."""
     verdicts = []
-    if (busy := await bystanders()) > _BYSTANDERS_MOST:
-        say(f"others keep {busy:.1f} cores busy: whoever has more processes gets more of the rest, so ratios are off")
+    if (busy := await other_load()) > _OTHER_LOAD_MAX:
+        print_line(f"warning: other programs use {busy:.1f} cores; ratios between programs are unreliable")
     with tempfile.TemporaryDirectory(prefix="stampede-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)  # PostgreSQL may run as another user
-        async with Yardstick.running(home) as e:
-            rows = Rows(e, requests)
-            await rows.warm_up()
+        async with Baseline.running(home) as e:
             if PLACING in only:
-                # Their sagas are left for later, so that placing is measured alone.
-                async with mesh(home / PLACING, sagas_at_once=0) as (shop, pids):
-                    await rows.hot(shop, pids)
-                    await rows.spread(shop, pids)
-                    await rows.sold_out(shop, pids)
-                    verdicts += [*rows.verdicts, *await rush(shop, pids, plan)]
+                verdicts += await _placing(e, home, requests, plan)
             if PAYING in only:
-                async with mesh(home / PAYING, sagas_at_once=_SAGAS) as (shop, pids):
-                    till = Till(e, shop, pids, paid.Plan(orders=requests // 2))
-                    async with (
-                        Rival.running(DBOS, shop.site, pids) as dbos,
-                        Rival.running(CELERY, shop.site, pids) as celery,
-                    ):
-                        verdicts += await till.measure([dbos, celery])
+                verdicts += await _paying(e, home, requests)
     return verdicts
+
+
+async def _placing(e: Baseline, home: Path, requests: int, plan: RushPlan) -> list[Verdict]:
+    """Measure placing alone: no saga runs. The gate is turned off for the last rows."""
+    rows = PlacingRows(e, requests)
+    await rows.warm_up()
+    async with BenchMesh.running(home / PLACING, sagas_at_once=0) as mesh:
+        shop = mesh.shop
+        placed = await rows.one_sale(shop, mesh.pids)
+        await rows.spread(shop, mesh.pids)
+        sold_out = await rows.sold_out(shop, mesh.pids)
+        rushed = await rush(shop, mesh.pids, plan)
+        await mesh.turn_gate_off()
+        await rows.gate_off(shop, mesh.pids, placed=placed, sold_out=sold_out)
+        return [*rows.verdicts, *rushed, *await rush_gate_off(shop, mesh.pids, plan)]
+
+
+async def _paying(e: Baseline, home: Path, requests: int) -> list[Verdict]:
+    async with BenchMesh.running(home / PAYING, sagas_at_once=_SAGAS) as mesh:
+        shop, pids = mesh.shop, mesh.pids
+        rows = PayingRows(e, shop, pids, PayingPlan(orders=requests // 2))
+        async with Rival.running(DBOS, shop.site, pids) as dbos, Rival.running(CELERY, shop.site, pids) as celery:
+            return await rows.measure([dbos, celery])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", choices=[PLACING, PAYING], help="one part of it, without the other")
+    parser.add_argument("--only", choices=[PLACING, PAYING], help="measure one part without the other")
     parser.add_argument("--requests", type=int, default=6_000, help="requests per row (default: %(default)s)")
-    told = f"of the rush, ten attempts each; more than the {Plan.units:,} units, one each (default: %(default)s)"
-    parser.add_argument("--customers", type=int, default=Plan.customers, help=told)
-    parser.add_argument("--strict", action="store_true", help="exit with 1 where a bar is missed")
+    customers = (
+        f"customers of the rush, ten attempts each; more than its {RushPlan.units:,} units (default: %(default)s)"
+    )
+    parser.add_argument("--customers", type=int, default=RushPlan.customers, help=customers)
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a bar is missed")
     options = parser.parse_args()
     if not PYTHON.exists():
         parser.error(f"{PYTHON} is missing: `make bench` sets it up")
     only = [options.only] if options.only else [PLACING, PAYING]
-    verdicts = asyncio.run(bench(only, options.requests, Plan(customers=options.customers)))
-    say("\nratios are those of the middle one of three pairs, or five rounds: E with as many connections, then the row")
+    verdicts = asyncio.run(bench(only, options.requests, RushPlan(customers=options.customers)))
+    print_line("\neach ratio is the median of three pairs, or of five rounds: E with as many connections, then the row")
     for line in table(verdicts):
-        say(line)
+        print_line(line)
     missed = [verdict for verdict in verdicts if not verdict.met]
-    say(f"\n{len(missed)} of {sum(bool(verdict.bar) for verdict in verdicts)} bars are missed")
+    print_line(f"\n{len(missed)} of {sum(bool(verdict.bar) for verdict in verdicts)} bars are missed")
     return 1 if missed and options.strict else 0
 
 

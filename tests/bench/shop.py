@@ -13,7 +13,7 @@ import psycopg
 
 from deploy.local import Site
 from tests.bench.accounts import Accounts
-from tests.bench.load import REQUEST_ID, Job
+from tests.bench.load.generator import REQUEST_ID, Job
 
 UNITS = 1_000_000
 _CARD = "pm_card_visa"

@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 
 from deploy.local import Mesh
-from tests.bench import books, statements
-from tests.bench import paid as paying
-from tests.bench.mesh import Yardstick, pids_of
-from tests.bench.paid import Till
-from tests.bench.rivals import CELERY, DBOS, PYTHON, Kind, Rival
-from tests.bench.rows import Rows
-from tests.bench.rush import Plan, rush
+from tests.bench.measure import sale_records, statements
+from tests.bench.mesh import Baseline, pids_of
+from tests.bench.rivals.rival import CELERY, DBOS, PYTHON, Rival, RivalSpec
+from tests.bench.rows.paying import PayingPlan, PayingRows
+from tests.bench.rows.placing import PlacingRows
+from tests.bench.rows.rush import RushPlan, rush
 from tests.bench.shop import Shop as Bench
 from tests.bench.soak import soak
 from tests.e2e.shop import Shop
 
-PLAN = Plan(units=20, customers=40, attempts_each=5, limit=0, connections=16, idle_seconds=0)
+PLAN = RushPlan(units=20, customers=40, attempts_each=5, limit=0, connections=16, idle_seconds=0)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +41,10 @@ async def test_its_customers_are_accounts_like_others(bench: Bench, shop: Shop) 
 
 
 async def test_every_row_gets_only_the_answers_that_count(bench: Bench, mesh: Mesh, tmp_path: Path) -> None:
-    async with Yardstick.running(tmp_path) as e:
-        rows = Rows(e, requests=20, pairs=1)
+    async with Baseline.running(tmp_path) as e:
+        rows = PlacingRows(e, requests=20, pairs=1)
         await rows.warm_up()
-        await rows.hot(bench, pids_of(mesh))
+        await rows.one_sale(bench, pids_of(mesh))
         await rows.spread(bench, pids_of(mesh), products=3)
         await rows.sold_out(bench, pids_of(mesh))
 
@@ -64,12 +63,12 @@ async def test_every_row_gets_only_the_answers_that_count(bench: Bench, mesh: Me
 async def test_paid_orders_are_measured_alone_and_with_those_who_watch(
     bench: Bench, shop: Shop, mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statements, "TOLD_SECONDS", 0)  # exact numbers of the server are test_costs' matter
-    async with Yardstick.running(tmp_path) as e:
-        plan = paying.Plan(orders=30, rounds=2, connections=8, watchers=5)
-        till = Till(e, bench, pids_of(mesh), plan)
-        verdicts = await till.measure([])
-    for order, token in zip(till.waiting, await bench.tokens(plan.watchers), strict=True):
+    monkeypatch.setattr(statements, "SERVER_COUNTS_SECONDS", 0)  # exact numbers of the server are test_costs' matter
+    async with Baseline.running(tmp_path) as e:
+        plan = PayingPlan(orders=30, rounds=2, connections=8, watchers=5)
+        rows = PayingRows(e, bench, pids_of(mesh), plan)
+        verdicts = await rows.measure([])
+    for order, token in zip(rows.watched_orders, await bench.tokens(plan.watchers), strict=True):
         (await shop.rest.as_(token).post(f"/v1/orders/{order}:cancel")).expect()
 
     assert [verdict.name for verdict in verdicts] == [
@@ -81,10 +80,10 @@ async def test_paid_orders_are_measured_alone_and_with_those_who_watch(
 
 
 @pytest.mark.skipif(not PYTHON.exists(), reason="`make bench` installs what it compares with")
-@pytest.mark.parametrize("kind", [DBOS, CELERY], ids=lambda kind: kind.name)
-async def test_what_it_compares_with_does_all_three_steps(bench: Bench, mesh: Mesh, kind: Kind) -> None:
-    kind = replace(kind, orders=20)
-    async with Rival.running(kind, mesh.site, pids_of(mesh)) as rival:
+@pytest.mark.parametrize("spec", [DBOS, CELERY], ids=lambda spec: spec.name)
+async def test_what_it_compares_with_does_all_three_steps(bench: Bench, mesh: Mesh, spec: RivalSpec) -> None:
+    spec = replace(spec, orders=20)
+    async with Rival.running(spec, mesh.site, pids_of(mesh)) as rival:
         await rival.warm_up()
         before = Counter(await rival.effects())
         row = await rival.measure()
@@ -98,7 +97,7 @@ async def test_what_it_compares_with_does_all_three_steps(bench: Bench, mesh: Me
 async def test_a_rush_adds_up_and_its_statements_are_counted(
     bench: Bench, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statements, "TOLD_SECONDS", 0)  # exact numbers of the server are no matter here
+    monkeypatch.setattr(statements, "SERVER_COUNTS_SECONDS", 0)  # exact numbers of the server are no matter here
 
     answers, sold, spent, _background = await rush(bench, pids_of(mesh), PLAN)
 
@@ -113,10 +112,10 @@ async def test_its_books_are_wrong_when_one_unit_is_missing(bench: Bench, shop: 
     sale, buyer = await bench.sale(2), await shop.a_buyer()
     (await buyer.buy(sale)).expect()
 
-    found = books.read(bench.site, sale["id"])
+    found = sale_records.read(bench.site, sale["id"])
 
-    assert books.problems(found, allocation=2, wanted=1, limit=0) == []
-    assert books.problems(found, allocation=2, wanted=2, limit=0) == ["reservations take 1 units, not 2"]
+    assert sale_records.problems(found, allocation=2, wanted=1, limit=0) == []
+    assert sale_records.problems(found, allocation=2, wanted=2, limit=0) == ["reservations take 1 units, not 2"]
 
 
 async def test_a_soak_looks_at_the_memory_of_every_part(bench: Bench, mesh: Mesh) -> None:

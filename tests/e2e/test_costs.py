@@ -5,42 +5,42 @@ from collections.abc import AsyncIterator
 import pytest
 
 from deploy.local import Mesh
-from tests.bench import costs
-from tests.bench.costs import Costs
-from tests.bench.measure import load
+from tests.bench.measure import order_costs
+from tests.bench.measure.jobs import load
+from tests.bench.measure.order_costs import OrderCosts
 from tests.bench.shop import Shop as Bench
 
 ORDERS, AT_ONCE = 400, 64
 
 
 @pytest.fixture(scope="module")
-async def used(mesh: Mesh) -> AsyncIterator[Costs]:
+async def used(mesh: Mesh) -> AsyncIterator[OrderCosts]:
     """By as many paid orders; the second of two loads, so that nothing is started or fetched for the first time."""
     async with Bench.open(mesh.site) as bench:
         earlier, tokens = await bench.unsettled(), await bench.tokens(AT_ONCE)
         for _ in range(2):
             sale = await bench.sale()
             job = bench.job(sale, tokens=tokens, connections=AT_ONCE, requests=ORDERS)
-            before = await costs.read(mesh.site)
+            before = await order_costs.read(mesh.site)
             assert (await load(job)).answers == {"200": ORDERS}
             await bench.settled(but=earlier)
-            used = await costs.read(mesh.site) - before
+            used = await order_costs.read(mesh.site) - before
         assert (await bench.look(sale))["sold"] == ORDERS
         yield used
 
 
-def test_an_order_takes_no_more_than_three_transactions_of_orders(used: Costs) -> None:
+def test_an_order_takes_no_more_than_three_transactions_of_orders(used: OrderCosts) -> None:
     """Placed, paid, told: three, were each order alone."""
     assert 0 < used.transactions["orders"] / ORDERS <= 3, used
 
 
-def test_orders_are_held_charged_and_confirmed_by_the_batch(used: Costs) -> None:
+def test_orders_are_held_charged_and_confirmed_by_the_batch(used: OrderCosts) -> None:
     for method in ("inventory.v1.ReservationService/BatchReserve", "inventory.v1.ReservationService/BatchConfirm"):
         assert 0 < used.calls[f"/stampede.{method}"] / ORDERS <= 0.5, used
     assert 0 < used.calls["/stampede.payments.v1.ChargeService/BatchCharge"] / ORDERS <= 0.5, used
 
 
-def test_nothing_else_is_called_for_an_order_but_its_webhook(used: Costs) -> None:
+def test_nothing_else_is_called_for_an_order_but_its_webhook(used: OrderCosts) -> None:
     """One call places it and one tells of its payment; beside the batches there is nothing that grows with orders."""
     each = used.calls.total() / ORDERS
     assert used.calls["/stampede.orders.v1.OrderService/PlaceOrder"] == ORDERS

@@ -16,7 +16,7 @@ from deploy.local.parts import Part, service_environment
 from deploy.local.site import Site
 from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.orders.v1.order_service_pb2_grpc import OrderServiceStub
-from tests.bench import statements
+from tests.bench.measure import statements
 from tests.e2e.clock import leases_are_over, time_is_up
 from tests.e2e.shop import ENDS, VISA, Buyer, Shop, assert_books_add_up, eventually
 from tests.support.infra import _free_port
@@ -323,10 +323,10 @@ async def read_in_some_rounds(shop: Shop) -> int:
 
     Of how much time goes by, the first process's own timers tell: four times a second they look for sagas.
     """
-    await statements.told()
+    await statements.wait_for_server_counts()
     before, began = await orders_read(shop), await looks(shop)
     await eventually(lambda: looks(shop), lambda now: now >= began + 60)
-    await statements.told()
+    await statements.wait_for_server_counts()
     return await orders_read(shop) - before
 
 

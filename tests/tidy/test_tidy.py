@@ -42,9 +42,9 @@ MAY_SLEEP = {
     "tests/integration/orders/conftest.py": "polls the database until a saga has got somewhere",
     "tests/unit/local/test_supervisor.py": "shows that a supervisor does nothing, which has no event",
     "tests/bench/mesh.py": "polls E's gateway until it answers",
-    "tests/bench/rival_celery.py": "polls the results of chains, all that are under way at once",
+    "tests/bench/rivals/celery_chain.py": "polls the results of chains, all that are under way at once",
     "tests/bench/shop.py": "polls the database until no saga is left",
-    "tests/bench/statements.py": "measures what is done in a time in which nothing is asked for",
+    "tests/bench/measure/statements.py": "measures what is done in a time in which nothing is asked for",
     "tests/e2e/shop.py": "polls the mesh through its gateway, which tells nobody",
 }
 

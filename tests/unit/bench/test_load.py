@@ -1,4 +1,4 @@
-"""The load generator, against a server that misbehaves: no request may be forgotten."""
+"""The load generator against a faulty server: every request is accounted for."""
 
 import asyncio
 import re
@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.bench.load import LOST, REQUEST_ID, SILENT, UNSENT, Job, run
+from tests.bench.load.generator import LOST, REQUEST_ID, SILENT, UNSENT, Job, run
 
 Writer = asyncio.StreamWriter
 Reply = Callable[[int, Writer], None]
-"""Answers a request, given its number."""
+"""Writes the answer to the request with that number."""
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 _REFUSAL = b'{"code":9,"details":[{"reason":"SOLD_OUT"}]}'
@@ -21,7 +21,7 @@ LAST = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
 
 
 class Server:
-    """Reads requests, remembers them, and answers as it is told."""
+    """Reads requests, stores them, and answers with `reply`."""
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
@@ -54,9 +54,9 @@ class Server:
             self._reply(len(self.bodies) - 1, writer)
         writer.close()
 
-    def job(self, requests: int, connections: int = 4, **said: object) -> Job:
+    def job(self, requests: int, connections: int = 4, **options: object) -> Job:
         body = f'{{"requestId": "{REQUEST_ID}", "to": "é"}}'
-        return Job(self.port, "/v1/orders", [body], [], connections, requests, **said)  # type: ignore[arg-type]
+        return Job(self.port, "/v1/orders", [body], [], connections, requests, **options)  # type: ignore[arg-type]
 
 
 def always(answer: bytes) -> Reply:
@@ -71,7 +71,7 @@ async def test_answers_are_counted_by_status_and_reason() -> None:
     assert 0 < result.p50_ms <= result.p99_ms
 
 
-async def test_each_request_has_an_id_of_its_own() -> None:
+async def test_each_request_has_its_own_id() -> None:
     async with Server(always(OK)) as server:
         await run(server.job(50))
     ids = {uuid.UUID(re.findall(r'"requestId": "([^"]+)"', body)[0]) for body in server.bodies}
@@ -79,8 +79,8 @@ async def test_each_request_has_an_id_of_its_own() -> None:
     assert {id_.version for id_ in ids} == {4}
 
 
-@pytest.mark.parametrize("answer", [CHUNKED, LAST], ids=["in chunks", "with the connection's end"])
-async def test_other_forms_of_answers_are_understood(answer: bytes) -> None:
+@pytest.mark.parametrize("answer", [CHUNKED, LAST], ids=["chunked", "connection closed"])
+async def test_chunked_and_closing_answers_are_read(answer: bytes) -> None:
     def reply(number: int, writer: Writer) -> None:
         writer.write(answer)
         if answer == LAST:
@@ -90,7 +90,7 @@ async def test_other_forms_of_answers_are_understood(answer: bytes) -> None:
         assert (await run(server.job(20))).answers == {"200": 20}
 
 
-async def test_an_answer_may_come_in_pieces() -> None:
+async def test_an_answer_in_pieces_is_read() -> None:
     def reply(number: int, writer: Writer) -> None:
         loop = asyncio.get_running_loop()
         cut = len(REFUSED) * number // 9
@@ -101,7 +101,7 @@ async def test_an_answer_may_come_in_pieces() -> None:
         assert (await run(server.job(9))).answers == {"400 SOLD_OUT": 9}
 
 
-async def test_a_lost_connection_is_told_and_the_rest_is_sent_over_others() -> None:
+async def test_a_lost_connection_is_counted_and_replaced() -> None:
     def reply(number: int, writer: Writer) -> None:
         writer.close() if number in (3, 4) else writer.write(OK)
 
@@ -109,36 +109,36 @@ async def test_a_lost_connection_is_told_and_the_rest_is_sent_over_others() -> N
         assert (await run(server.job(20))).answers == {"200": 18, LOST: 2}
 
 
-async def test_who_hears_nothing_gives_up_and_says_so() -> None:
+async def test_a_silent_server_ends_the_run_and_is_counted() -> None:
     async with Server(lambda number, writer: writer.write(OK) if number < 5 else None) as server:
         result = await run(server.job(20, patience_seconds=0.5))
     assert result.answers == {"200": 5, SILENT: 4, UNSENT: 11}
 
 
-async def test_without_a_server_nothing_is_sent() -> None:
+async def test_without_a_server_every_request_is_unsent() -> None:
     async with Server(always(OK)) as server:
         job = server.job(20)
     assert (await run(job)).answers == {UNSENT: 20}
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-async def test_customers_and_goods_take_turns(shuffled: bool) -> None:
+async def test_customers_and_bodies_are_used_in_turn(shuffled: bool) -> None:
     async with Server(always(OK)) as server:
-        customers, goods = [f"token-{n}" for n in range(10)], [f'{{"sale": {n}}}' for n in range(7)]
-        await run(Job(server.port, "/v1/orders", goods, customers, 1, 70, shuffled))
+        customers, bodies = [f"token-{n}" for n in range(10)], [f'{{"sale": {n}}}' for n in range(7)]
+        await run(Job(server.port, "/v1/orders", bodies, customers, 1, 70, shuffled))
 
-    came = [re.findall(r"authorization: Bearer (\S+)", head)[0] for head in server.heads]
-    assert server.bodies == goods * 10
-    assert sorted(came) == sorted(customers * 7)
-    assert (came == customers * 7) is not shuffled
+    senders = [re.findall(r"authorization: Bearer (\S+)", head)[0] for head in server.heads]
+    assert server.bodies == bodies * 10
+    assert sorted(senders) == sorted(customers * 7)
+    assert (senders == customers * 7) is not shuffled
 
 
-async def test_all_connections_are_used_at_once() -> None:
+async def test_all_connections_send_concurrently() -> None:
     waiting: list[Writer] = []
 
     def reply(number: int, writer: Writer) -> None:
         waiting.append(writer)
-        if len(waiting) == 8:  # nobody gets an answer before the last has asked
+        if len(waiting) == 8:  # no request is answered before all eight have arrived
             for each in waiting:
                 each.write(OK)
             waiting.clear()

@@ -1,11 +1,11 @@
-"""Those who watch in the bench: whoever is refused or sent away is noticed."""
+"""The bench's watchers: a refused or closed stream is an error."""
 
 import asyncio
 from collections.abc import Callable
 
 import pytest
 
-from tests.bench.watchers import Job, Watcher, watch
+from tests.bench.load.watchers import Job, Watcher, watch
 
 STREAM = b'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {"state":"PENDING"}\n\n'
 REFUSAL = b'HTTP/1.1 503 Service Unavailable\r\ncontent-length: 12\r\n\r\n{"code": 14}'
@@ -30,7 +30,7 @@ async def against(reply: Callable[[bytes, asyncio.StreamWriter], None], watchers
             await asyncio.gather(*(writer.wait_closed() for writer in served), return_exceptions=True)
 
 
-async def test_each_watches_its_own_order_with_its_own_token() -> None:
+async def test_each_watcher_uses_its_own_order_and_token() -> None:
     heads = []
 
     def reply(head: bytes, writer: asyncio.StreamWriter) -> None:
@@ -39,21 +39,21 @@ async def test_each_watches_its_own_order_with_its_own_token() -> None:
 
     watchers = await against(reply)
 
-    assert [watcher.told.done() for watcher in watchers] == [True] * 3
+    assert [watcher.first_message.done() for watcher in watchers] == [True] * 3
     assert sorted(head.split()[1] for head in heads) == [f"/v1/orders/{number}:watch" for number in range(3)]
     assert all(f"authorization: Bearer {head[15]}\r\n" in head for head in heads)
 
 
-@pytest.mark.parametrize("answer", [REFUSAL, b"", STREAM[:40]], ids=["refused", "hung up", "cut off"])
-async def test_a_stream_that_does_not_begin_is_an_error(answer: bytes) -> None:
+@pytest.mark.parametrize("answer", [REFUSAL, b"", STREAM[:40]], ids=["refused", "closed", "cut off"])
+async def test_a_stream_without_a_message_is_an_error(answer: bytes) -> None:
     def reply(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         writer.close()
 
-    with pytest.raises(RuntimeError, match="a watcher was told"):
+    with pytest.raises(RuntimeError, match="a watcher received"):
         await against(reply, watchers=1)
 
 
-async def test_a_refusal_that_keeps_the_connection_is_an_error() -> None:
+async def test_a_refusal_on_an_open_connection_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="503"):
         await against(lambda _, writer: writer.write(REFUSAL), watchers=1)

@@ -1,4 +1,7 @@
-"""E, the yardstick: an empty grpc.aio method without interceptors. `python -m tests.bench.bare PORT`."""
+"""The server of E, the baseline: an empty grpc.aio method without interceptors.
+
+`python -m tests.bench.empty_rpc PORT`
+"""
 
 import asyncio
 import sys
@@ -12,8 +15,8 @@ from stampede.identity.v1 import identity_service_pb2 as pb
 from stampede.identity.v1 import identity_service_pb2_grpc as pb_grpc
 
 
-class Bare(pb_grpc.IdentityServiceServicer):
-    """Answers `POST /v1/auth/logout` with nothing."""
+class EmptyRpc(pb_grpc.IdentityServiceServicer):
+    """Answers `POST /v1/auth/logout` with an empty message."""
 
     async def Logout(self, request: pb.LogoutRequest, context: Any) -> Empty:
         return Empty()
@@ -21,8 +24,8 @@ class Bare(pb_grpc.IdentityServiceServicer):
 
 async def main(port: int) -> None:
     server = grpc.aio.server()
-    pb_grpc.add_IdentityServiceServicer_to_server(Bare(), server)
-    checks = health.aio.HealthServicer()  # the gateway asks before it sends anything
+    pb_grpc.add_IdentityServiceServicer_to_server(EmptyRpc(), server)
+    checks = health.aio.HealthServicer()  # the gateway sends no requests before a health check succeeds
     await checks.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     server.add_insecure_port(f"127.0.0.1:{port}")

@@ -1,4 +1,4 @@
-"""What the databases say of one sale after a rush, and whether it can be true."""
+"""The database records of one sale after a rush, and the check that they are consistent."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from deploy.local import Site
 
 
 @dataclass(frozen=True)
-class Taken:
+class HeldUnits:
     """Units that one reservation takes from the sale."""
 
     customer_id: str
@@ -18,37 +18,37 @@ class Taken:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Books:
-    """The sale's counters, and the rows of those who got something."""
+class SaleRecords:
+    """The sale's counters, and its reservations and orders."""
 
     allocation: int
     held: int
     sold: int
     returned: int
-    reservations: Mapping[str, Taken]
-    """By id; those that take units."""
+    reservations: Mapping[str, HeldUnits]
+    """By id; only those that take units."""
     orders: Mapping[str, str]
-    """Their customers, by id."""
+    """Customer ids by order id."""
     miscounted: int
-    """Customers whose units the sale counts otherwise than their reservations do."""
+    """Customers whose unit count in the sale differs from their reservations."""
 
     def __str__(self) -> str:
         rows = f"{len(self.reservations):,} reservations, {len(self.orders):,} orders"
         return f"{self.held:,} held, {self.sold:,} sold, {rows}"
 
 
-def read(site: Site, sale_id: str) -> Books:
-    """Reads inventory's and orders' databases."""
+def read(site: Site, sale_id: str) -> SaleRecords:
+    """Read the sale's records from inventory's and orders' databases."""
     with Sources.of(site).connections() as connections:
         inventory, orders = connections["inventory"], connections["orders"]
         [sale] = (sale for sale in fetch.sales(inventory) if sale.id == sale_id)
-        return Books(
+        return SaleRecords(
             allocation=sale.allocation,
             held=sale.held,
             sold=sale.sold,
             returned=sale.returned,
             reservations={
-                row.id: Taken(row.customer_id, row.state, units)
+                row.id: HeldUnits(row.customer_id, row.state, units)
                 for row in fetch.reservations(inventory)
                 if row.state in ("HELD", "CONFIRMED")
                 and (units := sum(quantity for _, sale, quantity in row.lines if sale == sale_id))
@@ -62,29 +62,29 @@ def read(site: Site, sale_id: str) -> Books:
         )
 
 
-def problems(books: Books, *, allocation: int, wanted: int, limit: int) -> list[str]:
-    """What is wrong, where `wanted` units must be taken and `limit` is a customer's most; 0 for any number."""
+def problems(records: SaleRecords, *, allocation: int, wanted: int, limit: int) -> list[str]:
+    """Return what is inconsistent, if `wanted` units must be taken and a customer may have `limit` (0: no limit)."""
     found = []
     units, by_customer = Counter[str](), Counter[str]()
-    for taken in books.reservations.values():
+    for taken in records.reservations.values():
         units[taken.state] += taken.units
         by_customer[taken.customer_id] += taken.units
     if units.total() != wanted:
         found.append(f"reservations take {units.total():,} units, not {wanted:,}")
-    if (books.held, books.sold) != (units["HELD"], units["CONFIRMED"]):
+    if (records.held, records.sold) != (units["HELD"], units["CONFIRMED"]):
         found.append(
-            f"the sale counts {books.held:,} held and {books.sold:,} sold,"
+            f"the sale counts {records.held:,} held and {records.sold:,} sold,"
             f" reservations {units['HELD']:,} and {units['CONFIRMED']:,}"
         )
-    if (books.allocation, books.returned) != (allocation, 0):
-        found.append(f"{books.allocation:,} units are allocated, {books.returned:,} went back to stock")
+    if (records.allocation, records.returned) != (allocation, 0):
+        found.append(f"{records.allocation:,} units are allocated, {records.returned:,} went back to stock")
     if limit and (over := sum(1 for count in by_customer.values() if count > limit)):
         found.append(f"{over:,} customers have more than {limit}")
-    if books.miscounted:
-        found.append(f"{books.miscounted:,} customers are miscounted")
-    holders = {id_: taken.customer_id for id_, taken in books.reservations.items()}
-    if lacking := holders.items() - books.orders.items():
+    if records.miscounted:
+        found.append(f"{records.miscounted:,} customers are miscounted")
+    holders = {id_: taken.customer_id for id_, taken in records.reservations.items()}
+    if lacking := holders.items() - records.orders.items():
         found.append(f"{len(lacking):,} reservations have no order of the same customer")
-    if extra := books.orders.items() - holders.items():
+    if extra := records.orders.items() - holders.items():
         found.append(f"{len(extra):,} orders have no reservation of the same customer")
     return found

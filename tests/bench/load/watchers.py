@@ -1,6 +1,7 @@
-"""Those who watch: a connection each, with server-sent events. `python -m tests.bench.watchers < job.json`.
+"""Clients that watch an order over server-sent events, one connection each: `python -m tests.bench.load.watchers`.
 
-Says `watching` once each of them has been told something, and at the end of its input how many still watch.
+The program reads a job as one line of JSON. It prints `watching` once each stream has delivered a message. When its
+input ends, it prints how many streams are still open.
 """
 
 import asyncio
@@ -13,14 +14,14 @@ from pathlib import Path
 
 import uvloop
 
-_ROOT = Path(__file__).parents[2]
-_DIALS_AT_ONCE = 8  # each asks the database: they are not to crowd out what is measured
+_ROOT = Path(__file__).parents[3]
+_CONNECTS_AT_ONCE = 8  # each new stream reads the database once; more would slow down the measured orders
 _START_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is watched, and by whom: as many paths as tokens."""
+    """The paths to watch, each with the token of its customer."""
 
     port: int
     paths: Sequence[str]
@@ -32,54 +33,55 @@ class Watcher(asyncio.Protocol):
 
     def __init__(self, request: bytes) -> None:
         self._request, self._buffer = request, b""
-        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.first_message: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.is_open = True
-        self.transport: asyncio.WriteTransport = transport  # type: ignore[assignment]  # as in `load`
+        self.transport: asyncio.WriteTransport = transport  # type: ignore[assignment]  # as in `generator`
         self.transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        if self.told.done():
+        if self.first_message.done():
             return
         self._buffer += data
         if not self._buffer.startswith(b"HTTP/1.1 200"):
             self._fail()
         elif b"data:" in self._buffer:
-            self.told.set_result(None)
+            self.first_message.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        if not self.told.done():
+        if not self.first_message.done():
             self._fail()
 
     def _fail(self) -> None:
         self.transport.close()
-        self.told.set_exception(RuntimeError(f"a watcher was told {self._buffer[:1000]!r}"))
+        self.first_message.set_exception(RuntimeError(f"a watcher received {self._buffer[:1000]!r}"))
 
 
 async def watch(job: Job) -> list[Watcher]:
-    """Opens all streams; returns when each has been told something. Raises `RuntimeError` where one is refused."""
-    loop, places = asyncio.get_running_loop(), asyncio.Semaphore(_DIALS_AT_ONCE)
+    """Open all streams; return when each has delivered a message. Raises `RuntimeError` if one is refused."""
+    loop, slots = asyncio.get_running_loop(), asyncio.Semaphore(_CONNECTS_AT_ONCE)
 
-    async def one(path: str, token: str) -> Watcher:
+    async def open_stream(path: str, token: str) -> Watcher:
         head = f"GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\nauthorization: Bearer {token}"
-        async with places:
+        async with slots:
             _, watcher = await loop.create_connection(
                 lambda: Watcher(f"{head}\r\n\r\n".encode()), "127.0.0.1", job.port
             )
-            await watcher.told
+            await watcher.first_message
         return watcher
 
-    return list(await asyncio.gather(*(one(*whose) for whose in zip(job.paths, job.tokens, strict=True))))
+    streams = zip(job.paths, job.tokens, strict=True)
+    return list(await asyncio.gather(*(open_stream(path, token) for path, token in streams)))
 
 
 @contextlib.asynccontextmanager
 async def watching(job: Job) -> AsyncIterator[None]:
-    """Runs `job` in a process of its own for as long as the block lasts. Raises `RuntimeError` where a stream ends."""
+    """Run `job` in a process of its own during the block. Raises `RuntimeError` if a stream ends early."""
     program = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.bench.watchers",
+        sys.executable, "-m", "tests.bench.load.watchers",
         cwd=_ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert program.stdin
@@ -93,14 +95,14 @@ async def watching(job: Job) -> AsyncIterator[None]:
         _expect(await program.stdout.readline(), str(len(job.paths)))
     finally:
         if program.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # it may just have ended
+            with contextlib.suppress(ProcessLookupError):  # it may end between the check and the signal
                 program.kill()
         await program.wait()
 
 
 def _expect(line: bytes, wanted: str) -> None:
-    if (said := line.decode().strip()) != wanted:
-        raise RuntimeError(f"watchers say {said!r} instead of {wanted!r}")
+    if (printed := line.decode().strip()) != wanted:
+        raise RuntimeError(f"the watchers printed {printed!r} instead of {wanted!r}")
 
 
 async def main() -> None:

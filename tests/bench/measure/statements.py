@@ -1,4 +1,4 @@
-"""How many SQL statements PostgreSQL saw: by a service's own count, and by the server's. A rush is inventory's."""
+"""SQL statements of inventory: counted by the service itself, and transactions counted by PostgreSQL."""
 
 import asyncio
 import re
@@ -10,8 +10,8 @@ import psycopg
 from deploy.local import Site
 from deploy.local.ports import HOST
 
-# A session of PostgreSQL's tells its numbers at most once a second, and only between two transactions.
-TOLD_SECONDS = 2.0
+# A PostgreSQL session reports its counters at most once a second, and only between two transactions.
+SERVER_COUNTS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Reading:
 
     seconds: float
     for_calls: float
-    """Statements, BEGIN, COMMIT and ROLLBACK among them, that were sent to answer calls."""
+    """Statements sent to answer calls, with BEGIN, COMMIT and ROLLBACK."""
     in_background: float
-    """Those that timers send, whether anybody calls or not."""
+    """Statements of background jobs, which run without calls too."""
     transactions: int
-    """That were committed, as the server counts them; also those of a single statement."""
+    """Committed transactions, as the server counts them; a lone statement counts as one."""
 
     def __sub__(self, earlier: "Reading") -> "Reading":
         return Reading(
@@ -36,34 +36,34 @@ class Reading:
 
     @property
     def background_rate(self) -> float:
-        """Statements of background work a second."""
+        """Statements of background jobs a second."""
         return self.in_background / self.seconds
 
 
 async def read(site: Site) -> Reading:
-    """The counters of inventory and its database."""
-    await told()
+    """Read the counters of inventory and its database."""
+    await wait_for_server_counts()
     text = await metrics(site, "inventory")
     sent = dict(re.findall(r'^stampede_sql_statements_total{cause="(\w+)"} (\S+)$', text, re.MULTILINE))
     transactions, now = (await committed(site))["inventory"], asyncio.get_running_loop().time()
     return Reading(now, float(sent["call"]), float(sent["background"]), transactions)
 
 
-async def told() -> None:
-    """Returns when the server's sessions have told what they did before."""
-    await asyncio.sleep(TOLD_SECONDS)
+async def wait_for_server_counts() -> None:
+    """Return when PostgreSQL's sessions have reported the counters of their earlier transactions."""
+    await asyncio.sleep(SERVER_COUNTS_SECONDS)
 
 
 async def metrics(site: Site, service: str) -> str:
-    """What a service tells of itself, as Prometheus reads it."""
+    """Return a service's metrics in Prometheus' text format."""
     url = f"http://{HOST}:{site.ports.metrics(service)}/metrics"
     async with aiohttp.ClientSession() as http, http.get(url) as response:
         return await response.text()
 
 
 async def committed(site: Site) -> dict[str, int]:
-    """Transactions committed so far, by database."""
-    # From another database, so that looking is not counted.
+    """Return the number of committed transactions by database."""
+    # The connection is to another database, so that this query is not counted.
     server = f"postgresql://postgres:{site.password('postgres')}@{HOST}:{site.ports.postgres}/postgres"
     async with await psycopg.AsyncConnection.connect(server, autocommit=True) as db:
         query = "SELECT datname, xact_commit FROM pg_stat_database WHERE datname <> ''"
@@ -71,7 +71,7 @@ async def committed(site: Site) -> dict[str, int]:
 
 
 async def idle(site: Site, seconds: float) -> Reading:
-    """What is done in so many seconds when nobody calls."""
+    """Return the counts of `seconds` seconds without calls."""
     before = await read(site)
     await asyncio.sleep(seconds)
     return await read(site) - before

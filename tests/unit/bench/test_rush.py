@@ -1,41 +1,43 @@
-"""The check of a rush must be able to fail: each wrong book and each wrong answer is complained about."""
+"""The checks of a rush can fail: each wrong record and each wrong answer is reported."""
 
 from dataclasses import replace
 
 import pytest
 
-from tests.bench.books import Books, Taken, problems
-from tests.bench.load import LOST, SILENT, UNSENT
-from tests.bench.rush import STATEMENTS_BESIDE, Plan, answer_problems, statement_verdicts
-from tests.bench.statements import Reading
+from tests.bench.load.generator import LOST, SILENT, UNSENT
+from tests.bench.measure.sale_records import HeldUnits, SaleRecords, problems
+from tests.bench.measure.statements import Reading
+from tests.bench.rows.rush import STATEMENTS_EXTRA, RushPlan, answer_problems, statement_verdicts
 
-PLAN = Plan(units=3, customers=5, attempts_each=4, limit=1)
-HELD = {"r1": Taken("ann", "HELD", 1), "r2": Taken("bob", "HELD", 1), "r3": Taken("cid", "HELD", 1)}
+PLAN = RushPlan(units=3, customers=5, attempts_each=4, limit=1)
+HELD = {"r1": HeldUnits("ann", "HELD", 1), "r2": HeldUnits("bob", "HELD", 1), "r3": HeldUnits("cid", "HELD", 1)}
 ORDERS = {"r1": "ann", "r2": "bob", "r3": "cid"}
-RIGHT = Books(allocation=3, held=3, sold=0, returned=0, reservations=HELD, orders=ORDERS, miscounted=0)
+RIGHT = SaleRecords(allocation=3, held=3, sold=0, returned=0, reservations=HELD, orders=ORDERS, miscounted=0)
 ANSWERS = {"200": 3, "400 SOLD_OUT": 15, "400 CUSTOMER_LIMIT": 2}
 IDLE = Reading(seconds=10, for_calls=0, in_background=100, transactions=30)
 
 
-def complaints(books: Books) -> list[str]:
-    return problems(books, allocation=PLAN.units, wanted=PLAN.wanted, limit=PLAN.limit)
+def problems_of(records: SaleRecords) -> list[str]:
+    return problems(records, allocation=PLAN.units, wanted=PLAN.wanted, limit=PLAN.limit)
 
 
-def test_right_books_and_answers_are_not_complained_about() -> None:
-    assert complaints(RIGHT) == []
+def test_correct_records_and_answers_have_no_problems() -> None:
+    assert problems_of(RIGHT) == []
     assert answer_problems(PLAN, ANSWERS) == []
 
 
-def test_some_units_may_have_been_paid_for_meanwhile() -> None:
-    paid = HELD | {"r1": Taken("ann", "CONFIRMED", 1)}
-    assert complaints(replace(RIGHT, held=2, sold=1, reservations=paid)) == []
+def test_units_that_were_paid_during_the_rush_are_no_problem() -> None:
+    paid = HELD | {"r1": HeldUnits("ann", "CONFIRMED", 1)}
+    assert problems_of(replace(RIGHT, held=2, sold=1, reservations=paid)) == []
 
 
 @pytest.mark.parametrize(
-    ("books", "complaint"),
+    ("records", "problem"),
     [
         pytest.param(
-            replace(RIGHT, held=4, reservations=HELD | {"r4": Taken("dan", "HELD", 1)}, orders=ORDERS | {"r4": "dan"}),
+            replace(
+                RIGHT, held=4, reservations=HELD | {"r4": HeldUnits("dan", "HELD", 1)}, orders=ORDERS | {"r4": "dan"}
+            ),
             "reservations take 4 units, not 3",
             id="oversold",
         ),
@@ -54,7 +56,7 @@ def test_some_units_may_have_been_paid_for_meanwhile() -> None:
         ),
         pytest.param(replace(RIGHT, returned=1), "3 units are allocated, 1 went back to stock", id="returned"),
         pytest.param(
-            replace(RIGHT, reservations=HELD | {"r2": Taken("ann", "HELD", 1)}, orders=ORDERS | {"r2": "ann"}),
+            replace(RIGHT, reservations=HELD | {"r2": HeldUnits("ann", "HELD", 1)}, orders=ORDERS | {"r2": "ann"}),
             "1 customers have more than 1",
             id="over the limit",
         ),
@@ -71,55 +73,53 @@ def test_some_units_may_have_been_paid_for_meanwhile() -> None:
         ),
     ],
 )
-def test_wrong_books_are_complained_about(books: Books, complaint: str) -> None:
-    assert complaints(books) == [complaint]
+def test_wrong_records_are_reported(records: SaleRecords, problem: str) -> None:
+    assert problems_of(records) == [problem]
 
 
-def test_an_order_of_somebody_elses_units_is_complained_about() -> None:
-    assert complaints(replace(RIGHT, orders=ORDERS | {"r1": "bob"})) == [
+def test_an_order_of_another_customers_units_is_reported() -> None:
+    assert problems_of(replace(RIGHT, orders=ORDERS | {"r1": "bob"})) == [
         "1 reservations have no order of the same customer",
         "1 orders have no reservation of the same customer",
     ]
 
 
 @pytest.mark.parametrize(
-    ("kind", "complaint"),
+    ("kind", "problem"),
     [
         (LOST, "1 × connection lost"),
         (SILENT, "1 × no answer"),
         (UNSENT, "1 × never sent"),
         ("500", "1 × 500"),
         ("503 UNAVAILABLE", "1 × 503 UNAVAILABLE"),
-        ("429 RATE_LIMITED", "1 × 429 RATE_LIMITED, which is no answer to give in a rush"),
-        ("401 UNAUTHENTICATED", "1 × 401 UNAUTHENTICATED, which is no answer to give in a rush"),
+        ("429 RATE_LIMITED", "1 × 429 RATE_LIMITED, which a rush must not answer"),
+        ("401 UNAUTHENTICATED", "1 × 401 UNAUTHENTICATED, which a rush must not answer"),
     ],
 )
-def test_wrong_answers_are_complained_about(kind: str, complaint: str) -> None:
-    assert answer_problems(PLAN, ANSWERS | {"400 SOLD_OUT": 14, kind: 1}) == [complaint]
+def test_wrong_answers_are_reported(kind: str, problem: str) -> None:
+    assert answer_problems(PLAN, ANSWERS | {"400 SOLD_OUT": 14, kind: 1}) == [problem]
 
 
-def test_an_attempt_without_any_answer_is_missed() -> None:
+def test_a_missing_answer_is_reported() -> None:
     assert answer_problems(PLAN, ANSWERS | {"400 SOLD_OUT": 14}) == ["19 of 20 attempts are accounted for"]
 
 
 @pytest.mark.parametrize("placed", [2, 4])
-def test_who_is_told_that_they_have_a_unit_is_counted(placed: int) -> None:
+def test_the_number_of_placed_orders_is_checked(placed: int) -> None:
     answers = ANSWERS | {"200": placed, "400 SOLD_OUT": 18 - placed}
-    assert answer_problems(PLAN, answers) == [f"{placed} were told that they have a unit, not 3"]
+    assert answer_problems(PLAN, answers) == [f"{placed} attempts were answered with an order, not 3"]
 
 
 @pytest.mark.parametrize(
     ("more", "background", "met"),
     [(0, 200, [True, True]), (1, 200, [False, True]), (0, 240, [True, True]), (0, 241, [True, False])],
 )
-def test_statements_are_held_to_two_a_unit_beside_the_usual_background_work(
-    more: int, background: int, met: list[bool]
-) -> None:
-    sent = 2 * PLAN.units + STATEMENTS_BESIDE + more
+def test_statements_are_bounded_by_units_and_idle_background_work(more: int, background: int, met: list[bool]) -> None:
+    sent = 2 * PLAN.units + STATEMENTS_EXTRA + more
     spent = Reading(seconds=20, for_calls=sent, in_background=background, transactions=90)
     assert [verdict.met for verdict in statement_verdicts(PLAN, spent, IDLE)] == met
 
 
-def test_no_more_is_wanted_than_customers_may_have() -> None:
-    assert Plan(units=1_000, customers=300, limit=2).wanted == 600
-    assert Plan(units=1_000, customers=300, limit=0).wanted == 1_000
+def test_wanted_units_respect_the_customer_limit() -> None:
+    assert RushPlan(units=1_000, customers=300, limit=2).wanted == 600
+    assert RushPlan(units=1_000, customers=300, limit=0).wanted == 1_000
