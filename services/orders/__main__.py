@@ -10,7 +10,6 @@ from services.orders.commands import describe, sagas
 from services.orders.latch import PLACED_MOST, Latch
 from services.orders.partners import Catalog, Inventory, Payments, Steps
 from services.orders.placing import Placer
-from services.orders.queue import Queue, Seal
 from services.orders.rpc import OrderService, SagaService
 from services.orders.settings import Settings
 from services.orders.worker import Worker
@@ -27,8 +26,6 @@ async def main(config: Settings) -> None:
         inventory = Inventory(process.target("inventory", config.inventory_target))
         payments = Payments(process.target("payments", config.payments_target))
         worker = Worker(db, Steps(inventory, payments), process.relay, watch, at_once=config.sagas_at_once)
-        secret = config.page_secret.get_secret_value()
-        queue = Queue(db, inventory, Seal(secret), process.relay)
         placer = Placer(
             db,
             catalog=catalog,
@@ -36,10 +33,9 @@ async def main(config: Settings) -> None:
             worker=worker,
             latch=latch,
             relay=process.relay,
-            queue=queue,
-            queue_above=config.queue_above,
+            backlog_max=config.backlog_max,
         )
-        desk, pages = Desk(db, worker, watch, process.relay, queue), Pages(*config.page_secret.values())
+        desk, pages = Desk(db, worker, watch, process.relay), Pages(*config.page_secret.values())
         add_OrderServiceServicer_to_server(OrderService(db, placer, desk, pages), process.server)
         add_SagaServiceServicer_to_server(SagaService(db, desk, pages), process.server)
 
@@ -49,7 +45,6 @@ async def main(config: Settings) -> None:
         process.forget(
             subscriber.FORGET, idempotency.FORGET, partitions.roll("order_log", keep_months=config.log_keep_months)
         )
-        process.background("queue", queue.run)
         process.background("sagas", worker.run)
         process.background("saga metrics", lambda: console.measure(db))
         process.background("watch", watch.run)

@@ -24,7 +24,6 @@ from services.chassis.server.watch import Watch
 from services.orders import console, journal, refunds, store
 from services.orders.console import SagaView
 from services.orders.domain import WATCHERS_MOST, Mover, Order, OrderNotFound, Refund, SagaNotFound, State
-from services.orders.queue import Queue
 from services.orders.saga import CANCELLED, Kind, Saga
 from services.orders.worker import Worker
 
@@ -57,10 +56,8 @@ def order_watch(db: Database) -> Watch[uuid.UUID, Order]:
 class Desk:
     """Where customers and staff bring what they want of an order."""
 
-    def __init__(
-        self, db: Database, worker: Worker, watch: Watch[uuid.UUID, Order], relay: Relay, queue: Queue
-    ) -> None:
-        self._db, self._worker, self._watch, self._relay, self._queue = db, worker, watch, relay, queue
+    def __init__(self, db: Database, worker: Worker, watch: Watch[uuid.UUID, Order], relay: Relay) -> None:
+        self._db, self._worker, self._watch, self._relay = db, worker, watch, relay
         # Thousands may come to look at once, as after a restart; the database sees some statements.
         self._read: Batcher[uuid.UUID, Order] = Batcher("read", self._read_batch)
 
@@ -70,27 +67,10 @@ class Desk:
 
     async def get(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> Order:
         """The order; `OrderNotFound` where there is none, or it is not `customer_id`'s. None sees everybody's."""
-        return (await self._find(order_id, customer_id=customer_id))[0]
-
-    async def get_written(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> Order:
-        """`get` for those who want to do something with it: an order that is queued is written first."""
-        order, queued = await self._find(order_id, customer_id=customer_id)
-        if not queued:
-            return order
-        await self._queue.write(order_id)
-        return await self._read(order_id)
-
-    async def _find(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> tuple[Order, bool]:
-        """An order, and whether it is only queued."""
-        queued = None
-        try:
-            order = await self._read(order_id)
-        except OrderNotFound:
-            queued = await self._queue.find(order_id)
-            order = queued or await self._read(order_id)  # it may have been written in between
+        order = await self._read(order_id)
         if customer_id not in (None, order.customer_id):
             raise OrderNotFound(orderId=order_id)
-        return order, queued is not None
+        return order
 
     async def changes(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> AsyncIterator[Order]:
         """The order as it is, then at each change, until nothing is under way for it; raises `OrderNotFound`."""
@@ -118,7 +98,7 @@ class Desk:
 
     async def cancel(self, act: Act) -> Order:
         """Cancels a `PENDING` order or, for staff, a `PAID` one; see `OrderService.CancelOrder` for the refusals."""
-        order = await self.get_written(act.order_id, customer_id=act.customer_id)
+        order = await self.get(act.order_id, customer_id=act.customer_id)
         saga = None
         async with self._db.begin() as tx:
             repeat = await idempotency.repeated(tx, act.key, order.id)

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 from google.protobuf.duration_pb2 import Duration
@@ -69,8 +69,6 @@ class HoldRequest:
     wishes: tuple[Wish, ...]
     digest: bytes = b""
     """Over what the request asked for besides, to tell a repeat from another under the same id."""
-    ticket: bytes = field(default=b"", compare=False)
-    """What is kept with the hold, to write the order later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,6 @@ class Inventory:
         self.extend = Batcher("extend", self._extend, most=256, keys=_held_pools)
         self.release = Batcher("release", self._release, most=256, keys=_held_pools)
         self.restock = Batcher("restock", self._restock, keys=lambda back: back.held.pools)
-        self.ticket = Batcher("ticket", self._tickets)
 
     async def _reserve(self, holds: Sequence[HoldRequest]) -> list[inventory_pb.Reservation | Exception]:
         # One id in two items would be one item too many: a client that repeats itself at once gets one answer twice.
@@ -130,22 +127,6 @@ class Inventory:
             self._stub.BatchCreateReturns, inventory_pb.BatchCreateReturnsRequest(returns=map(_units_back, backs))
         )
         return [o.returned if o.HasField("returned") else statuses.from_refusal(o.refusal) for o in response.outcomes]
-
-    async def _tickets(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Ticket | Exception | None]:
-        request = inventory_pb.GetTicketsRequest(reservation_ids=map(str, ids))
-        response = await self._target.call(self._stub.GetTickets, request)
-        found = {uuid.UUID(ticket.reservation.id): ticket for ticket in response.tickets}
-        return [found.get(id_) for id_ in ids]
-
-    async def tickets(self, most: int, page_token: str) -> tuple[list[inventory_pb.Ticket], str]:
-        """A page of tickets, oldest first, and the token of the next."""
-        request = inventory_pb.ListTicketsRequest(page_size=most, page_token=page_token)
-        response = await self._target.call(self._stub.ListTickets, request)
-        return list(response.tickets), response.next_page_token
-
-    async def drop_tickets(self, ids: Sequence[uuid.UUID]) -> None:
-        """Says that these orders are written."""
-        await self._target.call(self._stub.DropTickets, inventory_pb.DropTicketsRequest(reservation_ids=map(str, ids)))
 
 
 class Payments:
@@ -284,11 +265,7 @@ def _answer(
     """What became of `hold`, in whose place `first`, with the same id, was asked for."""
     if hold is first or isinstance(outcome, Exception):
         return outcome
-    if hold != first:
-        return RequestIdReused(requestId=hold.order_id)
-    repeat = inventory_pb.Reservation(repeated=True, ticket=first.ticket)
-    repeat.MergeFrom(outcome)
-    return repeat
+    return outcome if hold == first else RequestIdReused(requestId=hold.order_id)
 
 
 def _settled(outcomes: Sequence[inventory_pb.ReservationOutcome]) -> list[inventory_pb.Reservation | Exception]:
@@ -341,7 +318,6 @@ def _hold(hold: HoldRequest) -> inventory_pb.Hold:
         id=str(hold.order_id),
         customer_id=str(hold.customer_id),
         duration=Duration(seconds=HOLD_SECONDS),
-        ticket=hold.ticket,
         lines=[
             inventory_pb.HoldLine(
                 product_id=str(wish.product_id),

@@ -6,18 +6,17 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from services.chassis import ids, request_context, telemetry
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
-from services.chassis.errors import AppError, Refused, RequestIdReused
+from services.chassis.errors import AppError, RateLimited, Refused, RequestIdReused
 from services.chassis.events.outbox import Relay
+from services.chassis.server import wire
 from services.orders import domain, store
 from services.orders.domain import Address, HoldEnded, Order, Product, Wish
 from services.orders.latch import Latch
 from services.orders.partners import Catalog, Held, HoldRequest, Inventory
-from services.orders.queue import TICKET_BYTES_MOST, Draft, Queue
 from services.orders.saga import Progress, Saga
 from services.orders.store import NewOrder
 from services.orders.worker import Worker
@@ -52,6 +51,55 @@ class Purchase:
         return hashlib.sha256(self.content).digest()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An order that is not priced yet: its units are about to be held."""
+
+    id: uuid.UUID
+    customer_id: uuid.UUID
+    request_id: uuid.UUID
+    digest: bytes
+    wishes: tuple[Wish, ...]
+    products: Mapping[uuid.UUID, Product]
+    """As the catalog described them when the order was placed."""
+    payment_method: str
+    shipping_address: Address | None
+    trace: str
+
+    @property
+    def held(self) -> Held:
+        return Held(self.id, tuple(wish.pool for wish in self.wishes))
+
+    def priced(self, reservation: Reservation, *, lease_seconds: float) -> NewOrder:
+        """The order, now that its units are held; raises what `domain.priced` raises.
+
+        `lease_seconds` is how long this process alone may carry its saga; 0 leaves it to any process.
+        """
+        sale_prices = {
+            uuid.UUID(line.product_id): wire.money_of(line.sale_price)
+            for line in reservation.lines
+            if line.HasField("sale_price")
+        }
+        lines, total = domain.priced(self.wishes, dict(self.products), sale_prices)
+        return NewOrder(
+            id=self.id,
+            customer_id=self.customer_id,
+            request_id=self.request_id,
+            digest=self.digest,
+            lines=lines,
+            total=total,
+            hold_expire_time=wire.datetime_of(reservation.expire_time),
+            shipping_address=self.shipping_address,
+            payment_method=self.payment_method,
+            lease_seconds=lease_seconds,
+            trace=self.trace,
+        )
+
+
+Placed = tuple[Order, "asyncio.Task[None] | None"]
+"""An order, and its saga if it has started in this process."""
+
+
 class Placer:
     """Places orders.
 
@@ -67,96 +115,76 @@ class Placer:
         worker: Worker,
         latch: Latch,
         relay: Relay,
-        queue: Queue,
-        queue_above: int,
+        backlog_max: int,
     ) -> None:
-        """With more than `queue_above` orders placed and not settled, flash orders are queued."""
-        self._db, self._catalog, self._inventory = db, catalog, inventory
-        self._worker, self._latch, self._relay = worker, latch, relay
-        self._holding: set[asyncio.Task[Order]] = set()
+        """With more than `backlog_max` orders placed and not settled, new ones are refused."""
+        self._catalog, self._inventory = catalog, inventory
+        self._worker, self._latch, self._relay, self._backlog_max = worker, latch, relay, backlog_max
+        self._placing: set[asyncio.Task[Placed]] = set()
         self._insert: Batcher[NewOrder, tuple[Order, bool]] = Batcher("place", lambda new: store.insert(db, new))
-        self._queue, self._queue_above = queue, queue_above
+        self._find: Batcher[tuple[uuid.UUID, uuid.UUID], Order | None] = Batcher(
+            "find", lambda requests: store.find(db, requests)
+        )
+        self._db = db
 
     async def place(self, purchase: Purchase) -> Order:
         """Returns the order once its stock is held and it is durable; see `OrderService.PlaceOrder` for the refusals.
 
-        Losers leave no order row: stock is held first. Should this process die in between, the hold ends by itself, and
-        a repeat of the request finds it before that.
+        Stock is held first, so that losers leave no order row. If this process dies in between, the hold expires; a
+        repeat of the request finds it before that.
         """
         order_id = ids.derived(purchase.customer_id, purchase.request_id, now_ms=time.time_ns() // 1_000_000)
         if self._latch.knows(order_id):
-            known = await store.find(self._db, purchase.customer_id, purchase.request_id)
+            known = await self._find((purchase.customer_id, purchase.request_id))
             if known is not None:
                 return _same(known, purchase)
-            # It is queued, and inventory knows it.
         elif shut := self._latch.closed(purchase.sale_ids):
             raise shut.again()
+        if len(self._placing) + self._worker.backlog >= self._backlog_max:
+            # Another process may have placed it: a repeat must find its order, however long the backlog is.
+            known = await self._find((purchase.customer_id, purchase.request_id))
+            if known is None:
+                raise RateLimited(what="orders")
+            return _same(known, purchase)
         products = await self._catalog.products([wish.product_id for wish in purchase.wishes])
         domain.check_products(purchase.wishes, products)
-        # From here on the client may hang up, but what is held must become an order or be given back.
-        holding = asyncio.create_task(self._hold_and_write(_draft(order_id, purchase, products)))
-        self._holding.add(holding)
-        holding.add_done_callback(self._held)
-        return await asyncio.shield(holding)
-
-    async def drain(self, seconds: float) -> None:
-        """Lets orders that are being placed become so, for at most `seconds`, also those whose clients have gone."""
-        if self._holding:
-            await asyncio.wait(set(self._holding), timeout=seconds)
-
-    def _held(self, holding: asyncio.Task[Order]) -> None:
-        self._holding.discard(holding)
-        if not holding.cancelled():
-            holding.exception()  # seen, also where the client is no longer there to be told
-
-    def _ticket(self, draft: Draft) -> bytes:
-        """By which an order is queued: answered after its hold, written when there is time. Empty where it is not."""
-        flash = any(wish.sale_id for wish in draft.wishes)
-        if not flash or len(self._holding) + self._worker.backlog <= self._queue_above:
-            return b""
-        ticket = self._queue.seal.close(draft)
-        return ticket if len(ticket) <= TICKET_BYTES_MOST else b""
-
-    async def _hold_and_write(self, draft: Draft) -> Order:
-        ticket = self._ticket(draft)
-        wanted = HoldRequest(draft.id, draft.customer_id, draft.wishes, draft.digest, ticket)
-        reservation = await self._reserve(wanted, draft)
-        if reservation.ticket:
-            known = await store.find(self._db, draft.customer_id, draft.request_id)
-            return _same(known or self._queue.order_of(reservation.ticket, reservation), draft)
-        with self._worker.place() as lease_seconds:
-            order, running = await self._priced_and_written(draft, reservation, ticket, lease_seconds=lease_seconds)
-        if running is None or draft.payment_method:
+        # The client may hang up from here on, but a hold must become an order or be released.
+        placing = asyncio.create_task(self._hold_and_write(_draft(order_id, purchase, products)))
+        self._placing.add(placing)
+        placing.add_done_callback(self._done)
+        order, running = await asyncio.shield(placing)
+        if running is None or purchase.payment_method:
             return order
-        # The customer needs the provider's secret to pay, which is there once the saga waits for them.
+        # To pay, the customer needs the provider's secret. It is stored when the saga pauses for the customer.
         await asyncio.wait({running}, timeout=_SECRET_SECONDS)
         return await store.get(self._db, order.id, customer_id=None)
 
-    async def _priced_and_written(
-        self, draft: Draft, reservation: Reservation, ticket: bytes, *, lease_seconds: float
-    ) -> tuple[Order, asyncio.Task[None] | None]:
-        """The order, queued with its ticket or written; and its saga, where that has begun here."""
-        try:
-            new = draft.priced(reservation, lease_seconds=lease_seconds)
-        except AppError:
-            # The hold may be that of an order which was placed at other prices.
-            if known := await store.find(self._db, draft.customer_id, draft.request_id):
-                return _same(known, draft), None
-            await self._inventory.release(draft.held)
-            if ticket:
-                await self._inventory.drop_tickets([draft.id])
-            raise
-        if ticket and not reservation.repeated:
-            self._queue.joined()
-            self._latch.placed([draft.id])
-            telemetry.line("order queued", order_id=draft.id)
-            return store.as_placed(new, draft.place_time), None
-        return await self._write(new, reservation)
+    async def drain(self, seconds: float) -> None:
+        """Waits at most `seconds` for orders that are being placed, also those whose clients have gone."""
+        if self._placing:
+            await asyncio.wait(set(self._placing), timeout=seconds)
+
+    def _done(self, placing: asyncio.Task[Placed]) -> None:
+        self._placing.discard(placing)
+        if not placing.cancelled():
+            placing.exception()  # retrieved: asyncio would log it where the client has gone
+
+    async def _hold_and_write(self, draft: Draft) -> Placed:
+        reservation = await self._reserve(HoldRequest(draft.id, draft.customer_id, draft.wishes, draft.digest), draft)
+        with self._worker.place() as lease_seconds:
+            try:
+                new = draft.priced(reservation, lease_seconds=lease_seconds)
+            except AppError:
+                # The hold may belong to an order that was placed at other prices.
+                if known := await self._find((draft.customer_id, draft.request_id)):
+                    return _same(known, draft), None
+                await self._inventory.release(draft.held)
+                raise
+            return await self._write(new, reservation)
 
     async def _reserve(self, wanted: HoldRequest, draft: Draft) -> Reservation:
         sale_ids = [wish.sale_id for wish in draft.wishes if wish.sale_id]
-        # A repeat of an order that is queued must find it, however little is left.
-        with self._latch.asking([] if self._latch.knows(draft.id) else sale_ids) as shut:
+        with self._latch.asking(sale_ids) as shut:
             if shut:
                 raise shut.again()
             try:
@@ -180,10 +208,10 @@ class Placer:
         elif refusal.reason in (_SOLD_OUT, _CUSTOMER_LIMIT):
             self._latch.open(sale_id)
 
-    async def _write(self, new: NewOrder, reservation: Reservation) -> tuple[Order, asyncio.Task[None] | None]:
+    async def _write(self, new: NewOrder, reservation: Reservation) -> Placed:
         if reservation.state not in (Reservation.HELD, Reservation.CONFIRMED):
             # A repeat that comes long after. Only an order that was written then can answer it.
-            known = await store.find(self._db, new.customer_id, new.request_id)
+            known = await self._find((new.customer_id, new.request_id))
             if known is None:
                 raise HoldEnded(requestId=new.request_id)
             return _same(known, new), None
@@ -217,11 +245,10 @@ def _draft(order_id: uuid.UUID, purchase: Purchase, products: Mapping[uuid.UUID,
         request_id=purchase.request_id,
         digest=purchase.digest,
         wishes=purchase.wishes,
-        products=tuple(products[wish.product_id] for wish in purchase.wishes),
+        products=products,
         payment_method=purchase.payment_method,
         shipping_address=purchase.shipping_address,
         trace=request_context.current().request_id,
-        place_time=datetime.fromtimestamp(time.time(), UTC),
     )
 
 

@@ -13,7 +13,7 @@ class Settings(ServiceSettings):
     payments_target: str = "payments:50051"
     sagas_at_once: int = Field(512, ge=0)
     """How many orders this process takes to their end at once; 0 leaves that to other replicas."""
-    queue_above: int = Field(10_000, ge=0, le=20_000)
-    """With so many orders placed and not yet settled, flash orders are answered after the hold alone."""
+    backlog_max: int = Field(10_000, ge=1, le=20_000)
+    """With so many orders placed and not settled, new ones are refused with `RATE_LIMITED`."""
     log_keep_months: int = Field(24, ge=1)
     """How long entries of the order log are kept."""

@@ -25,12 +25,12 @@ _INSERT = text("""
         SELECT * FROM jsonb_to_recordset(CAST(:orders AS jsonb)) AS w (
             id uuid, customer_id uuid, request_id uuid, digest bytea, lines jsonb, currency text, total_minor bigint,
             hold_expire_time timestamptz, address jsonb, payment_method text, lease double precision, trace text,
-            place_time timestamptz, event_id uuid, event bytea)
+            event_id uuid, event bytea)
     ), placed AS (
         INSERT INTO orders (id, customer_id, request_id, digest, state, lines, currency, total_minor, hold_expire_time,
             shipping_address, create_time, update_time)
         SELECT id, customer_id, request_id, digest, 'PENDING', lines, currency, total_minor, hold_expire_time, address,
-            coalesce(place_time, clock_timestamp()), clock_timestamp()
+            clock_timestamp(), clock_timestamp()
         FROM w ORDER BY id
         ON CONFLICT DO NOTHING
         RETURNING id, create_time
@@ -107,8 +107,6 @@ class NewOrder:
     lease_seconds: float
     """For how long nobody else looks after its saga; 0 where whoever has time shall."""
     trace: str
-    place_time: datetime | None = None
-    """When it was placed, where that was before it is written."""
 
 
 async def insert(db: Database, new: Sequence[NewOrder]) -> list[tuple[Order, bool]]:
@@ -141,7 +139,6 @@ def _document(new: NewOrder) -> dict[str, object]:
         "payment_method": new.payment_method,
         "lease": new.lease_seconds,
         "trace": new.trace,
-        "place_time": new.place_time,
         "event_id": ids.new(),
         "event": _bytea(rows.placed(new).SerializeToString()),
     }
@@ -151,10 +148,10 @@ def _bytea(value: bytes) -> str:
     return f"\\x{value.hex()}"
 
 
-async def find(db: Database, customer_id: uuid.UUID, request_id: uuid.UUID) -> Order | None:
-    """The order that a customer placed under a request id, if any."""
-    found = await _by_request(db, [(customer_id, request_id)])
-    return found[0] if found else None
+async def find(db: Database, requests: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> list[Order | None]:
+    """The orders that were placed under these (customer id, request id), in their order; None where there is none."""
+    found = {(order.customer_id, order.request_id): order for order in await _by_request(db, requests)}
+    return [found.get(request) for request in requests]
 
 
 async def _by_request(db: Database, requests: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> list[Order]:

@@ -76,7 +76,7 @@ class Worker:
 
     @property
     def backlog(self) -> int:
-        """How many sagas are under way here, or have waited for room a moment ago; counted up to 20,000."""
+        """How many sagas run here or are due in the table; of these, at most 20,000 are counted."""
         return len(self._running) + self._due
 
     def start(self, saga: Saga) -> asyncio.Task[None]:
@@ -94,7 +94,7 @@ class Worker:
         while True:
             room, slow = self._room()
             claimed = await journal.claim_due(self._db, room, slow=slow) if room else []
-            # Those who wait for the provider have fewer places, and may be the only ones left behind.
+            # Sagas that wait for the provider have fewer slots, and may be the only ones left behind.
             behind = self._at_once > 0 and len(claimed) >= slow
             self._due = await journal.due(self._db) if behind else 0
             _TAKEN_OVER.inc(len(claimed))

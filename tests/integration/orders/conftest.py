@@ -27,7 +27,6 @@ from services.orders.domain import Line
 from services.orders.latch import Latch
 from services.orders.partners import Catalog, Inventory, Payments, Steps
 from services.orders.placing import Placer
-from services.orders.queue import Queue, Seal
 from services.orders.store import NewOrder
 from services.orders.worker import Worker
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
@@ -224,9 +223,6 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
     def state(self, order_id: uuid.UUID | str) -> str:
         return str(inventory_pb.Reservation.State.Name(self.held[str(order_id)].state))
 
-    async def GetTickets(self, request: Any, context: Any) -> Any:
-        return inventory_pb.ListTicketsResponse()
-
     async def BatchConfirm(self, request: Any, context: Any) -> Any:
         await self._begin("BatchConfirm", context)
         return inventory_pb.BatchConfirmResponse(
@@ -272,9 +268,13 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
         self.payments: dict[str, Any] = {}
         self.calls: Counter[str] = Counter()
         self.away = False
+        self.answers = asyncio.Event()
+        """Cleared, calls wait."""
+        self.answers.set()
 
     async def _begin(self, name: str, context: Any) -> None:
         self.calls[name] += 1
+        await self.answers.wait()
         if self.away:
             raise Unavailable(part="here")
 
@@ -336,12 +336,11 @@ class Shop:
         relay, self.latch, self.watch = Relay(db), Latch(), actions.order_watch(db)
         self.inventory_client = Inventory(inventory)
         self.worker = Worker(db, Steps(self.inventory_client, Payments(payments)), relay, self.watch, at_once=512)
-        self.queue = Queue(db, self.inventory_client, Seal("a secret for tickets"), relay)
         self.placer = Placer(
             db, catalog=Catalog(catalog), inventory=self.inventory_client, worker=self.worker, latch=self.latch,
-            relay=relay, queue=self.queue, queue_above=10_000,
+            relay=relay, backlog_max=10_000,
         )  # fmt: skip
-        self.desk, pages = actions.Desk(db, self.worker, self.watch, relay, self.queue), Pages("a secret for pages")
+        self.desk, pages = actions.Desk(db, self.worker, self.watch, relay), Pages("a secret for pages")
         self.service = rpc.OrderService(db, self.placer, self.desk, pages)
         self.saga_service = rpc.SagaService(db, self.desk, pages)
         self.tasks: list[asyncio.Task[None]] = [asyncio.create_task(self.watch.run())]

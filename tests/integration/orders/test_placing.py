@@ -20,7 +20,18 @@ from services.orders.partners import HoldRequest
 from services.orders.placing import Purchase
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
 from stampede.orders.v1 import order_service_pb2 as pb
-from tests.integration.orders.conftest import PRICE, Shop, counted, log_of, rows_of, run_sql, the_order, told, until
+from tests.integration.orders.conftest import (
+    PRICE,
+    Shop,
+    an_order,
+    counted,
+    log_of,
+    rows_of,
+    run_sql,
+    the_order,
+    told,
+    until,
+)
 from tests.support import tokens
 from tests.support.serving import refusal
 
@@ -242,6 +253,40 @@ async def test_with_payments_away_an_order_is_placed_and_ends_later(shop: Shop) 
     await run_sql(shop.db, "UPDATE sagas SET next_time = now()")
     shop.carry_on()
     assert (await shop.ended(order.id)).state == State.PAID
+
+
+async def test_beyond_the_backlog_orders_are_refused_and_repeats_find_theirs(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is held for a refused order. The repeat may come to a process that did not place the order."""
+    product = stocked(shop)
+    first = wanting((product, 1, None))
+    shop.payments.answers.clear()
+    monkeypatch.setattr(shop.worker, "_at_once", 2)
+    monkeypatch.setattr(shop.placer, "_backlog_max", 3)
+    order = await shop.place(first)
+    await store.insert(shop.db, [an_order(lease_seconds=0.0) for _ in range(3)])
+    shop.carry_on()
+
+    async def is_full() -> bool:
+        return shop.worker.backlog >= 3
+
+    await until(is_full)
+    shop.latch._placed.clear()
+    reserved = shop.inventory.calls["BatchReserve"]
+    refused = await refusal(shop.place(wanting((product, 1, None))))
+
+    assert (refused.code, refused.reason, refused.retry_seconds) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED", 1)
+    assert shop.inventory.calls["BatchReserve"] == reserved
+    assert (await shop.place(first)).id == order.id
+
+    shop.payments.answers.set()
+
+    async def is_empty() -> bool:
+        return shop.worker.backlog == 0
+
+    await until(is_empty)
+    assert (await shop.place(wanting((product, 1, None)))).state == State.PENDING
 
 
 async def test_a_hold_whose_answer_was_lost_is_found_by_the_repeat(shop: Shop) -> None:
@@ -468,10 +513,13 @@ async def test_an_order_that_is_paid_while_it_is_cancelled_is_cancelled_as_a_pai
     order = await a_paid_order(shop)
     known = await the_order(shop.db, order.id)
 
+    get = shop.desk.get
+
     async def as_it_was(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(shop.desk, "get", get)
         return replace(known, state=OrderState.PENDING, version=1)
 
-    monkeypatch.setattr(shop.desk, "get_written", as_it_was)
+    monkeypatch.setattr(shop.desk, "get", as_it_was)
     request = pb.CancelOrderRequest(order_id=order.id, request_id=str(uuid.uuid4()))
     cancelled = shop.orders.CancelOrder(request, metadata=tokens.as_staff() if staff else tokens.as_user(shop.customer))
     if staff:
