@@ -12,6 +12,8 @@ BENCH_READY := $(BENCH_VENV)/.ready
 STUBS := protos/gen/gateway.binpb
 PROTOS := $(shell find protos/stampede -name '*.proto')
 PYTEST_ARGS ?=
+# Whole runs have two runners: one for the end-to-end tests, one for all others. Long files stand first.
+TWO_RUNNERS := -n 2 --no-loadscope-reorder
 BENCH_ARGS ?=
 SOAK_ATTEMPTS ?= 500000
 CHAOS_SEED ?=
@@ -50,7 +52,7 @@ audit: setup ## Check the books of a running mesh over all databases and the pro
 setup: $(READY) $(STUBS) ## Make .venv ready to work in (safe to repeat)
 
 test: setup ## Run all tests, on the real servers
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(or $(strip $(PYTEST_ARGS)),$(TWO_RUNNERS))
 
 check: setup ## Lint, types, contract and style: all that needs no server
 	@$(BIN)/ruff check .

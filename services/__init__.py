@@ -1,0 +1,1 @@
+"""The services, and the chassis that each of them is built on."""

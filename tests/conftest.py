@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "protos"))
 import generate
@@ -14,6 +15,18 @@ if generate.stale():
 
 from services.chassis.data import db
 from tests.support import infra as infrastructure
+
+
+class Runners(LoadScopeScheduling):
+    """Gives each runner whole files; one of them gets all end-to-end tests, so that one mesh is enough."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Runners:
+    """Called where `pytest -n` asks for several runners."""
+    return Runners(config, log)
 
 
 @pytest.fixture(scope="session")

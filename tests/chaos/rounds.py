@@ -153,7 +153,6 @@ async def _play(shop: Shop, one: Round, trap: Trap, buyers: Iterator[Buyer]) -> 
         outcome.wrong = f"WRONG: {failure!r}"[:500] + f" ({' '.join(lines)})"
     with contextlib.suppress(Exception):
         await shop.sandbox.no_faults()
-    await act.afterwards.aclose()
     outcome.seconds = time.monotonic() - began
     return outcome
 

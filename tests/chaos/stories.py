@@ -4,8 +4,7 @@ Customers are patient: while a part of the shop is away, they ask again, under t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -34,8 +33,6 @@ class Act:
     """What stays of an order's money in the end, in minor units, where that is not said by its state."""
     sales: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """Units of a sale that remain, are held, are sold in the end, where the story leaves no choice."""
-    afterwards: AsyncExitStack = field(default_factory=AsyncExitStack)
-    """What is to be put right again after the round."""
     _began: bool = False
 
     def begin(self) -> None:
@@ -312,46 +309,10 @@ async def compensated(act: Act) -> None:
     await asyncio.gather(after_payment(), amid_charge())
 
 
-async def queued(act: Act) -> None:
-    """Answered after the hold alone; one is cancelled, written or not."""
-    await act.afterwards.enter_async_context(_rush(act.shop))
-    sale = await act.a_sale()
-
-    async def change_of_mind() -> None:
-        buyer, order = await act.order(sale, "CANCELLED", card=None)
-        answer = await asked(lambda: buyer.cancel(order["id"]))
-        assert answer.status == 200, answer.text
-
-    bought = (act.order(sale, "PAID"), act.order(sale, "PAID"), act.order(sale, "FAILED", card=DECLINED))
-    await asyncio.gather(change_of_mind(), *bought)
-    act.sales[sale["id"]] = (3, 0, 2)
-    await eventually(
-        lambda: act.shop.rows("inventory", "SELECT count(*) FROM tickets"),
-        lambda kept: kept == [(0,)],
-        seconds=PATIENCE_SECONDS,
-    )
-
-
-@asynccontextmanager
-async def _rush(shop: Shop) -> AsyncIterator[None]:
-    """The shop while every flash order is one too many."""
-    was = shop.mesh.alter("orders")
-    shop.mesh.alter("orders", environment={**was.environment, "QUEUE_ABOVE": "0"})
-    await shop.mesh.restart("orders")
-    shop.mesh.keep_down("orders")  # whoever dies is started again by the round
-    await shop.all_parts_answer()
-    try:
-        yield
-    finally:
-        shop.mesh.alter("orders", environment=was.environment)
-        await shop.mesh.restart("orders")
-        await shop.all_parts_answer()
-
-
 STORIES: dict[str, Callable[[Act], Awaitable[None]]] = {
     story.__name__: story
     for story in (
         paid, declined, sold_out, provider_fails, provider_slow, paid_in_browser, cancelled, expired, paid_late,
-        hold_lost, extended, paid_back, paid_back_in_parts, cancelled_by_staff, compensated, queued,
+        hold_lost, extended, paid_back, paid_back_in_parts, cancelled_by_staff, compensated,
     )
 }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tests of one whole mesh behind its real gateway, through the REST surface."""

@@ -20,7 +20,6 @@ async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
         yield running
     if request.session.testsfailed:
         shutil.rmtree(home / "data", ignore_errors=True)
-        print(f"\nThe logs of the mesh are in {home / 'logs'}")
     else:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -33,6 +32,10 @@ async def shop(mesh: Mesh) -> AsyncIterator[Shop]:
 
 @pytest.fixture(autouse=True)
 async def _a_provider_without_faults(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Restore the provider after each test; a failure names the folder of the mesh's logs."""
+    if "shop" in request.fixturenames:
+        logs = request.getfixturevalue("mesh").site.home / "logs"
+        request.node.add_report_section("call", "mesh", f"its logs are in {logs}")
     yield
     if "shop" in request.fixturenames:
         await request.getfixturevalue("shop").sandbox.no_faults()

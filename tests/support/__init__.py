@@ -1,0 +1,1 @@
+"""Helpers of all tests: servers, ports, tokens, clients, waits, crashes."""

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psycopg
 
+from tests.support.ports import free_port as _free_port
+
 # Otherwise the shell's locale decides, and without one Postgres takes texts for bytes.
 _UTF8 = ["-E", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"]
 
@@ -100,13 +102,6 @@ def _binary(package: str, name: str) -> Path:
     assert spec
     assert spec.origin
     return next(path for path in Path(spec.origin).parent.rglob(name) if os.access(path, os.X_OK))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait(port: int) -> None:

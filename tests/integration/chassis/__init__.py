@@ -1,0 +1,1 @@
+"""The chassis on real servers: outbox, consumers, leases, clients, processes."""

@@ -1,0 +1,1 @@
+"""Inventory on a real database and a real Valkey."""

@@ -1,0 +1,1 @@
+"""Orders on a real database; the other services are replaced by fakes."""

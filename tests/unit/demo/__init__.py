@@ -1,0 +1,1 @@
+"""The demo's shop and the rules of the audit."""

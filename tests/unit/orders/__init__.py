@@ -1,0 +1,1 @@
+"""Orders' rules and its saga, in a world of fakes."""

@@ -1,0 +1,1 @@
+"""Rules for the protos, the routes and the deployment files, checked without a server."""

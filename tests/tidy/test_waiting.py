@@ -1,0 +1,40 @@
+"""Tests wait for events, not for time."""
+
+import ast
+
+from tests.tidy.source import ROOT, assert_none, calls, modules, name_of, text_of
+
+# Each exception polls something that publishes no event, or is no test of timing.
+_MAY_SLEEP = {
+    "tests/support/infra.py": "polls a port until a server that just started listens on it",
+    "tests/support/waiting.py": "polls databases and processes, which publish no event",
+    "tests/integration/inventory/replicas.py": "has buyers come again and again, with a rest in between",
+    "tests/integration/catalog/test_products.py": "polls pg_locks until a statement waits; Postgres publishes nothing",
+    "tests/integration/payments/conftest.py": "polls the sandbox until a payment is settled",
+    "tests/integration/orders/conftest.py": "polls the database until a saga has made progress",
+    "tests/unit/local/test_supervisor.py": "shows that a supervisor does nothing, which has no event",
+    "tests/bench/mesh.py": "polls E's gateway until it answers",
+    "tests/bench/rivals/celery_chain.py": "polls the results of chains, all that are under way at once",
+    "tests/bench/shop.py": "polls the database until no saga is left",
+    "tests/bench/measure/statements.py": "measures what is done in a time in which nothing is asked for",
+    "tests/e2e/shop.py": "polls the mesh through its gateway, which publishes nothing",
+}
+
+
+def test_tests_wait_for_events_not_for_time() -> None:
+    assert_none(
+        "no sleep in tests",
+        (
+            f"{name_of(path)}:{node.lineno}"
+            for path in modules("tests")
+            for called, node in calls(path)
+            # A sleep of 0 only yields.
+            if called in ("time.sleep", "asyncio.sleep") and ast.unparse(node.args[0]) != "0"
+            if name_of(path) not in _MAY_SLEEP
+        ),
+    )
+
+
+def test_only_modules_that_sleep_are_excused() -> None:
+    stale = [name for name in _MAY_SLEEP if not (ROOT / name).exists() or "sleep(" not in text_of(ROOT / name)]
+    assert_none("excused from sleeping", stale)

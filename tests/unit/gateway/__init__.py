@@ -1,0 +1,1 @@
+"""The gateway's configuration, as Envoy itself validates it."""

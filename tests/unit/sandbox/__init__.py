@@ -1,0 +1,1 @@
+"""The sandbox provider, called as Stripe's SDK calls it."""
