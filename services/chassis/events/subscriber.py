@@ -29,11 +29,11 @@ _CONSUMED = Counter("stampede_events_consumed_total", "Events acted on.", ["cons
 _DEAD = Counter("stampede_events_dead_total", "Events given up after the last attempt.", ["subject"])
 _WEEK_SECONDS = 7 * 24 * 3600
 _DUPLICATE_SECONDS = 120
-_FETCH_MOST = 100
+_FETCH_MAX = 100
 _FETCH_SECONDS = 5.0
 # Also how late an event comes whose consumer died with it.
 _ACK_SECONDS = 10
-_ATTEMPTS_MOST = 10
+_ATTEMPTS_MAX = 10
 _RETRY_SECONDS = 2.0
 # A connection that fell silent is given up after three of these; by default after six minutes.
 _PING_SECONDS = 5
@@ -134,7 +134,7 @@ class Consumer:
 
     async def _fetch(self, inbox: Any, jetstream: JetStreamContext) -> None:
         try:
-            messages = await inbox.fetch(_FETCH_MOST, timeout=_FETCH_SECONDS)
+            messages = await inbox.fetch(_FETCH_MAX, timeout=_FETCH_SECONDS)
         except (nats.errors.TimeoutError, TimeoutError):
             return  # nothing new
         try:
@@ -168,7 +168,7 @@ class Consumer:
         attempt = message.metadata.num_delivered
         log.warning("an event failed", subject=message.subject, attempt=attempt, cause=repr(error)[:300])
         # An event is not poison because the database is away: that lasts as long as it lasts.
-        if attempt < _ATTEMPTS_MOST or isinstance(statuses.foreseen(error), Unavailable):
+        if attempt < _ATTEMPTS_MAX or isinstance(statuses.foreseen(error), Unavailable):
             await message.nak(delay=_RETRY_SECONDS)
             return
         # A poison message must not block those behind it: it waits where an operator finds it.

@@ -2,10 +2,10 @@
 
 import itertools
 from collections.abc import AsyncIterator
-from typing import Any
 
 import nats
 import pytest
+from nats.aio.client import Client
 from nats.js import JetStreamContext
 from sqlalchemy import text
 
@@ -34,19 +34,18 @@ async def db(infra: Infra) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def broker(infra: Infra) -> AsyncIterator[Any]:
+async def broker(infra: Infra) -> AsyncIterator[Client]:
     connection = await nats.connect(infra.nats_url)
     yield connection
     await connection.close()
 
 
 @pytest.fixture
-def jetstream(broker: Any) -> JetStreamContext:
-    context: JetStreamContext = broker.jetstream()
-    return context
+def jetstream(broker: Client) -> JetStreamContext:
+    return broker.jetstream()
 
 
 @pytest.fixture
-def teller() -> str:
-    """The name of a service that told nothing yet."""
-    return f"teller{next(_numbers)}"
+def service() -> str:
+    """The name of a service that has published nothing, so that a test has a stream of its own."""
+    return f"service{next(_numbers)}"

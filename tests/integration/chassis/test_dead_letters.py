@@ -16,9 +16,10 @@ from prometheus_client import REGISTRY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.db import Database
-from services.chassis.events.subscriber import Consumer, dead_letters, subscriber
+from services.chassis.events import dead_letters, subscriber
+from services.chassis.events.subscriber import Consumer
 from services.chassis.settings import ServiceSettings
-from tests.integration.chassis.telling import fact, number_of
+from tests.integration.chassis.sample_events import message, number_of
 from tests.support.infra import Infra
 from tests.support.waiting import until
 
@@ -28,8 +29,8 @@ ROOT = Path(__file__).parents[3]
 class Desk:
     """A service with one consumer, and its operators."""
 
-    def __init__(self, infra: Infra, db: Database, jetstream: JetStreamContext, teller: str) -> None:
-        self.jetstream, self.teller, self.db = jetstream, teller, db
+    def __init__(self, infra: Infra, db: Database, jetstream: JetStreamContext, service: str) -> None:
+        self.jetstream, self.service, self.db = jetstream, service, db
         self.poison: set[int] = set()
         self.done: list[int] = []
         self.consumers = [self.consumer("reader")]
@@ -39,8 +40,8 @@ class Desk:
         )  # type: ignore[arg-type]  # fmt: skip
 
     def consumer(self, name: str) -> Consumer:
-        subject = f"stampede.{self.teller}.>"
-        return Consumer(f"{self.teller}-{name}", stream=self.teller, subject=subject, db=self.db, act=self._act)
+        subject = f"stampede.{self.service}.>"
+        return Consumer(f"{self.service}-{name}", stream=self.service, subject=subject, db=self.db, act=self._act)
 
     async def _act(self, _tx: AsyncSession, payloads: Sequence[bytes]) -> None:
         numbers = [number_of(payload) for payload in payloads]
@@ -51,8 +52,8 @@ class Desk:
     async def publish(self, *numbers: int) -> None:
         for number in numbers:
             headers = {"Nats-Msg-Id": str(uuid.uuid4())}
-            subject = f"stampede.{self.teller}.thing.happened"
-            await self.jetstream.publish(subject, fact(number).SerializeToString(), headers=headers)
+            subject = f"stampede.{self.service}.thing.happened"
+            await self.jetstream.publish(subject, message(number).SerializeToString(), headers=headers)
 
     async def consume(self, *, letters: int, done: int) -> None:
         """Until so many events were given up, and so many done."""
@@ -79,12 +80,12 @@ class Desk:
 
 @pytest.fixture
 async def desk(
-    infra: Infra, db: Database, jetstream: JetStreamContext, teller: str, monkeypatch: pytest.MonkeyPatch
+    infra: Infra, db: Database, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> Desk:
-    monkeypatch.setattr(subscriber, "_ATTEMPTS_MOST", 2)
+    monkeypatch.setattr(subscriber, "_ATTEMPTS_MAX", 2)
     monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
-    await subscriber.declare_stream(jetstream, teller)
-    return Desk(infra, db, jetstream, teller)
+    await subscriber.declare_stream(jetstream, service)
+    return Desk(infra, db, jetstream, service)
 
 
 async def test_what_is_given_up_is_listed_with_its_cause_and_without_its_secrets(
@@ -99,7 +100,7 @@ async def test_what_is_given_up_is_listed_with_its_cause_and_without_its_secrets
     assert await desk.operate("list") == 0
     listed = capsys.readouterr().out.strip().split("\t")
     assert listed[0] == str(letter.sequence)
-    assert listed[2:5] == [f"{desk.teller}-reader", f"stampede.{desk.teller}.thing.happened", "2 attempts"]
+    assert listed[2:5] == [f"{desk.service}-reader", f"stampede.{desk.service}.thing.happened", "2 attempts"]
     assert listed[5].startswith("ValueError in ")
 
     assert await desk.operate("show", str(letter.sequence)) == 0
@@ -157,7 +158,7 @@ async def test_an_event_that_two_consumers_give_up_is_two_letters(desk: Desk) ->
     desk.consumers.append(desk.consumer("writer"))
     await desk.publish(1)
     await desk.consume(letters=2, done=0)
-    assert {letter.consumer for letter in await desk.waiting()} == {f"{desk.teller}-reader", f"{desk.teller}-writer"}
+    assert {letter.consumer for letter in await desk.waiting()} == {f"{desk.service}-reader", f"{desk.service}-writer"}
 
 
 async def test_letters_of_other_services_are_none_of_ours(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +183,7 @@ async def test_a_gauge_says_how_many_wait(desk: Desk) -> None:
     counting = asyncio.create_task(dead_letters.count(desk.jetstream, desk.consumers))
 
     async def counted() -> bool:
-        return REGISTRY.get_sample_value("stampede_dead_letters", {"consumer": f"{desk.teller}-reader"}) == 2
+        return REGISTRY.get_sample_value("stampede_dead_letters", {"consumer": f"{desk.service}-reader"}) == 2
 
     await until(counted)
     counting.cancel()

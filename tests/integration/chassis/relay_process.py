@@ -1,4 +1,4 @@
-"""A process that relays an outbox until it is killed: `python -m … <database> <nats>`. Run by test_outbox.py."""
+"""A process that relays an outbox until it is killed: `python -m … <database> <nats>`. Started by test_outbox.py."""
 
 import asyncio
 import sys
@@ -10,7 +10,7 @@ from services.chassis.events.outbox import Relay
 
 async def main(database_url: str, nats_url: str) -> None:
     _, db = databases.connect(database_url, pool_size=2)
-    connection = await subscriber.connect(nats_url, "relaying")
+    connection = await subscriber.connect(nats_url, "relay-process")
     print("connected", flush=True)
     await Relay(db).run(connection)
 
