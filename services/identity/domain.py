@@ -1,4 +1,4 @@
-"""The rules of accounts, sessions and keys. Pure."""
+"""Rules of accounts, sessions and signing keys. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from services.chassis.errors import AppError, Unauthenticated
 FIRST_ADMIN = "admin@stampede.local"
 PASSWORD_BYTES_MIN = 8
 PASSWORD_BYTES_MAX = 72
-"""bcrypt reads no more."""
+"""bcrypt ignores all bytes after these."""
 REFRESH_TOKEN_BYTES = 32
 
 
 class EmailTaken(AppError):
     code = "ALREADY_EXISTS"
-    template = "The e-mail address is already in use."  # not repeated: addresses stay out of logs
+    template = "The e-mail address is already in use."  # without the address, which must not reach logs
 
 
 class WrongCredentials(Unauthenticated):
@@ -24,18 +24,18 @@ class WrongCredentials(Unauthenticated):
 
 
 class RefreshTokenRefused(Unauthenticated):
-    """Unknown, expired, used before, or of a session that has ended; the caller is not told which."""
+    """The token is unknown, expired or used, or its session has ended. The answer does not show which."""
 
-    template = "The refresh token is not good; sign in again."
+    template = "The refresh token is not valid; sign in again."
 
 
-# For a client there is one reason not to be let in; the text alone differs.
+# Clients handle all of them alike, so they share one reason; only the message differs.
 WrongCredentials.reason = RefreshTokenRefused.reason = Unauthenticated.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifetimes:
-    """How long things are good for."""
+    """Lifetimes of tokens, sessions and signing keys."""
 
     access_seconds: int = 900
     refresh_seconds: int = 30 * 24 * 3600
@@ -44,18 +44,18 @@ class Lifetimes:
     key_rotation_seconds: int = 30 * 24 * 3600
 
 
-def address(text: str) -> str:
-    """An e-mail address as it is stored and compared."""
+def normalize_email(text: str) -> str:
+    """Return the form in which an e-mail address is stored and compared."""
     return text.lower()
 
 
-def refresh_expiry(now: datetime, session_expires: datetime, lifetimes: Lifetimes) -> datetime:
-    """A refresh token does not outlive its session."""
-    return min(now + timedelta(seconds=lifetimes.refresh_seconds), session_expires)
+def refresh_expire_time(now: datetime, session_expire_time: datetime, lifetimes: Lifetimes) -> datetime:
+    """Return when a refresh token expires: at the latest with its session."""
+    return min(now + timedelta(seconds=lifetimes.refresh_seconds), session_expire_time)
 
 
 class Scheduled(Protocol):
-    """A key and the time from which it signs."""
+    """A key that signs from a time on."""
 
     @property
     def sign_from(self) -> datetime: ...
@@ -64,18 +64,18 @@ class Scheduled(Protocol):
 K = TypeVar("K", bound=Scheduled)
 
 
-def signing_key(keys: Sequence[K], now: datetime) -> K:
-    """The key that signs at `now`: the newest whose time has come."""
+def choose_signing_key(keys: Sequence[K], now: datetime) -> K:
+    """Return the newest key whose `sign_from` is reached."""
     ready = [key for key in keys if key.sign_from <= now]
-    assert ready, "identity has no key that may sign; the first one is made at start"
+    assert ready, "no key may sign yet; identity creates the first one at start"
     return max(ready, key=lambda key: key.sign_from)
 
 
-def next_key_signs_from(newest: datetime | None, now: datetime, lifetimes: Lifetimes) -> datetime | None:
-    """From when a key to be made now would sign; None where it is too early to make one.
+def next_sign_from(newest: datetime | None, now: datetime, lifetimes: Lifetimes) -> datetime | None:
+    """Return the `sign_from` of a key created now; None if it is too early to create one.
 
-    The very first signs at once, since nobody can hold an older key set. Every other is published a while before, so
-    that whoever caches the key set has it when the first token comes.
+    The very first key signs at once, because no client can hold an older key set. Every later key is published
+    before it signs, so clients that cache the key set have it when the first token arrives.
     """
     if newest is None:
         return now
@@ -84,7 +84,7 @@ def next_key_signs_from(newest: datetime | None, now: datetime, lifetimes: Lifet
     return max(due, now + lead) if now >= due - lead else None
 
 
-def retire_time(successor_signs_from: datetime, lifetimes: Lifetimes) -> datetime:
-    """When the last token of a key has expired, with an hour or more to spare for slow replicas and clocks."""
+def retire_time(successor_sign_from: datetime, lifetimes: Lifetimes) -> datetime:
+    """Return when a key retires: its last token has expired, plus at least an hour for slow replicas and clocks."""
     spare = max(lifetimes.key_lead_seconds, 3600)
-    return successor_signs_from + timedelta(seconds=lifetimes.access_seconds + spare)
+    return successor_sign_from + timedelta(seconds=lifetimes.access_seconds + spare)

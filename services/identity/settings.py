@@ -1,32 +1,32 @@
-"""What identity is told at start-up."""
+"""Settings of identity."""
 
 from typing import Any
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from services.chassis.settings import ServiceSettings
+from services.chassis.settings import Secrets, ServiceSettings
 from services.identity.domain import PASSWORD_BYTES_MAX, PASSWORD_BYTES_MIN, Lifetimes
 
 _ROUNDS_IN_PRODUCTION_MIN = 12
 
 
 class Settings(ServiceSettings):
-    key_secret: SecretStr
-    """Encrypts the signing keys in the database; the same in all replicas."""
+    key_secret: Secrets
+    """Seals the signing keys in the database; the same in all replicas."""
     admin_password: SecretStr | None = None
-    """The first administrator's, used once; a password that was changed since stays."""
+    """Password of the first administrator, used only to create the account."""
     password_rounds: int = Field(default=12, ge=4, le=15)
-    """Each more doubles the work of bcrypt."""
+    """Cost of bcrypt: each round doubles the work."""
     password_threads: int = Field(default=2, ge=1, le=32)
     password_queue: int = Field(default=200, ge=0)
-    """How many passwords may wait for a thread before callers are sent away."""
+    """Password hashes that may wait for a thread; further calls are refused with `RATE_LIMITED`."""
 
     access_token_seconds: int = Field(default=900, ge=10, le=3600)
     refresh_token_days: int = Field(default=30, ge=1, le=30)
     session_days: int = Field(default=90, ge=1)
-    """After so long a user must sign in again, however often the session was refreshed."""
+    """A session expires after this time, however often it was refreshed."""
     key_lead_seconds: int = Field(default=3600, ge=300)
-    """How long a new key is published before it signs; longer than anyone caches the key set."""
+    """Time between the publication of a key and its first signature; longer than any client caches the key set."""
     key_rotation_days: int = Field(default=30, ge=1)
 
     @field_validator("admin_password", mode="before")
@@ -36,7 +36,7 @@ class Settings(ServiceSettings):
 
     @field_validator("admin_password")
     @classmethod
-    def _bcrypt_can_read_it(cls, value: SecretStr | None) -> SecretStr | None:
+    def _fits_bcrypt(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not PASSWORD_BYTES_MIN <= len(value.get_secret_value().encode()) <= PASSWORD_BYTES_MAX:
             raise ValueError(f"must have {PASSWORD_BYTES_MIN} to {PASSWORD_BYTES_MAX} bytes")
         return value
@@ -49,7 +49,7 @@ class Settings(ServiceSettings):
         return value
 
     @model_validator(mode="after")
-    def _keys_outlive_their_lead(self) -> "Settings":
+    def _rotation_is_longer_than_lead(self) -> "Settings":
         if self.key_lead_seconds >= self.key_rotation_days * 24 * 3600:
             raise ValueError("KEY_LEAD_SECONDS must be shorter than KEY_ROTATION_DAYS")
         return self

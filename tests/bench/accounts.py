@@ -15,13 +15,13 @@ from deploy.local import Site
 from services.chassis import ids
 from services.chassis.data import db
 from services.chassis.data.db import Database
-from services.identity import actions
+from services.identity import keys
+from services.identity.domain import Lifetimes
 from services.identity.passwords import Passwords
-from services.identity.tables import User
-from services.identity.tokens import Keyring, Vault
+from services.identity.sql.schema import User
+from services.identity.tokens import Keyring, KeySealer
 
 _ROUNDS = 4
-_TOKEN_SECONDS = 900  # as long as identity's own last
 
 
 class Accounts:
@@ -35,9 +35,9 @@ class Accounts:
     @asynccontextmanager
     async def of(cls, site: Site) -> AsyncIterator["Accounts"]:
         engine, database = db.connect(site.database_url("identity"), pool_size=1)
-        keyring = Keyring()
+        keyring = Keyring(Lifetimes())
         try:
-            await actions.load_keys(database, Vault(site.secrets["keys"]), keyring)
+            await keys.load_keys(database, KeySealer(site.secrets["keys"]), keyring)
             yield cls(database, keyring)
         finally:
             await engine.dispose()
@@ -47,9 +47,7 @@ class Accounts:
         await self._grow(count - len(self._customers))
         now, session = datetime.now(UTC), ids.new()
         return [
-            self._keyring.sign(
-                user_id=customer, roles=["customer"], session_id=session, now=now, lifetime_seconds=_TOKEN_SECONDS
-            )
+            self._keyring.sign(user_id=customer, roles=["customer"], session_id=session, now=now)
             for customer in self._customers[:count]
         ]
 

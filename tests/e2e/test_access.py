@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.contract import Route, read
 from services.chassis.server.access import AUDIENCE, ISSUER, MESH_HEADER, MeshIdentity, rule_of
-from services.identity.tokens import Vault
+from services.identity.tokens import KeySealer
 from stampede.access.v1 import access_pb2
 from stampede.catalog.v1 import catalog_service_pb2  # noqa: F401 - the rules stand in the descriptors
 from stampede.identity.v1 import identity_service_pb2  # noqa: F401
@@ -132,7 +132,7 @@ async def genuine(shop: Shop, **claims: Any) -> str:
         "identity",
         "SELECT kid, sealed_private_key FROM signing_keys WHERE sign_from <= now() ORDER BY sign_from LIMIT 1",
     )
-    key = Vault(shop.mesh.site.secrets["keys"]).unseal(bytes(sealed))
+    key = KeySealer(shop.mesh.site.secrets["keys"]).open(bytes(sealed))
     now = int(time.time())
     said: Json = {
         "iss": ISSUER, "aud": AUDIENCE, "sub": str(uuid.uuid4()), "iat": now, "exp": now + 600, "roles": ["admin"],

@@ -1,4 +1,4 @@
-"""Start: users, their sessions, the keys that sign tokens, and the request ids of mutations."""
+"""Create the tables of users, sessions, signing keys and request ids."""
 
 from alembic import op
 

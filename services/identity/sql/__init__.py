@@ -1,1 +1,1 @@
-"""All SQL of identity: `schema` maps the tables, and one module per table or pair of tables reads and writes them."""
+"""All SQL of identity: `schema` maps the tables; `users`, `sessions` and `signing_keys` read and write them."""

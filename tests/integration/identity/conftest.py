@@ -13,12 +13,11 @@ from services.chassis.data.db import Database
 from services.chassis.server.access import Gatekeeper, MeshIdentity
 from services.chassis.server.guard import Guard
 from services.chassis.server.registry import Registry
-from services.identity import actions
-from services.identity.actions import Signer
+from services.identity import keys
 from services.identity.domain import Lifetimes
 from services.identity.passwords import Passwords
 from services.identity.rpc import IdentityService
-from services.identity.tokens import Keyring, Vault
+from services.identity.tokens import Keyring, KeySealer
 from stampede.identity.v1 import identity_service_pb2 as pb
 from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub, add_IdentityServiceServicer_to_server
 from tests.support.tokens import MESH_SECRET
@@ -33,11 +32,11 @@ class Replica:
 
     db: Database
     keyring: Keyring
-    vault: Vault
+    sealer: KeySealer
 
     async def follow_keys(self) -> None:
-        await actions.rotate_keys(self.db, self.vault, LIFETIMES)
-        await actions.load_keys(self.db, self.vault, self.keyring)
+        await keys.rotate_keys(self.db, self.sealer, LIFETIMES)
+        await keys.load_keys(self.db, self.sealer, self.keyring)
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def passwords() -> Iterator[Passwords]:
 
 @pytest.fixture
 async def replica(db: Database) -> Replica:
-    replica = Replica(db, Keyring(), Vault("a secret for keys"))
+    replica = Replica(db, Keyring(LIFETIMES), KeySealer("a secret for keys"))
     await replica.follow_keys()
     return replica
 
@@ -71,7 +70,7 @@ async def replica(db: Database) -> Replica:
 async def channel(db: Database, passwords: Passwords, replica: Replica) -> AsyncIterator[grpc.aio.Channel]:
     gatekeeper = Gatekeeper(MeshIdentity("identity", MESH_SECRET), replica.keyring.jwks)
     server = grpc.aio.server()
-    service = IdentityService(db, passwords, Signer(replica.keyring, LIFETIMES), replica.vault)
+    service = IdentityService(db, passwords, replica.keyring, pepper=b"a pepper of 32 bytes for digests")
     add_IdentityServiceServicer_to_server(service, Registry(Guard("identity", gatekeeper), server))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -17,7 +17,7 @@ from services.chassis.data.idempotency import Request
 from services.identity import actions
 from services.identity.domain import FIRST_ADMIN
 from services.identity.passwords import Passwords
-from services.identity.tables import User
+from services.identity.sql.schema import User
 from stampede.identity.v1 import identity_service_pb2 as pb
 from tests.integration.identity.conftest import PASSWORD, Register, SignIn, bearer
 from tests.support.serving import refusal

@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select, text
 
 from services.chassis.data.db import Database
+from services.chassis.data.sealing import WrongSecret
 from services.chassis.server.access import AUDIENCE, ISSUER
-from services.identity import actions
-from services.identity.tables import RefreshToken, Session, SigningKey
-from services.identity.tokens import Key, Keyring, Vault, WrongSecret
+from services.identity import actions, keys
+from services.identity.sql.schema import RefreshToken, Session, SigningKey
+from services.identity.tokens import Key, Keyring, KeySealer
 from stampede.identity.v1 import identity_service_pb2 as pb
 from tests.integration.identity.conftest import LIFETIMES, Register, Replica, SignIn, bearer
 from tests.support import tokens as foreign
@@ -176,7 +177,7 @@ async def test_a_forged_expired_or_foreign_access_token_is_refused(
     claims = jwt.decode(good, options={"verify_signature": False})
     async with replica.db() as tx:
         row = (await tx.scalars(select(SigningKey))).one()
-    ours = replica.vault.unseal(row.sealed_private_key)
+    ours = replica.sealer.open(row.sealed_private_key)
     anothers = ec.generate_private_key(ec.SECP256R1())
 
     def signed(key: Any = ours, algorithm: str = "ES256", **changed: Any) -> str:
@@ -216,14 +217,14 @@ async def test_a_token_of_an_account_that_is_gone_is_refused(
 async def test_a_full_queue_of_passwords_sends_callers_away(
     replica: Replica, passwords: Any, register: Register, sign_in: SignIn
 ) -> None:
-    passwords._most = 0
+    passwords._pending_max = 0
     for call in (register(), sign_in()):
         refused = await refusal(call)
         assert (refused.code, refused.reason, refused.retry_seconds) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED", 1)
 
 
 async def test_replicas_that_start_together_make_one_key(db: Database) -> None:
-    replicas = [Replica(db, Keyring(), Vault("a secret for keys")) for _ in range(6)]
+    replicas = [Replica(db, Keyring(LIFETIMES), KeySealer("a secret for keys")) for _ in range(6)]
     await asyncio.gather(*(replica.follow_keys() for replica in replicas))
     assert len({await replica.keyring.jwks() for replica in replicas}) == 1
     async with db() as tx:
@@ -266,7 +267,7 @@ async def test_a_new_key_is_published_before_it_signs_and_old_tokens_stay_good(
 
 
 async def test_replicas_that_rotate_together_make_one_new_key(db: Database) -> None:
-    replicas = [Replica(db, Keyring(), Vault("a secret for keys")) for _ in range(5)]
+    replicas = [Replica(db, Keyring(LIFETIMES), KeySealer("a secret for keys")) for _ in range(5)]
     await replicas[0].follow_keys()
     async with db.begin() as tx:
         await tx.execute(text("UPDATE signing_keys SET sign_from = sign_from - interval '31 days'"))
@@ -282,14 +283,34 @@ async def test_a_private_key_cannot_be_read_from_the_table(db: Database, replica
     assert "sealed" not in repr(row)
     assert "d" not in row.public_jwk
     with pytest.raises(WrongSecret):
-        Vault("another secret").unseal(row.sealed_private_key)
+        KeySealer("another secret").open(row.sealed_private_key)
+
+
+async def test_a_replaced_secret_opens_old_keys_and_seals_new_ones(db: Database) -> None:
+    """KEY_SECRET is rotated as `new,old`: no key is lost, and `old` can go once its last key has retired."""
+    old, both, new = KeySealer("old secret"), KeySealer("new secret", "old secret"), KeySealer("new secret")
+    before, after = Replica(db, Keyring(LIFETIMES), old), Replica(db, Keyring(LIFETIMES), both)
+    await before.follow_keys()
+    await after.follow_keys()
+    assert await after.keyring.jwks() == await before.keyring.jwks()
+
+    async with db.begin() as tx:
+        await tx.execute(text("UPDATE signing_keys SET sign_from = sign_from - interval '31 days'"))
+    await after.follow_keys()
+    async with db() as tx:
+        first, second = (await tx.scalars(select(SigningKey).order_by(SigningKey.sign_from))).all()
+    for sealer, row in ((old, first), (both, first), (both, second), (new, second)):
+        assert sealer.open(row.sealed_private_key)
+    for sealer, row in ((new, first), (old, second)):
+        with pytest.raises(WrongSecret, match="KEY_SECRET"):
+            sealer.open(row.sealed_private_key)
 
 
 async def test_a_process_with_another_secret_makes_no_key(db: Database, replica: Replica) -> None:
     async with db.begin() as tx:
         await tx.execute(text("UPDATE signing_keys SET sign_from = sign_from - interval '31 days'"))
     with pytest.raises(WrongSecret):
-        await actions.rotate_keys(db, Vault("another secret"), LIFETIMES)
+        await keys.rotate_keys(db, KeySealer("another secret"), LIFETIMES)
     async with db() as tx:
         assert len((await tx.scalars(select(SigningKey))).all()) == 1
 

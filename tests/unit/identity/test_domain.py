@@ -22,28 +22,28 @@ class Key:
 
 
 def test_the_very_first_key_signs_at_once() -> None:
-    assert domain.next_key_signs_from(None, NOW, LIFETIMES) == NOW
+    assert domain.next_sign_from(None, NOW, LIFETIMES) == NOW
 
 
 def test_no_key_is_made_before_its_lead() -> None:
     newest = NOW - 30 * DAY + HOUR + timedelta(seconds=1)
-    assert domain.next_key_signs_from(newest, NOW, LIFETIMES) is None
-    assert domain.next_key_signs_from(NOW + HOUR, NOW, LIFETIMES) is None  # the next one waits already
+    assert domain.next_sign_from(newest, NOW, LIFETIMES) is None
+    assert domain.next_sign_from(NOW + HOUR, NOW, LIFETIMES) is None  # the next one waits already
 
 
 def test_a_key_is_made_an_hour_before_it_signs() -> None:
     newest = NOW - 30 * DAY + HOUR
-    assert domain.next_key_signs_from(newest, NOW, LIFETIMES) == newest + 30 * DAY == NOW + HOUR
+    assert domain.next_sign_from(newest, NOW, LIFETIMES) == newest + 30 * DAY == NOW + HOUR
 
 
 def test_an_overdue_key_is_published_as_long_before_it_signs() -> None:
-    assert domain.next_key_signs_from(NOW - 300 * DAY, NOW, LIFETIMES) == NOW + HOUR
+    assert domain.next_sign_from(NOW - 300 * DAY, NOW, LIFETIMES) == NOW + HOUR
 
 
 def test_the_newest_key_whose_time_has_come_signs() -> None:
     old, current, coming = Key(NOW - DAY), Key(NOW), Key(NOW + HOUR)
-    assert domain.signing_key([coming, old, current], NOW) is current
-    assert domain.signing_key([coming, old, current], NOW + HOUR) is coming
+    assert domain.choose_signing_key([coming, old, current], NOW) is current
+    assert domain.choose_signing_key([coming, old, current], NOW + HOUR) is coming
 
 
 def test_a_key_stays_published_until_its_last_token_has_expired() -> None:
@@ -51,8 +51,8 @@ def test_a_key_stays_published_until_its_last_token_has_expired() -> None:
 
 
 def test_a_refresh_token_does_not_outlive_its_session() -> None:
-    assert domain.refresh_expiry(NOW, NOW + 90 * DAY, LIFETIMES) == NOW + 30 * DAY
-    assert domain.refresh_expiry(NOW, NOW + 2 * DAY, LIFETIMES) == NOW + 2 * DAY
+    assert domain.refresh_expire_time(NOW, NOW + 90 * DAY, LIFETIMES) == NOW + 30 * DAY
+    assert domain.refresh_expire_time(NOW, NOW + 2 * DAY, LIFETIMES) == NOW + 2 * DAY
 
 
 @pytest.mark.parametrize("error", [domain.WrongCredentials, domain.RefreshTokenRefused])

@@ -13,7 +13,7 @@ from services.identity.passwords import Passwords
 
 @pytest.fixture
 def passwords() -> Iterator[Passwords]:
-    passwords = Passwords(rounds=4, threads=2, waiting_most=3)
+    passwords = Passwords(rounds=4, threads=2, queue_max=3)
     yield passwords
     passwords.close()
 
@@ -50,8 +50,8 @@ async def test_an_unknown_user_costs_the_same_work(passwords: Passwords, monkeyp
 
 
 async def test_a_hash_with_other_rounds_is_outdated(passwords: Passwords) -> None:
-    assert not passwords.outdated(await passwords.hash("a password"))
-    assert passwords.outdated(bcrypt.hashpw(b"a password", bcrypt.gensalt(5)).decode())
+    assert not passwords.is_outdated(await passwords.hash("a password"))
+    assert passwords.is_outdated(bcrypt.hashpw(b"a password", bcrypt.gensalt(5)).decode())
 
 
 async def test_a_full_queue_refuses_at_once_and_then_recovers(

@@ -1,4 +1,4 @@
-"""Identity's tables; `migrations/` makes them, a test compares the two."""
+"""The mapped classes of identity's tables. `migrations/` creates the tables; a test compares the two."""
 
 import uuid
 from datetime import datetime
@@ -14,7 +14,7 @@ EMAIL_KEY = "users_email_key"
 
 
 class User(Base):
-    """Someone with an account."""
+    """An account."""
 
     __tablename__ = "users"
     __table_args__ = (
@@ -33,7 +33,7 @@ class User(Base):
 
 
 class Session(Base):
-    """A sign-in and all refresh tokens that follow from it; one that was revoked gives no more tokens."""
+    """One sign-in and all refresh tokens that follow from it. A revoked session issues no more tokens."""
 
     __tablename__ = "sessions"
     __table_args__ = (
@@ -48,7 +48,7 @@ class Session(Base):
 
 
 class RefreshToken(Base):
-    """A refresh token, known by its SHA-256 only: who reads the table cannot use it."""
+    """A refresh token, stored as its SHA-256 only: a reader of the table cannot use it."""
 
     __tablename__ = "refresh_tokens"
     __table_args__ = (

@@ -1,0 +1,68 @@
+"""The tables `sessions` and `refresh_tokens`."""
+
+import uuid
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.identity.sql.schema import RefreshToken, Session, User
+
+
+async def insert_session(tx: AsyncSession, session_id: uuid.UUID, user_id: uuid.UUID, *, seconds: int) -> Session:
+    """Insert a session that expires after `seconds`."""
+    values = {"id": session_id, "user_id": user_id, "expire_time": func.now() + timedelta(seconds=seconds)}
+    return (await tx.scalars(insert(Session).values(values).returning(Session))).one()
+
+
+async def find_live_session(tx: AsyncSession, session_id: uuid.UUID) -> tuple[Session, User] | None:
+    """Return the session and its user; None if the session was revoked or has expired."""
+    row = (
+        await tx.execute(
+            select(Session, User)
+            .join(User, User.id == Session.user_id)
+            .where(Session.id == session_id, Session.revoke_time.is_(None), Session.expire_time > func.now())
+        )
+    ).one_or_none()
+    return (row.Session, row.User) if row else None
+
+
+async def revoke_session(tx: AsyncSession, digest: bytes, *, only_if_used: bool) -> None:
+    """Revoke the session of the refresh token with `digest`, if the token exists."""
+    family = select(RefreshToken.session_id).where(RefreshToken.hash == digest)
+    if only_if_used:
+        family = family.where(RefreshToken.used_time.is_not(None))
+    await tx.execute(
+        update(Session)
+        .where(Session.id.in_(family), Session.revoke_time.is_(None))
+        .values(revoke_time=func.now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def delete_expired_sessions(tx: AsyncSession, *, at_most: int) -> int:
+    """Delete expired sessions with their tokens and return their number."""
+    expired = select(Session.id).where(Session.expire_time < func.now()).limit(at_most)
+    deleted = await tx.scalars(delete(Session).where(Session.id.in_(expired)).returning(Session.id))
+    return len(deleted.all())
+
+
+async def insert_refresh_token(tx: AsyncSession, digest: bytes, session_id: uuid.UUID, expire_time: datetime) -> None:
+    await tx.execute(insert(RefreshToken).values(hash=digest, session_id=session_id, expire_time=expire_time))
+
+
+async def use_refresh_token(tx: AsyncSession, digest: bytes) -> tuple[uuid.UUID, datetime] | None:
+    """Mark the token as used and return its session and the time; None if it is unknown, used or expired.
+
+    One statement checks and marks, so concurrent calls cannot use one token twice.
+    """
+    row = (
+        await tx.execute(
+            update(RefreshToken)
+            .where(RefreshToken.hash == digest, RefreshToken.used_time.is_(None), RefreshToken.expire_time > func.now())
+            .values(used_time=func.now())
+            .returning(RefreshToken.session_id, func.now().label("now"))
+        )
+    ).one_or_none()
+    return (row.session_id, row.now) if row else None

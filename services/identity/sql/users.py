@@ -1,0 +1,59 @@
+"""The table `users`."""
+
+import uuid
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.data.db import violated
+from services.identity.domain import EmailTaken
+from services.identity.sql.schema import EMAIL_KEY, User
+
+
+async def insert_user(
+    tx: AsyncSession,
+    user_id: uuid.UUID,
+    *,
+    email: str,
+    password_hash: str,
+    display_name: str,
+    role: str,
+    email_verified: bool = False,
+) -> User:
+    """Insert a row. Raises `EmailTaken`."""
+    values = {
+        "id": user_id, "email": email, "password_hash": password_hash, "display_name": display_name,
+        "roles": [role], "email_verified": email_verified,
+    }  # fmt: skip
+    try:
+        return (await tx.scalars(insert(User).values(values).returning(User))).one()
+    except IntegrityError as error:
+        if violated(error) == EMAIL_KEY:
+            raise EmailTaken() from error
+        raise
+
+
+async def get_user(tx: AsyncSession, user_id: uuid.UUID) -> User:
+    """Return a user that exists."""
+    return await tx.get_one(User, user_id)
+
+
+async def find_user(tx: AsyncSession, user_id: uuid.UUID) -> User | None:
+    return await tx.get(User, user_id)
+
+
+async def find_user_by_email(tx: AsyncSession, email: str) -> User | None:
+    user: User | None = await tx.scalar(select(User).where(User.email == email))
+    return user
+
+
+async def has_admin(tx: AsyncSession) -> bool:
+    return await tx.scalar(select(User.id).where(User.roles.contains(["admin"])).limit(1)) is not None
+
+
+async def replace_password_hash(tx: AsyncSession, user: User, password_hash: str) -> None:
+    """Replace the hash of `user`, unless the password was changed since `user` was read."""
+    unchanged = User.password_hash == user.password_hash
+    await tx.execute(update(User).where(User.id == user.id, unchanged).values(password_hash=password_hash))
