@@ -31,7 +31,6 @@ from services.chassis.server.access import Gatekeeper, MeshIdentity
 from services.chassis.server.guard import Guard
 from services.chassis.server.http_server import HttpServer
 from services.chassis.server.registry import Registry
-from services.chassis.server.watch import Watch
 from services.chassis.settings import S, ServiceSettings
 from stampede.identity.v1.identity_service_pb2 import GetJwksRequest
 from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
@@ -153,17 +152,16 @@ class Process:
         self.background("events", exchange)
         self.background("outbox metrics", self.relay.measure)
 
-    def listen(self, subject: str, heard: Callable[[bytes], None], *, watch: Watch[Any, Any]) -> None:
-        """While somebody watches `watch`, gives `heard` the payloads of all events that any process tells on `subject`.
+    def listen(self, subject: str, receive: Callable[[bytes], None], *, listener: broadcast.Listener) -> None:
+        """Gives `receive` the payload of each event that any process publishes on `subject`, while `listener` wants it.
 
-        `heard` is to nudge `watch` where one matters, and to be quick: it is called for each of them. While NATS is
-        away, `watch` looks for itself.
+        `receive` must be quick: it is called for each event. While NATS is unavailable, `listener.live` is False.
         """
 
         async def listen() -> None:
-            await broadcast.listen(await self._connected(), subject, heard, watch)
+            await broadcast.listen(await self._connected(), subject, receive, listener)
 
-        self.background("listen", listen)
+        self.background(f"listen {subject}", listen)
 
     async def jetstream(self) -> JetStreamContext:
         """JetStream on the process's one connection to NATS; waits until NATS is there."""

@@ -41,7 +41,7 @@ async def main(config: Settings) -> None:
 
         latch.placed(await history.recent_ids(db, PLACED_MOST))
         process.exchange_events(*facts.consumers(db))
-        process.listen("stampede.orders.order.*", facts.changed(watch), watch=watch)
+        process.listen("stampede.orders.order.*", facts.changed(watch), listener=watch)
         process.forget(
             subscriber.FORGET, idempotency.FORGET, partitions.roll("order_log", keep_months=config.log_keep_months)
         )

@@ -1,65 +1,74 @@
-"""Events as they are published, for live views: heard by every process, while somebody watches, and kept nowhere.
+"""Broadcast: events delivered to every process that listens, without storage, for live views and caches.
 
-What JetStream stores is also delivered to plain subscriptions, which cost the server no state and no acknowledgement.
-They promise little: whoever is away misses what is told meanwhile. So a view looks for itself when it comes back.
+JetStream also delivers what it stores to plain subscriptions, which cost the server no state and no acknowledgement. A
+process that is cut off misses the events of that time, so a listener is told while it can rely on events and when it
+cannot.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
-
-from services.chassis.server.watch import Watch
+from typing import Any, Protocol
 
 _CHECK_SECONDS = 1.0
 _ANSWER_SECONDS = 2.0
-# Whoever placed an order often watches it, for a moment: better to hear on than to begin anew for each.
+# A customer often watches an order for a moment after placing it: to stay subscribed costs less than to begin anew.
 _LINGER_SECONDS = 10.0
 
 
-async def listen(connection: Any, subject: str, heard: Callable[[bytes], None], watch: Watch[Any, Any]) -> None:
-    """Gives `heard` the payload of each event told on `subject`, and lets `watch` know while it can rely on that.
+class Listener(Protocol):
+    """What wants events: a `Watch` while somebody watches it, or a cache at all times."""
 
-    Until cancelled. While nobody watches, nothing is subscribed to, and events cost this process nothing.
+    watched: asyncio.Event
+    """Set while events are wanted."""
+    live: bool
+    """Set to True when all events arrive from now on, again after each gap, and to False when they may not."""
+
+
+async def listen(connection: Any, subject: str, receive: Callable[[bytes], None], listener: Listener) -> None:
+    """Gives `receive` the payload of each event published on `subject`, and keeps `listener.live` true to that.
+
+    Runs until cancelled. While no events are wanted nothing is subscribed to, and events cost this process nothing.
     """
 
-    async def hear(message: Any) -> None:
-        heard(message.data)
+    async def receive_message(message: Any) -> None:
+        receive(message.data)
 
     while True:
-        await watch.watched.wait()
+        await listener.watched.wait()
         if not connection.is_connected:
             await asyncio.sleep(_CHECK_SECONDS)
             continue
         # The client repeats both when it reconnects.
-        events = await connection.subscribe(subject, cb=hear)
+        events = await connection.subscribe(subject, cb=receive_message)
         echo = await connection.subscribe(connection.new_inbox())
         try:
-            await _follow(connection, echo, watch)
+            await _follow(connection, echo, listener)
         finally:
-            watch.live = False
+            listener.live = False
             await events.unsubscribe()
             await echo.unsubscribe()
 
 
-async def _follow(connection: Any, echo: Any, watch: Watch[Any, Any]) -> None:
-    """Keeps `watch.live` true to `connection`, until nobody has watched for a while."""
+async def _follow(connection: Any, echo: Any, listener: Listener) -> None:
+    """Keeps `listener.live` true to `connection`, until events have not been wanted for a while."""
     loop = asyncio.get_running_loop()
-    watched, hears = loop.time(), None
-    while loop.time() < watched + _LINGER_SECONDS:
-        now_hears = await _hears(connection, echo)
-        if now_hears != hears:
-            watch.live = now_hears is not None
-            hears = now_hears
+    wanted, number = loop.time(), None
+    while loop.time() < wanted + _LINGER_SECONDS:
+        now_number = await _connection_number(connection, echo)
+        if now_number != number:
+            listener.live = now_number is not None
+            number = now_number
         await asyncio.sleep(_CHECK_SECONDS)
-        if watch.watched.is_set():
-            watched = loop.time()
+        if listener.watched.is_set():
+            wanted = loop.time()
 
 
-async def _hears(connection: Any, echo: Any) -> int | None:
-    """The number of the connection over which the process hears events just now, if it does.
+async def _connection_number(connection: Any, echo: Any) -> int | None:
+    """The number of the connection over which events arrive now; None if they may not.
 
-    What it tells itself must come back: then the server knows the subscriptions made before, and has not fallen silent.
-    The client's `flush` would do, but for an answer that comes after its timeout: that ends all reading (nats-py 2.16).
+    The process sends itself a message, which must come back: it shows that the server has the subscriptions made before
+    and has not fallen silent. The client's `flush` would end all reading if its answer came after the timeout
+    (nats-py 2.16).
     """
     if not connection.is_connected:
         return None
