@@ -7,7 +7,7 @@ from services.chassis.data.lease import Lease
 from services.chassis.process import Process, run
 from services.chassis.server.paging import Pages
 from services.inventory import timers
-from services.inventory.gate import Gate
+from services.inventory.gate.gate import Gate
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
 from services.inventory.settings import Settings
 from services.inventory.watch import sale_watch
@@ -18,7 +18,8 @@ from stampede.inventory.v1.stock_service_pb2_grpc import add_StockServiceService
 
 async def main(config: Settings) -> None:
     lease = Lease("timers")
-    gate = Gate(config.valkey_url.get_secret_value(), lease.term, cluster=config.valkey_cluster)
+    url = config.valkey_url.get_secret_value() if config.gate_enabled else ""
+    gate = Gate(url, cluster=config.valkey_cluster)
     # The gate is closed last: those who use it are stopped when the process is left.
     async with contextlib.aclosing(gate), Process("inventory", config) as process:
         db, pages, watch = process.db, Pages(*config.page_secret.values()), sale_watch(process.db)
@@ -27,7 +28,7 @@ async def main(config: Settings) -> None:
         add_ReservationServiceServicer_to_server(ReservationService(db, gate, pages), process.server)
         process.exchange_events()
         process.forget(idempotency.FORGET)
-        process.background("timers", lambda: lease.lead(db, lambda term: timers.run(db, gate, process.relay, term)))
+        process.background("timers", lambda: lease.lead(db, lambda _: timers.run(db, gate, process.relay)))
         process.background("metrics", lambda: timers.measure(db))
         process.background("watch", watch.run)
         await process.serve(

@@ -4,6 +4,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 import orjson
 from sqlalchemy import text
@@ -14,7 +15,7 @@ from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
 from services.inventory import domain, everyday, tickets
 from services.inventory.domain import Grant, Hold, Line, Pool, Reservation, State
-from services.inventory.gate import Gate
+from services.inventory.gate.gate import Gate
 from services.inventory.reservations import Outcome, from_row, lines_to_json
 
 # The check is the write: one statement grants what is there and no more, so no two batches can see the same unit.
@@ -90,26 +91,24 @@ _WHY_NOT = text("""
 
 
 async def admit(db: Database, gate: Gate, holds: Sequence[Hold]) -> list[Outcome]:
-    """`reserve` for those whom the gate lets through; the others hear what it says, at no further cost."""
-    refused = await gate.refused(holds)
+    """`reserve` for the holds that pass the gate; the gate refuses the others without touching PostgreSQL."""
+    taken, refused = await gate.take(holds)
     admitted = [hold for hold in holds if hold.id not in refused]
-    outcomes: dict[uuid.UUID, Outcome] = dict(refused)
+    decided: dict[uuid.UUID, Outcome] = {}
     if admitted:
         try:
-            held = await reserve(db, admitted)
-        except BaseException:
-            # Whether it was committed or not: units that are given back too early let too many in, and no harm done.
-            await gate.give_back_unsure((hold, line) for hold in admitted for line in hold.lines)
-            raise
-        over: list[Hold] = []
-        empty_handed: list[Hold] = []
-        for hold, outcome in zip(admitted, held, strict=True):
-            outcomes[hold.id] = outcome
-            if isinstance(outcome, AppError):
-                (over if isinstance(outcome, domain.CustomerLimit) else empty_handed).append(hold)
-        await gate.give_back_over((hold, line) for hold in over for line in hold.lines)
-        await gate.give_back((hold, line) for hold in empty_handed for line in hold.lines)
+            decided.update(zip([hold.id for hold in admitted], await reserve(db, admitted), strict=True))
+        finally:
+            # After an error nobody knows what was committed. A counter that is too high does no harm.
+            held = {id_ for id_, o in decided.items() if isinstance(o, Reservation) and not o.repeated}
+            sold_out = {uuid.UUID(o.metadata["flashSaleId"]) for o in decided.values() if _is_sold_out(o)}
+            await gate.give_back((item for item in taken if item[0].id not in held), sold_out=sold_out)
+    outcomes = {**refused, **decided}
     return [outcomes[hold.id] for hold in holds]
+
+
+def _is_sold_out(outcome: Outcome) -> TypeGuard[domain.SoldOut]:
+    return isinstance(outcome, domain.SoldOut) and outcome.metadata["remaining"] == "0"
 
 
 async def reserve(db: Database, holds: Sequence[Hold]) -> list[Outcome]:

@@ -18,7 +18,7 @@ from services.chassis.server.watch import Watch
 from services.inventory import actions, domain, reserving, returning, sales, settling, tickets
 from services.inventory import watch as watching
 from services.inventory.domain import Hold, Line, Reservation, SaleChanges, SaleState, UnitsBack
-from services.inventory.gate import Gate
+from services.inventory.gate.gate import Gate
 from services.inventory.tables import Movement, Stock
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
 from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
@@ -141,13 +141,14 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
 
     async def BatchRelease(self, request: pb.BatchReleaseRequest, context: Any) -> pb.BatchReleaseResponse:
         outcomes = await settling.release(self._db, db.uuids(list(request.ids)))
-        await self._gate.give_back_reservations(o for o in outcomes if isinstance(o, Reservation))
+        released = [o for o in outcomes if isinstance(o, Reservation) and not o.repeated]
+        await self._gate.give_back((r, line) for r in released for line in r.lines)
         return pb.BatchReleaseResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchCreateReturns(
         self, request: pb.BatchCreateReturnsRequest, context: Any
     ) -> pb.BatchCreateReturnsResponse:
-        # The gate is not told: healing finds within a second what is on sale again.
+        # The next rebuild of the gate finds the units within a second.
         outcomes = await returning.take_back(self._db, [_units_back(item) for item in request.returns])
         return pb.BatchCreateReturnsResponse(outcomes=map(_return_outcome, outcomes))
 

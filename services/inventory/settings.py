@@ -12,3 +12,5 @@ class Settings(ServiceSettings):
     """Of the gate: redis://… or rediss://…"""
     valkey_cluster: bool = False
     """Whether `valkey_url` names a node of a Valkey Cluster, which tells of the others."""
+    gate_enabled: bool = True
+    """Without the gate, everybody passes to PostgreSQL."""

@@ -182,7 +182,7 @@ async def release(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
         elif r.state is State.CONFIRMED:
             outcomes.append(WrongState(resource="reservation", state=r.state, wanted=State.RELEASED))
         else:
-            outcomes.append(replace(r, state=State.RELEASED) if id_ in released else r)
+            outcomes.append(replace(r, state=State.RELEASED) if id_ in released else replace(r, repeated=True))
     return outcomes
 
 

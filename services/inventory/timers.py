@@ -1,4 +1,4 @@
-"""What time alone brings about: sales end, holds expire, the gate is healed. One process does it for all; see `lease`.
+"""What time alone brings about: sales end, holds expire, the gate is rebuilt. One process does it for all; see `lease`.
 
 Two leaders for a moment do no harm: what one of them has locked the other skips, and what is done is not done again.
 """
@@ -11,8 +11,9 @@ from prometheus_client import Counter, Gauge
 
 from services.chassis.data.db import Database
 from services.chassis.events.outbox import Relay
-from services.inventory import healing, sales, settling, tickets
-from services.inventory.gate import Gate
+from services.inventory import sales, settling, tickets
+from services.inventory.gate import rebuild
+from services.inventory.gate.gate import Gate
 
 log = structlog.get_logger()
 
@@ -24,7 +25,7 @@ _TICKETS = Gauge("stampede_tickets_kept", "Tickets that are kept; 10,000 where t
 _OLDEST_TICKET = Gauge("stampede_tickets_oldest_seconds", "For how long the oldest of them has been kept.")
 
 
-async def run(db: Database, gate: Gate, relay: Relay, epoch: int) -> None:
+async def run(db: Database, gate: Gate, relay: Relay) -> None:
     """Does the work of the leader, until cancelled."""
 
     async def close_sales() -> bool:
@@ -35,13 +36,13 @@ async def run(db: Database, gate: Gate, relay: Relay, epoch: int) -> None:
         if expired:
             relay.nudge()
             _EXPIRED.inc(len(expired))
-            await gate.give_back_reservations(expired)
+            await gate.give_back((r, line) for r in expired for line in r.lines)
         return len(expired) == settling.EXPIRE_MOST
 
     async with asyncio.TaskGroup() as group:
         group.create_task(_repeatedly("sale clock", close_sales))
         group.create_task(_repeatedly("expiry", end_holds))
-        group.create_task(healing.keep_healing(db, gate, epoch))
+        group.create_task(rebuild.keep_rebuilt(db, gate))
 
 
 async def _repeatedly(name: str, act: Callable[[], Awaitable[bool]]) -> None:

@@ -10,7 +10,7 @@ from jwt.algorithms import ECAlgorithm
 
 from services.chassis.server.access import AUDIENCE, ISSUER, MESH_ISSUER, Gatekeeper, MeshIdentity
 
-MESH_SECRET = "a mesh secret for tests, long enough"
+MESH_SECRET = "a mesh secret for tests and long enough"
 _KEY = ec.generate_private_key(ec.SECP256R1())
 
 

@@ -14,13 +14,12 @@ from services.chassis.data.db import Database, connect
 from services.chassis.money import Money
 from services.inventory import actions, reserving, sales, settling
 from services.inventory.domain import Hold, Line, Reservation
-from services.inventory.gate import Gate, keys_of
-from services.inventory.healing import Healer
+from services.inventory.gate.gate import Gate, keys_of
+from services.inventory.gate.rebuild import Rebuild
 from services.inventory.sales import NewSale
 from tests.support.infra import Infra
 
 STAFF = uuid.UUID(int=1)
-EPOCH = 7
 
 
 @pytest.fixture(scope="session")
@@ -46,37 +45,26 @@ async def db(one_database: Database) -> Database:
 
 @pytest.fixture
 async def gate(infra: Infra) -> AsyncIterator[Gate]:
-    async with aclosing(Gate(infra.valkey_url, lambda: EPOCH)) as gate:
+    async with aclosing(Gate(infra.valkey_url)) as gate:
         await gate.valkey.flushall()
         yield gate
 
 
-async def heal(gate: Gate, db: Database, *, epoch: int = EPOCH) -> None:
-    """One round of healing, as the leader of that term does it."""
-    await Healer(db, gate, epoch).heal()
-
-
-def _keys(sale: Any) -> list[str]:
-    return keys_of(sale if isinstance(sale, uuid.UUID) else sale.id)
+async def rebuild(gate: Gate, db: Database) -> None:
+    """Runs the first rebuild of a new leader."""
+    await Rebuild(db, gate).run()
 
 
 async def left(gate: Gate, sale: Any) -> int | None:
-    """How many units the gate says nobody took; None where it does not know the sale."""
-    value = await gate.valkey.hget(_keys(sale)[0], "left")
+    """How many units the gate counts as left; None if it has no counter of the sale."""
+    value = await gate.valkey.get(keys_of(sale if isinstance(sale, uuid.UUID) else sale.id)[0])
     return None if value is None else int(value)
 
 
-async def takers(gate: Gate, sale: Any, *, known: bool) -> set[uuid.UUID]:
-    """Whose tokens the gate has: those that healing has found in PostgreSQL, or those that it has not yet."""
-    key = _keys(sale)[2 if known else 1]
-    return {uuid.UUID(id_.decode()) for id_ in await gate.valkey.hkeys(key)}
-
-
-async def aged(gate: Gate, sale: Any) -> None:
-    """Makes all tokens that were taken older than any transaction."""
-    key = _keys(sale)[1]
-    for id_, value in (await gate.valkey.hgetall(key)).items():
-        await gate.valkey.hset(key, id_, b" ".join((value.split()[0], b"1000", value.split()[2])))
+async def holders(gate: Gate, sale: Any) -> dict[uuid.UUID, int]:
+    """The units by customer that the gate counts."""
+    key = keys_of(sale if isinstance(sale, uuid.UUID) else sale.id)[1]
+    return {uuid.UUID(bytes=id_): int(units) for id_, units in (await gate.valkey.hgetall(key)).items()}
 
 
 async def a_product(db: Database, *, on_hand: int = 10) -> uuid.UUID:

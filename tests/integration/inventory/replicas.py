@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.chassis import ids
 from services.chassis.data.db import Database, connect
 from services.inventory import sales
-from services.inventory.gate import keys_of
+from services.inventory.gate.gate import keys_of
 from stampede.inventory.v1 import reservation_service_pb2 as pb
 from stampede.inventory.v1.reservation_service_pb2_grpc import ReservationServiceStub
 from tests.integration.inventory.conftest import rows_of
@@ -106,39 +106,29 @@ class Replicas:
 
     async def leader(self) -> Replica:
         """The process that leads."""
-        return (await until(self._leader))[0]  # type: ignore[no-any-return]
+        found: Replica = await until(self._leader)
+        return found
 
-    async def term(self) -> int:
-        await self.leader()
-        return (await until(self._leader))[1]  # type: ignore[no-any-return]
-
-    async def _leader(self) -> tuple[Replica, int] | None:
-        for holder, term in await rows_of(
-            self.db, "SELECT holder, term FROM leases WHERE expire_time > clock_timestamp()"
-        ):
+    async def _leader(self) -> Replica | None:
+        for (holder,) in await rows_of(self.db, "SELECT holder FROM leases WHERE expire_time > clock_timestamp()"):
             for replica in self.both:
                 if holder.split("/")[1] == str(replica.pid):
-                    return replica, term
+                    return replica
         return None
 
     def other(self, replica: Replica) -> Replica:
         return self.both[1] if replica is self.both[0] else self.both[0]
 
-    async def gate(self, sale: Any) -> dict[str, int]:
-        """What the gate says of a sale: `left` and `epoch`, once it was healed; empty where it says nothing."""
-        try:
-            async with redis.asyncio.Redis.from_url(self.valkey.url) as client:
-                state = await client.hgetall(keys_of(sale.id)[0])
-        except redis.RedisError:
-            return {}
-        return {name: int(state[name.encode()]) for name in ("left", "epoch") if name.encode() in state}
-
-    async def healed(self, sale: Any, *, epoch: int = 1) -> None:
-        """Returns once the gate says what PostgreSQL says, under this epoch or a later one."""
+    async def rebuilt(self, sale: Any) -> None:
+        """Returns once the gate counts as many units left as PostgreSQL."""
 
         async def agree() -> bool:
-            gate, remaining = await self.gate(sale), await self.remaining(sale)
-            return gate.get("left") == remaining and gate["epoch"] >= epoch
+            try:
+                async with redis.asyncio.Redis.from_url(self.valkey.url) as client:
+                    left = await client.get(keys_of(sale.id)[0])
+            except redis.RedisError:
+                return False
+            return left is not None and int(left) == await self.remaining(sale)
 
         await until(agree)
 

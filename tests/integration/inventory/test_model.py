@@ -26,19 +26,16 @@ from services.chassis.errors import AppError, WrongState
 from services.chassis.money import Money
 from services.inventory import actions, domain, reserving, returning, sales, settling
 from services.inventory.domain import Hold, Line, Reservation, Returned, SaleChanges, SaleState, State, UnitsBack
-from services.inventory.gate import Gate
-from services.inventory.healing import Healer
+from services.inventory.gate.gate import Gate
 from tests.integration.inventory.conftest import (
-    EPOCH,
     STAFF,
-    aged,
     books,
-    heal,
     hold_ended,
+    holders,
     left,
+    rebuild,
     rows_of,
     sale_ended,
-    takers,
 )
 from tests.support.infra import Infra
 
@@ -73,8 +70,6 @@ class Walk(RuleBasedStateMachine):
         self.holds: dict[uuid.UUID, tuple[Hold, State]] = {}
         self.back: dict[uuid.UUID, dict[uuid.UUID, int]] = defaultdict(dict)  # units that came back
         self.returns: dict[uuid.UUID, tuple[UnitsBack, dict[uuid.UUID, int]]] = {}
-        self.leaked: dict[uuid.UUID, int] = defaultdict(int)  # by sale: units that somebody took at the gate, and died
-        self.epoch = EPOCH
         # A walk that begins in the middle of things gets further.
         for p in range(PRODUCTS):
             self.create_sale(p, 6, 2 * p)
@@ -195,7 +190,7 @@ class Walk(RuleBasedStateMachine):
             self._take(lines)
             self.holds[hold.id] = hold, State.HELD
         else:
-            # The gate may refuse too much until it heals; PostgreSQL never does.
+            # The gate may refuse too much until its rebuild; PostgreSQL never does.
             assert gated or not fits, f"it was refused what was there: {outcome}"
 
     @rule(
@@ -360,47 +355,23 @@ class Walk(RuleBasedStateMachine):
     @rule()
     def flush_gate(self) -> None:
         self.run(self.gate.valkey.flushall())
-        self.leaked.clear()
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), units=st.integers(1, 2))
     def die_between_gate_and_postgresql(self, data: st.DataObject, units: int) -> None:
         product = data.draw(st.sampled_from(list(self.open)))
-        # Somebody new: who is over the limit takes no token, so that none of theirs can leak.
-        hold = Hold(ids.new(), ids.new(), (Line(product, self.open[product], units),), 600)
-        if not self.run(self.gate.refused([hold])):
-            self.leaked[self.open[product]] += units
-
-    @precondition(lambda self: any(self.leaked.values()))
-    @rule()
-    def leaks_grow_old(self) -> None:
-        for sale in self.leaked:
-            self.run(aged(self.gate, sale))
-        self.leaked.clear()
+        self.run(self.gate.take([Hold(ids.new(), ids.new(), (Line(product, self.open[product], units),), 600)]))
 
     @rule()
-    def another_leads(self) -> None:
-        """What the one before had found out, and not written yet, must not count any more."""
-        before = Healer(self.db, self.gate, self.epoch)
-        accounts, _ = self.run(before._compare(dict.fromkeys(self.open.values(), 0)))
-        self.epoch += 1
-        self.heal_gate()
-        self.run(before._write(accounts))
-        self._gate_agrees()
-
-    @rule()
-    def heal_gate(self) -> None:
-        self.run(heal(self.gate, self.db, epoch=self.epoch))
-        self._gate_agrees()
-
-    def _gate_agrees(self) -> None:
+    def rebuild_gate(self) -> None:
+        self.run(rebuild(self.gate, self.db))
         for sale in self.open.values():
-            assert self.run(left(self.gate, sale)) == self.sales[sale].free - self.leaked[sale]
+            assert self.run(left(self.gate, sale)) == self.sales[sale].free
             held = {
-                id_ for id_, (hold, state) in self.holds.items() if state is State.HELD
+                hold.customer_id for hold, state in self.holds.values() if state is State.HELD
                 and any(line.sale_id == sale for line in hold.lines)
             }  # fmt: skip
-            assert held <= self.run(takers(self.gate, sale, known=True))
+            assert held <= self.run(holders(self.gate, sale)).keys()
 
     # --- what must be true at any time ---
 
@@ -502,7 +473,7 @@ def test_no_walk_leads_to_wrong_numbers(infra: Infra, template: Callable[[str], 
             f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {runner.run(template('inventory'))}"
         )
         engine, db = connect(infra.database_url(name), pool_size=2)
-        gate = Gate(infra.valkey_url, lambda: EPOCH)
+        gate = Gate(infra.valkey_url)
         machine = type("Walk", (Walk,), {"run": staticmethod(runner.run), "db": db, "gate": gate})
         try:
             run_state_machine_as_test(

@@ -24,7 +24,7 @@ from services.inventory.domain import (
     SoldOut,
     UnitsBack,
 )
-from services.inventory.gate import Gate
+from services.inventory.gate.gate import Gate
 from services.inventory.returning import ReturnOutcome
 from tests.integration.inventory.conftest import (
     a_hold,
@@ -32,11 +32,11 @@ from tests.integration.inventory.conftest import (
     a_sale,
     books,
     expired_hold,
-    heal,
     holding,
     left,
     of_sale,
     of_stock,
+    rebuild,
     rows_of,
     sale_ended,
     statements,
@@ -249,21 +249,21 @@ async def test_a_customer_may_buy_again_what_they_gave_back_and_no_more(db: Data
 async def test_the_gate_of_a_sale_that_was_sold_out_lets_buyers_in_again(db: Database, gate: Gate) -> None:
     """The next heal finds what came back; the one who returned it may buy it too, and the order finds its own."""
     sale, customer = await a_sale(db, units=2, per_customer_limit=2), ids.new()
-    await heal(gate, db)
+    await rebuild(gate, db)
     hold = a_hold(of_sale(sale, 2), customer_id=customer)
     await reserving.admit(db, gate, [hold])
     await settling.confirm(db, [hold.id])
-    await heal(gate, db)
+    await rebuild(gate, db)
     assert isinstance((await reserving.admit(db, gate, [a_hold(of_sale(sale))]))[0], SoldOut)
 
     await take_back(db, a_wish(hold.id))
-    await heal(gate, db)
+    await rebuild(gate, db)
 
     assert await left(gate, sale) == 2
     wishes = [a_hold(of_sale(sale), customer_id=customer), hold, a_hold(of_sale(sale))]
     outcomes = await reserving.admit(db, gate, wishes)
     assert all(isinstance(outcome, Reservation) for outcome in outcomes)
-    await heal(gate, db)
+    await rebuild(gate, db)
     assert await left(gate, sale) == 0
     assert await books(db) == []
 

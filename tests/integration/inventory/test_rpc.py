@@ -15,7 +15,7 @@ from services.chassis import ids
 from services.chassis.data.db import Database
 from services.chassis.server.paging import Pages
 from services.inventory import settling
-from services.inventory.gate import Gate
+from services.inventory.gate.gate import Gate
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
 from services.inventory.watch import sale_watch
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
@@ -29,11 +29,11 @@ from tests.integration.inventory.conftest import (
     a_product,
     a_sale,
     books,
-    heal,
     hold_ended,
     holding,
     of_sale,
     of_stock,
+    rebuild,
     sale_ended,
 )
 from tests.support import tokens
@@ -273,7 +273,7 @@ async def test_a_released_unit_can_be_bought_again_at_once_through_the_gate(
     inventory: Inventory, db: Database, gate: Gate
 ) -> None:
     sale = await a_sale(db, units=1)
-    await heal(gate, db)
+    await rebuild(gate, db)
     first, second = a_hold(sale), a_hold(sale)
     await inventory.reservations.BatchReserve(pb.BatchReserveRequest(holds=[first]), metadata=ORDERS)
     await inventory.reservations.BatchRelease(pb.BatchReleaseRequest(ids=[first.id]), metadata=ORDERS)

@@ -11,9 +11,8 @@ from prometheus_client import REGISTRY
 from services.chassis.data.db import Database
 from services.chassis.events.outbox import Relay
 from services.inventory import reserving, sales, settling, timers
-from services.inventory.gate import Gate
+from services.inventory.gate.gate import Gate
 from tests.integration.inventory.conftest import (
-    EPOCH,
     a_hold,
     a_sale,
     books,
@@ -28,8 +27,8 @@ from tests.support.waiting import until
 
 
 @contextlib.asynccontextmanager
-async def leading(db: Database, gate: Gate, *epochs: int) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(timers.run(db, gate, Relay(db), epoch)) for epoch in epochs]
+async def leading(db: Database, gate: Gate, *, leaders: int = 1) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(timers.run(db, gate, Relay(db))) for _ in range(leaders)]
     try:
         yield
     finally:
@@ -52,7 +51,7 @@ async def test_two_leaders_at_once_end_each_hold_and_close_each_sale_once(db: Da
     async def done() -> bool:
         return await rows_of(db, "SELECT FROM flash_sales WHERE closed_as IS NULL OR held > 0") == [()]
 
-    async with leading(db, gate, EPOCH, EPOCH + 1):
+    async with leading(db, gate, leaders=2):
         await until(done)
         await until(lambda: is_left(gate, sale, 1300))
 
@@ -82,7 +81,7 @@ async def test_a_timer_that_fails_is_tried_again_and_stops_no_other(
 
     monkeypatch.setattr(sales, "close_ended_sales", fails_twice)
     await hold_ended(db, (await holding(db, of_sale(sale, 3))).id)
-    async with leading(db, gate, EPOCH):
+    async with leading(db, gate):
         await until(lambda: is_left(gate, sale, 3))
         await sale_ended(db, sale.id)
         await until(lambda: rows_of(db, "SELECT FROM flash_sales WHERE closed_as = 'ENDED'"))

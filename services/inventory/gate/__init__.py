@@ -1,0 +1,1 @@
+"""The admission gate in Valkey. README.md explains it on one page."""
