@@ -14,7 +14,7 @@ async def main(config: Settings) -> None:
         pages = Pages(*config.page_secret.values())
         add_CatalogServiceServicer_to_server(CatalogService(process.db, pages), process.server)
         add_SnapshotServiceServicer_to_server(SnapshotService(process.db), process.server)
-        process.forget(idempotency.FORGET)
+        process.run_cleanups(idempotency.CLEANUP)
         await process.serve("stampede.catalog.v1.CatalogService", "stampede.catalog.v1.SnapshotService")
 
 

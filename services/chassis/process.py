@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic
 
@@ -19,12 +20,12 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from nats.js import JetStreamContext
-from sqlalchemy import text
 
 from services.chassis import settings, telemetry
 from services.chassis.client import target
 from services.chassis.client.target import Target
-from services.chassis.data import db
+from services.chassis.data import cleanup, db
+from services.chassis.data.cleanup import Cleanup
 from services.chassis.events import broadcast, dead_letters, subscriber
 from services.chassis.events.outbox import Relay
 from services.chassis.server.access import Gatekeeper, MeshIdentity
@@ -42,7 +43,6 @@ _DRAIN_SECONDS = 10.0
 _LEAVE_SECONDS = 1.2
 _CHECK_SECONDS = 1.0
 _RESTART_SECONDS = 1.0
-_FORGET_SECONDS = 3600.0
 # Of open files: two gateways' connections at their most (gateway/cluster.yaml), and the rest.
 _FILES_MOST = 32_768
 _SERVER_OPTIONS = [
@@ -125,17 +125,10 @@ class Process:
 
         self._tasks.append(asyncio.create_task(forever(), name=name))
 
-    def forget(self, *statements: str) -> None:
-        """Runs `statements` every hour: they delete what is older than anybody needs it."""
-
-        async def forget() -> None:
-            while True:
-                for statement in statements:
-                    async with self.db.begin() as tx:
-                        await tx.execute(text(statement))
-                await asyncio.sleep(_FORGET_SECONDS)
-
-        self.background("forget", forget)
+    def run_cleanups(self, *jobs: Cleanup) -> None:
+        """Runs each of `jobs` every hour, whatever becomes of the others."""
+        for job in jobs:
+            self.background(f"cleanup of {job.name}", partial(cleanup.run_hourly, self.db, job))
 
     def exchange_events(self, *consumers: subscriber.Consumer) -> None:
         """Relays the outbox to JetStream and feeds `consumers`, whenever NATS is there."""

@@ -26,7 +26,7 @@ async def main(config: Settings) -> None:
             await keys.rotate_keys(process.db, sealer, lifetimes)
             await keys.load_keys(process.db, sealer, keyring)
             await actions.ensure_first_admin(process.db, passwords, admin_password)
-            process.forget(idempotency.FORGET)
+            process.run_cleanups(idempotency.CLEANUP)
             process.background("keys", partial(keys.follow_keys, process.db, sealer, keyring))
             process.background("hourly", partial(keys.run_hourly, process.db, sealer, lifetimes))
             pepper = derive_key(secrets[0], "stampede request digests")

@@ -27,7 +27,7 @@ async def main(config: Settings) -> None:
         add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), process.server)
         add_ReservationServiceServicer_to_server(ReservationService(db, gate, pages), process.server)
         process.exchange_events()
-        process.forget(idempotency.FORGET)
+        process.run_cleanups(idempotency.CLEANUP)
         process.background("timers", lambda: lease.lead(db, lambda _: timers.run(db, gate, process.relay)))
         process.background("metrics", lambda: timers.measure(db))
         process.background("watch", watch.run)

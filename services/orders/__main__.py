@@ -42,8 +42,8 @@ async def main(config: Settings) -> None:
         latch.placed(await history.recent_ids(db, PLACED_MOST))
         process.exchange_events(*facts.consumers(db))
         process.listen("stampede.orders.order.*", facts.changed(watch), listener=watch)
-        process.forget(
-            subscriber.FORGET, idempotency.FORGET, partitions.roll("order_log", keep_months=config.log_keep_months)
+        process.run_cleanups(
+            subscriber.CLEANUP, idempotency.CLEANUP, partitions.roll("order_log", keep_months=config.log_keep_months)
         )
         process.background("sagas", worker.run)
         process.background("saga metrics", lambda: console.measure(db))

@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
+from services.chassis.data.cleanup import delete_old_rows
 from services.chassis.data.db import Base
 from services.chassis.errors import RequestIdReused
 from services.chassis.request_context import RequestKey
@@ -40,7 +41,7 @@ CREATE INDEX requests_create_time ON requests (create_time);
 """
 
 
-FORGET = "DELETE FROM requests WHERE create_time < now() - interval '2 days'"
+CLEANUP = delete_old_rows("requests", keep="2 days")
 """Two days are twice what the contract promises."""
 
 

@@ -1,13 +1,15 @@
-"""Tables that are only added to, and do not grow for ever: a partition for each month, dropped when it is old.
+"""Partitions of append-only tables: one for each month, made in advance and dropped when it is old.
 
     op.execute("CREATE TABLE visits (…, create_time timestamptz NOT NULL) PARTITION BY RANGE (create_time)")
     op.execute(partitions.roll_function("visits", role="shop"))   # in a migration; makes the first partitions too
-    process.forget(partitions.roll("visits", keep_months=12))     # in the service; every hour
+    process.run_cleanups(partitions.roll("visits", keep_months=12))  # in the service; every hour
 
 Months are UTC's. A primary key of such a table must contain `create_time`.
 """
 
 import re
+
+from services.chassis.data.cleanup import Cleanup
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,50}")
 
@@ -23,22 +25,22 @@ BEGIN
     IF keep_months IS NULL OR keep_months < 1 THEN
         RAISE EXCEPTION 'keep_months must be at least 1' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- Replicas call it at once: one is enough.
+    -- All replicas call it; one call does the work.
     IF NOT pg_try_advisory_xact_lock(hashtext('roll_{table}')) THEN
         RETURN;
     END IF;
-    -- Ahead of time, so that each row finds its place; and the last month, should the clock be set back.
+    -- Two months ahead, so that each row has a partition; and the last month, in case the clock is set back.
     FOR n IN -1..2 LOOP
         month := this_month + make_interval(months => n);
         partition := '{table}_' || to_char(month, 'YYYY_MM');
         CONTINUE WHEN to_regclass('public.' || partition) IS NOT NULL;
         BEGIN
-            -- Attached, not made as a partition: that would lock writers out.
+            -- CREATE TABLE … PARTITION OF would lock writers out; ATTACH does not.
             EXECUTE format('CREATE TABLE public.%I (LIKE public.{table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS'
                 ' INCLUDING GENERATED INCLUDING INDEXES INCLUDING STORAGE)', partition);
             EXECUTE format('ALTER TABLE public.{table} ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)',
                 partition, month::timestamptz, (month + interval '1 month')::timestamptz);
-            -- What the role may do it may do through the table. By default it could change what is only added to.
+            -- The role uses the parent table only. Default privileges would let it change rows of the partition.
             IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN
                 EXECUTE format('REVOKE ALL ON public.%I FROM {role}', partition);
             END IF;
@@ -46,7 +48,8 @@ BEGIN
             RAISE NOTICE '% is not made yet: the table is locked', partition;
         END;
     END LOOP;
-    -- One at a time: a clock that is wrong for a while does little harm. It locks all out for a moment, or lets it be.
+    -- One a call, so that a clock that is wrong for a while does little harm. DROP locks the table for a moment;
+    -- if it cannot within lock_timeout, the next call tries again.
     SELECT child.relname INTO partition FROM pg_inherits
     JOIN pg_class AS child ON child.oid = inhrelid
     WHERE inhparent = 'public.{table}'::regclass AND child.relname ~ '^{table}_[0-9]{{4}}_[0-9]{{2}}$'
@@ -81,8 +84,8 @@ def roll_function(table: str, *, role: str) -> str:
     return _FUNCTION.format(table=table, role=role)
 
 
-def roll(table: str, *, keep_months: int) -> str:
-    """The statement to run every hour. A month goes when all of it is older than `keep_months`, at least 1."""
+def roll(table: str, *, keep_months: int) -> Cleanup:
+    """The hourly job. It drops a month when all of it is older than `keep_months`, at least 1."""
     assert _NAME.fullmatch(table)
     assert keep_months >= 1
-    return f"SELECT roll_{table}({keep_months})"
+    return Cleanup(f"partitions of {table}", f"SELECT roll_{table}({keep_months})")

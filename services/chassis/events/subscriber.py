@@ -19,6 +19,7 @@ from sqlalchemy import func, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
+from services.chassis.data.cleanup import delete_old_rows
 from services.chassis.data.db import Base, Database
 from services.chassis.errors import Unavailable
 from services.chassis.server import statuses
@@ -66,8 +67,8 @@ CREATE INDEX seen_events_create_time ON seen_events (create_time);
 _SEE = text("""
     INSERT INTO seen_events (event_id) SELECT unnest(CAST(:ids AS uuid[])) ON CONFLICT DO NOTHING RETURNING event_id
 """)
-FORGET = "DELETE FROM seen_events WHERE create_time < now() - interval '8 days'"
-"""A day more than JetStream keeps events, so that none comes again unrecognised."""
+CLEANUP = delete_old_rows("seen_events", keep="8 days")
+"""JetStream keeps events for seven days; so each event that it delivers again is recognised."""
 
 
 async def connect(url: str, service: str) -> Any:

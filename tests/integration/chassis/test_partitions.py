@@ -1,4 +1,4 @@
-"""Partitions come before they are needed, go when they are old, and keep nobody waiting."""
+"""Partitions are made before they are needed, dropped when they are old, and never block a writer."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from services.chassis.data import partitions
 from services.chassis.data.db import Database
 from tests.support.infra import Infra
 
-ROLL = partitions.roll("visits", keep_months=1)
+ROLL = partitions.roll("visits", keep_months=1).statement
 # From the last month to the month after next.
 AHEAD = [-1, 0, 1, 2]
 
@@ -43,7 +43,7 @@ async def visits(db: Database, infra: Infra) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def visitor(visits: Database, infra: Infra) -> AsyncIterator[Database]:
-    """The table as its service sees it."""
+    """The database under the role of the service."""
     url = infra.database_url(str(visits.kw["bind"].url.database)).replace("postgres@", "visitor@")
     engine, sessions = databases.connect(url, pool_size=10)
     yield sessions
@@ -56,7 +56,7 @@ async def roll(db: Database, statement: str = ROLL) -> None:
 
 
 async def months(db: Database) -> list[int]:
-    """Which months have a partition, counted from this one."""
+    """The months that have a partition, counted from this month."""
     async with db() as tx:
         names = await tx.scalars(
             text("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'visits'::regclass ORDER BY 1")
@@ -70,7 +70,7 @@ async def months(db: Database) -> list[int]:
 
 
 async def add_old(tx: AsyncSession, months_ago: int) -> None:
-    """A partition as it was made so many months ago, with a row."""
+    """Adds a partition of that many months ago, with a row."""
     start = f"date_trunc('month', now() AT TIME ZONE 'UTC') - interval '{months_ago} months'"
     await tx.execute(
         text(f"""
@@ -83,7 +83,7 @@ async def add_old(tx: AsyncSession, months_ago: int) -> None:
     )
 
 
-async def test_rows_of_all_months_around_now_find_a_place(visits: Database, visitor: Database) -> None:
+async def test_first_partitions_take_rows_of_four_months(visits: Database, visitor: Database) -> None:
     assert await months(visits) == AHEAD
     async with visitor.begin() as tx:
         await tx.execute(
@@ -93,9 +93,7 @@ async def test_rows_of_all_months_around_now_find_a_place(visits: Database, visi
         assert await tx.scalar(text("SELECT count(*) FROM visits")) == 4
 
 
-async def test_the_service_makes_what_is_missing_and_drops_what_is_old_one_at_a_time(
-    visits: Database, visitor: Database
-) -> None:
+async def test_roll_makes_missing_months_and_drops_one_old_month_a_call(visits: Database, visitor: Database) -> None:
     async with visits.begin() as tx:
         await add_old(tx, 4)
         await add_old(tx, 3)
@@ -104,15 +102,15 @@ async def test_the_service_makes_what_is_missing_and_drops_what_is_old_one_at_a_
     assert await months(visits) == [-4, -3, -1, 0, 1]
     await roll(visitor)
     assert await months(visits) == [-3, *AHEAD]
-    await roll(visitor, partitions.roll("visits", keep_months=3))
+    await roll(visitor, partitions.roll("visits", keep_months=3).statement)
     assert await months(visits) == [-3, *AHEAD]
     await roll(visitor)
     await roll(visitor)
     assert await months(visits) == AHEAD
 
 
-async def test_the_service_can_change_nothing_it_has_added(visits: Database, visitor: Database) -> None:
-    """Neither through the table nor in a partition, which default privileges would have opened."""
+async def test_service_cannot_change_rows_it_has_added(visits: Database, visitor: Database) -> None:
+    """Neither in the table nor in a partition, where default privileges would have allowed it."""
     async with visits() as tx:
         name = await tx.scalar(text("SELECT 'visits_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')"))
     for statement in (
@@ -125,20 +123,20 @@ async def test_the_service_can_change_nothing_it_has_added(visits: Database, vis
             await roll(visitor, statement)
 
 
-async def test_nothing_is_kept_for_less_than_a_month(visitor: Database) -> None:
+async def test_keeping_less_than_a_month_is_refused(visitor: Database) -> None:
     for months_kept in ("0", "-1", "NULL"):
         with pytest.raises(DBAPIError, match="at least 1"):
             await roll(visitor, f"SELECT roll_visits({months_kept})")
 
 
-async def test_others_may_not_call_it(visits: Database) -> None:
+async def test_other_roles_may_not_call_roll(visits: Database) -> None:
     async with visits() as tx:
         assert not await tx.scalar(
             text("SELECT has_function_privilege('pg_monitor', 'roll_visits(integer)', 'EXECUTE')")
         )
 
 
-async def test_replicas_that_call_it_at_once_do_it_once(visits: Database, visitor: Database) -> None:
+async def test_concurrent_replicas_roll_once(visits: Database, visitor: Database) -> None:
     async with visits.begin() as tx:
         await tx.execute(text("DO $$ BEGIN EXECUTE 'DROP TABLE visits_' || to_char(now() AT TIME ZONE 'UTC'"
                               " + interval '2 months', 'YYYY_MM'); END $$"))  # fmt: skip
@@ -147,7 +145,7 @@ async def test_replicas_that_call_it_at_once_do_it_once(visits: Database, visito
     assert await months(visits) == AHEAD
 
 
-async def test_it_does_not_wait_for_those_who_write_nor_they_for_it(visits: Database, visitor: Database) -> None:
+async def test_roll_and_writers_do_not_wait_for_each_other(visits: Database, visitor: Database) -> None:
     async with visits.begin() as tx:
         await add_old(tx, 3)
         await tx.execute(text("DO $$ BEGIN EXECUTE 'DROP TABLE visits_' || to_char(now() AT TIME ZONE 'UTC'"
@@ -156,7 +154,7 @@ async def test_it_does_not_wait_for_those_who_write_nor_they_for_it(visits: Data
         await writing.execute(text("INSERT INTO visits (who) VALUES ('me')"))
         async with visitor.begin() as rolling:
             await rolling.execute(text(ROLL))
-            # Made beside the writer; what is old can go only when nobody is at work, and is left for the next hour.
+            # A partition is made beside the writer. The old one can be dropped without a writer only: in the next call.
             await writing.execute(text("INSERT INTO visits (who) VALUES ('me again')"))
     assert await months(visits) == [-3, *AHEAD]
     await roll(visitor)
