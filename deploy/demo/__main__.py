@@ -6,23 +6,27 @@ import json
 import signal
 import sys
 import time
-import urllib.request
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 from rich.console import Console
 
 from deploy.audit import Sources, Unreachable, audit
+from deploy.client import Json, Patience, Rest, RestError, User
+from deploy.client.shop import ADMIN_EMAIL
 from deploy.demo import report, screen, stage
 from deploy.demo.options import Options, parse
 from deploy.demo.rush import Rush
-from deploy.demo.shop import CannotRun, Shop
 from deploy.demo.tally import Tally
 from deploy.local import Site, control
 
 ADDS_UP, DOES_NOT, COULD_NOT, INTERRUPTED = 0, 1, 2, 130
-_READY_SECONDS = 60
-_DESK_CONNECTIONS = 16
+_STAFF_CONNECTIONS = 16
+
+
+class CannotRun(Exception):
+    """The demo cannot run. Holds the reason and what to do."""
 
 
 def main() -> int:
@@ -33,7 +37,7 @@ def main() -> int:
     try:
         with _mesh(site, console, keep=options.keep):
             outcome = _play(site, options, console)
-    except (CannotRun, Unreachable) as problem:
+    except (CannotRun, RestError, Unreachable) as problem:
         print(f"could not run: {problem}", file=sys.stderr)
         print("`make status` shows the parts of the mesh, `make logs` what they say.", file=sys.stderr)
         return COULD_NOT
@@ -71,7 +75,6 @@ def _mesh(site: Site, console: Console, *, keep: bool) -> Iterator[None]:
         if code:
             raise CannotRun("the mesh did not start; what it said stands above")
     try:
-        _wait_until_ready(site)
         yield
     finally:
         if found_up or keep:
@@ -80,18 +83,6 @@ def _mesh(site: Site, console: Console, *, keep: bool) -> Iterator[None]:
             console.print("stopping the mesh, as it was found; its data stays")
             with _undisturbed():
                 control.down(site)
-
-
-def _wait_until_ready(site: Site) -> None:
-    """Somebody else may just be starting it."""
-    give_up = time.monotonic() + _READY_SECONDS
-    while True:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{site.url}/readyz", timeout=5).close()  # noqa: S310 - our own address
-            return
-        if time.monotonic() > give_up:
-            raise CannotRun(f"{site.url}/readyz does not say that the mesh is ready")
-        time.sleep(0.2)
 
 
 def _play(site: Site, options: Options, console: Console) -> report.Outcome:
@@ -110,31 +101,34 @@ def _play(site: Site, options: Options, console: Console) -> report.Outcome:
     )
 
 
-async def _rush(site: Site, options: Options, tally: Tally, console: Console) -> tuple[Any, Any, str, Any]:
+async def _rush(site: Site, options: Options, tally: Tally, console: Console) -> tuple[Json, Json, str, Counter[str]]:
     """Everything that happens through the gateway. Returns the sale, the stock, the product's id and the retries."""
     async with (
-        Shop(site.url, connections=options.connections) as shop,
-        Shop(site.url, connections=_DESK_CONNECTIONS) as desk,
+        Rest.open(site.url, connections=options.connections) as opened,
+        Rest.open(site.url, connections=_STAFF_CONNECTIONS) as for_staff,
         screen.progress(tally, console),
     ):
+        rest = replace(opened, patience=Patience())
+        # Another process may have started the mesh just now.
+        (await rest.get("/readyz")).expect()
+        staff = await replace(for_staff, patience=Patience()).sign_in(User(ADMIN_EMAIL, site.secrets["admin"]))
         try:
-            built = await stage.build(shop, site.secrets["admin"], options, tally)
-            await stage.open_sale(shop, built, options, tally)
-            await Rush(shop, desk, built, options, tally).run()
-        except* CannotRun as problems:
+            built = await stage.build(rest, staff, options, tally)
+            await Rush(rest, staff, built, options, tally).run()
+        except* RestError as problems:
             raise _first(problems) from None
         tally.begin("counting")
-        sale = await desk.must("GET", f"/v1/flash-sales/{built.sale_id}")
-        stock = await desk.must("GET", f"/v1/stock/{built.product_id}")
-    return sale, stock, built.product_id, shop.retries
+        sale = (await staff.get(f"/v1/flash-sales/{built.sale_id}")).expect().json
+        stock = (await staff.get(f"/v1/stock/{built.product_id}")).expect().json
+    return sale, stock, built.product_id, rest.retries
 
 
-def _first(problems: BaseExceptionGroup[CannotRun]) -> CannotRun:
-    """Many tasks fail for one reason; it need not be told many times."""
+def _first(problems: BaseExceptionGroup[RestError]) -> RestError:
+    """The first of many failures; concurrent tasks fail for one reason."""
     inner: BaseException = problems
     while isinstance(inner, BaseExceptionGroup):
         inner = inner.exceptions[0]
-    assert isinstance(inner, CannotRun)
+    assert isinstance(inner, RestError)
     return inner
 
 

@@ -1,20 +1,23 @@
 """The rush: who comes when with which card, and what becomes of their orders."""
 
 import asyncio
+import contextlib
 import random
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import aiohttp
+
+from deploy.client import Answer, Json, Rest, RestError, User, new_id
 from deploy.demo.options import PER_CUSTOMER, Options
-from deploy.demo.shop import Answer, Customer, Shop
 from deploy.demo.stage import Stage
 from deploy.demo.tally import Tally
 
 GOOD_CARD, BAD_CARD = "pm_card_visa", "pm_card_chargeDeclined"
 _LOOKS_AT_ONCE = 8
 _LOOK_SECONDS = 0.3
+_REOPEN_SECONDS = 0.5
 _SETTLE_SECONDS = 120.0
 _WAVES_MOST = 20
 
@@ -58,10 +61,10 @@ def plan(options: Options) -> list[Attempt]:
 class Rush:
     """Sends attempts, and follows the orders that come of them."""
 
-    def __init__(self, shop: Shop, desk: Shop, stage: Stage, options: Options, tally: Tally) -> None:
-        """`shop` is the customers' door; `desk` that of staff, who look after orders without standing in line."""
-        self._shop, self._desk, self._stage, self._options, self._tally = shop, desk, stage, options, tally
-        self._pending: dict[str, Customer] = {}
+    def __init__(self, rest: Rest, staff: Rest, stage: Stage, options: Options, tally: Tally) -> None:
+        """`staff` reads orders over connections of its own, so that customers' requests do not delay it."""
+        self._rest, self._staff, self._stage, self._options, self._tally = rest, staff, stage, options, tally
+        self._pending: dict[str, User] = {}
 
     async def run(self) -> None:
         """Sends all attempts, then those of second chances, until every order has ended."""
@@ -87,28 +90,28 @@ class Rush:
     async def _stand_in_line(self, waiting: Iterable[Attempt]) -> None:
         for attempt in waiting:
             customer = self._stage.buyers[attempt.buyer]
-            answer = await self._shop.call("POST", "/v1/orders", self._order(attempt), by=customer)
+            answer = await self._rest.as_(customer).post("/v1/orders", self._order(attempt))
             self._count(answer, customer)
 
-    def _order(self, attempt: Attempt) -> dict[str, object]:
+    def _order(self, attempt: Attempt) -> Json:
         return {
-            "requestId": str(uuid.uuid4()),
+            "requestId": new_id(),
             "lines": [{"productId": self._stage.product_id, "quantity": 1, "flashSaleId": self._stage.sale_id}],
             "paymentMethod": attempt.card,
         }
 
-    def _count(self, answer: Answer, customer: Customer) -> None:
+    def _count(self, answer: Answer, customer: User) -> None:
         tally = self._tally
         tally.done += 1
         tally.latencies.append(answer.seconds)
         if not answer.ok:
-            tally.refused[answer.reason] += 1
+            tally.refused[answer.reason or f"HTTP_{answer.status}"] += 1
             return
         tally.placed += 1
         tally.order_latencies.append(answer.seconds)
         if tally.placed == self._options.units:
             tally.sold_out_seconds = time.monotonic() - tally.began
-        self._pending[answer.body["id"]] = customer
+        self._pending[answer.json["id"]] = customer
         tally.pending = len(self._pending)
 
     async def _settle(self, phase: str) -> None:
@@ -126,7 +129,7 @@ class Rush:
         generator = random.Random(self._options.seed + 1)  # noqa: S311 - to be repeatable
         pay = cards(self._options.decline_percent, generator)
         for _ in range(_WAVES_MOST):
-            sale = await self._desk.must("GET", f"/v1/flash-sales/{self._stage.sale_id}")
+            sale = (await self._staff.get(f"/v1/flash-sales/{self._stage.sale_id}")).expect().json
             losers = [i for i, buyer in enumerate(self._stage.buyers) if buyer.email not in self._tally.paid]
             if (sale["remaining"] == 0 and sale["held"] == 0) or not losers:
                 return
@@ -140,20 +143,24 @@ class Rush:
                 await asyncio.sleep(1.0)  # units are still held for somebody
 
     async def _watch_sale(self) -> None:
-        now = self._tally.sale
-        async for sale in self._desk.events(f"/v1/flash-sales/{self._stage.sale_id}:watch"):
-            now.messages += 1
-            now.state = sale.get("state", "")
-            now.remaining, now.held, now.sold = sale["remaining"], sale["held"], sale["sold"]
+        now, path = self._tally.sale, f"/v1/flash-sales/{self._stage.sale_id}:watch"
+        while True:  # a stream that broke is opened again
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, RestError):
+                async with self._staff.watching(path) as messages:
+                    async for sale in messages:
+                        now.messages += 1
+                        now.state = sale.get("state", "")
+                        now.remaining, now.held, now.sold = sale["remaining"], sale["held"], sale["sold"]
+            await asyncio.sleep(_REOPEN_SECONDS)
 
     async def _follow_orders(self) -> None:
         places = asyncio.Semaphore(_LOOKS_AT_ONCE)
 
         async def look(order_id: str) -> None:
             async with places:
-                answer = await self._desk.call("GET", f"/v1/orders/{order_id}", by=self._stage.admin)
-            if answer.ok and answer.body["state"] != "PENDING":
-                self._ended(order_id, answer.body)
+                answer = await self._staff.get(f"/v1/orders/{order_id}")
+            if answer.ok and answer.json["state"] != "PENDING":
+                self._ended(order_id, answer.json)
 
         while True:
             await asyncio.gather(*(look(order_id) for order_id in list(self._pending)))

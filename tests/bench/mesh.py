@@ -5,10 +5,10 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
-
+from deploy.client import Patience, Rest
 from deploy.local import EVERYTHING, Mesh, Site, free_base
 from deploy.local.parts import service_environment
 from deploy.local.ports import HOST
@@ -72,7 +72,7 @@ class Baseline:
         )
         gateway = await asyncio.create_subprocess_exec(*command, *quiet)
         try:
-            await _wait_for_answer(f"http://{HOST}:{port}/v1/auth/logout")
+            await _wait_for_answer(f"http://{HOST}:{port}")
             yield cls(port, {"gateway": gateway.pid, "empty RPC": server.pid})
         finally:
             for process in (gateway, server):
@@ -91,10 +91,6 @@ class Baseline:
 
 
 async def _wait_for_answer(url: str) -> None:
-    async with aiohttp.ClientSession() as http, asyncio.timeout(30):
-        while True:
-            with contextlib.suppress(aiohttp.ClientError):
-                async with http.post(url, json={}) as response:
-                    if response.status == 200:
-                        return
-            await asyncio.sleep(0.1)
+    async with Rest.open(url, connections=1) as rest:
+        patient = replace(rest, patience=Patience(seconds=30, longest_pause=0.1))
+        (await patient.post("/v1/auth/logout")).expect()

@@ -5,71 +5,58 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-import aiohttp
 import psycopg
 
+from deploy.client import Json, Rest, User, new_id
+from deploy.client.shop import ADMIN_EMAIL, create_product, create_sale, line, money
 from deploy.local import Site
 from tests.bench.accounts import Accounts
 from tests.bench.load.generator import REQUEST_ID, Job
 
 UNITS = 1_000_000
 _CARD = "pm_card_visa"
+_PRICE = money(1999)
+_SALE_LASTS = timedelta(hours=2)
 _SETTLE_SECONDS = 120
 _LOOK_SECONDS = 0.1
 _AT_ONCE = 64
-
-Sale = dict[str, Any]
-"""A flash sale, as the gateway shows it."""
+_CALL_SECONDS = 60  # with the wait for one of the connections
 
 
 class Shop:
     """One shop, through its gateway; behind it only where there is no other way to know."""
 
-    def __init__(self, site: Site, http: aiohttp.ClientSession, accounts: Accounts) -> None:
-        self.site, self._http, self._accounts = site, http, accounts
-        self._staff = ""
+    def __init__(self, site: Site, staff: Rest, accounts: Accounts) -> None:
+        self.site, self._staff, self._accounts = site, staff, accounts
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, site: Site) -> AsyncIterator["Shop"]:
-        async with aiohttp.ClientSession(base_url=site.url) as http, Accounts.of(site) as accounts:
-            yield cls(site, http, accounts)
+        calls = Rest.open(site.url, connections=_AT_ONCE, seconds=_CALL_SECONDS)
+        async with calls as rest, Accounts.of(site) as accounts:
+            yield cls(site, await rest.sign_in(User(ADMIN_EMAIL, site.secrets["admin"])), accounts)
 
     async def tokens(self, count: int) -> list[str]:
         """Fresh access tokens of as many customers, for the next quarter of an hour."""
         return await self._accounts.tokens(count)
 
-    async def sale(self, units: int = UNITS, *, limit: int = 0) -> Sale:
+    async def sale(self, units: int = UNITS, *, limit: int = 0) -> Json:
         """A live sale of a new product, whose holds outlast every measurement."""
-        price = {"currencyCode": "USD", "minorUnits": "1999"}
-        product = await self._send(
-            "POST", "/v1/products", {"sku": f"BENCH-{uuid.uuid4()}", "name": "A", "price": price}
+        product = await create_product(self._staff, price=_PRICE, stock=units)
+        return await create_sale(
+            self._staff, product, units=units, price=_PRICE, limit=limit, lasts=_SALE_LASTS, holdDuration="3600s"
         )
-        await self._send("PUT", f"/v1/stock/{product['id']}", {"onHand": units, "reason": "bench"})
-        terms = {
-            "productId": product["id"], "title": "Rush", "salePrice": price, "allocation": units,
-            "perCustomerLimit": limit, "endTime": (datetime.now(UTC) + timedelta(hours=2)).isoformat(),
-            "holdDuration": "3600s",
-        }  # fmt: skip
-        return await self._send("POST", "/v1/flash-sales", terms)
 
-    async def sales(self, count: int) -> list[Sale]:
+    async def sales(self, count: int) -> list[Json]:
         """As many sales, each of a product of its own."""
-        places = asyncio.Semaphore(_AT_ONCE)
-
-        async def one() -> Sale:
-            async with places:
-                return await self.sale()
-
-        await self._sign_in()
-        return await asyncio.gather(*(one() for _ in range(count)))
+        return await asyncio.gather(*(self.sale() for _ in range(count)))
 
     def job(
         self,
-        *sales: Sale,
+        *sales: Json,
         tokens: Sequence[str],
         connections: int,
         requests: int,
@@ -79,29 +66,26 @@ class Shop:
         """Orders of one unit, of each sale in turn."""
         bodies = []
         for sale in sales:
-            line = {"productId": sale["productId"], "quantity": 1, "flashSaleId": sale["id"]}
-            bodies.append(json.dumps({"requestId": REQUEST_ID, "lines": [line], "paymentMethod": _CARD}))
+            bodies.append(json.dumps({"requestId": REQUEST_ID, "lines": [line(sale)], "paymentMethod": _CARD}))
         port = self.site.ports.gateway
         return Job(port, "/v1/orders", bodies, list(tokens), connections, requests, shuffled, progress)
 
     async def pending(self, tokens: Sequence[str]) -> list[str]:
         """The ids of new orders, one of each customer, which wait for their payment."""
-        sale, places = await self.sale(len(tokens)), asyncio.Semaphore(_AT_ONCE)
-        line = {"productId": sale["productId"], "quantity": 1, "flashSaleId": sale["id"]}
+        sale = await self.sale(len(tokens))
 
-        async def one(token: str) -> str:
-            body = {"requestId": str(uuid.uuid4()), "lines": [line]}
-            async with places:
-                status, order = await self._answer("POST", "/v1/orders", body, token)
-            if status != 200 or order["state"] != "PENDING":
-                raise RuntimeError(f"an order that was to wait for its payment: {status} {order}")
+        async def place(token: str) -> str:
+            body = {"requestId": new_id(), "lines": [line(sale)]}
+            order = (await self._staff.as_(token).post("/v1/orders", body)).expect().json
+            if order["state"] != "PENDING":
+                raise RuntimeError(f"an order that was to wait for its payment is {order['state']}")
             return str(order["id"])
 
-        return await asyncio.gather(*(one(token) for token in tokens))
+        return await asyncio.gather(*(place(token) for token in tokens))
 
-    async def look(self, sale: Sale) -> Sale:
+    async def look(self, sale: Json) -> Json:
         """The sale as it is now."""
-        return await self._send("GET", f"/v1/flash-sales/{sale['id']}")
+        return (await self._staff.get(f"/v1/flash-sales/{sale['id']}")).expect().json
 
     async def unsettled(self) -> list[uuid.UUID]:
         """The orders that have not ended."""
@@ -124,30 +108,3 @@ class Shop:
         url = self.site.database_url("orders").replace("+psycopg", "")
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             yield connection
-
-    async def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """As staff."""
-        await self._sign_in()
-        status, answer = await self._answer(method, path, body)
-        if status == 401:  # after a quarter of an hour
-            await self._sign_in(anew=True)
-            status, answer = await self._answer(method, path, body)
-        if status != 200:
-            raise RuntimeError(f"{method} {path}: {status} {answer}")
-        return answer
-
-    async def _sign_in(self, *, anew: bool = False) -> None:
-        if self._staff and not anew:
-            return
-        self._staff = ""
-        admin = {"email": "admin@stampede.local", "password": self.site.secrets["admin"]}
-        self._staff = (await self._answer("POST", "/v1/auth/login", admin))[1]["accessToken"]
-
-    async def _answer(
-        self, method: str, path: str, body: dict[str, Any] | None, token: str = ""
-    ) -> tuple[int, dict[str, Any]]:
-        """As whose token it is; as staff without one."""
-        bearer = token or self._staff
-        headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
-        async with self._http.request(method, path, json=body, headers=headers) as response:
-            return response.status, await response.json()

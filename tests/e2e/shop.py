@@ -5,27 +5,28 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
-import aiohttp
 import psycopg
 
 from deploy.audit import Sources, audit
+from deploy.client import Answer, Json, Patience, Rest, User, new_id
+from deploy.client.shop import ADMIN_EMAIL, create_product, create_sale, line, money, sign_up
 from deploy.local import EVERYTHING, Mesh
-from tests.support.rest import Answer, Json, Rest, new_id
+from tests.support.rest import check
 
 T = TypeVar("T")
 
 VISA = "pm_card_visa"
 DECLINED = "pm_card_chargeDeclined"
 SECURE = "pm_card_authenticationRequired"
-ADMIN = "admin@stampede.local"
 ENDS = ("PAID", "FAILED", "CANCELLED", "EXPIRED")
 PASSWORD = "correct horse battery"
 _PAUSE_SECONDS = 0.05
 _CONNECTIONS = 200
+_CALL_SECONDS = 40
 _AT_ONCE = 16
 
 # What tells that nothing was changed: rows, and the versions of those that change.
@@ -70,7 +71,7 @@ class Buyer:
 
         With `key`, the request is named by the header instead of the field.
         """
-        body: Json = {"lines": [_line(thing, quantity) for thing in goods]}
+        body: Json = {"lines": [line(thing, quantity) for thing in goods]}
         headers = {}
         if key:
             headers["idempotency-key"] = key
@@ -82,19 +83,13 @@ class Buyer:
             body["preferWait"] = f"{wait}s"
         return await self.rest.post("/v1/orders", body, **headers)
 
+    def patient(self, *, seconds: float = 60) -> "Buyer":
+        """The buyer, whose requests are retried while a part of the shop is unavailable."""
+        return replace(self, rest=patient(self.rest, seconds=seconds))
+
     async def insist(self, *goods: Json, seconds: float = 60, **how: Any) -> Answer:
-        """`buy`, as a patient client does it: again under the same request id while a part of the shop is away."""
-        request_id = new_id()
-
-        async def once() -> Answer | None:
-            try:
-                return await self.buy(*goods, request_id=request_id, **how)
-            except aiohttp.ClientConnectionError:  # the gateway itself
-                return None
-
-        answer = await eventually(once, lambda a: a is not None and a.status not in (429, 503), seconds=seconds)
-        assert answer is not None
-        return answer
+        """`buy`, retried under the same request id while a part of the shop is unavailable."""
+        return await self.patient(seconds=seconds).buy(*goods, **how)
 
     async def order(self, order_id: str) -> Json:
         return (await self.rest.get(f"/v1/orders/{order_id}")).expect().json
@@ -118,11 +113,10 @@ class Buyer:
         )
 
 
-def _line(thing: Json, quantity: int) -> Json:
-    """A sale names its product; a product is bought from ordinary stock."""
-    if "allocation" in thing:
-        return {"productId": thing["productId"], "flashSaleId": thing["id"], "quantity": quantity}
-    return {"productId": thing["id"], "quantity": quantity}
+def patient(rest: Rest, *, seconds: float = 60) -> Rest:
+    """The client with short retries, whatever `Retry-After` demands: a test waits no longer than it must."""
+    pause = _PAUSE_SECONDS
+    return replace(rest, patience=Patience(seconds=seconds, first_pause=pause, longest_pause=pause, retry_after_max=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,57 +124,52 @@ class Sandbox:
     """The payment provider: what its dashboard shows, and what buyers' browsers and banks do there."""
 
     rest: Rest
-    """Without the gateway's promises: only `http` and `url` are used."""
-    key: str = field(repr=False)
+    """Signed in with the secret key."""
 
     async def captured(self, *order_ids: str) -> list[Json]:
         """Every successful payment of these orders."""
-        async with self.rest.http.get(f"{self.rest.url}/_sandbox/ledger?detail=true") as answer:
-            entries = (await answer.text()).splitlines()
-        paid = [json.loads(entry) for entry in entries]
+        ledger = (await self.rest.get("/_sandbox/ledger", detail="true")).expect()
+        paid = [json.loads(entry) for entry in ledger.text.splitlines()]
         return [entry for entry in paid if entry["metadata"].get("order_id") in order_ids]
 
     async def intent(self, name: str) -> Json:
         return await self.get(f"/v1/payment_intents/{name}")
 
     async def get(self, path: str) -> Json:
-        return await self._stripe("GET", path, self.key)
+        return _with_status(await self.rest.get(path))
 
     async def pay_in_browser(self, client_secret: str, card: str = VISA) -> Json:
         """What the provider's script does in the buyer's page, with the publishable key."""
         name = client_secret.partition("_secret_")[0]
-        form = {"client_secret": client_secret, "payment_method": card}
-        return await self._stripe("POST", f"/v1/payment_intents/{name}/confirm", self.key.replace("sk_", "pk_"), form)
+        form = urlencode({"client_secret": client_secret, "payment_method": card}).encode()
+        browser = self.rest.as_(self.rest.token.replace("sk_", "pk_"))
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        path = f"/v1/payment_intents/{name}/confirm"
+        return _with_status(await browser.send("POST", path, body=form, headers=headers))
 
     async def authenticate(self, client_secret: str, *, succeed: bool = True) -> None:
         """The buyer's answer to the bank."""
-        name = client_secret.partition("_secret_")[0]
-        outcome = {"outcome": "succeed" if succeed else "fail"}
-        url = f"{self.rest.url}/_sandbox/payment_intents/{name}/authenticate"
-        async with self.rest.http.post(url, json=outcome) as answer:
-            assert answer.status == 200, await answer.text()
+        await self._decide(client_secret.partition("_secret_")[0], "authenticate", succeed=succeed)
 
     async def settle(self, order_id: str, *, succeed: bool = True) -> None:
-        """The end of a payment that the provider is at work on, such as a bank transfer."""
+        """The end of a payment that the provider is processing, such as a bank transfer."""
         intents = (await self.get("/v1/payment_intents?limit=100"))["data"]
         name = next(intent["id"] for intent in intents if intent["metadata"].get("order_id") == order_id)
-        url = f"{self.rest.url}/_sandbox/payment_intents/{name}/settle"
-        async with self.rest.http.post(url, json={"outcome": "succeed" if succeed else "fail"}) as answer:
-            assert answer.status == 200, await answer.text()
+        await self._decide(name, "settle", succeed=succeed)
+
+    async def _decide(self, intent: str, question: str, *, succeed: bool) -> None:
+        outcome = {"outcome": "succeed" if succeed else "fail"}
+        (await self.rest.post(f"/_sandbox/payment_intents/{intent}/{question}", outcome)).expect()
 
     async def faults(self, **switches: object) -> None:
-        async with self.rest.http.post(f"{self.rest.url}/_sandbox/faults", json=switches) as answer:
-            assert answer.status == 200, await answer.text()
+        (await self.rest.post("/_sandbox/faults", switches)).expect()
 
     async def no_faults(self) -> None:
-        async with self.rest.http.delete(f"{self.rest.url}/_sandbox/faults") as answer:
-            assert answer.status == 200, await answer.text()
+        (await self.rest.send("DELETE", "/_sandbox/faults")).expect()
 
-    async def _stripe(self, method: str, path: str, key: str, form: Json | None = None) -> Json:
-        headers = {"authorization": f"Bearer {key}"}
-        async with self.rest.http.request(method, self.rest.url + path, headers=headers, data=form) as answer:
-            told: Json = await answer.json()
-            return {"http": answer.status, **told}
+
+def _with_status(answer: Answer) -> Json:
+    return {"http": answer.status, **answer.json}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +188,12 @@ class Shop:
     @asynccontextmanager
     async def of(cls, mesh: Mesh) -> AsyncIterator["Shop"]:
         """The shop that this mesh runs; signed in as its admin."""
-        timeout, connector = aiohttp.ClientTimeout(total=40), aiohttp.TCPConnector(limit=_CONNECTIONS)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
-            rest = Rest(http=http, url=mesh.site.url, secrets=frozenset(mesh.site.secrets.values()))
-            account = {"email": ADMIN, "password": mesh.site.secrets["admin"]}
-            token = (await rest.post("/v1/auth/login", account)).expect().json["accessToken"]
-            sandbox = Sandbox(rest=Rest(http=http, url=mesh.site.sandbox_url), key=mesh.site.secrets["stripe/key"])
-            running = cls(mesh=mesh, rest=rest, staff=rest.as_(token), sandbox=sandbox)
+        secrets = mesh.site.secrets
+        async with Rest.open(mesh.site.url, connections=_CONNECTIONS, seconds=_CALL_SECONDS) as opened:
+            rest = replace(opened, check=check(secrets.values()))
+            staff = await rest.sign_in(User(ADMIN_EMAIL, secrets["admin"]))
+            sandbox = Sandbox(rest=replace(opened, url=mesh.site.sandbox_url).as_(secrets["stripe/key"]))
+            running = cls(mesh=mesh, rest=rest, staff=staff, sandbox=sandbox)
             yield running
             await running.close()
 
@@ -213,35 +201,21 @@ class Shop:
         self, *, stock: int | None = 100, price: int = 1999, currency: str = "USD", **said: Any
     ) -> Json:
         """A product on sale, of which there is stock."""
-        product = {"sku": f"SKU-{new_id()}", "name": "Retro clock", "price": money(price, currency), **said}
-        made = (await self.staff.post("/v1/products", product)).expect().json
-        if stock is not None:
-            (await self.staff.put(f"/v1/stock/{made['id']}", {"onHand": stock, "reason": "delivery"})).expect()
-        return made
+        return await create_product(self.staff, price=money(price, currency), stock=stock, **said)
 
     async def a_sale(
         self, *, units: int = 10, price: int = 999, limit: int = 0, hold: str = "600s", product: Json | None = None
     ) -> Json:
         """A live flash sale, of a product of its own unless one is given."""
         product = product or await self.a_product(stock=units)
-        sale = {
-            "productId": product["id"],
-            "title": "Sixty seconds of clocks",
-            "salePrice": money(price, product["price"]["currencyCode"]),
-            "allocation": units,
-            "perCustomerLimit": limit,
-            "endTime": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
-            "holdDuration": hold,
-        }
-        return (await self.staff.post("/v1/flash-sales", sale)).expect().json
+        price_ = money(price, product["price"]["currencyCode"])
+        return await create_sale(self.staff, product, units=units, price=price_, limit=limit, holdDuration=hold)
 
     async def a_buyer(self) -> Buyer:
         """Somebody new, signed in."""
-        email = f"{new_id()}@example.com"
-        account = {"email": email, "password": PASSWORD}
-        user = (await self.rest.post("/v1/auth/register", account)).expect().json["user"]
-        tokens = (await self.rest.post("/v1/auth/login", account)).expect().json
-        return Buyer(rest=self.rest.as_(tokens["accessToken"]), id=user["id"], email=email)
+        account = User(f"{new_id()}@example.com", PASSWORD)
+        user = await sign_up(self.rest, account)
+        return Buyer(rest=self.rest.as_(account), id=user["id"], email=account.email)
 
     async def a_crowd(self, size: int) -> list[Buyer]:
         """So many different buyers. They have bought before: passwords cost time."""
@@ -311,10 +285,6 @@ async def assert_books_add_up(shop: Shop, *things: Json, patience_seconds: float
         audit, Sources.of(shop.mesh.site), products=products, patience_seconds=patience_seconds
     )
     assert report.adds_up, [finding.text for finding in report.wrong]
-
-
-def money(minor_units: int, currency: str = "USD") -> Json:
-    return {"currencyCode": currency, "minorUnits": str(minor_units)}
 
 
 def states(orders: Sequence[Json]) -> list[str]:
