@@ -3,11 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from deploy.client import Json
 from tests.bench.load.generator import Job
 from tests.bench.measure.jobs import Measured, Pids, load, measure, print_line
 from tests.bench.mesh import Baseline
 from tests.bench.report import Verdict, against_e, cheaper, median_pair, side_by_side, without_gate
-from tests.bench.shop import Sale, Shop
+from tests.bench.shop import Shop
 
 FEW, SOME, MANY = CONNECTIONS = (16, 64, 256)
 CUSTOMERS = 64
@@ -71,14 +72,14 @@ class PlacingRows:
             self.verdicts.append(without_gate(row, e, with_gate, others))
 
     async def _add(
-        self, name: str, shop: Shop, pids: Pids, connections: int, *sales: Sale, expects: str = "200"
+        self, name: str, shop: Shop, pids: Pids, connections: int, *sales: Json, expects: str = "200"
     ) -> tuple[Measured, Measured]:
         row, e, others = await self._measure(name, shop, pids, connections, *sales, expects=expects)
         self.verdicts.append(against_e(row, e, BARS.get((name, connections)), others))
         return row, e
 
     async def _measure(
-        self, name: str, shop: Shop, pids: Pids, connections: int, *sales: Sale, expects: str
+        self, name: str, shop: Shop, pids: Pids, connections: int, *sales: Json, expects: str
     ) -> tuple[Measured, Measured, Counter[str]]:
         """Measure E, then the job, `pairs` times; return the median pair and all unexpected answers."""
         tokens = await shop.tokens(CUSTOMERS)
