@@ -28,7 +28,7 @@ async def create_product(db: Database, draft: Draft, *, key: RequestKey | None) 
     }  # fmt: skip
     async with db.begin() as tx:
         product_id = ids.new()
-        if first := await idempotency.repeated(tx, key, product_id):
+        if first := await idempotency.find_repeat(tx, key, product_id):
             return await products.get_product(tx, first)
         return await products.insert_product(tx, {"id": product_id, **values})
 
@@ -53,7 +53,7 @@ async def update_product(
     Raises `ProductNotFound`, `StaleEtag`, `SkuTaken` or `SlugTaken`.
     """
     async with db.begin() as tx:
-        repeat = await idempotency.repeated(tx, key, product_id)
+        repeat = await idempotency.find_repeat(tx, key, product_id)
         product = await products.get_product(tx, product_id, lock=True)
         if repeat:
             return product
@@ -66,7 +66,7 @@ async def set_active(
 ) -> Product:
     """Put a product on sale or take it off. Raises `ProductNotFound` or `StaleEtag`."""
     async with db.begin() as tx:
-        repeat = await idempotency.repeated(tx, key, product_id)
+        repeat = await idempotency.find_repeat(tx, key, product_id)
         product = await products.get_product(tx, product_id, lock=True)
         if repeat:
             return product

@@ -10,7 +10,7 @@ from services.catalog import actions, domain
 from services.catalog.domain import Changes, Draft, Filter
 from services.catalog.sql.schema import Product
 from services.chassis import request_context
-from services.chassis.data.db import Database, etag, uuids
+from services.chassis.data.db import Database, etag, parse_uuids
 from services.chassis.money import Money
 from services.chassis.server import masks, paging, wire
 from services.chassis.server.paging import Pages
@@ -93,7 +93,7 @@ class SnapshotService(snapshot_pb_grpc.SnapshotServiceServicer):
     async def GetSnapshots(
         self, request: snapshot_pb.GetSnapshotsRequest, context: Context
     ) -> snapshot_pb.GetSnapshotsResponse:
-        found = await actions.get_snapshots(self._db, uuids(list(request.product_ids)))
+        found = await actions.get_snapshots(self._db, parse_uuids(list(request.product_ids)))
         return snapshot_pb.GetSnapshotsResponse(
             snapshots=(
                 snapshot_pb.Snapshot(
@@ -130,7 +130,7 @@ def to_proto(product: Product) -> pb.Product:
 
 def _changes(request: pb.UpdateProductRequest) -> Changes:
     given = {field.name for field, _ in request.ListFields()}
-    fields = masks.named(request.update_mask.paths, given, mutable=domain.MUTABLE, required=domain.REQUIRED)
+    fields = masks.select_fields(request.update_mask.paths, given, mutable=domain.MUTABLE, required=domain.REQUIRED)
     values = {field: getattr(request, field) for field in fields}
     if "price" in values:
         values["price"] = wire.money_of(values["price"])

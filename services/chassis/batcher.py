@@ -38,8 +38,8 @@ class Batcher(Generic[T, R]):
     """Gathers items that arrive while a batch is in flight, and acts on them together.
 
     At low load a batch is one item and nothing waits; at high load batches grow until the work keeps up. `act`
-    takes up to `most` items and returns one outcome for each, in order: a value, or an exception for that item
-    alone. `lanes` batches run at once. More than `queue_most` waiting items are refused with `RateLimited`.
+    takes up to `size_max` items and returns one outcome for each, in order: a value, or an exception for that item
+    alone. `lanes` batches run at once. More than `queue_max` waiting items are refused with `RateLimited`.
 
     `keys` names what an item may have to wait for, such as the rows it locks: items that share none with a batch that
     is stuck go past it, so that one locked row does not hold up all.
@@ -50,13 +50,13 @@ class Batcher(Generic[T, R]):
         name: str,
         act: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
         *,
-        most: int = 128,
+        size_max: int = 128,
         lanes: int = 1,
-        queue_most: int = 4096,
+        queue_max: int = 4096,
         keys: Callable[[T], Iterable[Hashable]] | None = None,
     ) -> None:
         self._name, self._act = name, act
-        self._most, self._lanes, self._queue_most = most, lanes, queue_most
+        self._size_max, self._lanes, self._queue_max = size_max, lanes, queue_max
         self._waiting: deque[_Entry[T, R]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._keys = keys
@@ -65,7 +65,7 @@ class Batcher(Generic[T, R]):
 
     async def __call__(self, item: T) -> R:
         """Does `item` as part of some batch; returns or raises its own outcome."""
-        if len(self._waiting) >= self._queue_most:
+        if len(self._waiting) >= self._queue_max:
             raise RateLimited(what=self._name)
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Entry(item, future, request_context.request_id()))
@@ -108,7 +108,7 @@ class Batcher(Generic[T, R]):
         """Takes the oldest items that need not wait for a batch that is stuck."""
         batch: list[_Entry[T, R]] = []
         passed_over: list[_Entry[T, R]] = []
-        while self._waiting and len(batch) < self._most:
+        while self._waiting and len(batch) < self._size_max:
             entry = self._waiting.popleft()
             if entry.future.done():
                 continue  # its caller has given up meanwhile

@@ -117,7 +117,7 @@ class Refused(AppError):
         self.domain = domain
         self.metadata = metadata
 
-    def again(self) -> "Refused":
+    def copy(self) -> "Refused":
         """The same words for somebody else. Raised once more, an error would drag along where it has been before."""
         return Refused(
             code=self.code, reason=self.reason, domain=self.domain or "", message=str(self), metadata=self.metadata

@@ -15,7 +15,7 @@ def new() -> uuid.UUID:
     return uuid_utils.compat.uuid7()
 
 
-def derived(*parts: uuid.UUID | str, now_ms: int) -> uuid.UUID:
+def derive_id(*parts: uuid.UUID | str, now_ms: int) -> uuid.UUID:
     """The id that belongs to `parts`: the same whenever it is asked for within twelve days.
 
     Across the end of such a period the same parts give another id, so whoever needs more must also keep a

@@ -23,7 +23,7 @@ class Caller:
         return not self.roles.isdisjoint(("staff", "admin"))
 
 
-NOBODY = Caller()
+ANONYMOUS = Caller()
 Metadata = Mapping[str, str | bytes]
 """What came with a call: gRPC's metadata, or HTTP's headers, by lower-case name."""
 
@@ -35,7 +35,7 @@ class Call:
     method: str
     request_id: str
     """The id that ties log lines together across services; not the client's idempotency key."""
-    caller: Caller = NOBODY
+    caller: Caller = ANONYMOUS
     deadline: float | None = None
     """On the monotonic clock, in seconds."""
     traceparent: str = ""
@@ -54,7 +54,7 @@ def current() -> Call:
     return _current.get() or Call(method="", request_id=str(uuid.uuid4()))
 
 
-def answering() -> bool:
+def is_answering() -> bool:
     """Whether the current task answers a call, or a batch of them, rather than working in the background."""
     return _current.get() is not None
 

@@ -42,7 +42,7 @@ async def register(
     password_hash = await passwords.hash(password)
     async with db.begin() as tx:
         user_id = ids.new()
-        if first := await idempotency.repeated(tx, key, user_id):
+        if first := await idempotency.find_repeat(tx, key, user_id):
             return await users.get_user(tx, first)
         return await users.insert_user(
             tx, user_id, email=domain.normalize_email(email), password_hash=password_hash,

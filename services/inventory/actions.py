@@ -48,7 +48,7 @@ async def set_stock(
 ) -> Stock:
     """Makes `on_hand` the units in ordinary stock, and writes the difference to the ledger."""
     async with db.begin() as tx:
-        if await idempotency.repeated(tx, key, product_id):
+        if await idempotency.find_repeat(tx, key, product_id):
             return await find_stock(tx, product_id)
         await tx.execute(insert(Stock).values(product_id=product_id, on_hand=0, held=0).on_conflict_do_nothing())
         stock = await find_stock(tx, product_id, lock=True)
@@ -61,7 +61,7 @@ async def batch_set_stock(
     """`set_stock` for many products, given with their units: for all, or for none. Their stocks, in the order given."""
     products = list(counted)
     async with db.begin() as tx:
-        if not await idempotency.repeated(tx, key, ids.new()):
+        if not await idempotency.find_repeat(tx, key, ids.new()):
             await tx.execute(_BEGIN, {"products": products})
             held = {row.product_id: row.held for row in await tx.execute(_LOCK, {"products": products})}
             for product_id, on_hand in counted.items():
@@ -79,7 +79,7 @@ async def adjust_stock(
 ) -> Stock:
     """Adds `delta` units to ordinary stock, or takes them away."""
     async with db.begin() as tx:
-        if await idempotency.repeated(tx, key, product_id):
+        if await idempotency.find_repeat(tx, key, product_id):
             return await find_stock(tx, product_id)
         return await _move(tx, await find_stock(tx, product_id, lock=True), delta, reason, actor)
 

@@ -86,7 +86,7 @@ async def reserve(database: Database, holds: Sequence[Hold]) -> list[Reservation
     brought = tickets.bearers(holds)
     statement = _WITH_TICKETS if brought else _WITHOUT_TICKETS
     try:
-        rows = {row.id: row for row in await db.run_alone(database, statement, arguments | brought)}
+        rows = {row.id: row for row in await db.run_autocommit(database, statement, arguments | brought)}
     except IntegrityError:
         return None  # another batch was faster with the same customer or reservation
     return [_reservation(hold, rows[hold.id]) for hold in holds] if rows else None

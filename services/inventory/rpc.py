@@ -132,15 +132,15 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         return pb.BatchReserveResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchConfirm(self, request: pb.BatchConfirmRequest, context: Any) -> pb.BatchConfirmResponse:
-        outcomes = await settling.confirm(self._db, db.uuids(list(request.ids)))
+        outcomes = await settling.confirm(self._db, db.parse_uuids(list(request.ids)))
         return pb.BatchConfirmResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchExtend(self, request: pb.BatchExtendRequest, context: Any) -> pb.BatchExtendResponse:
-        outcomes = await settling.extend(self._db, db.uuids(list(request.ids)))
+        outcomes = await settling.extend(self._db, db.parse_uuids(list(request.ids)))
         return pb.BatchExtendResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchRelease(self, request: pb.BatchReleaseRequest, context: Any) -> pb.BatchReleaseResponse:
-        outcomes = await settling.release(self._db, db.uuids(list(request.ids)))
+        outcomes = await settling.release(self._db, db.parse_uuids(list(request.ids)))
         released = [o for o in outcomes if isinstance(o, Reservation) and not o.repeated]
         await self._gate.give_back((r, line) for r in released for line in r.lines)
         return pb.BatchReleaseResponse(outcomes=map(_outcome, outcomes))
@@ -159,11 +159,11 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         return pb.ListTicketsResponse(tickets=map(_ticket, listed[:size]), next_page_token=token)
 
     async def GetTickets(self, request: pb.GetTicketsRequest, context: Any) -> pb.ListTicketsResponse:
-        found = await tickets.of_reservations(self._db, db.uuids(list(request.reservation_ids)))
+        found = await tickets.of_reservations(self._db, db.parse_uuids(list(request.reservation_ids)))
         return pb.ListTicketsResponse(tickets=map(_ticket, found))
 
     async def DropTickets(self, request: pb.DropTicketsRequest, context: Any) -> pb.DropTicketsResponse:
-        await tickets.drop(self._db, db.uuids(list(request.reservation_ids)))
+        await tickets.drop(self._db, db.parse_uuids(list(request.reservation_ids)))
         return pb.DropTicketsResponse()
 
 
@@ -240,7 +240,7 @@ def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> sales.NewSale:
 def _changes(request: sale_pb.UpdateFlashSaleRequest) -> SaleChanges:
     given = {field.name for field, _ in request.ListFields()}
     paths = request.update_mask.paths
-    fields = masks.named(paths, given, mutable=domain.SALE_MUTABLE, required=domain.SALE_REQUIRED)
+    fields = masks.select_fields(paths, given, mutable=domain.SALE_MUTABLE, required=domain.SALE_REQUIRED)
     values: dict[str, Any] = {field: getattr(request, field) for field in fields}
     if "sale_price" in values:
         values["price"] = wire.money_of(values.pop("sale_price"))

@@ -104,7 +104,7 @@ async def create_sale(db: Database, new: NewSale, *, key: RequestKey | None) -> 
     """Schedules a flash sale and takes its allocation out of available stock. Returns it as `get_sale` does."""
     sale_id = ids.new()
     async with db.begin() as tx:
-        if first := await idempotency.repeated(tx, key, sale_id):
+        if first := await idempotency.find_repeat(tx, key, sale_id):
             return await _sale(tx, first)
         # The stock row is also the lock under which a product's sales are kept apart.
         await find_stock(tx, new.product_id, lock=True)
@@ -170,7 +170,7 @@ async def update_sale(
     Returns it as `get_sale` does. What changes nothing makes no new version.
     """
     async with db.begin() as tx:
-        repeat = await idempotency.repeated(tx, key, sale_id)
+        repeat = await idempotency.find_repeat(tx, key, sale_id)
         sale = await _sale(tx, sale_id, lock=True)
         if repeat:
             return sale
@@ -218,7 +218,7 @@ async def close_sale(
     Returns it as `get_sale` does. Raises `FlashSaleNotFound`, `StaleEtag` or `WrongState`.
     """
     async with db.begin() as tx:
-        repeat = await idempotency.repeated(tx, key, sale_id)
+        repeat = await idempotency.find_repeat(tx, key, sale_id)
         sale = await _sale(tx, sale_id, lock=True)
         if repeat:
             return sale

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis.data.db import Database, run_alone
+from services.chassis.data.db import Database, run_autocommit
 from services.inventory.domain import Hold, Reservation
 from services.inventory.reservations import from_row
 
@@ -82,22 +82,22 @@ async def keep(tx: AsyncSession, holds: Iterable[Hold]) -> None:
 
 async def oldest(db: Database, *, limit: int, after: int = 0) -> list[Ticket]:
     """Those that have been kept for the longest time, oldest first, from the one after number `after` on."""
-    return [_ticket(row) for row in await run_alone(db, _LIST, {"after": after, "most": limit})]
+    return [_ticket(row) for row in await run_autocommit(db, _LIST, {"after": after, "most": limit})]
 
 
 async def of_reservations(db: Database, ids: Sequence[uuid.UUID]) -> list[Ticket]:
     """Those of these reservations that are kept."""
-    return [_ticket(row) for row in await run_alone(db, _GET, {"ids": list(ids)})]
+    return [_ticket(row) for row in await run_autocommit(db, _GET, {"ids": list(ids)})]
 
 
 async def drop(db: Database, ids: Sequence[uuid.UUID]) -> None:
     """Forgets the tickets of these reservations, if they are kept."""
-    await run_alone(db, _DROP, {"ids": list(ids)})
+    await run_autocommit(db, _DROP, {"ids": list(ids)})
 
 
 async def kept(db: Database) -> tuple[int, float]:
     """How many are kept, `COUNTED_MOST` at most, and for how many seconds the oldest has been."""
-    (row,) = await run_alone(db, _KEPT, {"most": COUNTED_MOST})
+    (row,) = await run_autocommit(db, _KEPT, {"most": COUNTED_MOST})
     return row.number, row.oldest_seconds
 
 

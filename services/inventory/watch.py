@@ -21,12 +21,12 @@ def sale_watch(db: Database) -> Watch[uuid.UUID, Any]:
         found = {sale.id: sale for sale in await sales.get_sales(db, sale_ids)}
         return {sale_id: found.get(sale_id) for sale_id in sale_ids}
 
-    return Watch(fetch, seconds=_LOOK_SECONDS, most=WATCHERS_MOST, shown=_shown)
+    return Watch(fetch, interval_seconds=_LOOK_SECONDS, watchers_max=WATCHERS_MOST, compare=_shown)
 
 
 async def changes(watch: Watch[uuid.UUID, Any], sale_id: uuid.UUID) -> AsyncIterator[Any]:
     """The sale as it is, then as it is after changes, until it is over; raises `FlashSaleNotFound`."""
-    with watch.subscribed(sale_id, at_once=True) as looks:
+    with watch.subscribe(sale_id, at_once=True) as looks:
         async for sale in looks:
             if sale is None:
                 raise FlashSaleNotFound(flashSaleId=sale_id)

@@ -50,7 +50,7 @@ def order_watch(db: Database) -> Watch[uuid.UUID, Order]:
     async def fetch(order_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Order]:
         return {order.id: order for order in await store.get_many(db, order_ids)}
 
-    return Watch(fetch, seconds=_LOOK_SECONDS, most=WATCHERS_MOST)
+    return Watch(fetch, interval_seconds=_LOOK_SECONDS, watchers_max=WATCHERS_MOST)
 
 
 class Desk:
@@ -74,7 +74,7 @@ class Desk:
 
     async def changes(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> AsyncIterator[Order]:
         """The order as it is, then at each change, until nothing is under way for it; raises `OrderNotFound`."""
-        with self._watch.subscribed(order_id) as looks:
+        with self._watch.subscribe(order_id) as looks:
             order = await self.get(order_id, customer_id=customer_id)
             yield order
             if order.settled:
@@ -101,7 +101,7 @@ class Desk:
         order = await self.get(act.order_id, customer_id=act.customer_id)
         saga = None
         async with self._db.begin() as tx:
-            repeat = await idempotency.repeated(tx, act.key, order.id)
+            repeat = await idempotency.find_repeat(tx, act.key, order.id)
             if not repeat:
                 if order.state is State.PENDING:
                     # Its row is not locked, for the saga locks its own first; whichever comes first, wins.
@@ -127,7 +127,7 @@ class Desk:
     ) -> Order:
         """Pays an order back, in full or in part; see `OrderService.RefundOrder` for the refusals."""
         async with self._db.begin() as tx:
-            repeat = await idempotency.repeated(tx, act.key, act.order_id)
+            repeat = await idempotency.find_repeat(tx, act.key, act.order_id)
             if not repeat:
                 refund = Refund(ids.new(), amount, State.REFUNDED, restock=restock, lines=tuple(lines))
                 await self._begin_refund(tx, act, refund)
@@ -178,7 +178,7 @@ class Desk:
 
     async def _move(self, act: Act, wanted: State, parcel: Mapping[str, str], *, cause: str) -> Order:
         async with self._db.begin() as tx:
-            if await idempotency.repeated(tx, act.key, act.order_id):
+            if await idempotency.find_repeat(tx, act.key, act.order_id):
                 return await store.read(tx, act.order_id)
             order = await store.read(tx, act.order_id, lock=True)
             check_etag(act.etag, database.etag(order.version))

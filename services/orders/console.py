@@ -105,7 +105,7 @@ async def resume(db: Database, order_id: uuid.UUID, by: Mover, *, key: RequestKe
     """Has whoever has time look after a saga now; raises `OrderNotFound`, `SagaNotFound`."""
     async with db.begin() as tx:
         saga = await _one(tx, order_id)
-        if not await idempotency.repeated(tx, key, order_id):
+        if not await idempotency.find_repeat(tx, key, order_id):
             await tx.execute(_HURRY, {"id": order_id})
             await _note(tx, order_id, by, "ResumeSaga")
     return saga
@@ -120,7 +120,7 @@ async def compensate(db: Database, order_id: uuid.UUID, by: Mover, *, key: Reque
         saga = await _one(tx, order_id)
         if saga.progress.kind is not Kind.PURCHASE:
             raise WrongState(resource="saga", state=saga.progress.kind, wanted=Phase.UNDONE)
-        if not await idempotency.repeated(tx, key, order_id):
+        if not await idempotency.find_repeat(tx, key, order_id):
             await journal.ask(tx, [order_id], COMPENSATED, by)
             if not (await tx.execute(_TAKE_AWAY, {"id": order_id})).all():
                 raise SagaNotFound(orderId=order_id)  # it has just come to its end

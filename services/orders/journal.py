@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis.data.db import Database, run_alone
+from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events import outbox
 from services.orders import domain, rows, store
 from services.orders.domain import Mover, State
@@ -202,13 +202,13 @@ async def claim_due(db: Database, most: int, *, slow: int) -> list[Saga]:
     At most `slow` of them are some whose next step is up to the provider, and these come last.
     """
     arguments = {"most": most, "slow": slow, "lease": LEASE_SECONDS}
-    return [rows.saga(row) for row in await run_alone(db, _CLAIM_DUE, arguments)]
+    return [rows.saga(row) for row in await run_autocommit(db, _CLAIM_DUE, arguments)]
 
 
 async def due(db: Database) -> int:
     """How many sagas wait for somebody to have time; counted up to 20,000."""
     query = text("SELECT count(*) FROM (SELECT FROM sagas WHERE next_time <= now() LIMIT 20000) AS due")
-    return int((await run_alone(db, query, {}))[0][0])
+    return int((await run_autocommit(db, query, {}))[0][0])
 
 
 async def claim_one(tx: AsyncSession, order_id: uuid.UUID) -> Saga | None:

@@ -94,10 +94,10 @@ class Inventory:
 
     def __init__(self, target: Target) -> None:
         self._target, self._stub = target, ReservationServiceStub(target.channel)
-        self.reserve = Batcher("reserve", self._reserve, most=256, keys=_pools)
-        self.confirm = Batcher("confirm", self._confirm, most=256, keys=_held_pools)
-        self.extend = Batcher("extend", self._extend, most=256, keys=_held_pools)
-        self.release = Batcher("release", self._release, most=256, keys=_held_pools)
+        self.reserve = Batcher("reserve", self._reserve, size_max=256, keys=_pools)
+        self.confirm = Batcher("confirm", self._confirm, size_max=256, keys=_held_pools)
+        self.extend = Batcher("extend", self._extend, size_max=256, keys=_held_pools)
+        self.release = Batcher("release", self._release, size_max=256, keys=_held_pools)
         self.restock = Batcher("restock", self._restock, keys=lambda back: back.held.pools)
 
     async def _reserve(self, holds: Sequence[HoldRequest]) -> list[inventory_pb.Reservation | Exception]:
@@ -136,11 +136,11 @@ class Payments:
         self._target, self._stub = target, ChargeServiceStub(target.channel)
         # A batch answers when its slowest charge does, so several are under way at once. Payments that are known to
         # have got on need not wait with those that the provider still works on.
-        self.charge = Batcher("charge", self._charge, most=64, lanes=8)
-        self.charged = Batcher("charged", self._charge, most=64, lanes=2)
-        self.cancel = Batcher("cancel", self._cancel, most=64, lanes=4)
-        self.refund = Batcher("refund", self._refund, most=64, lanes=4)
-        self.refund_part = Batcher("refund_part", self._refund_part, most=64, lanes=2)
+        self.charge = Batcher("charge", self._charge, size_max=64, lanes=8)
+        self.charged = Batcher("charged", self._charge, size_max=64, lanes=2)
+        self.cancel = Batcher("cancel", self._cancel, size_max=64, lanes=4)
+        self.refund = Batcher("refund", self._refund, size_max=64, lanes=4)
+        self.refund_part = Batcher("refund_part", self._refund_part, size_max=64, lanes=2)
 
     async def _charge(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
         request = payments_pb.BatchChargeRequest(charges=map(_charge_item, sagas))

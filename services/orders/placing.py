@@ -133,13 +133,13 @@ class Placer:
         Stock is held first, so that losers leave no order row. If this process dies in between, the hold expires; a
         repeat of the request finds it before that.
         """
-        order_id = ids.derived(purchase.customer_id, purchase.request_id, now_ms=time.time_ns() // 1_000_000)
+        order_id = ids.derive_id(purchase.customer_id, purchase.request_id, now_ms=time.time_ns() // 1_000_000)
         if self._latch.knows(order_id):
             known = await self._find((purchase.customer_id, purchase.request_id))
             if known is not None:
                 return _same(known, purchase)
         elif shut := self._latch.closed(purchase.sale_ids):
-            raise shut.again()
+            raise shut.copy()
         if len(self._placing) + self._worker.backlog >= self._backlog_max:
             # Another process may have placed it: a repeat must find its order, however long the backlog is.
             known = await self._find((purchase.customer_id, purchase.request_id))
@@ -186,7 +186,7 @@ class Placer:
         sale_ids = [wish.sale_id for wish in draft.wishes if wish.sale_id]
         with self._latch.asking(sale_ids) as shut:
             if shut:
-                raise shut.again()
+                raise shut.copy()
             try:
                 reservation = await self._inventory.reserve(wanted)
             except (Refused, RequestIdReused) as refusal:
@@ -219,10 +219,10 @@ class Placer:
         self._latch.placed([order.id])
         if not is_new:
             if order.id != new.id:
-                await self._inventory.release(Held(new.id))  # the id's period has ended since; see ids.derived
+                await self._inventory.release(Held(new.id))  # the id's period has ended since; see ids.derive_id
             return _same(order, new), None
         self._relay.nudge()
-        telemetry.line("order placed", order_id=order.id)
+        telemetry.log_info("order placed", order_id=order.id)
         if not new.lease_seconds:
             return order, None  # whoever has time takes its saga up
         saga = Saga(

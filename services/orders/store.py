@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
-from services.chassis.data.db import Database, run_alone
+from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events import outbox
 from services.chassis.money import Money
 from services.orders import domain, rows
@@ -117,7 +117,7 @@ async def insert(db: Database, new: Sequence[NewOrder]) -> list[tuple[Order, boo
     # Two items of one batch may be one request, sent twice: the first is the order, the second its repeat.
     first = {o.id: o for o in reversed(new)}
     arguments = {"orders": orjson.dumps([_document(o) for o in first.values()]).decode()}
-    placed = {row.id: row.create_time for row in await run_alone(db, _INSERT, arguments)}
+    placed = {row.id: row.create_time for row in await run_autocommit(db, _INSERT, arguments)}
     SAGAS_STARTED.labels(Kind.PURCHASE).inc(len(placed))
     missing = [(o.customer_id, o.request_id) for o in new if o.id not in placed]
     known = {(o.customer_id, o.request_id): o for o in await _by_request(db, missing)}
@@ -163,7 +163,7 @@ async def _by_request(db: Database, requests: Sequence[tuple[uuid.UUID, uuid.UUI
     """)
     customers, request_ids = zip(*requests, strict=True)
     arguments = {"customers": list(customers), "requests": list(request_ids)}
-    return [rows.order(row) for row in await run_alone(db, query, arguments)]
+    return [rows.order(row) for row in await run_autocommit(db, query, arguments)]
 
 
 def as_placed(new: NewOrder, create_time: datetime) -> Order:
@@ -232,4 +232,4 @@ async def read(tx: AsyncSession, order_id: uuid.UUID, *, lock: bool = False) -> 
 async def get_many(db: Database, order_ids: Sequence[uuid.UUID]) -> list[Order]:
     """Those of `order_ids` that exist, in one statement."""
     query = text(f"{rows.ORDER} WHERE id = ANY(CAST(:ids AS uuid[]))")
-    return [rows.order(row) for row in await run_alone(db, query, {"ids": list(order_ids)})]
+    return [rows.order(row) for row in await run_autocommit(db, query, {"ids": list(order_ids)})]

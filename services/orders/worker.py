@@ -143,7 +143,7 @@ class Worker:
             _FINISHED.labels(saga.progress.kind, state).inc()
             if saga.progress.phase is Phase.UNDONE:
                 _COMPENSATED.labels(saga.progress.kind).inc()
-            telemetry.line("order settled", order_id=saga.order_id, state=state, reason=reason)
+            telemetry.log_info("order settled", order_id=saga.order_id, state=state, reason=reason)
             self._relay.nudge()
         self._watch.nudge(saga.order_id)
 

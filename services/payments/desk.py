@@ -28,7 +28,7 @@ class Desk:
         """`told` is called after a commit that stored events."""
         self._db, self._flights, self._told = db, flights, told
         self._begin: Batcher[Sequence[Order], list[Begun | AppError]] = Batcher(
-            "payments.begin", self._begin_all, most=_CALLS_MOST
+            "payments.begin", self._begin_all, size_max=_CALLS_MOST
         )
 
     async def charge(self, orders: Sequence[Order]) -> list[Payment | AppError]:

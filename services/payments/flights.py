@@ -41,7 +41,7 @@ class Flights:
         self._refunds: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
         self._settle: Batcher[tuple[Payment, Fact], Payment] = Batcher(
-            "payments.settle", self._settle_all, lanes=1, queue_most=IN_FLIGHT_MOST
+            "payments.settle", self._settle_all, lanes=1, queue_max=IN_FLIGHT_MOST
         )
         self._settle_refund: Batcher[RefundFact, Refund] = Batcher("payments.refund", self._settle_all_refunds, lanes=1)
         self.draining = False

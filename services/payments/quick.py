@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy import text
 
 from services.chassis import ids
-from services.chassis.data.db import Database, run_alone
+from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events.outbox import Event
 from services.payments.domain import Payment, check_seconds
 
@@ -56,7 +56,7 @@ async def change(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID, Pay
     after = {change.after.id: change.after for change in changes}
     return {
         row.id: dataclasses.replace(after[row.id], version=row.version, update_time=row.update_time)
-        for row in await run_alone(db, _CHANGE, arguments)
+        for row in await run_autocommit(db, _CHANGE, arguments)
     }
 
 

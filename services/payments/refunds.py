@@ -44,7 +44,7 @@ async def begin(
     refund_id = ids.new()
     async with db.begin() as tx:
         payment = await actions.one(tx, payment_id, lock=True)
-        first = await idempotency.repeated(tx, request, refund_id)
+        first = await idempotency.find_repeat(tx, request, refund_id)
         if first is None:
             # The lock on the payment makes this check hold until the sum has grown; a CHECK stands behind it.
             minor = refundable(payment, amount)

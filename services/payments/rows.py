@@ -11,7 +11,7 @@ from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
-from services.chassis.data.db import Database, run_alone
+from services.chassis.data.db import Database, run_autocommit
 from services.chassis.money import Money
 from services.payments import tables
 from services.payments.domain import (
@@ -107,7 +107,7 @@ async def insert(tx: AsyncSession, orders: Sequence[Wanted], *, state: State) ->
 async def insert_alone(db: Database, orders: Sequence[Wanted], *, state: State) -> dict[uuid.UUID, Payment]:
     """The same as a transaction by itself."""
     fresh = _fresh(orders)
-    return _made(fresh, await run_alone(db, _INSERT, _to_insert(fresh, state)), state)
+    return _made(fresh, await run_autocommit(db, _INSERT, _to_insert(fresh, state)), state)
 
 
 def _fresh(orders: Sequence[Wanted]) -> dict[uuid.UUID, Wanted]:

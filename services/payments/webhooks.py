@@ -13,7 +13,7 @@ from sqlalchemy import Row, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.batcher import Batcher
-from services.chassis.data.db import Database, run_alone
+from services.chassis.data.db import Database, run_autocommit
 from services.chassis.errors import InvalidFields
 from services.payments import actions, rows, tables
 from services.payments.domain import (
@@ -127,7 +127,7 @@ class Inbox:
             {"id": id_, "payload": payload, "payment_id": _uuid(payload["payment_id"])}
             for id_, payload in {event.id: event.payload for event in events}.items()
         ]
-        put = await run_alone(self._db, _PUT, {"events": orjson.dumps(document).decode()})
+        put = await run_autocommit(self._db, _PUT, {"events": orjson.dumps(document).decode()})
         if news := sum(row.news for row in put):
             self._nudge()
         _EVENTS.labels(_SUCCEEDED, "applied").inc(len(put) - news)

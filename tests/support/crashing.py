@@ -193,7 +193,7 @@ def main() -> None:
     points = _Points(Path(os.environ[_FOLDER]))
     # Before the service is imported, so that it finds them in their places.
     Target.call = points.around(Target.call, _of_rpc)  # type: ignore[method-assign]
-    db.run_alone = points.around(db.run_alone, _of_statement)  # type: ignore[assignment]
+    db.run_autocommit = points.around(db.run_autocommit, _of_statement)  # type: ignore[assignment]
     async_sessionmaker.begin = _begin  # type: ignore[method-assign]
     DefaultDialect.do_commit = points.commit(DefaultDialect.do_commit)  # type: ignore[method-assign]
     aiohttp.ClientSession._request = points.around(  # type: ignore[method-assign, assignment]

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.catalog import domain
 from services.catalog.domain import Filter, ProductNotFound, SkuTaken, SlugTaken, Snapshot
 from services.catalog.sql.schema import SKU_KEY, SLUG_KEY, Product
-from services.chassis.data.db import violated
+from services.chassis.data.db import violated_constraint
 from services.chassis.money import Money
 
 
@@ -157,7 +157,7 @@ def _unique(values: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
-        match violated(error):
+        match violated_constraint(error):
             case constraint if constraint == SKU_KEY:
                 raise SkuTaken(sku=values["sku"]) from error
             case constraint if constraint == SLUG_KEY:

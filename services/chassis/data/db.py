@@ -71,7 +71,7 @@ class _Counted(AsyncCursor[Any]):
         connection = self.connection
         if connection.pgconn.transaction_status == _IDLE and not connection.autocommit:
             statements += 2  # psycopg sends BEGIN first, and what begins must end
-        if request_context.answering():
+        if request_context.is_answering():
             _statements.for_calls += statements
         else:
             _statements.in_background += statements
@@ -93,7 +93,7 @@ def connect(url: str, *, pool_size: int) -> tuple[AsyncEngine, Database]:
     return engine, async_sessionmaker(engine, expire_on_commit=False)
 
 
-async def run_alone(db: Database, statement: Executable, arguments: Mapping[str, object]) -> Sequence[Row[Any]]:
+async def run_autocommit(db: Database, statement: Executable, arguments: Mapping[str, object]) -> Sequence[Row[Any]]:
     """Runs one statement that is a transaction by itself: without BEGIN and COMMIT, a third of the round trips."""
     engine: AsyncEngine = db.kw["bind"]
     async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -106,7 +106,7 @@ async def ping(db: Database) -> None:
         await tx.execute(text("SELECT 1"))
 
 
-def violated(error: IntegrityError) -> str:
+def violated_constraint(error: IntegrityError) -> str:
     """The name of the constraint that refused the write. Compare names, never message texts."""
     name: str | None = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
     return name or ""
@@ -131,6 +131,6 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def uuids(texts: list[str]) -> list[uuid.UUID]:
+def parse_uuids(texts: list[str]) -> list[uuid.UUID]:
     """Ids that the contract's rules have already found well formed."""
     return [uuid.UUID(text) for text in texts]

@@ -45,7 +45,7 @@ CLEANUP = delete_old_rows("requests", keep="2 days")
 """Two days are twice what the contract promises."""
 
 
-async def repeated(tx: AsyncSession, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
+async def find_repeat(tx: AsyncSession, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
     """None for a first request, which from now on stands for `resource_id`; for a repeat, the first one's resource.
 
     A repeat that runs at the same time waits here until the first has committed. Raises `RequestIdReused` where

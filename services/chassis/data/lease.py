@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis import ids
-from services.chassis.data.db import Base, Database, run_alone
+from services.chassis.data.db import Base, Database, run_autocommit
 
 log = structlog.get_logger()
 
@@ -106,7 +106,7 @@ class Lease:
     async def _look(self, db: Database) -> tuple[int | None, float, float]:
         """What `_acquire` returns, where nobody else leads; and when to look again, in seconds."""
         asked = time.monotonic()
-        for row in await run_alone(db, _LOOK, {"name": self.name}):
+        for row in await run_autocommit(db, _LOOK, {"name": self.name}):
             if row.seconds_left > 0:
                 self._know(row.term, asked)
                 return None, 0.0, min(row.seconds_left, _RENEW_SECONDS)
@@ -116,7 +116,7 @@ class Lease:
         """Acquires or renews the lease: its term, and until when by the monotonic clock. None: somebody else has it."""
         asked = time.monotonic()
         arguments = {"name": self.name, "holder": self.holder, "seconds": LASTS_SECONDS}
-        for row in await run_alone(db, _ACQUIRE, arguments):
+        for row in await run_autocommit(db, _ACQUIRE, arguments):
             self._know(row.term, asked)
             return row.term, asked + LASTS_SECONDS
         return None, 0.0
@@ -164,7 +164,7 @@ class Lease:
 
     async def _release(self, db: Database, term: int) -> None:
         arguments = {"name": self.name, "holder": self.holder, "term": term}
-        releasing = asyncio.create_task(run_alone(db, _RELEASE, arguments))
+        releasing = asyncio.create_task(run_autocommit(db, _RELEASE, arguments))
         await asyncio.wait([releasing], timeout=_RELEASE_SECONDS)
         if not releasing.done() or releasing.exception():
             releasing.cancel()  # then it runs out

@@ -176,7 +176,7 @@ def _show(letter: Letter) -> None:
 async def _replay(jetstream: JetStreamContext, consumers: Sequence[Consumer], letter: Letter) -> int:
     consumer = next(c for c in consumers if c.name == letter.consumer)
     try:
-        is_new = await consumer.carry_out({letter.event_id: letter.payload})
+        is_new = await consumer.act_once({letter.event_id: letter.payload})
     except Exception as error:
         _tell(
             f"{letter.sequence}: failed again, {subscriber.cause_of(error)}. It stays. "

@@ -152,12 +152,12 @@ class Consumer:
                     await self._failed(message, failure, jetstream)
 
     async def _take(self, messages: Sequence[Msg]) -> None:
-        await self.carry_out({_id_of(message): message.data for message in messages})
+        await self.act_once({_id_of(message): message.data for message in messages})
         for message in messages:
             await message.ack()
         _CONSUMED.labels(self.name).inc(len(messages))
 
-    async def carry_out(self, payloads: Mapping[uuid.UUID, bytes]) -> bool:
+    async def act_once(self, payloads: Mapping[uuid.UUID, bytes]) -> bool:
         """Acts on those events that were not acted on yet, if any: returns whether. Raises what acting raises."""
         async with self._db.begin() as tx:
             fresh = set(await tx.scalars(_SEE, {"ids": list(payloads)}))
@@ -169,7 +169,7 @@ class Consumer:
         attempt = message.metadata.num_delivered
         log.warning("an event failed", subject=message.subject, attempt=attempt, cause=repr(error)[:300])
         # An event is not poison because the database is away: that lasts as long as it lasts.
-        if attempt < _ATTEMPTS_MAX or isinstance(statuses.foreseen(error), Unavailable):
+        if attempt < _ATTEMPTS_MAX or isinstance(statuses.as_app_error(error), Unavailable):
             await message.nak(delay=_RETRY_SECONDS)
             return
         # A poison message must not block those behind it: it waits where an operator finds it.

@@ -12,7 +12,7 @@ import jwt
 from google.protobuf import descriptor_pool
 
 from services.chassis.errors import PermissionDenied, Unauthenticated
-from services.chassis.request_context import NOBODY, Caller, Metadata
+from services.chassis.request_context import ANONYMOUS, Caller, Metadata
 from stampede.access.v1 import access_pb2
 
 ISSUER = "https://stampede.local"
@@ -91,7 +91,7 @@ class Gatekeeper:
     async def admit(self, rule: Rule, metadata: Metadata) -> Caller:
         """The caller, where `rule` lets them in; raises `Unauthenticated` or `PermissionDenied`."""
         if rule.access == access_pb2.ACCESS_PUBLIC:
-            return NOBODY
+            return ANONYMOUS
         if rule.access == access_pb2.ACCESS_MESH:
             caller = await self._remembered(str(metadata.get(MESH_HEADER, "")), mesh=True)
             allowed = caller.service in rule.callers

@@ -84,7 +84,7 @@ class Guard:
                 took = time.perf_counter() - started
                 seconds.observe(took)
                 if code != "FAILED_PRECONDITION":  # the everyday no: the gateway's log has it, and losers must be cheap
-                    telemetry.line("answered", method=method, code=code, ms=round(took * 1000, 1))
+                    telemetry.log_info("answered", method=method, code=code, ms=round(took * 1000, 1))
 
         return guarded
 
@@ -136,7 +136,7 @@ class Guard:
         return request
 
     def _answer(self, error: BaseException, method: str) -> Answer:
-        refusal = statuses.foreseen(error)
+        refusal = statuses.as_app_error(error)
         if refusal is None:
             log.exception("unforeseen failure", method=method)
             _ANSWERS.labels(method, "INTERNAL", "").inc()

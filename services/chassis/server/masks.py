@@ -5,7 +5,7 @@ from collections.abc import Collection
 from services.chassis.errors import InvalidFields
 
 
-def named(
+def select_fields(
     paths: Collection[str], given: Collection[str], *, mutable: frozenset[str], required: frozenset[str]
 ) -> frozenset[str]:
     """The fields to change, where the mask names `paths` and the request sets `given`.

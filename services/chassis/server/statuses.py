@@ -78,7 +78,7 @@ def _answer(
     return Answer(_CODES[number], message, ((_DETAILS_KEY, status.SerializeToString()),), initial)
 
 
-def foreseen(error: BaseException) -> AppError | None:
+def as_app_error(error: BaseException) -> AppError | None:
     """The refusal that a library's exception amounts to; None where it is a bug of ours."""
     if isinstance(error, AppError):
         return error

@@ -43,16 +43,16 @@ class Watch(Generic[K, V]):
         self,
         fetch: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
         *,
-        seconds: float,
-        most: int,
+        interval_seconds: float,
+        watchers_max: int,
         safety_seconds: float = 30.0,
-        shown: Callable[[V], object] = lambda value: value,
+        compare: Callable[[V], object] = lambda value: value,
     ) -> None:
         """`fetch` looks up the values of keys that exist. More than `most` watchers are refused. A value is told where
         it is `shown` in another way than the one told before.
         """
-        self._fetch, self._most, self._shown = fetch, most, shown
-        self._seconds, self._safety_seconds = seconds, safety_seconds
+        self._fetch, self._watchers_max, self._compare = fetch, watchers_max, compare
+        self._seconds, self._safety_seconds = interval_seconds, safety_seconds
         self.watched = asyncio.Event()
         """Set while there is somebody who watches."""
         self._live = False
@@ -63,7 +63,7 @@ class Watch(Generic[K, V]):
         self._changed: set[K] = set()
         self._news = asyncio.Event()
         # In rounds, not by a clock: a process that was stopped for a while blames nobody for the time it missed.
-        self._patience_rounds = math.ceil(_PATIENCE_SECONDS / seconds)
+        self._patience_rounds = math.ceil(_PATIENCE_SECONDS / interval_seconds)
 
     @property
     def live(self) -> bool:
@@ -91,13 +91,13 @@ class Watch(Generic[K, V]):
         self._news.set()
 
     @contextmanager
-    def subscribed(self, key: K, *, at_once: bool = False) -> Iterator[AsyncIterator[V]]:
+    def subscribe(self, key: K, *, at_once: bool = False) -> Iterator[AsyncIterator[V]]:
         """The value at the next look, then each new one; for an hour at most. To be read by the task that sends it.
 
         With `at_once`, the first is the one that other watchers of the key were told last, or else comes from a look
         made for it; where that fails, it raises `Unavailable`.
         """
-        if self._count >= self._most:
+        if self._count >= self._watchers_max:
             raise RateLimited(what="watchers")
         watcher = _Watcher[V](asyncio.current_task(), needs_answer=at_once)
         self._watchers[key].add(watcher)
@@ -161,7 +161,7 @@ class Watch(Generic[K, V]):
         for key, value in found.items():
             if key not in self._watchers:
                 continue  # they left during the look
-            shown = self._shown(value)
+            shown = self._compare(value)
             self._latest[key] = value, shown
             for watcher in self._watchers[key]:
                 told += watcher.tell(value, shown)

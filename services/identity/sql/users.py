@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis.data.db import violated
+from services.chassis.data.db import violated_constraint
 from services.identity.domain import EmailTaken
 from services.identity.sql.schema import EMAIL_KEY, User
 
@@ -30,7 +30,7 @@ async def insert_user(
     try:
         return (await tx.scalars(insert(User).values(values).returning(User))).one()
     except IntegrityError as error:
-        if violated(error) == EMAIL_KEY:
+        if violated_constraint(error) == EMAIL_KEY:
             raise EmailTaken() from error
         raise
 

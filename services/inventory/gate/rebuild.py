@@ -12,7 +12,7 @@ from prometheus_client import Gauge
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from services.chassis.data.db import Database, run_alone
+from services.chassis.data.db import Database, run_autocommit
 from services.inventory.gate.gate import LIFETIME_SECONDS, UNAVAILABLE, Gate, Script
 
 log = structlog.get_logger()
@@ -79,7 +79,7 @@ class Rebuild:
 
     async def run(self) -> float:
         """Rebuilds every open sale. Returns the seconds until the next round, which is in time for a sale's start."""
-        rows = await run_alone(self._db, _OPEN, {"ahead": REBUILD_SECONDS})
+        rows = await run_autocommit(self._db, _OPEN, {"ahead": REBUILD_SECONDS})
         sales = {row.id: row for row in rows if row.starts_in <= 0}
         if over := self._open - sales.keys():
             await self._gate.delete(over)  # a sale that is over must not be called sold out
@@ -113,7 +113,7 @@ class Rebuild:
         while True:
             arguments = {"time": time_, "id": id_, "most": _HOLDS_AT_ONCE}
             customers: _Customers = defaultdict(Counter)
-            rows = await run_alone(self._db, _NEWEST_HOLDS, arguments)
+            rows = await run_autocommit(self._db, _NEWEST_HOLDS, arguments)
             for row in rows:
                 if row.sale_id:
                     customers[row.sale_id][row.customer_id] += row.units

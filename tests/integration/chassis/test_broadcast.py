@@ -41,7 +41,9 @@ class Replica:
     def __init__(self, db: Database, connection: Any, *, seconds: float) -> None:
         self.db, self.connection = db, connection
         self.looks, self.heard = 0, 0
-        self.watch: Watch[uuid.UUID, int] = Watch(self._fetch, seconds=seconds, safety_seconds=NEVER, most=10)
+        self.watch: Watch[uuid.UUID, int] = Watch(
+            self._fetch, interval_seconds=seconds, safety_seconds=NEVER, watchers_max=10
+        )
 
     async def _fetch(self, keys: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
         self.looks += 1
@@ -102,7 +104,7 @@ async def test_what_one_replica_changes_the_others_tell_their_watchers(
     order, another = uuid.uuid4(), uuid.uuid4()
     async with replica(orders, nats_of_its_own) as one, replica(orders, nats_of_its_own) as other:
         await one.change(order, 1)
-        with other.watch.subscribed(order, at_once=True) as changes:
+        with other.watch.subscribe(order, at_once=True) as changes:
             assert await anext(changes) == 1
             await until(other.is_live)
             looks = other.looks
@@ -118,7 +120,7 @@ async def test_nothing_is_asked_of_the_database_while_nothing_changes(
     order = uuid.uuid4()
     async with replica(orders, nats_of_its_own, seconds=0.005) as idle, replica(orders, nats_of_its_own) as busy:
         await busy.change(order, 1)
-        with idle.watch.subscribed(order, at_once=True) as changes:
+        with idle.watch.subscribe(order, at_once=True) as changes:
             assert await anext(changes) == 1
             await until(idle.is_live)
             await busy.change(order, 2)
@@ -132,11 +134,11 @@ async def test_nothing_is_asked_of_the_database_while_nothing_changes(
 async def test_who_is_watched_by_nobody_hears_nothing(orders: Database, nats_of_its_own: Broker) -> None:
     order = uuid.uuid4()
     async with replica(orders, nats_of_its_own) as one, replica(orders, nats_of_its_own) as other:
-        with one.watch.subscribed(order):
+        with one.watch.subscribe(order):
             await until(one.is_live)
         await until(one.is_not_live)
         heard = one.heard
-        with other.watch.subscribed(order) as changes:
+        with other.watch.subscribe(order) as changes:
             await until(other.is_live)
             await one.change(order, 1)
             assert await anext(changes) == 1
@@ -153,7 +155,7 @@ async def test_while_nats_is_away_watchers_are_told_by_looks_and_then_by_events_
     order = uuid.uuid4()
     async with replica(orders, nats_of_its_own, seconds=0.05) as one, replica(orders, nats_of_its_own) as other:
         await other.change(order, 1)
-        with one.watch.subscribed(order, at_once=True) as changes:
+        with one.watch.subscribe(order, at_once=True) as changes:
             assert await anext(changes) == 1
             await until(one.is_live)
             _ = nats_of_its_own.pause() if paused else nats_of_its_own.kill()
@@ -172,7 +174,7 @@ async def test_what_was_missed_while_the_connection_was_away_is_caught_up_with(
     order = uuid.uuid4()
     async with replica(orders, nats_of_its_own) as one:
         await one.change(order, 1)
-        with one.watch.subscribed(order, at_once=True) as changes:
+        with one.watch.subscribe(order, at_once=True) as changes:
             assert await anext(changes) == 1
             await until(one.is_live)
             nats_of_its_own.kill()

@@ -59,9 +59,9 @@ async def test_every_statement_that_the_server_sees_is_counted_once(
             await tx.execute(text("INSERT INTO things VALUES (1)"))
     async with logged.begin():
         pass  # says nothing, so nothing is sent
-    await databases.run_alone(logged, text("SELECT id FROM things WHERE id = :id"), {"id": 7})
+    await databases.run_autocommit(logged, text("SELECT id FROM things WHERE id = :id"), {"id": 7})
     for number in range(8):  # after the fifth, psycopg prepares it
-        await databases.run_alone(logged, text("SELECT id FROM things WHERE id = :id + 1"), {"id": number})
+        await databases.run_autocommit(logged, text("SELECT id FROM things WHERE id = :id + 1"), {"id": number})
     async with logged.begin() as tx:
         await tx.execute(text("DELETE FROM things WHERE id = :id"), [{"id": 1}, {"id": 2}, {"id": 3}])
 

@@ -135,7 +135,7 @@ async def test_a_replay_that_died_before_it_could_remove_the_letter_is_repeated_
     await desk.consume(letters=1, done=0)
     desk.poison = set()
     letter = (await desk.waiting())[0]
-    await desk.consumers[0].carry_out({letter.event_id: letter.payload})
+    await desk.consumers[0].act_once({letter.event_id: letter.payload})
 
     assert await desk.operate("replay", "--all") == 0
     assert "carried out before" in capsys.readouterr().out

@@ -20,7 +20,7 @@ KEY = RequestKey(caller="ada", method="/m", request_id=uuid.uuid4(), digest=b"co
 
 async def attempt(db: Database, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
     async with db.begin() as tx:
-        return await idempotency.repeated(tx, key, resource_id)
+        return await idempotency.find_repeat(tx, key, resource_id)
 
 
 async def test_of_many_at_once_one_is_the_first_and_the_rest_find_it(db: Database) -> None:
@@ -33,7 +33,7 @@ async def test_of_many_at_once_one_is_the_first_and_the_rest_find_it(db: Databas
 
 async def test_a_first_one_that_fails_leaves_its_place_to_a_repeat(db: Database) -> None:
     async with db() as first:
-        assert await idempotency.repeated(first, KEY, uuid.uuid4()) is None
+        assert await idempotency.find_repeat(first, KEY, uuid.uuid4()) is None
         second = asyncio.create_task(attempt(db, KEY, uuid.uuid4()))
         await first.rollback()
     assert await second is None
@@ -42,7 +42,7 @@ async def test_a_first_one_that_fails_leaves_its_place_to_a_repeat(db: Database)
 async def test_a_repeat_waits_until_the_first_has_committed(db: Database) -> None:
     resource_id = uuid.uuid4()
     async with db() as first:
-        assert await idempotency.repeated(first, KEY, resource_id) is None
+        assert await idempotency.find_repeat(first, KEY, resource_id) is None
         second = asyncio.create_task(attempt(db, KEY, uuid.uuid4()))
         async with asyncio.timeout(10):
             while not await blocked(db):

@@ -33,7 +33,7 @@ class Sales(FlashSaleServiceServicer):
 
     def __init__(self) -> None:
         self.sold = 0
-        self.views: Watch[str, int] = Watch(self._fetch, seconds=0.002, most=2)
+        self.views: Watch[str, int] = Watch(self._fetch, interval_seconds=0.002, watchers_max=2)
         self.ended = asyncio.Event()
 
     async def _fetch(self, keys: Sequence[str]) -> dict[str, int]:
@@ -42,7 +42,7 @@ class Sales(FlashSaleServiceServicer):
 
     async def WatchFlashSale(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         try:
-            with self.views.subscribed(request.sale_id) as looks:
+            with self.views.subscribe(request.sale_id) as looks:
                 async for sold in looks:
                     yield pb.FlashSale(sold=sold, title=NEWS)
         finally:
@@ -50,7 +50,7 @@ class Sales(FlashSaleServiceServicer):
 
     def is_full(self) -> bool:
         try:
-            with self.views.subscribed("another"):
+            with self.views.subscribe("another"):
                 return False
         except RateLimited:
             return True

@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from services.chassis import ids
-from services.chassis.data.db import Database, violated
+from services.chassis.data.db import Database, violated_constraint
 from services.chassis.errors import RequestIdReused
 from services.chassis.request_context import RequestKey
 from services.inventory import actions, settling
@@ -117,4 +117,4 @@ async def test_the_database_itself_refuses_to_oversell(db: Database, statement: 
     with pytest.raises(IntegrityError) as refused:
         async with db.begin() as tx:
             await tx.execute(text(statement))
-    assert violated(refused.value) in (constraint, "stock_held_within_on_hand")
+    assert violated_constraint(refused.value) in (constraint, "stock_held_within_on_hand")

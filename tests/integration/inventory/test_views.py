@@ -257,7 +257,7 @@ async def test_two_thousand_watchers_of_a_hot_sale_all_see_its_end_at_the_price_
     looks = [statement for statement in seen if "ANY" in statement and "next_hold_expire_time" in statement]
     assert len(looks) <= periods + 3
     assert max(told.values()) <= periods + 1, "more than four a second"
-    with watch.subscribed(sale.id):
+    with watch.subscribe(sale.id):
         assert watch._count == 1, "those who have left hold no slot"
 
 
@@ -270,7 +270,7 @@ async def test_a_message_keeps_its_distance_from_the_one_before(
     assert (await anext(seen)).held == 0
     following = asyncio.ensure_future(anext(seen))  # type: ignore[arg-type]
     await holding(db, of_sale(sale))
-    with watch.subscribed(sale.id) as looks:
+    with watch.subscribe(sale.id) as looks:
         while (await anext(looks)).held == 0:
             pass
         await asyncio.sleep(0)

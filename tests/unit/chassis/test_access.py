@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2  # noqa: F401  # declares a method that sa
 from jwt.algorithms import ECAlgorithm
 
 from services.chassis.errors import PermissionDenied, Unauthenticated
-from services.chassis.request_context import NOBODY
+from services.chassis.request_context import ANONYMOUS
 from services.chassis.server import access
 from services.chassis.server.access import AUDIENCE, ISSUER, Gatekeeper, MeshIdentity, Rule
 from stampede.access.v1 import access_pb2
@@ -268,7 +268,7 @@ async def test_roles(gate: Gatekeeper, identity: Identity, rule: int, allowed: s
 
 
 async def test_a_public_method_looks_at_no_token(gate: Gatekeeper) -> None:
-    assert await gate.admit(Rule(access_pb2.ACCESS_PUBLIC, frozenset()), bearer("rubbish")) is NOBODY
+    assert await gate.admit(Rule(access_pb2.ACCESS_PUBLIC, frozenset()), bearer("rubbish")) is ANONYMOUS
 
 
 async def test_a_method_that_declares_nothing_lets_nobody_in(gate: Gatekeeper) -> None:

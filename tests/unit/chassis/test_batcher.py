@@ -65,7 +65,7 @@ async def test_items_gather_while_a_batch_is_in_flight() -> None:
 
 async def test_a_batch_has_at_most_so_many_items() -> None:
     work = Work(held=True)
-    squares = Batcher("test", work, lanes=1, most=2)
+    squares = Batcher("test", work, lanes=1, size_max=2)
     calls = [asyncio.ensure_future(squares(n)) for n in range(5)]
     await turns()
     work.let_go()
@@ -75,7 +75,7 @@ async def test_a_batch_has_at_most_so_many_items() -> None:
 
 async def test_no_more_batches_run_at_once_than_there_are_lanes() -> None:
     work = Work(held=True)
-    squares = Batcher("test", work, lanes=2, most=1)
+    squares = Batcher("test", work, lanes=2, size_max=1)
     calls = [asyncio.ensure_future(squares(n)) for n in range(6)]
     await turns()
     assert len(work.batches) == 2
@@ -153,7 +153,7 @@ async def test_items_whose_callers_have_gone_are_dropped() -> None:
 
 async def test_a_full_queue_refuses() -> None:
     work = Work(held=True)
-    squares = Batcher("test", work, lanes=1, queue_most=2)
+    squares = Batcher("test", work, lanes=1, queue_max=2)
     first = asyncio.ensure_future(squares(0))
     await work.began.wait()
     waiting = [asyncio.ensure_future(squares(n)) for n in (1, 2)]
@@ -191,7 +191,7 @@ def test_every_item_gets_its_own_outcome(plan: list[tuple[str, bool]], lanes: in
         return [SoldOut() if plan[item][0] == "refusal" else item for item in items]
 
     async def run() -> None:
-        do = Batcher("property", act, lanes=lanes, most=most)
+        do = Batcher("property", act, lanes=lanes, size_max=most)
         calls = []
         for number, (_, leaves) in enumerate(plan):
             calls.append(asyncio.ensure_future(do(number)))
@@ -243,7 +243,7 @@ async def test_items_go_past_a_batch_that_is_stuck_on_something_else() -> None:
 
 async def test_a_crowd_of_locked_rows_holds_up_only_so_many_lanes_and_no_item_for_good() -> None:
     rows = Rows(*range(10))
-    squares = Batcher("test", rows, lanes=1, most=1, keys=lambda item: (item,))
+    squares = Batcher("test", rows, lanes=1, size_max=1, keys=lambda item: (item,))
     stuck = [asyncio.ensure_future(squares(n)) for n in range(10)]
     async with asyncio.timeout(5):
         for _ in range(5):

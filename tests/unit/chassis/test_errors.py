@@ -151,17 +151,17 @@ def test_a_refusal_of_another_service_stays_its_own() -> None:
     "error", [OperationalError("SELECT 1", {}, Exception("secret")), PoolTimeout("no connection is free")]
 )
 def test_a_database_that_is_away_is_no_bug(error: Exception) -> None:
-    assert isinstance(statuses.foreseen(error), Unavailable)
+    assert isinstance(statuses.as_app_error(error), Unavailable)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), IntegrityError("INSERT", {}, Exception()), KeyError("x")])
 def test_a_bug_is_not_foreseen(error: Exception) -> None:
-    assert statuses.foreseen(error) is None
+    assert statuses.as_app_error(error) is None
 
 
 def test_a_connection_that_broke_is_no_bug() -> None:
     error = DBAPIError("SELECT 1", {}, Exception(), connection_invalidated=True)
-    assert isinstance(statuses.foreseen(error), Unavailable)
+    assert isinstance(statuses.as_app_error(error), Unavailable)
 
 
 def test_etags() -> None:

@@ -29,22 +29,22 @@ def test_new_ids_are_of_version_7() -> None:
 
 @given(parts=st.lists(st.text(max_size=20) | st.uuids(), min_size=1, max_size=4), now_ms=st.integers(0, (1 << 48) - 1))
 def test_derived_ids_are_of_version_7_and_not_from_the_future(parts: list[str | uuid.UUID], now_ms: int) -> None:
-    id_ = ids.derived(*parts, now_ms=now_ms)
+    id_ = ids.derive_id(*parts, now_ms=now_ms)
     assert (id_.version, id_.variant) == (7, uuid.RFC_4122)
     assert now_ms - PERIOD_MS < made_at_ms(id_) <= now_ms
 
 
 def test_the_same_parts_give_the_same_id_within_a_period() -> None:
     begin = NOW_MS // PERIOD_MS * PERIOD_MS
-    assert ids.derived("ada", "1", now_ms=begin) == ids.derived("ada", "1", now_ms=begin + PERIOD_MS - 1)
-    assert ids.derived("ada", "1", now_ms=begin) != ids.derived("ada", "1", now_ms=begin + PERIOD_MS)
+    assert ids.derive_id("ada", "1", now_ms=begin) == ids.derive_id("ada", "1", now_ms=begin + PERIOD_MS - 1)
+    assert ids.derive_id("ada", "1", now_ms=begin) != ids.derive_id("ada", "1", now_ms=begin + PERIOD_MS)
 
 
 def test_other_parts_give_another_id() -> None:
     said = [("ada", "1"), ("ada", "2"), ("bob", "1"), ("ada", "1", "1")]
-    assert len({ids.derived(*parts, now_ms=NOW_MS) for parts in said}) == len(said)
+    assert len({ids.derive_id(*parts, now_ms=NOW_MS) for parts in said}) == len(said)
 
 
 def test_a_uuid_and_its_text_are_the_same_part() -> None:
     user = uuid.uuid4()
-    assert ids.derived(user, now_ms=NOW_MS) == ids.derived(str(user), now_ms=NOW_MS)
+    assert ids.derive_id(user, now_ms=NOW_MS) == ids.derive_id(str(user), now_ms=NOW_MS)

@@ -10,7 +10,7 @@ REQUIRED = frozenset({"title", "sale_price"})
 
 
 def named(paths: list[str], given: set[str]) -> frozenset[str]:
-    return masks.named(paths, given, mutable=MUTABLE, required=REQUIRED)
+    return masks.select_fields(paths, given, mutable=MUTABLE, required=REQUIRED)
 
 
 def test_an_empty_mask_means_what_is_set() -> None:

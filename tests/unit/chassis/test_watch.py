@@ -48,8 +48,8 @@ async def running(watch: Watch[str, int]) -> AsyncIterator[None]:
 
 async def test_one_look_serves_all_watchers_of_all_keys() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
-    with views.subscribed("clock") as first, views.subscribed("clock") as second, views.subscribed("mug") as third:
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
+    with views.subscribe("clock") as first, views.subscribe("clock") as second, views.subscribe("mug") as third:
         async with running(views):
             assert [await anext(first), await anext(second), await anext(third)] == [0, 0, 0]
     assert shelf.looks == [{"clock", "mug"}]
@@ -57,8 +57,8 @@ async def test_one_look_serves_all_watchers_of_all_keys() -> None:
 
 async def test_a_nudge_looks_at_what_changed_only() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
-    with views.subscribed("clock") as clock, views.subscribed("mug") as mug:
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
+    with views.subscribe("clock") as clock, views.subscribe("mug") as mug:
         async with running(views):
             await anext(clock), await anext(mug)
             shelf.values["clock"] = 7
@@ -69,8 +69,8 @@ async def test_a_nudge_looks_at_what_changed_only() -> None:
 
 async def test_many_nudges_are_one_look() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
-    with views.subscribed("clock") as clock:
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
+    with views.subscribe("clock") as clock:
         async with running(views):
             await anext(clock)
             for value in range(1, 100):
@@ -82,8 +82,8 @@ async def test_many_nudges_are_one_look() -> None:
 
 async def test_a_slow_watcher_misses_what_lies_between_but_never_the_latest() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
-    with views.subscribed("clock") as clock:
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
+    with views.subscribe("clock") as clock:
         async with running(views):
             await shelf.look(1)
             for value in (1, 2, 3):
@@ -102,8 +102,8 @@ async def test_a_key_that_is_nudged_all_the_time_leaves_the_others_their_looks()
         await asyncio.sleep(0)  # a database takes its time
         return await looked(keys)
 
-    views: Watch[str, int] = Watch(busy, seconds=0.01, most=10)
-    with views.subscribed("clock"), views.subscribed("mug") as mug:
+    views: Watch[str, int] = Watch(busy, interval_seconds=0.01, watchers_max=10)
+    with views.subscribe("clock"), views.subscribe("mug") as mug:
         async with running(views):
             await anext(mug)
             shelf.values["mug"] = 5
@@ -113,8 +113,8 @@ async def test_a_key_that_is_nudged_all_the_time_leaves_the_others_their_looks()
 
 async def test_what_does_not_exist_is_not_told() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
-    with views.subscribed("lamp") as lamp, views.subscribed("clock") as clock:
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
+    with views.subscribe("lamp") as lamp, views.subscribe("clock") as clock:
         async with running(views):
             await anext(clock)
             told = asyncio.ensure_future(anext(lamp))  # type: ignore[arg-type]
@@ -124,20 +124,20 @@ async def test_what_does_not_exist_is_not_told() -> None:
 
 
 async def test_too_many_watchers_are_refused_and_those_who_leave_make_room() -> None:
-    views = Watch(Shelf().fetch, seconds=60, most=1)
-    with views.subscribed("clock"), pytest.raises(RateLimited), views.subscribed("clock"):
+    views = Watch(Shelf().fetch, interval_seconds=60, watchers_max=1)
+    with views.subscribe("clock"), pytest.raises(RateLimited), views.subscribe("clock"):
         pass
-    with views.subscribed("clock"):
+    with views.subscribe("clock"):
         pass
 
 
 async def test_nobody_is_looked_at_who_is_not_watched() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
-    with views.subscribed("mug"):
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
+    with views.subscribe("mug"):
         pass
     views.nudge("mug")
-    with views.subscribed("clock") as clock:
+    with views.subscribe("clock") as clock:
         async with running(views):
             await anext(clock)
     assert shelf.looks == [{"clock"}]
@@ -145,8 +145,8 @@ async def test_nobody_is_looked_at_who_is_not_watched() -> None:
 
 async def test_what_has_not_changed_is_told_once() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=0.001, most=10)
-    with views.subscribed("clock") as clock, views.subscribed("mug") as mug:
+    views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=10)
+    with views.subscribe("clock") as clock, views.subscribe("mug") as mug:
         async with running(views):
             assert await anext(mug) == 0
             await shelf.look(10)
@@ -161,8 +161,8 @@ async def test_what_has_not_changed_is_told_once() -> None:
 
 async def test_what_is_not_shown_does_not_count_as_a_change() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=0.001, most=10, shown=lambda value: value // 10)
-    with views.subscribed("clock") as clock:
+    views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=10, compare=lambda value: value // 10)
+    with views.subscribe("clock") as clock:
         async with running(views):
             assert await anext(clock) == 0
             for value in range(1, 11):
@@ -173,41 +173,41 @@ async def test_what_is_not_shown_does_not_count_as_a_change() -> None:
 
 async def test_who_cannot_wait_for_the_next_look_gets_one_at_once() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
     async with running(views):
-        with views.subscribed("clock", at_once=True) as clock:
+        with views.subscribe("clock", at_once=True) as clock:
             assert await anext(clock) == 0
     assert shelf.looks == [{"clock"}]
 
 
 async def test_those_who_come_later_are_told_what_the_first_was_without_another_look() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=100)
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=100)
     async with running(views), contextlib.AsyncExitStack() as stack:
         for _ in range(50):
-            clock = stack.enter_context(views.subscribed("clock", at_once=True))
+            clock = stack.enter_context(views.subscribe("clock", at_once=True))
             assert await anext(clock) == 0
     assert shelf.looks == [{"clock"}]
 
 
 async def test_what_was_told_is_forgotten_with_the_last_watcher() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
     async with running(views):
         for value in (0, 7):
             shelf.values["clock"] = value
-            with views.subscribed("clock", at_once=True) as clock:
+            with views.subscribe("clock", at_once=True) as clock:
                 assert await anext(clock) == value
 
 
 async def test_a_look_that_fails_tells_those_who_wait_for_their_first_and_no_others() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
-    with views.subscribed("clock", at_once=True) as patient:
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
+    with views.subscribe("clock", at_once=True) as patient:
         async with running(views):
             assert await anext(patient) == 0
         shelf.away = True
-        with views.subscribed("mug", at_once=True) as mug:
+        with views.subscribe("mug", at_once=True) as mug:
             async with running(views):
                 with pytest.raises(Unavailable):
                     await anext(mug)
@@ -218,7 +218,7 @@ async def test_a_look_that_fails_tells_those_who_wait_for_their_first_and_no_oth
 
 async def does_not_read(views: Watch[str, int], begun: asyncio.Event) -> None:
     """A handler whose client has stopped reading: it is suspended where it sends."""
-    with views.subscribed("clock") as clock:
+    with views.subscribe("clock") as clock:
         async for _ in clock:
             begun.set()
             await asyncio.Event().wait()
@@ -227,9 +227,9 @@ async def does_not_read(views: Watch[str, int], begun: asyncio.Event) -> None:
 async def test_a_watcher_that_does_not_read_is_dropped_and_its_slot_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.02)
     shelf, begun = Shelf(), asyncio.Event()
-    views = Watch(shelf.fetch, seconds=0.001, most=2)
+    views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=2)
     asleep = asyncio.create_task(does_not_read(views, begun))
-    with views.subscribed("clock") as awake:
+    with views.subscribe("clock") as awake:
         async with running(views):
             async for value in awake:
                 if begun.is_set():
@@ -240,7 +240,7 @@ async def test_a_watcher_that_does_not_read_is_dropped_and_its_slot_is_free(monk
             with pytest.raises(asyncio.CancelledError) as cancelled:
                 await asleep
             assert cancelled.value.args == (watch.DROPPED,)
-            with views.subscribed("clock") as third:
+            with views.subscribe("clock") as third:
                 await anext(third)
             assert await anext(awake) > 0, "who reads stays"
 
@@ -248,7 +248,7 @@ async def test_a_watcher_that_does_not_read_is_dropped_and_its_slot_is_free(monk
 async def test_a_watcher_to_whom_there_is_nothing_to_tell_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.005)
     shelf, begun = Shelf(), asyncio.Event()
-    views = Watch(shelf.fetch, seconds=0.001, most=2)
+    views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=2)
     asleep = asyncio.create_task(does_not_read(views, begun))
     async with running(views):
         await begun.wait()
@@ -261,7 +261,7 @@ async def test_time_that_the_process_missed_is_nobodys_fault(monkeypatch: pytest
     """As after a SIGSTOP: no look was made, so nobody has missed any."""
     monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.002)
     shelf, begun = Shelf(), asyncio.Event()
-    views = Watch(shelf.fetch, seconds=0.001, most=2)
+    views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=2)
     asleep = asyncio.create_task(does_not_read(views, begun))
     async with running(views):
         await begun.wait()
@@ -280,8 +280,8 @@ async def test_the_more_are_told_the_rarer_are_the_looks(monkeypatch: pytest.Mon
     """Or a crowd of watchers would leave the process no time for those who buy."""
     monkeypatch.setattr(watch, "_TOLD_PER_SECOND_MOST", 1)
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=0.001, most=10)
-    with views.subscribed("clock") as first, views.subscribed("clock") as second:
+    views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=10)
+    with views.subscribe("clock") as first, views.subscribe("clock") as second:
         async with running(views):
             assert [await anext(first), await anext(second)] == [0, 0]
             shelf.values["clock"] = 1
@@ -295,8 +295,8 @@ async def test_the_more_are_told_the_rarer_are_the_looks(monkeypatch: pytest.Mon
 
 async def test_a_view_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_LASTS_SECONDS", 0.01)
-    views = Watch(Shelf().fetch, seconds=60, most=10)
-    with views.subscribed("clock") as clock:
+    views = Watch(Shelf().fetch, interval_seconds=60, watchers_max=10)
+    with views.subscribe("clock") as clock:
         assert [value async for value in clock] == []
 
 
@@ -306,17 +306,17 @@ async def test_a_view_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 async def as_long_as_looks(count: int) -> None:
     """Lasts as long as so many rounds of a view like those of these tests."""
     shelf = Shelf()
-    clock = Watch(shelf.fetch, seconds=0.001, most=1)
-    with clock.subscribed("clock"):
+    clock = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=1)
+    with clock.subscribe("clock"):
         async with running(clock):
             await shelf.look(count)
 
 
 async def test_while_it_is_live_it_looks_at_what_is_nudged_and_at_nothing_else() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=0.001, safety_seconds=60, most=10)
+    views = Watch(shelf.fetch, interval_seconds=0.001, safety_seconds=60, watchers_max=10)
     views.live = True
-    with views.subscribed("clock") as clock, views.subscribed("mug") as mug:
+    with views.subscribe("clock") as clock, views.subscribe("mug") as mug:
         async with running(views):
             assert [await anext(clock), await anext(mug)] == [0, 0]
             await as_long_as_looks(50)
@@ -330,9 +330,9 @@ async def test_while_it_is_live_it_looks_at_what_is_nudged_and_at_nothing_else()
 async def test_it_looks_now_and_then_even_while_it_is_live() -> None:
     """Should a nudge be lost all the same."""
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=0.001, safety_seconds=0.02, most=10)
+    views = Watch(shelf.fetch, interval_seconds=0.001, safety_seconds=0.02, watchers_max=10)
     views.live = True
-    with views.subscribed("clock") as clock:
+    with views.subscribe("clock") as clock:
         async with running(views):
             await anext(clock)
             shelf.values["clock"] = 7
@@ -341,9 +341,9 @@ async def test_it_looks_now_and_then_even_while_it_is_live() -> None:
 
 async def test_it_catches_up_when_it_becomes_live_again() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, safety_seconds=60, most=10)
+    views = Watch(shelf.fetch, interval_seconds=60, safety_seconds=60, watchers_max=10)
     views.live = True
-    with views.subscribed("clock") as clock:
+    with views.subscribe("clock") as clock:
         async with running(views):
             await anext(clock)
             shelf.values["clock"] = 7
@@ -353,9 +353,9 @@ async def test_it_catches_up_when_it_becomes_live_again() -> None:
 
 async def test_it_looks_for_itself_when_it_is_live_no_more() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=0.001, safety_seconds=60, most=10)
+    views = Watch(shelf.fetch, interval_seconds=0.001, safety_seconds=60, watchers_max=10)
     views.live = True
-    with views.subscribed("clock") as clock:
+    with views.subscribe("clock") as clock:
         async with running(views):
             await anext(clock)
             views.live = False
@@ -365,8 +365,8 @@ async def test_it_looks_for_itself_when_it_is_live_no_more() -> None:
 
 async def test_what_it_has_seen_already_is_no_news() -> None:
     shelf = Shelf()
-    views = Watch(shelf.fetch, seconds=60, most=10)
-    with views.subscribed("clock") as clock, views.subscribed("mug") as mug:
+    views = Watch(shelf.fetch, interval_seconds=60, watchers_max=10)
+    with views.subscribe("clock") as clock, views.subscribe("mug") as mug:
         async with running(views):
             await anext(clock), await anext(mug)
             shelf.values |= {"clock": 7, "mug": 7}
@@ -379,7 +379,7 @@ async def test_what_it_has_seen_already_is_no_news() -> None:
 async def test_who_does_not_read_is_dropped_though_looks_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.02)
     shelf, begun = Shelf(), asyncio.Event()
-    views = Watch(shelf.fetch, seconds=0.001, safety_seconds=60, most=2)
+    views = Watch(shelf.fetch, interval_seconds=0.001, safety_seconds=60, watchers_max=2)
     views.live = True
     asleep = asyncio.create_task(does_not_read(views, begun))
     async with running(views):
@@ -392,10 +392,10 @@ async def test_who_does_not_read_is_dropped_though_looks_are_rare(monkeypatch: p
 
 
 async def test_it_says_whether_anybody_watches() -> None:
-    views = Watch(Shelf().fetch, seconds=60, most=10)
+    views = Watch(Shelf().fetch, interval_seconds=60, watchers_max=10)
     assert not views.watched.is_set()
-    with views.subscribed("clock"):
-        with views.subscribed("mug"):
+    with views.subscribe("clock"):
+        with views.subscribe("mug"):
             pass
         assert views.watched.is_set()
     assert not views.watched.is_set()

@@ -175,6 +175,6 @@ def test_everybody_hears_the_words_and_no_two_the_same_error(clock: Clock) -> No
     latched.close(SALE, gone(SALE))
     shut = latched.closed([SALE])
     assert shut
-    first, second = shut.again(), shut.again()
+    first, second = shut.copy(), shut.copy()
     assert first is not second
     assert (str(second), second.reason, second.metadata) == (str(first), first.reason, first.metadata)
