@@ -1,4 +1,4 @@
-"""Shows what the shop sells and what is left of its flash sales, with nothing of Stampede but its stubs."""
+"""Print the products and the units left in each flash sale; needs only the stubs of Stampede."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The shop as the bench needs it: customers, sales, and jobs that buy."""
+"""The bench's shop: customers, sales, and load jobs that place orders."""
 
 import asyncio
 import contextlib
@@ -21,13 +21,13 @@ _CARD = "pm_card_visa"
 _PRICE = money(1999)
 _SALE_LASTS = timedelta(hours=2)
 _SETTLE_SECONDS = 120
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _AT_ONCE = 64
-_CALL_SECONDS = 60  # with the wait for one of the connections
+_CALL_SECONDS = 60  # with the wait for a free connection
 
 
 class Shop:
-    """One shop, through its gateway; behind it only where there is no other way to know."""
+    """One shop, called through its gateway; only the open sagas are read from the database."""
 
     def __init__(self, site: Site, staff: Rest, accounts: Accounts) -> None:
         self.site, self._staff, self._accounts = site, staff, accounts
@@ -40,18 +40,18 @@ class Shop:
             yield cls(site, await rest.sign_in(User(ADMIN_EMAIL, site.secrets["admin"])), accounts)
 
     async def tokens(self, count: int) -> list[str]:
-        """Fresh access tokens of as many customers, for the next quarter of an hour."""
+        """Return new access tokens of `count` customers; they expire after a quarter of an hour."""
         return await self._accounts.tokens(count)
 
     async def sale(self, units: int = UNITS, *, limit: int = 0) -> Json:
-        """A live sale of a new product, whose holds outlast every measurement."""
+        """Create a live sale of a new product; its holds last longer than any measurement."""
         product = await create_product(self._staff, price=_PRICE, stock=units)
         return await create_sale(
             self._staff, product, units=units, price=_PRICE, limit=limit, lasts=_SALE_LASTS, holdDuration="3600s"
         )
 
     async def sales(self, count: int) -> list[Json]:
-        """As many sales, each of a product of its own."""
+        """Create `count` sales, each of its own product."""
         return await asyncio.gather(*(self.sale() for _ in range(count)))
 
     def job(
@@ -63,7 +63,7 @@ class Shop:
         shuffled: bool = False,
         progress: str = "",
     ) -> Job:
-        """Orders of one unit, of each sale in turn."""
+        """Return a job that orders one unit, of each sale in turn."""
         bodies = []
         for sale in sales:
             bodies.append(json.dumps({"requestId": REQUEST_ID, "lines": [line(sale)], "paymentMethod": _CARD}))
@@ -71,29 +71,29 @@ class Shop:
         return Job(port, "/v1/orders", bodies, list(tokens), connections, requests, shuffled, progress)
 
     async def pending(self, tokens: Sequence[str]) -> list[str]:
-        """The ids of new orders, one of each customer, which wait for their payment."""
+        """Place one order for each token without a payment method; return the order ids."""
         sale = await self.sale(len(tokens))
 
         async def place(token: str) -> str:
             body = {"requestId": new_id(), "lines": [line(sale)]}
             order = (await self._staff.as_(token).post("/v1/orders", body)).expect().json
             if order["state"] != "PENDING":
-                raise RuntimeError(f"an order that was to wait for its payment is {order['state']}")
+                raise RuntimeError(f"an order without a payment is {order['state']} instead of PENDING")
             return str(order["id"])
 
         return await asyncio.gather(*(place(token) for token in tokens))
 
     async def look(self, sale: Json) -> Json:
-        """The sale as it is now."""
+        """Return the sale's current state."""
         return (await self._staff.get(f"/v1/flash-sales/{sale['id']}")).expect().json
 
     async def unsettled(self) -> list[uuid.UUID]:
-        """The orders that have not ended."""
+        """Return the ids of orders with an open saga."""
         async with self._orders() as orders:
             return [row[0] for row in await (await orders.execute("SELECT order_id FROM sagas")).fetchall()]
 
     async def settled(self, *, but: Sequence[uuid.UUID]) -> float:
-        """Waits until every order has ended, `but` those; returns after how many seconds. Raises `TimeoutError`."""
+        """Wait until no saga is open, except those of `but`; return the seconds. Raises `TimeoutError`."""
         loop = asyncio.get_running_loop()
         started, query = loop.time(), "SELECT count(*) FROM sagas WHERE order_id <> ALL(%s)"
         async with self._orders() as orders, asyncio.timeout(_SETTLE_SECONDS):
@@ -101,7 +101,7 @@ class Shop:
                 row = await (await orders.execute(query, [list(but)])).fetchone()
                 if row and not row[0]:
                     return loop.time() - started
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
 
     @contextlib.asynccontextmanager
     async def _orders(self) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
