@@ -3,37 +3,44 @@
 from contextlib import aclosing
 
 from services.chassis.process import Process, run
-from services.payments.desk import Desk
-from services.payments.flights import Flights
-from services.payments.provider import Stripe
+from services.payments.charges import Charges
+from services.payments.dispatch import ChargeDispatcher
+from services.payments.providers.stripe import Stripe
+from services.payments.reconciler import Reconciler
+from services.payments.refunds import Refunds
 from services.payments.rpc import ChargeService, PaymentService
 from services.payments.settings import Settings
-from services.payments.webhooks import Inbox
-from services.payments.worker import Worker
+from services.payments.sql import provider_events, refunds
+from services.payments.webhooks.inbox import Inbox
+from services.payments.webhooks.stripe import StripeWebhook
 from stampede.payments.v1 import charge_service_pb2_grpc, payment_service_pb2_grpc
 
 _DRAIN_SECONDS = 12.0
 
 
 async def main(config: Settings) -> None:
-    provider = Stripe(
+    stripe = Stripe(
         config.stripe_api_key.get_secret_value(), api_base=config.stripe_api_base,
         calls_per_second=config.provider_calls_per_second, concurrency=config.provider_concurrency,
     )  # fmt: skip
-    async with aclosing(provider), Process("payments", config) as process:
-        flights = Flights(process.db, provider, process.relay.nudge)
-        worker = Worker(process.db, flights, process.relay)
-        desk, inbox = Desk(process.db, flights, process.relay.nudge), Inbox(process.db, worker.nudge)
-        secret = config.stripe_webhook_secret.get_secret_value()
-        charge_service_pb2_grpc.add_ChargeServiceServicer_to_server(ChargeService(desk), process.server)
+    # Providers are registered here, and only here.
+    providers = {stripe.name: stripe}
+    webhooks = {stripe.name: StripeWebhook(config.stripe_webhook_secret.get_secret_value())}
+    async with aclosing(stripe), Process("payments", config) as process:
+        dispatcher = ChargeDispatcher(process.db, providers, process.relay.nudge)
+        reconciler = Reconciler(process.db, dispatcher, process.relay)
+        charges = Charges(process.db, dispatcher, process.relay.nudge, provider=stripe.name)
+        refunding, inbox = Refunds(process.db, dispatcher), Inbox(process.db, reconciler.wake)
+        charge_service_pb2_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunding), process.server)
         payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(
-            PaymentService(desk, inbox, secret), process.server
+            PaymentService(charges, refunding, inbox, webhooks), process.server
         )
         process.exchange_events()
-        for loop in (worker.reconcile, worker.renew, worker.read_inbox, worker.tidy, worker.count):
+        process.run_cleanups(provider_events.CLEANUP, refunds.REQUESTS_CLEANUP)
+        for loop in (reconciler.reconcile, reconciler.renew_leases, reconciler.apply_events, reconciler.count_open):
             process.background(loop.__name__, loop)
         await process.serve("stampede.payments.v1.ChargeService", "stampede.payments.v1.PaymentService")
-        await flights.drain(seconds=_DRAIN_SECONDS)
+        await dispatcher.drain(seconds=_DRAIN_SECONDS)
 
 
 run("payments", Settings, main)

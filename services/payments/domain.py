@@ -1,4 +1,4 @@
-"""What a payment may become, and what a provider's word changes: values and rules, without I/O."""
+"""States of payments and refunds, and what a provider result changes of them: values and rules, without I/O."""
 
 import dataclasses
 import enum
@@ -12,14 +12,12 @@ from services.chassis.money import Money
 WEBHOOK_BYTES_MOST = 256 * 1024
 IN_FLIGHT_MOST = 5_000
 ANSWER_SECONDS = 3.0
-"""After this long a call answers with what is known; the provider is asked on in the background."""
+"""A call returns the known state after this long. Its provider calls continue in the background."""
 LEASE_SECONDS = 4.0
-"""How long a payment belongs to the process that works on it, unless that process renews it."""
+"""A process owns a payment for this long, unless it renews the lease."""
 LOOK_UP_AFTER_CHECKS = 6
-"""Repeats under one key that brought no answer, before the provider's records are searched instead."""
+"""After this many calls under one key without an answer, the provider's records are searched instead."""
 EVENT_ATTEMPTS_MOST = 12
-NOT_FOUND = "NOT_FOUND"
-"""The reason of an unknown fact: the provider has no record of the payment."""
 
 _PROCESSING_SECONDS = (1.0, 60.0)
 _AWAITING_SECONDS = (60.0, 3600.0)
@@ -28,7 +26,7 @@ _EVENT_SECONDS = (1.0, 600.0)
 
 
 class State(enum.StrEnum):
-    """Where a payment stands; as in `Payment.State` of the contract."""
+    """The states of a payment, as in `Payment.State` of the contract."""
 
     AWAITING_CUSTOMER = "AWAITING_CUSTOMER"
     PROCESSING = "PROCESSING"
@@ -39,7 +37,7 @@ class State(enum.StrEnum):
 
 
 class RefundState(enum.StrEnum):
-    """Where a refund stands."""
+    """The states of a refund, as in `RefundStatus.State` of the contract."""
 
     PENDING = "PENDING"
     SUCCEEDED = "SUCCEEDED"
@@ -49,7 +47,7 @@ class RefundState(enum.StrEnum):
 OPEN = frozenset((State.AWAITING_CUSTOMER, State.PROCESSING))
 _ENDS = frozenset((State.SUCCEEDED, State.FAILED, State.CANCELLED))
 
-# The only moves there are. The two open states alternate (3-D Secure, another card); nothing returns to them.
+# All moves that exist. The two open states alternate (3-D Secure, another card); no move leads back to them.
 MOVES: dict[State, frozenset[State]] = {
     State.AWAITING_CUSTOMER: _ENDS | {State.PROCESSING},
     State.PROCESSING: _ENDS | {State.AWAITING_CUSTOMER},
@@ -76,6 +74,16 @@ class BadSignature(AppError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """One line of a request of orders: the order, its customer, and the money to take."""
+
+    order_id: uuid.UUID
+    customer_id: uuid.UUID
+    amount: Money
+    payment_method: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
     """The money of one order, as it was when read."""
 
@@ -89,16 +97,16 @@ class Payment:
     customer_pays: bool
     """Begun without a card: the customer pays in the browser, and may try several cards."""
     payment_method: str | None
-    """The card an unanswered attempt is made with; gone as soon as the answer is known."""
+    """The card of an attempt whose result is unknown; NULL as soon as the result is known."""
     provider_reference: str | None
     client_secret: str | None
     attempt: int
     failure_reason: str
     authenticating: bool
-    """The customer has begun to pay, and answers to their bank; only while the payment waits for the customer."""
+    """The customer has started to pay and the bank is authenticating them; only in `AWAITING_CUSTOMER`."""
     refunded_minor: int
     refunding_minor: int
-    """What refunds that the provider has not confirmed yet will pay back."""
+    """The sum of the refunds that the provider has not confirmed yet."""
     cancel_requested: bool
     checks: int
     version: int
@@ -107,57 +115,76 @@ class Payment:
 
     @property
     def left_minor(self) -> int:
-        """What may still be refunded."""
+        """The minor units that can still be refunded."""
         return self.amount_minor - self.refunded_minor - self.refunding_minor
+
+    @property
+    def is_cancellable(self) -> bool:
+        """Whether the provider can be asked to cancel it; a charge in flight must end first."""
+        return self.state is State.AWAITING_CUSTOMER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refund:
-    """Money on its way back."""
+    """Money of a payment that goes back to the customer."""
 
     id: uuid.UUID
     payment_id: uuid.UUID
+    provider: str
     amount_minor: int
     state: RefundState
     stray: bool
-    """Pays back money that the payment never counted: it arrived after the payment had ended without it."""
+    """Returns a stray charge, which the payment never counted."""
     charge_reference: str
     provider_reference: str | None
     failure_reason: str
     checks: int
 
 
-class Kind(enum.Enum):
-    """What a provider can say of a payment."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRefund:
+    """A refund to insert. `stray_reference` is the provider's id of the stray charge that it returns."""
+
+    id: uuid.UUID
+    payment: Payment
+    amount_minor: int
+    reason: str
+    stray_reference: str | None = None
+
+
+class ChargeStatus(enum.Enum):
+    """What a provider can report about a charge."""
 
     UNKNOWN = enum.auto()
-    AWAITING = enum.auto()
+    """The provider gave no answer: money may or may not have moved."""
+    AWAITING_CUSTOMER = enum.auto()
     PROCESSING = enum.auto()
     SUCCEEDED = enum.auto()
     DECLINED = enum.auto()
+    """The bank declined the card."""
     REFUSED = enum.auto()
-    """The request was turned down before any money could move, for good."""
+    """The provider refused the request itself, for good, before any money could move."""
     CANCELLED = enum.auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
-    """What the provider said of one payment, in an answer or in an event."""
+class ChargeResult:
+    """The provider result of one payment, from an answer or from an event."""
 
     payment_id: uuid.UUID
-    kind: Kind
+    status: ChargeStatus
     reference: str | None = None
     client_secret: str | None = None
     amount_minor: int | None = None
     currency: str | None = None
     reason: str = ""
     authenticating: bool = False
-    """With `AWAITING`: the customer has begun to pay, and is asked by the bank."""
+    """With `AWAITING_CUSTOMER`: the customer has started to pay and the bank is authenticating them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefundFact:
-    """What the provider said of one refund; `state` None where it said nothing."""
+class RefundResult:
+    """The provider result of one refund; `state` is None if the provider gave no answer."""
 
     refund_id: uuid.UUID
     payment_id: uuid.UUID
@@ -166,69 +193,84 @@ class RefundFact:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderEvent:
+    """A signed event of a provider, reduced to what is used: no secrets, no card data."""
+
+    provider: str
+    id: str
+    type: str
+    """The provider's name of the event, for metrics."""
+    reference: str
+    """The provider's id of the charge."""
+    payment_id: uuid.UUID | None
+    """From the charge's metadata; None if that names none of our payments."""
+    amount_minor: int
+    currency: str
+    charge_status: ChargeStatus | None = None
+    """What the event proves. None if a later event may contradict it: then the provider is asked instead."""
+    refunded_minor: int | None = None
+    """The sum of all refunds of the charge; only in events about refunds."""
+
+
 class Verdict(enum.Enum):
-    """What came of a fact besides the payment."""
+    """What `decide` found out about a result, besides the payment's new state."""
 
-    TAKEN = enum.auto()
-    NOT_BELIEVED = enum.auto()
-    """Its amount or currency is not the payment's."""
-    STRAY_MONEY = enum.auto()
-    """Money arrived for a payment that had ended without it; it must go back."""
+    ACCEPTED = enum.auto()
+    OTHER_AMOUNT = enum.auto()
+    """Its amount or currency is not the payment's, so it was ignored."""
+    STRAY_CHARGE = enum.auto()
+    """Money arrived for a payment that had ended without it; it must be refunded."""
 
 
-def decide(payment: Payment, fact: Fact) -> tuple[Payment, Verdict]:
-    """The payment after `fact`. Facts may come twice, late and in any order; none moves a payment backwards."""
-    if fact.kind is Kind.UNKNOWN:
-        return payment, Verdict.TAKEN
-    if contradicts(payment, fact.amount_minor, fact.currency):
-        return payment, Verdict.NOT_BELIEVED
-    known, said = payment.provider_reference, fact.reference
-    other = known is not None and said is not None and known != said
-    if other or payment.state not in OPEN:
-        counted = payment.state in (State.SUCCEEDED, State.REFUNDED) and not other
-        stray = fact.kind is Kind.SUCCEEDED and not counted
-        return payment, Verdict.STRAY_MONEY if stray else Verdict.TAKEN
-    state = _state_after(payment, fact.kind)
+def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
+    """Return the payment after `result`. Results may come twice, late and in any order; none moves a payment back."""
+    if result.status is ChargeStatus.UNKNOWN:
+        return payment, Verdict.ACCEPTED
+    if is_other_amount(payment, result.amount_minor, result.currency):
+        return payment, Verdict.OTHER_AMOUNT
+    own, reported = payment.provider_reference, result.reference
+    is_other_charge = own is not None and reported is not None and own != reported
+    if is_other_charge or payment.state not in OPEN:
+        counted = payment.state in (State.SUCCEEDED, State.REFUNDED) and not is_other_charge
+        stray = result.status is ChargeStatus.SUCCEEDED and not counted
+        return payment, Verdict.STRAY_CHARGE if stray else Verdict.ACCEPTED
+    state = _state_after(payment, result.status)
     assert state == payment.state or state in MOVES[payment.state], f"{payment.state} to {state}"
-    declined = fact.kind in (Kind.DECLINED, Kind.REFUSED)
+    declined = result.status in (ChargeStatus.DECLINED, ChargeStatus.REFUSED)
     return dataclasses.replace(
         payment,
         state=state,
         payment_method=None,
-        provider_reference=known or said,
-        client_secret=(fact.client_secret or payment.client_secret) if state in OPEN else None,
-        failure_reason=fact.reason if declined else "" if state is State.SUCCEEDED else payment.failure_reason,
-        authenticating=fact.authenticating and state is State.AWAITING_CUSTOMER,
+        provider_reference=own or reported,
+        client_secret=(result.client_secret or payment.client_secret) if state in OPEN else None,
+        failure_reason=result.reason if declined else "" if state is State.SUCCEEDED else payment.failure_reason,
+        authenticating=result.authenticating and state is State.AWAITING_CUSTOMER,
         checks=payment.checks if state == payment.state else 0,
-    ), Verdict.TAKEN
+    ), Verdict.ACCEPTED
 
 
-def contradicts(payment: Payment, amount_minor: int | None, currency: str | None) -> bool:
-    """Whether somebody speaks of another sum than the payment's; None says nothing of it."""
+def is_other_amount(payment: Payment, amount_minor: int | None, currency: str | None) -> bool:
+    """Whether an amount or a currency differs from the payment's; None means that it was not reported."""
     if amount_minor is not None and amount_minor != payment.amount_minor:
         return True
     return currency is not None and currency.upper() != payment.currency
 
 
-def _state_after(payment: Payment, kind: Kind) -> State:
-    if kind in (Kind.DECLINED, Kind.REFUSED):
-        # A customer in the browser may try another card; where the order brought the card, no is no.
+def _state_after(payment: Payment, status: ChargeStatus) -> State:
+    if status in (ChargeStatus.DECLINED, ChargeStatus.REFUSED):
+        # A customer in the browser may try another card; a card that came with the order is tried once.
         final = payment.state is State.PROCESSING and not payment.customer_pays
-        if kind is Kind.REFUSED:
+        if status is ChargeStatus.REFUSED:
             final = final or payment.provider_reference is None
         return State.FAILED if final else State.AWAITING_CUSTOMER
-    return {
-        Kind.AWAITING: State.AWAITING_CUSTOMER,
-        Kind.PROCESSING: State.PROCESSING,
-        Kind.SUCCEEDED: State.SUCCEEDED,
-        Kind.CANCELLED: State.CANCELLED,
-    }[kind]
+    return State[status.name]
 
 
-def refundable(payment: Payment, amount: Money | None) -> int:
-    """The minor units that a refund of `amount`, or of all that is left, would pay back.
+def refundable_minor(payment: Payment, amount: Money | None) -> int:
+    """Return the minor units that a refund of `amount` takes; without `amount`, all that is left.
 
-    Raises `WrongState`, `InvalidFields` or `RefundTooLarge` where it may not be.
+    Raises `WrongState`, `InvalidFields` or `RefundTooLarge` if the refund is not allowed.
     """
     if payment.state not in (State.SUCCEEDED, State.REFUNDED):
         raise WrongState(resource="payment", state=payment.state, wanted=State.REFUNDED)
@@ -242,22 +284,23 @@ def refundable(payment: Payment, amount: Money | None) -> int:
     return minor
 
 
-def refunded(payment: Payment, refund: Refund, outcome: RefundState) -> Payment:
-    """The payment after its pending `refund` has ended with `outcome`."""
+def after_refund(payment: Payment, refund: Refund, outcome: RefundState) -> Payment:
+    """Return the payment after its pending `refund` has ended with `outcome`."""
     if refund.stray:
         return payment
-    back = payment.refunded_minor + (refund.amount_minor if outcome is RefundState.SUCCEEDED else 0)
-    return dataclasses.replace(paid_back(payment, back), refunding_minor=payment.refunding_minor - refund.amount_minor)
+    total = payment.refunded_minor + (refund.amount_minor if outcome is RefundState.SUCCEEDED else 0)
+    payment = with_refunded(payment, total)
+    return dataclasses.replace(payment, refunding_minor=payment.refunding_minor - refund.amount_minor)
 
 
-def paid_back(payment: Payment, total_minor: int) -> Payment:
-    """The payment once `total_minor` of it was paid back."""
+def with_refunded(payment: Payment, total_minor: int) -> Payment:
+    """Return the payment once refunds of `total_minor` are confirmed; a full refund makes it `REFUNDED`."""
     whole = total_minor == payment.amount_minor and payment.state is State.SUCCEEDED
     return dataclasses.replace(payment, refunded_minor=total_minor, state=State.REFUNDED if whole else payment.state)
 
 
-class Step(enum.Enum):
-    """What to ask the provider next."""
+class Operation(enum.Enum):
+    """The calls of a provider about a payment; see `PaymentProvider`."""
 
     CREATE = enum.auto()
     FIND = enum.auto()
@@ -266,20 +309,20 @@ class Step(enum.Enum):
     RETRIEVE = enum.auto()
 
 
-def next_step(payment: Payment, *, key_expired: bool = False) -> Step:
-    """How to get on with an open payment. `key_expired`: the provider may no longer know the attempt's key."""
+def next_operation(payment: Payment, *, key_expired: bool = False) -> Operation:
+    """Return the next provider call for an open payment. `key_expired`: the provider may have forgotten the key."""
     if payment.provider_reference is None:
-        # Not every time: while the provider is away, only a repeat under the key can bring the charge about.
+        # Every second time only: while the provider is unavailable, nothing but a repeat under the key can charge.
         look_up = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
-        return Step.FIND if key_expired or look_up else Step.CREATE
+        return Operation.FIND if key_expired or look_up else Operation.CREATE
     if payment.cancel_requested:
-        return Step.CANCEL
-    # Safe without a known key as well: an intent takes money once, and then refuses to be confirmed.
-    return Step.CONFIRM if payment.payment_method else Step.RETRIEVE
+        return Operation.CANCEL
+    # Safe without a key too: an intent takes money once, and then refuses to be confirmed again.
+    return Operation.CONFIRM if payment.payment_method else Operation.RETRIEVE
 
 
 def check_seconds(payment: Payment) -> float | None:
-    """When to ask the provider again by ourselves; None once the payment has come to rest."""
+    """Return the pause before the reconciler asks the provider again; None once the payment has ended."""
     if payment.state not in OPEN:
         return None
     if payment.state is State.PROCESSING:
@@ -288,43 +331,16 @@ def check_seconds(payment: Payment) -> float | None:
 
 
 def refund_check_seconds(refund: Refund) -> float | None:
-    """The same for a refund."""
+    """Return the pause before the reconciler repeats a refund; None once it has ended."""
     return backoff(refund.checks, _PROCESSING_SECONDS) if refund.state is RefundState.PENDING else None
 
 
 def event_seconds(attempts: int) -> float:
-    """The pause before an event that could not be placed is tried again."""
+    """Return the pause before an event that could not be applied is tried again."""
     return backoff(attempts, _EVENT_SECONDS)
 
 
 def backoff(tries: int, bounds: tuple[float, float]) -> float:
-    """Doubles with each try, between the two bounds. The database adds the jitter."""
+    """Double the pause with each try, within the bounds. The database adds the jitter."""
     least, most = bounds
     return min(least * 2.0 ** min(tries, 30), most)
-
-
-_REASONS = {
-    "insufficient_funds": "INSUFFICIENT_FUNDS",
-    "expired_card": "EXPIRED_CARD",
-    "invalid_expiry_month": "EXPIRED_CARD",
-    "invalid_expiry_year": "EXPIRED_CARD",
-    "incorrect_cvc": "INCORRECT_CVC",
-    "invalid_cvc": "INCORRECT_CVC",
-    "incorrect_number": "INCORRECT_NUMBER",
-    "invalid_number": "INCORRECT_NUMBER",
-    "processing_error": "PROCESSING_ERROR",
-    "issuer_not_available": "PROCESSING_ERROR",
-    "try_again_later": "PROCESSING_ERROR",
-    "authentication_required": "AUTHENTICATION_REQUIRED",
-    "payment_intent_authentication_failure": "AUTHENTICATION_FAILED",
-    "card_velocity_exceeded": "CARD_LIMIT_EXCEEDED",
-    "withdrawal_count_limit_exceeded": "CARD_LIMIT_EXCEEDED",
-    "card_not_supported": "CARD_NOT_SUPPORTED",
-    "currency_not_supported": "CURRENCY_NOT_SUPPORTED",
-    "payment_method_provider_decline": "DECLINED_BY_BANK",
-}
-
-
-def decline_reason(code: str | None, decline_code: str | None) -> str:
-    """Our word for a provider's decline. Suspicions (stolen, lost, fraud) stay with us: the buyer reads a plain no."""
-    return _REASONS.get(decline_code or "") or _REASONS.get(code or "") or "CARD_DECLINED"

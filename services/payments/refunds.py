@@ -1,4 +1,4 @@
-"""Refunds of a part, or of what is left: each function one transaction. The provider is never asked inside of one."""
+"""Refunds of paid orders, in full or in part, because staff decided so."""
 
 import dataclasses
 import uuid
@@ -11,22 +11,16 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
 from services.chassis.request_context import RequestKey
-from services.payments import actions, rows
-from services.payments.domain import (
-    Payment,
-    PaymentNotFound,
-    Refund,
-    RefundFact,
-    RefundState,
-    refundable,
-    refunded,
-)
-from services.payments.rows import NewRefund, Standing
+from services.payments.dispatch import ChargeDispatcher, Deadline
+from services.payments.domain import NewRefund, Payment, PaymentNotFound, Refund, RefundState, refundable_minor
+from services.payments.sql import payments
+from services.payments.sql import refunds as sql
+from services.payments.sql.refunds import RefundOfPayment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """What orders wants to be paid back of one order. `id` is the refund's; without `amount`, all that is left."""
+class RefundLine:
+    """One line of a request of orders. `id` becomes the refund's id; without `amount`, all that is left is refunded."""
 
     id: uuid.UUID
     order_id: uuid.UUID
@@ -34,97 +28,100 @@ class Part:
     reason: str
 
 
-async def begin(
+class Refunds:
+    """Commits refunds, calls the provider, and returns in time what is known."""
+
+    def __init__(self, db: Database, dispatcher: ChargeDispatcher) -> None:
+        self._db, self._dispatcher = db, dispatcher
+
+    async def refund_payment(
+        self, *, payment_id: uuid.UUID, amount: Money | None, reason: str, request: RequestKey | None
+    ) -> Payment:
+        """Refund `amount` of a payment, or all that is left; return the payment."""
+        deadline = Deadline()
+        refund = await begin_refund(self._db, payment_id=payment_id, amount=amount, reason=reason, request=request)
+        await self._dispatch([refund], deadline)
+        async with self._db() as tx:
+            return await payments.read_one(tx, payment_id, lock=False)
+
+    async def create(self, lines: Sequence[RefundLine]) -> list[RefundOfPayment | AppError]:
+        """Make the refunds of `lines`. Return one outcome for each, in their order."""
+        deadline = Deadline()
+        begun = await begin_refunds(self._db, lines)
+        made = [one for one in begun if isinstance(one, Refund)]
+        if not made:
+            return [one for one in begun if isinstance(one, AppError)]
+        await self._dispatch(made, deadline)
+        async with self._db() as tx:
+            now = await sql.read(tx, [refund.id for refund in made])
+        return [now[one.id] if isinstance(one, Refund) else one for one in begun]
+
+    async def _dispatch(self, begun: Sequence[Refund], deadline: Deadline) -> None:
+        for refund in begun:
+            if refund.state is RefundState.PENDING:
+                self._dispatcher.refund(refund)
+        await self._dispatcher.wait_for_refunds([refund.id for refund in begun], seconds=deadline.seconds_left())
+
+
+async def begin_refund(
     db: Database, *, payment_id: uuid.UUID, amount: Money | None, reason: str, request: RequestKey | None
 ) -> Refund:
-    """Commits one refund, of `amount` or of all that is left. A repeat of the request finds the first one's.
+    """Commit one refund of a payment. A repeat of the request returns the refund of the first one.
 
-    Raises `PaymentNotFound`, `RequestIdReused`, and what `refundable` does.
+    Raises `PaymentNotFound`, `RequestIdReused`, and the errors of `refundable_minor`.
     """
     refund_id = ids.new()
     async with db.begin() as tx:
-        payment = await actions.one(tx, payment_id, lock=True)
-        first = await idempotency.find_repeat(tx, request, refund_id)
-        if first is None:
-            # The lock on the payment makes this check hold until the sum has grown; a CHECK stands behind it.
-            minor = refundable(payment, amount)
-            await rows.insert_refunds(tx, [NewRefund(id=refund_id, payment=payment, amount_minor=minor, reason=reason)])
-        known = first or refund_id
-        return (await rows.refunds(tx, [known]))[known].refund
+        payment = await payments.read_one(tx, payment_id, lock=True)
+        if first := await idempotency.find_repeat(tx, request, refund_id):
+            return (await sql.read(tx, [first]))[first].refund
+        # The lock on the payment keeps this check valid until the sum has grown. A CHECK constraint guards it too.
+        minor = refundable_minor(payment, amount)
+        new = NewRefund(id=refund_id, payment=payment, amount_minor=minor, reason=reason)
+        (refund,) = await sql.insert(tx, [new])
+        return refund
 
 
-async def begin_parts(db: Database, parts: Sequence[Part]) -> list[Refund | AppError]:
-    """Commits the refunds that `parts` name, no id twice; one outcome for each, in their order.
+async def begin_refunds(db: Database, lines: Sequence[RefundLine]) -> list[Refund | AppError]:
+    """Commit the refunds of `lines`, no id twice. Return one outcome for each, in their order.
 
-    A refund that is there already is returned as it is.
+    A refund that exists already is returned as it is.
     """
     async with db.begin() as tx:
-        payments = await actions.read(tx, sorted({part.order_id for part in parts}), lock=True)
-        # Read once the locks are held: whoever began the same refund of the same order a moment ago has committed.
-        standing = await rows.refunds(tx, [part.id for part in parts])
-        due, refused = _sort_out([part for part in parts if part.id not in standing], payments)
-        if due:
-            await rows.insert_refunds(tx, due)
-            standing |= await rows.refunds(tx, [refund.id for refund in due])
-    return [refused.get(part.id) or _of(part, standing[part.id]) for part in parts]
+        known = await payments.read_by_order(tx, sorted({line.order_id for line in lines}), lock=True)
+        # Read under the locks: concurrent requests for the same refund of the same order have committed by now.
+        existing = await sql.read(tx, [line.id for line in lines])
+        new, refused = _check([line for line in lines if line.id not in existing], known)
+        made = {refund.id: refund for refund in await sql.insert(tx, new)}
+        if taken := [refund.id for refund in new if refund.id not in made]:
+            # A concurrent request for another order has used the id, so these locks did not wait for it.
+            existing |= await sql.read(tx, taken)
+    return [refused.get(line.id) or made.get(line.id) or _existing_refund(line, existing[line.id]) for line in lines]
 
 
-def _sort_out(
-    parts: Sequence[Part], payments: Mapping[uuid.UUID, Payment]
+def _check(
+    lines: Sequence[RefundLine], known: Mapping[uuid.UUID, Payment]
 ) -> tuple[list[NewRefund], dict[uuid.UUID, AppError]]:
-    """The refunds to be made, and why others may not be. What one part takes is not there for the next one."""
-    now, due, refused = dict(payments), list[NewRefund](), dict[uuid.UUID, AppError]()
-    for part in parts:
-        payment = now.get(part.order_id)
+    """Return the refunds to insert, and the errors of refused lines. A line leaves less for the lines after it."""
+    now, new, refused = dict(known), list[NewRefund](), dict[uuid.UUID, AppError]()
+    for line in lines:
+        payment = now.get(line.order_id)
         try:
             if payment is None:
-                raise PaymentNotFound(orderId=part.order_id)
-            minor = refundable(payment, part.amount)
+                raise PaymentNotFound(orderId=line.order_id)
+            minor = refundable_minor(payment, line.amount)
         except AppError as error:
-            refused[part.id] = error.with_traceback(None)
+            refused[line.id] = error.with_traceback(None)
             continue
-        due.append(NewRefund(id=part.id, payment=payment, amount_minor=minor, reason=part.reason))
-        now[part.order_id] = dataclasses.replace(payment, refunding_minor=payment.refunding_minor + minor)
-    return sorted(due, key=lambda refund: refund.id), refused
+        new.append(NewRefund(id=line.id, payment=payment, amount_minor=minor, reason=line.reason))
+        now[line.order_id] = dataclasses.replace(payment, refunding_minor=payment.refunding_minor + minor)
+    return sorted(new, key=lambda refund: refund.id), refused
 
 
-def _of(part: Part, standing: Standing) -> Refund | AppError:
-    """The refund under the id of `part`, unless that id stands for something else."""
-    refund, payment = standing
-    same = part.amount is None or part.amount == Money(payment.currency, refund.amount_minor)
-    if not same or refund.stray or payment.order_id != part.order_id:
-        return RequestIdReused(requestId=part.id)
+def _existing_refund(line: RefundLine, existing: RefundOfPayment) -> Refund | AppError:
+    """Return the refund with the id of `line`, or an error if the id belongs to another request."""
+    refund, payment = existing
+    same = line.amount is None or line.amount == Money(payment.currency, refund.amount_minor)
+    if not same or refund.stray or payment.order_id != line.order_id:
+        return RequestIdReused(requestId=line.id)
     return refund
-
-
-async def get(db: Database, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Standing]:
-    """Refunds by id, each with its payment."""
-    async with db() as tx:
-        return await rows.refunds(tx, refund_ids)
-
-
-async def settle(db: Database, facts: Sequence[RefundFact]) -> list[Refund]:
-    """Stores what the provider said of refunds; the refunds as they are now."""
-    async with db.begin() as tx:
-        payments = await rows.locked(tx, {fact.payment_id for fact in facts})
-        found = await rows.locked_refunds(tx, [fact.refund_id for fact in facts])
-        before, told = dict(payments), []
-        for fact in facts:
-            refund = found[fact.refund_id]
-            if refund.state is not RefundState.PENDING:
-                continue
-            outcome = fact.state or RefundState.PENDING
-            found[refund.id] = dataclasses.replace(
-                refund,
-                state=outcome,
-                provider_reference=fact.reference or refund.provider_reference,
-                failure_reason=fact.reason,
-            )
-            if outcome is not RefundState.PENDING:
-                payments[refund.payment_id] = refunded(payments[refund.payment_id], refund, outcome)
-            if outcome is RefundState.SUCCEEDED and not refund.stray:
-                told.append(payments[refund.payment_id])
-        await rows.store(tx, [payment for payment in payments.values() if payment != before[payment.id]])
-        await rows.store_refunds(tx, list(found.values()))
-        await actions.tell_refunded(tx, told)
-    return [found[fact.refund_id] for fact in facts]

@@ -1,7 +1,7 @@
-"""The servicers: a request as values, one call, the outcome as a message."""
+"""The handlers: request to values, one call, result to message."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -12,13 +12,12 @@ from services.chassis.data import db
 from services.chassis.errors import AppError, InvalidFields
 from services.chassis.money import Money
 from services.chassis.server import statuses
-from services.payments import webhooks
-from services.payments.actions import Order
-from services.payments.desk import Desk
-from services.payments.domain import Payment, State
-from services.payments.refunds import Part
-from services.payments.rows import Standing
-from services.payments.webhooks import Inbox
+from services.payments.charges import Charges
+from services.payments.domain import Charge, Payment, State
+from services.payments.refunds import RefundLine, Refunds
+from services.payments.sql.refunds import RefundOfPayment
+from services.payments.webhooks import Webhook
+from services.payments.webhooks.inbox import Inbox
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
 from stampede.payments.v1 import payment_service_pb2 as pb
@@ -30,44 +29,48 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ChargeService(charge_grpc.ChargeServiceServicer):
-    """What orders calls."""
+    """The methods for orders."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, charges: Charges, refunds: Refunds) -> None:
+        self._charges, self._refunds = charges, refunds
 
     async def BatchCharge(
         self, request: charge_pb.BatchChargeRequest, _context: Context
     ) -> charge_pb.BatchChargeResponse:
-        return charge_pb.BatchChargeResponse(outcomes=_outcomes(await self._desk.charge(_orders(request.charges))))
+        outcomes = await self._charges.charge(_charges(request.charges))
+        return charge_pb.BatchChargeResponse(outcomes=_outcomes(outcomes))
 
     async def BatchCancel(
         self, request: charge_pb.BatchCancelRequest, _context: Context
     ) -> charge_pb.BatchCancelResponse:
-        return charge_pb.BatchCancelResponse(outcomes=_outcomes(await self._desk.cancel(_orders(request.charges))))
+        outcomes = await self._charges.cancel(_charges(request.charges))
+        return charge_pb.BatchCancelResponse(outcomes=_outcomes(outcomes))
 
     async def BatchReverse(
         self, request: charge_pb.BatchReverseRequest, _context: Context
     ) -> charge_pb.BatchReverseResponse:
-        return charge_pb.BatchReverseResponse(outcomes=_outcomes(await self._desk.refund(_orders(request.charges))))
+        outcomes = await self._charges.reverse(_charges(request.charges))
+        return charge_pb.BatchReverseResponse(outcomes=_outcomes(outcomes))
 
     async def BatchCreateRefunds(
         self, request: charge_pb.BatchCreateRefundsRequest, _context: Context
     ) -> charge_pb.BatchCreateRefundsResponse:
-        standing = await self._desk.refund_parts(_parts(request.refunds))
-        return charge_pb.BatchCreateRefundsResponse(outcomes=[_refund_outcome(one) for one in standing])
+        outcomes = await self._refunds.create(_refund_lines(request.refunds))
+        return charge_pb.BatchCreateRefundsResponse(outcomes=[_refund_outcome(one) for one in outcomes])
 
 
 class PaymentService(pb_grpc.PaymentServiceServicer):
-    """What staff and providers call."""
+    """The methods for staff and for providers."""
 
-    def __init__(self, desk: Desk, inbox: Inbox, webhook_secret: str) -> None:
-        self._desk, self._inbox, self._secret = desk, inbox, webhook_secret
+    def __init__(self, charges: Charges, refunds: Refunds, inbox: Inbox, webhooks: Mapping[str, Webhook]) -> None:
+        """`webhooks` are named after their providers."""
+        self._charges, self._refunds, self._inbox, self._webhooks = charges, refunds, inbox, webhooks
 
     async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.Payment:
-        return _to_proto(await self._desk.get(uuid.UUID(request.payment_id)))
+        return _to_proto(await self._charges.get(uuid.UUID(request.payment_id)))
 
     async def RefundPayment(self, request: pb.RefundPaymentRequest, _context: Context) -> pb.Payment:
-        payment = await self._desk.refund_part(
+        payment = await self._refunds.refund_payment(
             payment_id=uuid.UUID(request.payment_id),
             amount=_money(request.amount) if request.HasField("amount") else None,
             reason=request.reason,
@@ -76,33 +79,33 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
         return _to_proto(payment)
 
     async def ReceiveStripeWebhook(
-        self, request: httpbody_pb2.HttpBody, context: Context
+        self, request: httpbody_pb2.HttpBody, _context: Context
     ) -> pb.ReceiveStripeWebhookResponse:
-        signature = str(request_context.current().metadata.get("stripe-signature", ""))
-        event = webhooks.verified(request.data, signature, self._secret)
-        if event is not None:
-            await self._inbox.put(event)
+        await self._receive("stripe", request)
         return pb.ReceiveStripeWebhookResponse(received=True)
 
+    async def _receive(self, provider: str, body: httpbody_pb2.HttpBody) -> None:
+        await self._inbox.put(self._webhooks[provider].verify(body.data, request_context.current().metadata))
 
-def _orders(items: Sequence[charge_pb.Charge]) -> list[Order]:
-    orders = [
-        Order(
-            id=uuid.UUID(item.order_id),
+
+def _charges(items: Sequence[charge_pb.Charge]) -> list[Charge]:
+    charges = [
+        Charge(
+            order_id=uuid.UUID(item.order_id),
             customer_id=uuid.UUID(item.customer_id),
             amount=_money(item.amount),
             payment_method=item.payment_method,
         )
         for item in items
     ]
-    if len({order.id for order in orders}) < len(orders):
+    if len({charge.order_id for charge in charges}) < len(charges):
         raise InvalidFields({"charges": "must not name an order twice"})
-    return orders
+    return charges
 
 
-def _parts(items: Sequence[charge_pb.Refund]) -> list[Part]:
-    parts = [
-        Part(
+def _refund_lines(items: Sequence[charge_pb.Refund]) -> list[RefundLine]:
+    lines = [
+        RefundLine(
             id=uuid.UUID(item.refund_id),
             order_id=uuid.UUID(item.order_id),
             amount=_money(item.amount) if item.HasField("amount") else None,
@@ -110,9 +113,9 @@ def _parts(items: Sequence[charge_pb.Refund]) -> list[Part]:
         )
         for item in items
     ]
-    if len({part.id for part in parts}) < len(parts):
+    if len({line.id for line in lines}) < len(lines):
         raise InvalidFields({"refunds": "must not name a refund twice"})
-    return parts
+    return lines
 
 
 def _money(message: money_pb2.Money) -> Money:
@@ -128,7 +131,7 @@ def _outcomes(results: Sequence[Payment | AppError]) -> list[charge_pb.PaymentOu
     ]
 
 
-def _refund_outcome(result: Standing | AppError) -> charge_pb.RefundOutcome:
+def _refund_outcome(result: RefundOfPayment | AppError) -> charge_pb.RefundOutcome:
     if isinstance(result, AppError):
         return charge_pb.RefundOutcome(refusal=statuses.to_refusal(result, DOMAIN))
     refund, payment = result
@@ -145,14 +148,13 @@ def _refund_outcome(result: Standing | AppError) -> charge_pb.RefundOutcome:
 
 
 def _to_status(payment: Payment) -> charge_pb.PaymentStatus:
-    waits = payment.state is State.AWAITING_CUSTOMER
     return charge_pb.PaymentStatus(
         payment_id=str(payment.id),
         order_id=str(payment.order_id),
         state=charge_pb.PaymentStatus.State.Value(payment.state),
         failure_reason=payment.failure_reason,
         provider=payment.provider,
-        client_secret=(payment.client_secret or "") if waits else "",
+        client_secret=(payment.client_secret or "") if payment.state is State.AWAITING_CUSTOMER else "",
         authenticating=payment.authenticating,
     )
 

@@ -1,4 +1,4 @@
-"""What payments is told by its environment, beside what every service is told."""
+"""Settings of payments, beside those of every service."""
 
 from pydantic import Field, SecretStr
 
@@ -12,5 +12,5 @@ class Settings(ServiceSettings):
     stripe_webhook_secret: SecretStr
     stripe_api_base: str = "https://api.stripe.com"
     provider_calls_per_second: float = Field(default=100, ge=0)
-    """Stripe's limit for live accounts, shared by all replicas: divide it by their number. 0 means no limit."""
+    """Stripe's limit for a live account. All replicas share it: divide it by their number. 0 means no limit."""
     provider_concurrency: int = Field(default=64, ge=1, le=1000)

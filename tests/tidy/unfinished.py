@@ -13,5 +13,4 @@ UNFINISHED: dict[str, tuple[str, ...]] = {
     "sentences": _EVERYWHERE,
     "vocabulary": ("services/",),
     "names of tests": ("tests/",),
-    "stripe": ("services/payments/",),
 }

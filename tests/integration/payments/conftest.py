@@ -22,12 +22,16 @@ from sqlalchemy import text
 
 from services.chassis.data.db import Database
 from services.chassis.events.outbox import Relay
-from services.payments.desk import Desk
-from services.payments.flights import Flights
-from services.payments.provider import Stripe
+from services.payments.charges import Charges
+from services.payments.dispatch import ChargeDispatcher
+from services.payments.domain import Payment
+from services.payments.providers.stripe import Stripe
+from services.payments.reconciler import Reconciler
+from services.payments.refunds import Refunds
 from services.payments.rpc import ChargeService, PaymentService
-from services.payments.webhooks import Inbox
-from services.payments.worker import Worker
+from services.payments.sql import payments as sql
+from services.payments.webhooks.inbox import Inbox
+from services.payments.webhooks.stripe import StripeWebhook
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
 from stampede.payments.v1 import events_pb2
@@ -160,26 +164,28 @@ class Payments:
         self.db, self.sandbox = db, sandbox
         self.provider = Stripe(KEY, api_base=sandbox.url, calls_per_second=0, concurrency=64)
         self.relay = Relay(db)
-        self.flights = Flights(db, self.provider, self.relay.nudge)
-        self.worker = Worker(db, self.flights, self.relay)
-        self.desk, self.inbox = Desk(db, self.flights, self.relay.nudge), Inbox(db, self.worker.nudge)
+        self.dispatcher = ChargeDispatcher(db, {"stripe": self.provider}, self.relay.nudge)
+        self.reconciler = Reconciler(db, self.dispatcher, self.relay)
         self.charges: Any = None
         self.payments: Any = None
         self._loops: list[asyncio.Task[None]] = []
 
     def add(self, server: grpc.aio.Server) -> None:
-        charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(self.desk), server)
-        pb_grpc.add_PaymentServiceServicer_to_server(PaymentService(self.desk, self.inbox, WEBHOOK_SECRET), server)
+        charges = Charges(self.db, self.dispatcher, self.relay.nudge, provider="stripe")
+        refunds, inbox = Refunds(self.db, self.dispatcher), Inbox(self.db, self.reconciler.wake)
+        webhooks = {"stripe": StripeWebhook(WEBHOOK_SECRET)}
+        charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunds), server)
+        pb_grpc.add_PaymentServiceServicer_to_server(PaymentService(charges, refunds, inbox, webhooks), server)
 
     def start_loops(self) -> None:
-        for loop in (self.worker.reconcile, self.worker.renew, self.worker.read_inbox):
+        for loop in (self.reconciler.reconcile, self.reconciler.renew_leases, self.reconciler.apply_events):
             self._loops.append(asyncio.create_task(loop()))
 
     async def stop(self) -> None:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        await self.flights.drain(seconds=10)
+        await self.dispatcher.drain(seconds=10)
         await self.provider.aclose()
 
     async def charge(self, *items: charge_pb.Charge) -> list[charge_pb.PaymentOutcome]:
@@ -191,13 +197,18 @@ class Payments:
         answer = await self.charges.BatchCancel(charge_pb.BatchCancelRequest(charges=items), metadata=ORDERS)
         return [outcome.payment for outcome in answer.outcomes]
 
-    async def refund(self, *items: charge_pb.Charge) -> list[charge_pb.PaymentStatus]:
+    async def reverse(self, *items: charge_pb.Charge) -> list[charge_pb.PaymentStatus]:
         answer = await self.charges.BatchReverse(charge_pb.BatchReverseRequest(charges=items), metadata=ORDERS)
         return [outcome.payment for outcome in answer.outcomes]
 
     async def charged(self, item: charge_pb.Charge) -> charge_pb.PaymentStatus:
         (outcome,) = await self.charge(item)
         return outcome.payment
+
+    async def payment(self, payment_id: uuid.UUID) -> Payment:
+        """The row of a payment."""
+        async with self.db() as tx:
+            return await sql.read_one(tx, payment_id, lock=False)
 
     async def get(self, payment_id: str) -> pb.Payment:
         return await self.payments.GetPayment(pb.GetPaymentRequest(payment_id=payment_id), metadata=tokens.as_staff())
@@ -208,7 +219,7 @@ class Payments:
             metadata=(("stripe-signature", signature),),
         )
 
-    async def tell(self, event: dict[str, Any]) -> None:
+    async def send_event(self, event: dict[str, Any]) -> None:
         """Sends an event as Stripe would."""
         body = json.dumps(event)
         await self.webhook(body.encode(), stripe.WebhookSignature.generate_signature_header(body, WEBHOOK_SECRET))
@@ -226,11 +237,11 @@ class Payments:
             result = await tx.execute(text(sql), parameters)
             return list(result.all()) if result.returns_rows else []
 
-    async def told(self, order_id: str) -> list[str]:
+    async def published(self, order_id: str) -> list[str]:
         """The subjects of the events stored about an order, in their order."""
         return [subject.rpartition(".")[2] for subject, _ in await self._events(order_id)]
 
-    async def told_refunded(self, order_id: str) -> list[int]:
+    async def published_refunds(self, order_id: str) -> list[int]:
         """The sums that were told of as paid back, in their order."""
         events = await self._events(order_id)
         return [event.refunded_minor_units for subject, event in events if subject.endswith(".refunded")]

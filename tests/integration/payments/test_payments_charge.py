@@ -8,11 +8,9 @@ import pytest
 from sqlalchemy import event
 
 from services.chassis.money import Money
-from services.payments import actions
-from services.payments import rows as statements
-from services.payments.actions import Order
+from services.payments.domain import Charge
 from services.payments.domain import State as S
-from services.payments.domain import Step
+from services.payments.sql import payments
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from tests.integration.payments.conftest import Payments, Sandbox, State, an_order, until
 from tests.support import tokens
@@ -26,7 +24,7 @@ async def test_a_good_card_is_charged(service: Payments, sandbox: Sandbox) -> No
     (intent,) = await sandbox.intents(item.order_id)
     assert (intent["status"], intent["amount"], intent["currency"]) == ("succeeded", 1999, "usd")
     assert intent["metadata"] == {"order_id": item.order_id, "payment_id": payment.payment_id}
-    assert await service.told(item.order_id) == ["succeeded"]
+    assert await service.published(item.order_id) == ["succeeded"]
     stored = await service.rows("SELECT payment_method, client_secret, next_check_time FROM payments")
     assert stored == [(None, None, None)]
 
@@ -56,9 +54,9 @@ async def test_a_decline_is_final_and_its_intent_is_closed(
     item = an_order(card)
     payment = await service.charged(item)
     assert (payment.state, payment.failure_reason) == (State.FAILED, reason)
-    assert await service.told(item.order_id) == ["failed"]
+    assert await service.published(item.order_id) == ["failed"]
     assert (await service.charged(an_order("pm_card_visa", order_id=item.order_id))).state == State.FAILED
-    await service.flights.drain(seconds=5)
+    await service.dispatcher.drain(seconds=5)
     assert [i["status"] for i in await sandbox.intents(item.order_id)] in ([], ["canceled"])
 
 
@@ -67,7 +65,7 @@ async def test_a_repeat_finds_the_same_payment_and_charges_once(service: Payment
     first, second = await service.charged(item), await service.charged(item)
     assert first == second
     assert len(await sandbox.intents(item.order_id)) == 1
-    assert await service.told(item.order_id) == ["succeeded"]
+    assert await service.published(item.order_id) == ["succeeded"]
 
 
 async def test_another_amount_for_the_order_is_refused_and_its_neighbours_are_charged(service: Payments) -> None:
@@ -82,7 +80,7 @@ async def test_another_amount_for_the_order_is_refused_and_its_neighbours_are_ch
 async def test_an_order_twice_in_a_batch_is_refused(service: Payments) -> None:
     item = an_order()
     refused = await refusal(service.charge(item, item))
-    assert (refused.reason, refused.fields) == ("INVALID_FIELDS", ["items"])
+    assert (refused.reason, refused.fields) == ("INVALID_FIELDS", ["charges"])
 
 
 async def test_overlapping_calls_make_one_intent_for_each_order(service: Payments, sandbox: Sandbox) -> None:
@@ -107,7 +105,7 @@ async def test_three_d_secure_waits_for_the_customer_and_then_succeeds(running: 
     (intent,) = await sandbox.intents(item.order_id)
     await sandbox.control("POST", f"payment_intents/{intent['id']}/authenticate", {"outcome": "succeed"})
     await running.reaches(payment.payment_id, State.SUCCEEDED)
-    assert await running.told(item.order_id) == ["succeeded"]
+    assert await running.published(item.order_id) == ["succeeded"]
 
 
 async def test_a_customer_in_the_browser_may_try_another_card(running: Payments, sandbox: Sandbox) -> None:
@@ -131,7 +129,7 @@ async def test_a_customer_in_the_browser_may_try_another_card(running: Payments,
             await until(noted)
             assert (await running.get(payment.payment_id)).state == State.AWAITING_CUSTOMER
     await running.reaches(payment.payment_id, State.SUCCEEDED)
-    assert await running.told(item.order_id) == ["succeeded"]
+    assert await running.published(item.order_id) == ["succeeded"]
 
 
 async def test_a_new_card_after_a_decline_is_a_new_attempt_under_a_new_key(service: Payments, sandbox: Sandbox) -> None:
@@ -163,7 +161,7 @@ async def test_a_lost_answer_is_repeated_and_charged_once(service: Payments, san
     await service.reaches(payment.payment_id, State.SUCCEEDED)
     (intent,) = await sandbox.intents(item.order_id)
     assert intent["amount_received"] == 1999
-    assert await service.told(item.order_id) == ["succeeded"]
+    assert await service.published(item.order_id) == ["succeeded"]
 
 
 @pytest.mark.parametrize("fault", ["error_500", "rate_limit_429"])
@@ -187,20 +185,20 @@ async def test_a_slow_provider_is_not_waited_for(service: Payments, sandbox: San
     payment = await service.charged(item)
     assert asyncio.get_running_loop().time() - started < 3.8
     assert payment.state == State.PROCESSING
-    await service.flights.drain(seconds=8)  # as at shutdown: what is in flight ends first
+    await service.dispatcher.drain(seconds=8)  # as at shutdown: what is in flight ends first
     assert (await service.get(payment.payment_id)).state == State.SUCCEEDED
-    assert await service.told(item.order_id) == ["succeeded"]
+    assert await service.published(item.order_id) == ["succeeded"]
 
 
 async def _crashed(service: Payments, method: str = "pm_card_visa") -> charge_pb.Charge:
     """An order whose payment was committed by a process that then died."""
     item = an_order(method)
-    order = Order(
-        id=uuid.UUID(item.order_id), customer_id=uuid.UUID(item.customer_id),
+    charge = Charge(
+        order_id=uuid.UUID(item.order_id), customer_id=uuid.UUID(item.customer_id),
         amount=Money("USD", item.amount.minor_units), payment_method=method,
     )  # fmt: skip
     async with service.db.begin() as tx:
-        await statements.insert(tx, [order], state=S.PROCESSING)
+        await payments.insert(tx, [charge], state=S.PROCESSING, provider="stripe")
     return item
 
 
@@ -212,7 +210,7 @@ async def test_a_crash_before_the_provider_was_asked_is_finished_by_the_reconcil
     assert payment.state == State.PROCESSING  # somebody else's lease
     await running.reaches(payment.payment_id, State.SUCCEEDED)
     assert len(await sandbox.intents(item.order_id)) == 1
-    assert await running.told(item.order_id) == ["succeeded"]
+    assert await running.published(item.order_id) == ["succeeded"]
 
 
 async def test_a_crash_after_the_provider_charged_is_finished_under_the_same_key(
@@ -220,12 +218,12 @@ async def test_a_crash_after_the_provider_charged_is_finished_under_the_same_key
 ) -> None:
     item = await _crashed(service)
     ((payment_id,),) = await service.rows("SELECT id FROM payments")
-    await service.provider.ask(await actions.get_payment(service.db, payment_id), Step.CREATE)  # and dies
+    await service.provider.create(await service.payment(payment_id))  # and dies
     service.start_loops()
     await service.reaches(str(payment_id), State.SUCCEEDED)
     (intent,) = await sandbox.intents(item.order_id)
     assert intent["amount_received"] == 1999
-    assert await service.told(item.order_id) == ["succeeded"]
+    assert await service.published(item.order_id) == ["succeeded"]
 
 
 async def test_a_key_that_the_provider_has_forgotten_is_not_used_to_charge_again(
@@ -233,8 +231,7 @@ async def test_a_key_that_the_provider_has_forgotten_is_not_used_to_charge_again
 ) -> None:
     item = await _crashed(service)
     ((payment_id,),) = await service.rows("SELECT id FROM payments")
-    payment = await actions.get_payment(service.db, payment_id)
-    await service.provider.ask(payment, Step.CREATE)
+    await service.provider.create(await service.payment(payment_id))
     await service.rows(
         "UPDATE payments SET attempt = 9, attempt_time = now() - interval '2 days', next_check_time = now()"
     )

@@ -19,14 +19,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.chassis.data import db
 from services.chassis.data.db import Base
-from services.payments import tables
+from services.payments.sql import schema
 from stampede.payments.v1 import charge_service_pb2 as pb
 from stampede.payments.v1.charge_service_pb2_grpc import ChargeServiceStub
 from tests.integration.payments.conftest import KEY, ORDERS, ROOT, WEBHOOK_SECRET, Sandbox, State, an_order, until
 from tests.support.infra import Infra, _free_port
 from tests.support.tokens import MESH_SECRET
 
-OWN = {table.__tablename__ for table in (tables.Payment, tables.Refund, tables.ProviderEvent)}
+OWN = {table.__tablename__ for table in (schema.Payment, schema.Refund, schema.ProviderEvent)}
 
 
 class Running:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import stripe
 
-from services.payments import actions, webhooks
-from services.payments.domain import Fact, Kind
+from services.payments import settle
+from services.payments.domain import ChargeResult, ChargeStatus
+from services.payments.webhooks import inbox
 from tests.integration.payments.conftest import WEBHOOK_SECRET, Payments, Sandbox, State, an_order, until
 from tests.support.serving import refusal
 
@@ -23,7 +24,7 @@ def _event(intent: dict[str, Any], kind: str, **changes: Any) -> dict[str, Any]:
 
 
 async def _processed(service: Payments) -> list[tuple[Any, ...]]:
-    while (await webhooks.process(service.db)).more:
+    while (await inbox.apply_events(service.db)).is_full:
         pass
     found = await service.rows("SELECT error, processed_time IS NOT NULL FROM provider_events ORDER BY received_time")
     return [tuple(row) for row in found]
@@ -70,7 +71,7 @@ async def test_a_body_that_is_too_large_or_no_event_is_refused(service: Payments
 
 
 async def test_an_event_that_is_not_used_is_acknowledged_and_dropped(service: Payments) -> None:
-    await service.tell({"id": "evt_1", "type": "customer.created", "data": {"object": {}}})
+    await service.send_event({"id": "evt_1", "type": "customer.created", "data": {"object": {}}})
     assert await service.rows("SELECT * FROM provider_events") == []
 
 
@@ -84,43 +85,45 @@ async def _waiting(service: Payments, sandbox: Sandbox) -> tuple[str, str, dict[
 async def test_an_event_twice_counts_once(service: Payments, sandbox: Sandbox) -> None:
     order_id, payment_id, intent = await _waiting(service, sandbox)
     event = _event(intent, "succeeded", status="succeeded")
-    await asyncio.gather(*(service.tell(event) for _ in range(5)))
+    await asyncio.gather(*(service.send_event(event) for _ in range(5)))
     assert await _processed(service) == [(None, True)]
-    await service.tell(event)
+    await service.send_event(event)
     assert (await service.get(payment_id)).state == State.SUCCEEDED
-    assert await service.told(order_id) == ["succeeded"]
+    assert await service.published(order_id) == ["succeeded"]
 
 
 async def test_that_a_settled_payment_has_succeeded_is_kept_and_done_with(service: Payments, sandbox: Sandbox) -> None:
     item = an_order()
     await service.charged(item)
     (intent,) = await sandbox.intents(item.order_id)
-    await service.tell(_event(intent, "succeeded"))
-    await service.tell(_event(intent, "succeeded", amount=1))
-    await service.tell(_event(intent, "succeeded", currency="eur"))
-    await service.tell(_event(intent, "succeeded", id="pi_other"))
+    await service.send_event(_event(intent, "succeeded"))
+    await service.send_event(_event(intent, "succeeded", amount=1))
+    await service.send_event(_event(intent, "succeeded", currency="eur"))
+    await service.send_event(_event(intent, "succeeded", id="pi_other"))
     found = await service.rows(
         "SELECT processed_time IS NOT NULL, attempts FROM provider_events ORDER BY received_time"
     )
     assert [tuple(row) for row in found] == [(True, 1), (False, 0), (False, 0), (False, 0)]
     assert [error for error, _ in await _processed(service)] == [None, "OTHER_AMOUNT", "OTHER_AMOUNT", None]
-    assert await service.told(item.order_id) == ["succeeded"]
+    assert await service.published(item.order_id) == ["succeeded"]
 
 
 async def test_an_answer_that_comes_after_its_event_tells_nothing_twice(service: Payments, sandbox: Sandbox) -> None:
     order_id, payment_id, intent = await _waiting(service, sandbox)
-    before = await actions.get_payment(service.db, uuid.UUID(payment_id))
-    await service.tell(_event(intent, "succeeded", status="succeeded"))
+    before = await service.payment(uuid.UUID(payment_id))
+    await service.send_event(_event(intent, "succeeded", status="succeeded"))
     await _processed(service)
-    late = Fact(payment_id=before.id, kind=Kind.SUCCEEDED, reference=intent["id"], amount_minor=1999, currency="usd")
-    (after,) = await actions.settle(service.db, [(before, late)])
+    late = ChargeResult(
+        payment_id=before.id, status=ChargeStatus.SUCCEEDED, reference=intent["id"], amount_minor=1999, currency="usd"
+    )
+    (after,) = await settle.settle_charges(service.db, [(before, late)])
     assert (after.state, after.version) == ("SUCCEEDED", before.version + 1)
-    assert await service.told(order_id) == ["succeeded"]
+    assert await service.published(order_id) == ["succeeded"]
 
 
 async def test_events_out_of_order_never_move_a_payment_back(service: Payments, sandbox: Sandbox) -> None:
     order_id, payment_id, intent = await _waiting(service, sandbox)
-    await service.tell(_event(intent, "succeeded", status="succeeded"))
+    await service.send_event(_event(intent, "succeeded", status="succeeded"))
     await _processed(service)
     for kind, status in (
         ("processing", "processing"),
@@ -128,10 +131,10 @@ async def test_events_out_of_order_never_move_a_payment_back(service: Payments, 
         ("payment_failed", "requires_payment_method"),
         ("canceled", "canceled"),
     ):
-        await service.tell(_event(intent, kind, status=status))
+        await service.send_event(_event(intent, kind, status=status))
     await _processed(service)
     assert (await service.get(payment_id)).state == State.SUCCEEDED
-    assert await service.told(order_id) == ["succeeded"]
+    assert await service.published(order_id) == ["succeeded"]
 
 
 async def test_whether_the_customer_answers_to_the_bank_is_known_while_it_is_so(
@@ -167,25 +170,25 @@ async def test_an_event_before_the_reference_is_known_finds_the_payment_by_its_i
 ) -> None:
     order_id, payment_id, intent = await _waiting(service, sandbox)
     await service.rows("UPDATE payments SET state = 'PROCESSING', provider_reference = NULL, client_secret = NULL")
-    await service.tell(_event(intent, "succeeded", status="succeeded"))
+    await service.send_event(_event(intent, "succeeded", status="succeeded"))
     assert await _processed(service) == [(None, True)]
     payment = await service.get(payment_id)
     assert (payment.state, payment.provider_reference) == (State.SUCCEEDED, intent["id"])
-    assert await service.told(order_id) == ["succeeded"]
+    assert await service.published(order_id) == ["succeeded"]
 
 
 async def test_an_event_for_an_unknown_payment_is_kept_tried_again_and_parked(
     service: Payments, sandbox: Sandbox
 ) -> None:
     _, _, intent = await _waiting(service, sandbox)
-    await service.tell(_event(intent, "succeeded", id="pi_unknown", metadata={"payment_id": "nonsense"}))
+    await service.send_event(_event(intent, "succeeded", id="pi_unknown", metadata={"payment_id": "nonsense"}))
     assert await _processed(service) == [("UNKNOWN_PAYMENT", False)]
     for _ in range(11):
         await service.rows("UPDATE provider_events SET next_try_time = now()")
-        assert (await webhooks.process(service.db)).events == 1
+        assert (await inbox.apply_events(service.db)).size == 1
     assert await _processed(service) == [("UNKNOWN_PAYMENT", True)]
     await service.rows("UPDATE provider_events SET next_try_time = now()")
-    assert (await webhooks.process(service.db)).events == 0
+    assert (await inbox.apply_events(service.db)).size == 0
 
 
 @pytest.mark.parametrize("changes", [{"amount": 1}, {"currency": "eur"}])
@@ -193,10 +196,10 @@ async def test_an_event_with_another_sum_is_not_believed(
     service: Payments, sandbox: Sandbox, changes: dict[str, Any]
 ) -> None:
     order_id, payment_id, intent = await _waiting(service, sandbox)
-    await service.tell(_event(intent, "succeeded", status="succeeded", **changes))
+    await service.send_event(_event(intent, "succeeded", status="succeeded", **changes))
     assert await _processed(service) == [("OTHER_AMOUNT", True)]
     assert (await service.get(payment_id)).state == State.AWAITING_CUSTOMER
-    assert await service.told(order_id) == []
+    assert await service.published(order_id) == []
 
 
 async def test_a_refund_made_in_the_dashboard_is_counted(running: Payments, sandbox: Sandbox) -> None:
@@ -212,8 +215,8 @@ async def test_a_refund_made_in_the_dashboard_is_counted(running: Payments, sand
         return (await running.get(payment_id)).refunded.minor_units == 999
 
     await until(counted)
-    assert (await running.refund(item))[0].state == State.REFUNDED
-    assert await running.told(item.order_id) == ["succeeded", "refunded", "refunded"]
+    assert (await running.reverse(item))[0].state == State.REFUNDED
+    assert await running.published(item.order_id) == ["succeeded", "refunded", "refunded"]
 
 
 async def test_money_for_a_payment_that_was_given_up_goes_back_once(running: Payments, sandbox: Sandbox) -> None:
@@ -222,7 +225,7 @@ async def test_money_for_a_payment_that_was_given_up_goes_back_once(running: Pay
     (intent,) = await sandbox.intents(item.order_id)
     await running.rows("UPDATE payments SET state = 'CANCELLED'")
     for _ in range(2):
-        await running.tell(_event(intent, "succeeded"))
+        await running.send_event(_event(intent, "succeeded"))
 
     async def back() -> bool:
         return bool(await running.rows("SELECT 1 FROM refunds WHERE state = 'SUCCEEDED'"))

@@ -12,19 +12,19 @@ from services.payments import domain
 from services.payments.domain import (
     MOVES,
     OPEN,
-    Fact,
-    Kind,
+    ChargeResult,
+    ChargeStatus,
+    Operation,
     Payment,
     Refund,
     RefundState,
     State,
-    Step,
     Verdict,
+    after_refund,
     decide,
-    decline_reason,
-    next_step,
-    refunded,
+    next_operation,
 )
+from services.payments.providers.stripe import decline_reason
 
 _ID = uuid.UUID(int=7)
 _RANK = {State.AWAITING_CUSTOMER: 0, State.PROCESSING: 0, State.SUCCEEDED: 1, State.FAILED: 1, State.CANCELLED: 1,
@@ -42,10 +42,10 @@ def a_payment(**changes: object) -> Payment:
     return dataclasses.replace(payment, **changes)  # type: ignore[arg-type]
 
 
-def a_fact(kind: Kind, reference: str = "pi_1", **more: object) -> Fact:
-    reason = "CARD_DECLINED" if kind in (Kind.DECLINED, Kind.REFUSED) else ""
-    fact = Fact(
-        payment_id=_ID, kind=kind, reference=reference, client_secret="secret", amount_minor=1999, currency="usd",
+def a_fact(kind: ChargeStatus, reference: str = "pi_1", **more: object) -> ChargeResult:
+    reason = "CARD_DECLINED" if kind in (ChargeStatus.DECLINED, ChargeStatus.REFUSED) else ""
+    fact = ChargeResult(
+        payment_id=_ID, status=kind, reference=reference, client_secret="secret", amount_minor=1999, currency="usd",
         reason=reason,
     )  # fmt: skip
     return dataclasses.replace(fact, **more)  # type: ignore[arg-type]
@@ -61,54 +61,54 @@ def test_the_moves_that_exist() -> None:
 @pytest.mark.parametrize(
     ("customer_pays", "state", "kind", "after"),
     [
-        (False, State.PROCESSING, Kind.SUCCEEDED, State.SUCCEEDED),
-        (False, State.PROCESSING, Kind.AWAITING, State.AWAITING_CUSTOMER),
-        (False, State.PROCESSING, Kind.DECLINED, State.FAILED),
-        (False, State.PROCESSING, Kind.REFUSED, State.FAILED),
-        (False, State.PROCESSING, Kind.UNKNOWN, State.PROCESSING),
-        (False, State.AWAITING_CUSTOMER, Kind.DECLINED, State.AWAITING_CUSTOMER),
-        (True, State.PROCESSING, Kind.DECLINED, State.AWAITING_CUSTOMER),
-        (True, State.PROCESSING, Kind.REFUSED, State.FAILED),
-        (True, State.AWAITING_CUSTOMER, Kind.PROCESSING, State.PROCESSING),
-        (True, State.AWAITING_CUSTOMER, Kind.CANCELLED, State.CANCELLED),
-        (False, State.SUCCEEDED, Kind.CANCELLED, State.SUCCEEDED),
-        (False, State.FAILED, Kind.CANCELLED, State.FAILED),
-        (False, State.CANCELLED, Kind.DECLINED, State.CANCELLED),
-        (False, State.REFUNDED, Kind.SUCCEEDED, State.REFUNDED),
+        (False, State.PROCESSING, ChargeStatus.SUCCEEDED, State.SUCCEEDED),
+        (False, State.PROCESSING, ChargeStatus.AWAITING_CUSTOMER, State.AWAITING_CUSTOMER),
+        (False, State.PROCESSING, ChargeStatus.DECLINED, State.FAILED),
+        (False, State.PROCESSING, ChargeStatus.REFUSED, State.FAILED),
+        (False, State.PROCESSING, ChargeStatus.UNKNOWN, State.PROCESSING),
+        (False, State.AWAITING_CUSTOMER, ChargeStatus.DECLINED, State.AWAITING_CUSTOMER),
+        (True, State.PROCESSING, ChargeStatus.DECLINED, State.AWAITING_CUSTOMER),
+        (True, State.PROCESSING, ChargeStatus.REFUSED, State.FAILED),
+        (True, State.AWAITING_CUSTOMER, ChargeStatus.PROCESSING, State.PROCESSING),
+        (True, State.AWAITING_CUSTOMER, ChargeStatus.CANCELLED, State.CANCELLED),
+        (False, State.SUCCEEDED, ChargeStatus.CANCELLED, State.SUCCEEDED),
+        (False, State.FAILED, ChargeStatus.CANCELLED, State.FAILED),
+        (False, State.CANCELLED, ChargeStatus.DECLINED, State.CANCELLED),
+        (False, State.REFUNDED, ChargeStatus.SUCCEEDED, State.REFUNDED),
     ],
 )
-def test_what_a_fact_makes_of_a_payment(customer_pays: bool, state: State, kind: Kind, after: State) -> None:
+def test_what_a_fact_makes_of_a_payment(customer_pays: bool, state: State, kind: ChargeStatus, after: State) -> None:
     payment, verdict = decide(a_payment(state=state, customer_pays=customer_pays), a_fact(kind))
-    assert (payment.state, verdict) == (after, Verdict.TAKEN)
+    assert (payment.state, verdict) == (after, Verdict.ACCEPTED)
 
 
 @pytest.mark.parametrize("sum_", [{"amount_minor": 1}, {"currency": "eur"}])
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.UNKNOWN])
-def test_another_sum_is_not_believed(kind: Kind, sum_: dict[str, object]) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in ChargeStatus if kind is not ChargeStatus.UNKNOWN])
+def test_another_sum_is_not_believed(kind: ChargeStatus, sum_: dict[str, object]) -> None:
     before = a_payment()
-    assert decide(before, a_fact(kind, **sum_)) == (before, Verdict.NOT_BELIEVED)
+    assert decide(before, a_fact(kind, **sum_)) == (before, Verdict.OTHER_AMOUNT)
 
 
 def test_secrets_and_cards_are_gone_once_a_payment_rests() -> None:
-    for kind in (Kind.SUCCEEDED, Kind.DECLINED, Kind.CANCELLED):
+    for kind in (ChargeStatus.SUCCEEDED, ChargeStatus.DECLINED, ChargeStatus.CANCELLED):
         payment, _ = decide(a_payment(client_secret="secret"), a_fact(kind))
         assert (payment.client_secret, payment.payment_method) == (None, None)
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_only_who_is_awaited_is_authenticating(kind: Kind) -> None:
-    asked, _ = decide(a_payment(customer_pays=True), a_fact(Kind.AWAITING, authenticating=True))
+@pytest.mark.parametrize("kind", list(ChargeStatus))
+def test_only_who_is_awaited_is_authenticating(kind: ChargeStatus) -> None:
+    asked, _ = decide(a_payment(customer_pays=True), a_fact(ChargeStatus.AWAITING_CUSTOMER, authenticating=True))
     assert asked.authenticating
     after, _ = decide(asked, a_fact(kind))
-    assert after.authenticating == (kind is Kind.UNKNOWN), "nothing was said, so nothing has changed"
+    assert after.authenticating == (kind is ChargeStatus.UNKNOWN), "nothing was said, so nothing has changed"
     after, _ = decide(a_payment(), a_fact(kind, authenticating=True))
-    assert after.authenticating == (kind is Kind.AWAITING)
+    assert after.authenticating == (kind is ChargeStatus.AWAITING_CUSTOMER)
 
 
 _FACTS = st.lists(
     st.builds(
         a_fact,
-        st.sampled_from(Kind),
+        st.sampled_from(ChargeStatus),
         st.sampled_from(["pi_1", "pi_1", "pi_1", "pi_2"]),
         amount_minor=st.sampled_from([1999, 1999, 1999, 1]),
     ),
@@ -118,7 +118,7 @@ _FACTS = st.lists(
 
 @given(_FACTS, st.booleans(), st.booleans())
 def test_no_sequence_of_facts_moves_backwards_or_loses_money(
-    facts: list[Fact], customer_pays: bool, cancelling: bool
+    facts: list[ChargeResult], customer_pays: bool, cancelling: bool
 ) -> None:
     payment = a_payment(customer_pays=customer_pays, cancel_requested=cancelling)
     counted: set[str] = set()
@@ -127,14 +127,14 @@ def test_no_sequence_of_facts_moves_backwards_or_loses_money(
         assert after.state == payment.state or after.state in MOVES[payment.state]
         assert _RANK[after.state] >= _RANK[payment.state]
         assert payment.provider_reference in (None, after.provider_reference)
-        if fact.kind is Kind.SUCCEEDED and fact.amount_minor == payment.amount_minor:
+        if fact.status is ChargeStatus.SUCCEEDED and fact.amount_minor == payment.amount_minor:
             # Money that arrived is the payment's, or goes back: there is no third way.
             taken = after.state in (State.SUCCEEDED, State.REFUNDED) and after.provider_reference == fact.reference
-            assert taken != (verdict is Verdict.STRAY_MONEY)
+            assert taken != (verdict is Verdict.STRAY_CHARGE)
             if taken:
                 counted.add(fact.reference or "")
         else:
-            assert verdict is not Verdict.STRAY_MONEY
+            assert verdict is not Verdict.STRAY_CHARGE
         payment = after
     assert len(counted) <= 1
     assert bool(counted) == (payment.state is State.SUCCEEDED)
@@ -148,11 +148,12 @@ def test_refunds_add_up(parts: list[tuple[int, bool]]) -> None:
             continue
         payment = dataclasses.replace(payment, refunding_minor=payment.refunding_minor + minor)
         refund = Refund(
-            id=_ID, payment_id=_ID, amount_minor=minor, state=RefundState.PENDING, stray=False, charge_reference="pi_1",
+            id=_ID, payment_id=_ID, provider="stripe", amount_minor=minor, state=RefundState.PENDING, stray=False,
+            charge_reference="pi_1",
             provider_reference=None, failure_reason="", checks=0,
         )  # fmt: skip
         before = payment.refunded_minor
-        payment = refunded(payment, refund, RefundState.SUCCEEDED if succeeds else RefundState.FAILED)
+        payment = after_refund(payment, refund, RefundState.SUCCEEDED if succeeds else RefundState.FAILED)
         assert payment.refunded_minor == before + (minor if succeeds else 0)
         assert payment.refunding_minor == 0
         assert (payment.state is State.REFUNDED) == (payment.refunded_minor == payment.amount_minor)
@@ -177,14 +178,14 @@ def test_declines_have_our_names(code: str | None, decline_code: str | None, rea
     assert decline_reason(code, decline_code) == reason
 
 
-def test_the_next_step() -> None:
-    assert next_step(a_payment()) is Step.CREATE
-    assert next_step(a_payment(), key_expired=True) is Step.FIND
-    assert next_step(a_payment(checks=domain.LOOK_UP_AFTER_CHECKS)) is Step.FIND
-    assert next_step(a_payment(checks=domain.LOOK_UP_AFTER_CHECKS + 1)) is Step.CREATE
-    assert next_step(a_payment(provider_reference="pi_1")) is Step.CONFIRM
-    assert next_step(a_payment(provider_reference="pi_1", payment_method=None)) is Step.RETRIEVE
-    assert next_step(a_payment(provider_reference="pi_1", cancel_requested=True)) is Step.CANCEL
+def test_the_next_operation() -> None:
+    assert next_operation(a_payment()) is Operation.CREATE
+    assert next_operation(a_payment(), key_expired=True) is Operation.FIND
+    assert next_operation(a_payment(checks=domain.LOOK_UP_AFTER_CHECKS)) is Operation.FIND
+    assert next_operation(a_payment(checks=domain.LOOK_UP_AFTER_CHECKS + 1)) is Operation.CREATE
+    assert next_operation(a_payment(provider_reference="pi_1")) is Operation.CONFIRM
+    assert next_operation(a_payment(provider_reference="pi_1", payment_method=None)) is Operation.RETRIEVE
+    assert next_operation(a_payment(provider_reference="pi_1", cancel_requested=True)) is Operation.CANCEL
 
 
 def test_a_payment_at_rest_is_not_checked_and_pauses_grow_to_a_limit() -> None:

@@ -1,4 +1,4 @@
-"""Payments' tables."""
+"""The tables of payments, as mapped classes: their columns are used in queries."""
 
 import uuid
 from datetime import datetime
@@ -56,7 +56,7 @@ class Payment(Base):
 
 
 class Refund(Base):
-    """Money on its way back. The row is there before the provider hears of it."""
+    """Money that goes back to a customer. The row is committed before the provider is called."""
 
     __tablename__ = "refunds"
     __table_args__ = (
@@ -68,6 +68,7 @@ class Refund(Base):
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     payment_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("payments.id", name="refunds_payment_id_fkey"))
+    provider: Mapped[str]
     amount_minor: Mapped[int]
     reason: Mapped[str]
     state: Mapped[str]
@@ -82,7 +83,7 @@ class Refund(Base):
 
 
 class ProviderEvent(Base):
-    """An event as a provider told it, reduced to what is used: no secrets, no card data."""
+    """A signed event of a provider, reduced to what is used: no secrets, no card data."""
 
     __tablename__ = "provider_events"
     __table_args__ = (

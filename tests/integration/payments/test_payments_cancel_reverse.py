@@ -21,7 +21,7 @@ async def test_a_charge_after_a_cancel_never_reaches_the_provider(service: Payme
     assert (await service.charged(item)).state == State.CANCELLED
     assert (await service.cancel(item))[0] == cancelled
     assert await sandbox.intents(item.order_id) == []
-    assert await service.told(item.order_id) == ["cancelled"]
+    assert await service.published(item.order_id) == ["cancelled"]
 
 
 async def test_cancelling_what_waits_for_the_customer_closes_the_intent(service: Payments, sandbox: Sandbox) -> None:
@@ -30,7 +30,7 @@ async def test_cancelling_what_waits_for_the_customer_closes_the_intent(service:
     (cancelled,) = await service.cancel(item)
     assert (cancelled.state, cancelled.client_secret) == (State.CANCELLED, "")
     assert [i["status"] for i in await sandbox.intents(item.order_id)] == ["canceled"]
-    assert await service.told(item.order_id) == ["cancelled"]
+    assert await service.published(item.order_id) == ["cancelled"]
 
 
 async def test_cancelling_what_was_paid_meanwhile_says_so(service: Payments, sandbox: Sandbox) -> None:
@@ -40,7 +40,7 @@ async def test_cancelling_what_was_paid_meanwhile_says_so(service: Payments, san
     await sandbox.control("POST", f"payment_intents/{intent['id']}/authenticate", {"outcome": "succeed"})
     (payment,) = await service.cancel(item)  # no webhook was heard: the provider refuses, and is asked
     assert payment.state == State.SUCCEEDED
-    assert await service.told(item.order_id) == ["succeeded"]
+    assert await service.published(item.order_id) == ["succeeded"]
 
 
 async def test_cancelling_during_the_charge_answers_processing_and_the_money_is_told(
@@ -57,7 +57,7 @@ async def test_cancelling_during_the_charge_answers_processing_and_the_money_is_
     assert (await service.cancel(item))[0].state == State.PROCESSING
     assert (await charging).state == State.SUCCEEDED
     assert (await service.cancel(item))[0].state == State.SUCCEEDED
-    assert await service.told(item.order_id) == ["succeeded"]
+    assert await service.published(item.order_id) == ["succeeded"]
 
 
 async def test_cancelling_during_a_charge_that_asks_for_the_customer_cancels_it(
@@ -87,7 +87,7 @@ async def test_a_race_of_charge_and_cancel_leaves_one_truth(service: Payments, s
         else:
             assert payment.state == State.CANCELLED
             assert intents == []
-        assert len(await service.told(item.order_id)) == 1
+        assert len(await service.published(item.order_id)) == 1
 
 
 async def test_a_provider_away_while_cancelling_is_asked_again(service: Payments, sandbox: Sandbox) -> None:
@@ -104,18 +104,18 @@ async def test_a_provider_away_while_cancelling_is_asked_again(service: Payments
 async def test_a_refund_pays_back_once(service: Payments, sandbox: Sandbox) -> None:
     item = an_order()
     await service.charged(item)
-    (first,) = await service.refund(item)
-    (second,) = await service.refund(item)
+    (first,) = await service.reverse(item)
+    (second,) = await service.reverse(item)
     assert first.state == second.state == State.REFUNDED
     (intent,) = await sandbox.intents(item.order_id)
     assert [r["amount"] for r in await sandbox.refunds(intent["id"])] == [1999]
-    assert await service.told(item.order_id) == ["succeeded", "refunded"]
+    assert await service.published(item.order_id) == ["succeeded", "refunded"]
 
 
 async def test_refunding_what_was_never_paid_cancels_it(service: Payments) -> None:
     never, waiting, paid = an_order(), an_order(""), an_order()
     await service.charge(waiting, paid)
-    outcomes = await service.refund(never, waiting, paid)
+    outcomes = await service.reverse(never, waiting, paid)
     assert [o.state for o in outcomes] == [State.CANCELLED, State.CANCELLED, State.REFUNDED]
 
 
@@ -123,7 +123,7 @@ async def test_a_refund_whose_answer_is_lost_is_repeated_and_pays_once(service: 
     item = an_order()
     payment = await service.charged(item)
     await sandbox.faults(drop_after_refund={"next": 1})
-    refunding = asyncio.create_task(service.refund(item))
+    refunding = asyncio.create_task(service.reverse(item))
     (intent,) = await sandbox.intents(item.order_id)
 
     async def dropped() -> bool:
@@ -136,13 +136,13 @@ async def test_a_refund_whose_answer_is_lost_is_repeated_and_pays_once(service: 
     service.start_loops()
     await service.reaches(payment.payment_id, State.REFUNDED)
     assert len(await sandbox.refunds(intent["id"])) == 1
-    assert await service.told(item.order_id) == ["succeeded", "refunded"]
+    assert await service.published(item.order_id) == ["succeeded", "refunded"]
 
 
 async def test_an_old_refund_is_looked_up_before_it_is_repeated(service: Payments, sandbox: Sandbox) -> None:
     item = an_order()
     payment = await service.charged(item)
-    await service.refund(item)
+    await service.reverse(item)
     # As after an outage of two days: done at the provider, under a key that it has forgotten.
     await service.rows("UPDATE payments SET state = 'SUCCEEDED', refunded_minor = 0, refunding_minor = 1999")
     await service.rows(
@@ -175,7 +175,7 @@ async def test_staff_refund_parts_and_a_repeat_pays_back_once(service: Payments,
     assert (rest.state, rest.refunded.minor_units) == (pb.Payment.REFUNDED, 1999)
     too_much = await refusal(service.payments.RefundPayment(_part(payment_id, None), metadata=staff))
     assert (too_much.code, too_much.reason) == ("FAILED_PRECONDITION", "REFUND_TOO_LARGE")
-    assert await service.told(item.order_id) == ["succeeded", "refunded", "refunded"]
+    assert await service.published(item.order_id) == ["succeeded", "refunded", "refunded"]
     (intent,) = await sandbox.intents(item.order_id)
     assert sorted(r["amount"] for r in await sandbox.refunds(intent["id"])) == [500, 1499]
 

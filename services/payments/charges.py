@@ -1,0 +1,184 @@
+"""Charging, cancelling and reversing the payments of orders."""
+
+import dataclasses
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis import ids
+from services.chassis.batcher import Batcher
+from services.chassis.data.db import Database
+from services.chassis.errors import AppError, RequestIdReused
+from services.chassis.money import Money
+from services.payments import settle
+from services.payments.dispatch import ChargeDispatcher, Deadline
+from services.payments.domain import OPEN, Charge, NewRefund, Payment, Refund, State
+from services.payments.sql import payments, refunds
+
+_CALLS_MOST = 32  # in one transaction, each with up to 200 orders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """The payment of one order after its transaction."""
+
+    payment: Payment
+    call_provider: bool
+    """Whether this call, and no other one, must dispatch the payment to the provider."""
+    refunds: tuple[Refund, ...] = ()
+
+
+class Charges:
+    """What orders calls: it commits the intention, calls the provider, and returns in time what is known."""
+
+    def __init__(
+        self, db: Database, dispatcher: ChargeDispatcher, published: Callable[[], None], *, provider: str
+    ) -> None:
+        """`published` is called after a commit that stored events. `provider` gets all new payments."""
+        self._db, self._dispatcher, self._published, self._provider = db, dispatcher, published, provider
+        self._begin: Batcher[Sequence[Charge], list[Begun | AppError]] = Batcher(
+            "payments.begin", self._begin_all, size_max=_CALLS_MOST
+        )
+
+    async def charge(self, charges: Sequence[Charge]) -> list[Payment | AppError]:
+        """Begin or continue the payments of orders. Return one outcome for each, in their order."""
+        deadline = Deadline()
+        self._dispatcher.check_capacity()
+        begun = await self._begin(charges)
+        for one in begun:
+            if isinstance(one, Begun) and one.call_provider:
+                self._dispatcher.advance(one.payment)
+        known = [one.payment for one in begun if isinstance(one, Begun)]
+        results = iter(await self._dispatcher.wait(known, seconds=deadline.seconds_left()))
+        return [next(results) if isinstance(one, Begun) else one for one in begun]
+
+    async def _begin_all(self, calls: Sequence[Sequence[Charge]]) -> list[list[Begun | AppError]]:
+        """Begin the payments of several calls in one transaction."""
+        flat = [charge for charges in calls for charge in charges]
+        begun = iter(await begin_charges(self._db, flat, provider=self._provider))
+        return [[next(begun) for _ in charges] for charges in calls]
+
+    async def cancel(self, charges: Sequence[Charge]) -> list[Payment]:
+        """Cancel the payments of orders for which no money has moved."""
+        deadline = Deadline()
+        return await self._cancel(await cancel_payments(self._db, charges, provider=self._provider), deadline)
+
+    async def reverse(self, charges: Sequence[Charge]) -> list[Payment]:
+        """Refund all that orders paid, and cancel what they have not paid."""
+        deadline = Deadline()
+        begun = await begin_reversals(self._db, charges, provider=self._provider)
+        pending = [refund for one in begun for refund in one.refunds]
+        for refund in pending:
+            self._dispatcher.refund(refund)
+        cancelled = await self._cancel(begun, deadline)
+        if not pending:
+            return cancelled
+        await self._dispatcher.wait_for_refunds([refund.id for refund in pending], seconds=deadline.seconds_left())
+        async with self._db() as tx:
+            now = await payments.read(tx, [one.payment.id for one in begun])
+        return [now[payment.id] for payment in cancelled]
+
+    async def _cancel(self, begun: Sequence[Begun], deadline: Deadline) -> list[Payment]:
+        self._published()
+        for one in begun:
+            if one.call_provider:
+                self._dispatcher.advance(one.payment)
+        # Charges in flight are not awaited: the caller calls again, and can do other work until then.
+        called = [one.payment for one in begun if one.call_provider]
+        results = iter(await self._dispatcher.wait(called, seconds=deadline.seconds_left()))
+        return [next(results) if one.call_provider else one.payment for one in begun]
+
+    async def get(self, payment_id: uuid.UUID) -> Payment:
+        """Raises `PaymentNotFound`."""
+        async with self._db() as tx:
+            return await payments.read_one(tx, payment_id, lock=False)
+
+
+async def begin_charges(db: Database, charges: Sequence[Charge], *, provider: str) -> list[Begun | AppError]:
+    """Commit the payments of orders before the provider is called, so that a crash cannot lose them.
+
+    An order that has a payment keeps it; one that occurs twice gets one. `RequestIdReused` if the payment is for
+    another customer or amount.
+    """
+    made = await payments.insert_alone(db, charges, state=State.PROCESSING, provider=provider)
+    known: dict[uuid.UUID, Payment] = {}
+    retried: dict[uuid.UUID, Payment] = {}
+    if missing := [charge.order_id for charge in charges if charge.order_id not in made]:
+        async with db.begin() as tx:
+            known = await payments.read_by_order(tx, missing, lock=False)
+            retried = await _start_attempts(tx, charges, known)
+    found = known | retried | made
+    ours = made.keys() | retried.keys()
+    return [
+        RequestIdReused(requestId=charge.order_id)
+        if _differs(found[charge.order_id], charge)
+        else Begun(payment=found[charge.order_id], call_provider=charge.order_id in ours)
+        for charge in charges
+    ]
+
+
+async def _start_attempts(
+    tx: AsyncSession, charges: Sequence[Charge], known: dict[uuid.UUID, Payment]
+) -> dict[uuid.UUID, Payment]:
+    """Start a new attempt, with a new key, for each new card of a payment that waits for its customer."""
+    cards = {
+        payment.id: charge.payment_method
+        for charge in charges
+        if (payment := known.get(charge.order_id)) is not None
+        and charge.payment_method
+        and payment.customer_pays
+        and payment.state is State.AWAITING_CUSTOMER
+        and not payment.cancel_requested
+        and not _differs(payment, charge)
+    }
+    return await payments.start_attempts(tx, cards) if cards else {}
+
+
+def _differs(payment: Payment, charge: Charge) -> bool:
+    same = Money(payment.currency, payment.amount_minor) == charge.amount
+    return not same or payment.customer_id != charge.customer_id
+
+
+async def cancel_payments(db: Database, charges: Sequence[Charge], *, provider: str) -> list[Begun]:
+    """Cancel payments, or request it where the provider must be called first.
+
+    The row lock orders this against charges: the second transaction finds the effect of the first.
+    """
+    async with db.begin() as tx:
+        found = await _cancel_payments(tx, charges, provider)
+    return [Begun(payment=p, call_provider=p.is_cancellable) for p in (found[c.order_id] for c in charges)]
+
+
+async def _cancel_payments(tx: AsyncSession, charges: Sequence[Charge], provider: str) -> dict[uuid.UUID, Payment]:
+    # An order without a payment gets a cancelled one, so that a late charge finds it.
+    made = await payments.insert(tx, charges, state=State.CANCELLED, provider=provider)
+    await settle.publish_ended(tx, list(made.values()))
+    missing = [charge.order_id for charge in charges if charge.order_id not in made]
+    found = made | await payments.read_by_order(tx, missing, lock=True)
+    requested = [p for p in found.values() if p.state in OPEN and not p.cancel_requested]
+    if requested:
+        await payments.request_cancel(tx, [payment.id for payment in requested])
+        found |= {p.order_id: dataclasses.replace(p, cancel_requested=True) for p in requested}
+    return found
+
+
+async def begin_reversals(db: Database, charges: Sequence[Charge], *, provider: str) -> list[Begun]:
+    """Commit refunds of all that orders paid; cancel payments that are not paid."""
+    async with db.begin() as tx:
+        found = await _cancel_payments(tx, charges, provider)
+        paid = [p for p in found.values() if p.state is State.SUCCEEDED]
+        due = [
+            NewRefund(id=ids.new(), payment=p, amount_minor=p.left_minor, reason="order reversed")
+            for p in paid
+            if p.left_minor > 0
+        ]
+        pending = await refunds.read_pending(tx, [p.id for p in paid if p.refunding_minor])
+        pending += await refunds.insert(tx, due)
+    outcomes = []
+    for charge in charges:
+        payment = found[charge.order_id]
+        mine = tuple(refund for refund in pending if refund.payment_id == payment.id)
+        outcomes.append(Begun(payment=payment, call_provider=payment.is_cancellable, refunds=mine))
+    return outcomes

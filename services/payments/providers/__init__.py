@@ -1,0 +1,57 @@
+"""The port to payment providers. One module a provider implements it, and alone imports that provider's SDK."""
+
+from datetime import timedelta
+from typing import Protocol
+
+from services.payments.domain import ChargeResult, Payment, Refund, RefundResult
+
+
+class OutcomeUnknown(Exception):
+    """The provider gave no final answer: the effect of the call may or may not have happened.
+
+    Timeouts, lost connections, 429 and 5xx raise it. The caller repeats the call under the same key, or looks it up.
+    """
+
+
+class PaymentProvider(Protocol):
+    """One account at a payment provider.
+
+    A method returns what the provider decided, and raises `OutcomeUnknown` for everything else; a decline is a result.
+    Every call has a timeout, and waits for its turn: the provider limits the calls a second of an account.
+    A call with an effect carries the idempotency key `payment/attempt/operation`, so a repeat has no second effect.
+    An implementation may repeat a call by itself under the same key. It never chooses a new key: `Payment.attempt`
+    changes after a decline, or after `find` has shown that nothing was charged.
+    """
+
+    name: str
+    """Stored in `payments.provider`; finds the provider of a payment again."""
+
+    key_lifetime: timedelta
+    """The provider remembers an idempotency key for at least this long. Older keys are looked up, not repeated."""
+
+    async def create(self, payment: Payment) -> ChargeResult:
+        """Begin the charge, and take the money at once if the payment has a card.
+
+        Every repeat of an attempt sends the same parameters, because the provider binds the key to them.
+        """
+
+    async def confirm(self, payment: Payment) -> ChargeResult:
+        """Take the money of a begun charge with the payment's card. Return its current result if it has ended."""
+
+    async def cancel(self, payment: Payment) -> ChargeResult:
+        """Void a begun charge, so that it can never take money. Return its current result if it has ended."""
+
+    async def retrieve(self, payment: Payment) -> ChargeResult:
+        """Return the current result of a begun charge. Has no effect."""
+
+    async def find(self, payment: Payment) -> ChargeResult | None:
+        """Search the provider's records for the payment's id; None if it was never charged. Has no effect."""
+
+    async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
+        """Return money to the customer, once. With `key_expired`, search the provider's records first.
+
+        A refund that the provider refuses for good is a result with `RefundState.FAILED` and a reason.
+        """
+
+    async def aclose(self) -> None:
+        """Close the connections."""

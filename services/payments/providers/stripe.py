@@ -1,0 +1,302 @@
+"""Stripe, through its official SDK."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import stripe
+import structlog
+from aiolimiter import AsyncLimiter
+from prometheus_client import Counter, Histogram
+
+from services.payments.domain import ChargeResult, ChargeStatus, Payment, Refund, RefundResult, RefundState
+from services.payments.providers import OutcomeUnknown
+
+log = structlog.get_logger()
+# The SDK logs each request and answer. Failures are logged here, and the rest is in metrics.
+logging.getLogger("stripe").setLevel(logging.WARNING)
+# Otherwise each call reports our platform and the duration of the previous call to Stripe.
+stripe.enable_telemetry = False
+
+Object = Mapping[str, Any]
+"""An object of Stripe's API, as its JSON contains it."""
+
+_SECONDS = Histogram("stampede_provider_seconds", "Time of one call to the provider, without waiting.", ["operation"])
+_UNKNOWN = Counter("stampede_provider_unknown_total", "Calls whose outcome is not known.", ["operation", "cause"])
+
+_INTENTS, _REFUNDS = "/v1/payment_intents", "/v1/refunds"
+_CALL_SECONDS = 10
+_RETRIES = 1  # under the same key; the reconciler handles outcomes that are still unknown
+_BURST_SECONDS = 0.1
+_PAGE = 100
+_PAGES_MOST = 50
+_EARLIER_SECONDS = 600  # the provider's clock may be behind ours by this much
+
+# Without redirects, so that the server can confirm a card without a return address.
+_METHODS: Any = {"enabled": True, "allow_redirects": "never"}
+_STATUSES = {
+    "succeeded": ChargeStatus.SUCCEEDED,
+    "processing": ChargeStatus.PROCESSING,
+    "canceled": ChargeStatus.CANCELLED,
+    "requires_action": ChargeStatus.AWAITING_CUSTOMER,
+    "requires_payment_method": ChargeStatus.AWAITING_CUSTOMER,
+    "requires_confirmation": ChargeStatus.AWAITING_CUSTOMER,
+}
+_REFUND_STATES = {
+    "succeeded": RefundState.SUCCEEDED,
+    "failed": RefundState.FAILED,
+    "canceled": RefundState.FAILED,
+}
+_REASONS = {
+    "insufficient_funds": "INSUFFICIENT_FUNDS",
+    "expired_card": "EXPIRED_CARD",
+    "invalid_expiry_month": "EXPIRED_CARD",
+    "invalid_expiry_year": "EXPIRED_CARD",
+    "incorrect_cvc": "INCORRECT_CVC",
+    "invalid_cvc": "INCORRECT_CVC",
+    "incorrect_number": "INCORRECT_NUMBER",
+    "invalid_number": "INCORRECT_NUMBER",
+    "processing_error": "PROCESSING_ERROR",
+    "issuer_not_available": "PROCESSING_ERROR",
+    "try_again_later": "PROCESSING_ERROR",
+    "authentication_required": "AUTHENTICATION_REQUIRED",
+    "payment_intent_authentication_failure": "AUTHENTICATION_FAILED",
+    "card_velocity_exceeded": "CARD_LIMIT_EXCEEDED",
+    "withdrawal_count_limit_exceeded": "CARD_LIMIT_EXCEEDED",
+    "card_not_supported": "CARD_NOT_SUPPORTED",
+    "currency_not_supported": "CURRENCY_NOT_SUPPORTED",
+    "payment_method_provider_decline": "DECLINED_BY_BANK",
+}
+
+
+def decline_reason(code: str | None, decline_code: str | None) -> str:
+    """Return our reason for Stripe's decline codes.
+
+    Suspicions (stolen, lost, fraud) become a plain CARD_DECLINED: the buyer must not learn of them.
+    """
+    return _REASONS.get(decline_code or "") or _REASONS.get(code or "") or "CARD_DECLINED"
+
+
+class Stripe:
+    """The `PaymentProvider` of one Stripe account, bounded in concurrent calls and in calls a second."""
+
+    name = "stripe"
+    # Stripe keeps a key for 24 hours. A repeat after that would be a second charge.
+    key_lifetime = timedelta(hours=20)
+
+    def __init__(self, key: str, *, api_base: str, calls_per_second: float, concurrency: int) -> None:
+        """`calls_per_second` of 0 means no limit."""
+        self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS))
+        self._client = stripe.StripeClient(
+            key, base_addresses={"api": api_base}, http_client=self._http, max_network_retries=_RETRIES
+        )
+        self._pace = pace(calls_per_second) if calls_per_second else None
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def aclose(self) -> None:
+        await self._http.close_async()  # type: ignore[no-untyped-call]
+
+    async def create(self, payment: Payment) -> ChargeResult:
+        # Stripe refuses a known key with other parameters, so repeats must not change any of these.
+        params: Any = {
+            "amount": payment.amount_minor,
+            "currency": payment.currency.lower(),
+            "automatic_payment_methods": _METHODS,
+            "metadata": {"order_id": str(payment.order_id), "payment_id": str(payment.id)},
+        }
+        if payment.payment_method:
+            params |= {"confirm": True, "payment_method": payment.payment_method}
+        try:
+            intent = await self._post("create", _INTENTS, params, _key(payment, "create"))
+        except stripe.CardError as error:
+            return _declined(payment, error)
+        except stripe.InvalidRequestError as error:
+            return _refused(payment, error)
+        return _charge_result(payment.id, intent)
+
+    async def confirm(self, payment: Payment) -> ChargeResult:
+        params = {"payment_method": payment.payment_method}
+        try:
+            intent = await self._post("confirm", _path(payment, "confirm"), params, _key(payment, "confirm"))
+        except stripe.CardError as error:
+            return _declined(payment, error)
+        except stripe.InvalidRequestError as error:
+            if error.code == "payment_intent_unexpected_state":
+                return await self.retrieve(payment)
+            return _refused(payment, error)
+        return _charge_result(payment.id, intent)
+
+    async def cancel(self, payment: Payment) -> ChargeResult:
+        try:
+            intent = await self._post("cancel", _path(payment, "cancel"), {}, _key(payment, "cancel"))
+        except stripe.InvalidRequestError:
+            return await self.retrieve(payment)  # it is paid or cancelled already
+        return _charge_result(payment.id, intent)
+
+    async def retrieve(self, payment: Payment) -> ChargeResult:
+        try:
+            intent = await self._get("retrieve", _path(payment))
+        except stripe.InvalidRequestError as error:
+            raise self._unknown("retrieve", error) from error
+        return _charge_result(payment.id, intent)
+
+    async def find(self, payment: Payment) -> ChargeResult | None:
+        params: Any = {"limit": _PAGE, "created": {"gte": int(payment.create_time.timestamp()) - _EARLIER_SECONDS}}
+        for _ in range(_PAGES_MOST):
+            page = await self._get("list", _INTENTS, params)
+            for intent in page["data"]:
+                if _metadata(intent).get("payment_id") == str(payment.id):
+                    return _charge_result(payment.id, intent)
+            if not page["has_more"]:
+                return None
+            params["starting_after"] = page["data"][-1]["id"]
+        raise self._unknown("list", RuntimeError("too many intents to search"))
+
+    async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
+        try:
+            if refund.provider_reference is not None:
+                path = f"{_REFUNDS}/{quote(refund.provider_reference, safe='')}"
+                return _refund_result(refund, await self._get("retrieve_refund", path))
+            if key_expired and (found := await self._find_refund(refund)):
+                return found
+            return await self._create_refund(refund)
+        except stripe.InvalidRequestError as error:
+            raise self._unknown("refund", error) from error
+
+    async def _create_refund(self, refund: Refund) -> RefundResult:
+        params = {
+            "payment_intent": refund.charge_reference,
+            "amount": refund.amount_minor,
+            "metadata": {"refund_id": str(refund.id), "payment_id": str(refund.payment_id)},
+        }
+        key = f"{refund.payment_id}/{refund.id}/refund"
+        try:
+            return _refund_result(refund, await self._post("refund", _REFUNDS, params, key))
+        except stripe.InvalidRequestError as error:
+            reason = (error.code or "refused_by_provider").upper()
+        # The refusal may mean that an earlier call has refunded it already.
+        return await self._find_refund(refund) or RefundResult(
+            refund_id=refund.id, payment_id=refund.payment_id, state=RefundState.FAILED, reason=reason
+        )
+
+    async def _find_refund(self, refund: Refund) -> RefundResult | None:
+        params: Any = {"payment_intent": refund.charge_reference, "limit": _PAGE}
+        while True:
+            page = await self._get("list_refunds", _REFUNDS, params)
+            for made in page["data"]:
+                if _metadata(made).get("refund_id") == str(refund.id):
+                    return _refund_result(refund, made)
+            if not page["has_more"]:
+                return None
+            params["starting_after"] = page["data"][-1]["id"]
+
+    async def _get(self, operation: str, path: str, params: Object | None = None) -> Object:
+        return await self._call(operation, "get", path, params or {})
+
+    async def _post(self, operation: str, path: str, params: Object, key: str) -> Object:
+        return await self._call(operation, "post", path, {**params, "idempotency_key": key})
+
+    async def _call(self, operation: str, method: str, path: str, params: Object) -> Object:
+        """Send one request within the limits. Raise Stripe's decisions as they are, all else as `OutcomeUnknown`.
+
+        The request is a raw one: the SDK's typed objects cost as much as the call itself.
+        """
+        async with self._slots:
+            if self._pace is not None:
+                await self._pace.acquire()
+            started = time.perf_counter()
+            try:
+                response: Any = await self._client.raw_request_async(method, path, **params)
+                answer: Object = response.data
+                return answer
+            except (stripe.CardError, stripe.InvalidRequestError):
+                raise
+            except (stripe.StripeError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise self._unknown(operation, error) from error
+            finally:
+                _SECONDS.labels(operation).observe(time.perf_counter() - started)
+
+    def _unknown(self, operation: str, error: Exception) -> OutcomeUnknown:
+        cause = type(error).__name__
+        _UNKNOWN.labels(operation, cause).inc()
+        status = getattr(error, "http_status", None)
+        log.warning("the outcome of a provider call is unknown", operation=operation, cause=cause, status=status)
+        return OutcomeUnknown(operation)
+
+
+def pace(calls_per_second: float) -> AsyncLimiter:
+    """Return a limiter of calls a second that lets through a tenth of a second's calls, at least one, at once."""
+    burst = max(calls_per_second * _BURST_SECONDS, 1.0)
+    return AsyncLimiter(burst, burst / calls_per_second)
+
+
+def charge_status(status: str) -> ChargeStatus:
+    """Return the meaning of a PaymentIntent's status. A status that Stripe adds later is unknown, and asked again."""
+    return _STATUSES.get(status, ChargeStatus.UNKNOWN)
+
+
+def _key(payment: Payment, operation: str) -> str:
+    return f"{payment.id}/{payment.attempt}/{operation}"
+
+
+def _path(payment: Payment, *action: str) -> str:
+    """Return the path of a payment's intent, or of an action on it."""
+    assert payment.provider_reference is not None
+    return "/".join((_INTENTS, quote(payment.provider_reference, safe=""), *action))
+
+
+def _metadata(thing: Object) -> Mapping[str, str]:
+    return thing.get("metadata") or {}
+
+
+def _charge_result(payment_id: uuid.UUID, intent: Object) -> ChargeResult:
+    error: Object = intent.get("last_payment_error") or {}
+    declined = bool(error) and intent["status"] == "requires_payment_method"
+    return ChargeResult(
+        payment_id=payment_id,
+        status=ChargeStatus.DECLINED if declined else charge_status(intent["status"]),
+        reference=intent["id"],
+        client_secret=intent["client_secret"],
+        amount_minor=intent["amount"],
+        currency=intent["currency"],
+        reason=decline_reason(error.get("code"), error.get("decline_code")) if declined else "",
+        authenticating=intent["status"] == "requires_action",
+    )
+
+
+def _declined(payment: Payment, error: stripe.CardError) -> ChargeResult:
+    body = error.json_body if isinstance(error.json_body, dict) else {}
+    details = body.get("error") or {}
+    intent = details.get("payment_intent") or {}
+    return ChargeResult(
+        payment_id=payment.id,
+        status=ChargeStatus.DECLINED,
+        reference=intent.get("id"),
+        client_secret=intent.get("client_secret"),
+        amount_minor=intent.get("amount"),
+        currency=intent.get("currency"),
+        reason=decline_reason(error.code, details.get("decline_code")),
+    )
+
+
+def _refused(payment: Payment, error: stripe.InvalidRequestError) -> ChargeResult:
+    reason = "INVALID_PAYMENT_METHOD" if error.param == "payment_method" else "REFUSED_BY_PROVIDER"
+    log.warning("the provider refused a charge", payment_id=payment.id, code=error.code, param=error.param)
+    status, reference = ChargeStatus.REFUSED, payment.provider_reference
+    return ChargeResult(payment_id=payment.id, status=status, reference=reference, reason=reason)
+
+
+def _refund_result(refund: Refund, made: Object) -> RefundResult:
+    return RefundResult(
+        refund_id=refund.id,
+        payment_id=refund.payment_id,
+        state=_REFUND_STATES.get(made["status"], RefundState.PENDING),
+        reference=made["id"],
+        reason=str(made.get("failure_reason") or "").upper(),
+    )

@@ -1,0 +1,94 @@
+"""Background work: repeats provider calls without an answer, applies provider events, counts open payments."""
+
+import asyncio
+
+from prometheus_client import Gauge
+
+from services.chassis.data.db import Database
+from services.chassis.events.outbox import Relay
+from services.payments.dispatch import ChargeDispatcher
+from services.payments.domain import IN_FLIGHT_MOST, State
+from services.payments.sql import payments, refunds
+from services.payments.webhooks import inbox
+
+_OPEN = Gauge("stampede_payments_open", "Payments that have not ended.", ["state"])
+_BATCH_MOST = 100
+_IDLE_SECONDS = 1.0
+_RENEW_SECONDS = 1.5
+_GATHER_SECONDS = 0.05  # events arrive one by one; after this pause one transaction applies several
+_COUNT_SECONDS = 10.0
+
+
+class Reconciler:
+    """The loops beside the server. Replicas share the work: rows are claimed with SKIP LOCKED."""
+
+    def __init__(self, db: Database, dispatcher: ChargeDispatcher, relay: Relay) -> None:
+        self._db, self._dispatcher, self._relay = db, dispatcher, relay
+        self._events_wait, self._payments_due = asyncio.Event(), asyncio.Event()
+
+    def wake(self) -> None:
+        """Make `apply_events` look into the inbox at once."""
+        self._events_wait.set()
+
+    async def reconcile(self) -> None:
+        """Repeat the provider calls of due payments and refunds, until cancelled."""
+        while True:
+            if not await self.reconcile_once():
+                await _wait(self._payments_due, _IDLE_SECONDS)
+
+    async def reconcile_once(self) -> bool:
+        """Claim and dispatch due payments and refunds. Return whether more may be due."""
+        dispatcher = self._dispatcher
+        if dispatcher.draining:
+            return False
+        in_flight, refunding = dispatcher.payment_ids, dispatcher.refund_ids
+        capacity = max(min(_BATCH_MOST, IN_FLIGHT_MOST - len(in_flight)), 0)
+        async with self._db.begin() as tx:
+            due = await payments.claim_due(tx, besides=in_flight, most=capacity)
+        for payment, key_age in due:
+            dispatcher.advance(payment, key_age=key_age)
+        async with self._db.begin() as tx:
+            due_refunds = await refunds.claim_due(tx, besides=refunding, most=_BATCH_MOST)
+        for refund, key_age in due_refunds:
+            dispatcher.refund(refund, key_age=key_age)
+        return len(due) == _BATCH_MOST or len(due_refunds) == _BATCH_MOST
+
+    async def renew_leases(self) -> None:
+        """Renew the leases of what is in flight here, until cancelled. Those of a dead process expire."""
+        while True:
+            await asyncio.sleep(_RENEW_SECONDS)
+            paying, refunding = self._dispatcher.payment_ids, self._dispatcher.refund_ids
+            if paying or refunding:
+                async with self._db.begin() as tx:
+                    await payments.renew(tx, paying)
+                    await refunds.renew(tx, refunding)
+
+    async def apply_events(self) -> None:
+        """Apply provider events as they arrive, until cancelled."""
+        while True:
+            batch = await inbox.apply_events(self._db)
+            if batch.size:
+                self._relay.nudge()
+            if batch.made_due:
+                self._payments_due.set()
+            if not batch.is_full:
+                await _wait(self._events_wait, _IDLE_SECONDS)
+                await asyncio.sleep(_GATHER_SECONDS)
+
+    async def count_open(self) -> None:
+        """Update the metric of open payments, until cancelled."""
+        while True:
+            async with self._db() as tx:
+                counted = await payments.count_open(tx)
+            for state in (State.PROCESSING, State.AWAITING_CUSTOMER):
+                _OPEN.labels(state).set(counted.get(state, 0))
+            await asyncio.sleep(_COUNT_SECONDS)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+    event.clear()

@@ -1,0 +1,146 @@
+"""Stores provider results and publishes what they change. Each function is one transaction, or runs inside one."""
+
+import dataclasses
+import uuid
+from collections.abc import Sequence
+
+import structlog
+from prometheus_client import Counter
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.data.db import Database
+from services.chassis.events import outbox
+from services.chassis.events.outbox import Event
+from services.payments.domain import (
+    OPEN,
+    ChargeResult,
+    NewRefund,
+    Payment,
+    Refund,
+    RefundResult,
+    RefundState,
+    Verdict,
+    after_refund,
+    decide,
+)
+from services.payments.sql import payments, refunds
+from services.payments.sql.payments import Change
+from stampede.payments.v1 import events_pb2
+
+log = structlog.get_logger()
+
+_REJECTED = Counter(
+    "stampede_provider_results_rejected_total",
+    "Provider results with another amount, or of stray charges.",
+    ["verdict"],
+)
+
+
+async def settle_charges(db: Database, results: Sequence[tuple[Payment, ChargeResult]]) -> list[Payment]:
+    """Store the results of payments, each with its payment as it was read; return the payments as they are now.
+
+    A payment that nobody changed since then is stored in the fast statement. Others are locked and decided again.
+    """
+    fast = {payment.id: change for payment, result in results if (change := _fast_change(payment, result))}
+    stored = await payments.store_fast(db, list(fast.values())) if fast else {}
+    if rest := [result for payment, result in results if payment.id not in stored]:
+        async with db.begin() as tx:
+            before = await payments.lock(tx, {result.payment_id for result in rest})
+            stored |= await apply_results(tx, before, rest)
+    return [stored[payment.id] for payment, _ in results]
+
+
+def _fast_change(payment: Payment, result: ChargeResult) -> Change | None:
+    """Return the change for the fast statement; None if nothing changes, or if the result is rejected."""
+    after, verdict = decide(payment, result)
+    if verdict is not Verdict.ACCEPTED or after == payment:
+        return None
+    return Change(payment, after, _event(after) if _has_ended(payment, after) else None)
+
+
+def _has_ended(before: Payment, after: Payment) -> bool:
+    return after.state is not before.state and after.state not in OPEN
+
+
+async def apply_results(
+    tx: AsyncSession, before: dict[uuid.UUID, Payment], results: Sequence[ChargeResult]
+) -> dict[uuid.UUID, Payment]:
+    """Apply results to the locked payments `before`, in their order; store and publish what has changed."""
+    after = dict(before)
+    stray: list[NewRefund] = []
+    for result in results:
+        after[result.payment_id], verdict = decide(after[result.payment_id], result)
+        if verdict is not Verdict.ACCEPTED:
+            _REJECTED.labels(verdict.name).inc()
+            log.error(
+                "a provider result was rejected",
+                payment_id=result.payment_id, verdict=verdict.name, status=result.status.name,
+            )  # fmt: skip
+        if verdict is Verdict.STRAY_CHARGE:
+            stray.append(_refund_of_stray(after[result.payment_id], result))
+    changed = [payment for payment in after.values() if payment != before[payment.id]]
+    waiting = [payment for payment in after.values() if payment == before[payment.id] and payment.state in OPEN]
+    await payments.store(tx, changed, unchanged=waiting)
+    await refunds.insert(tx, stray)
+    await publish_ended(tx, [payment for payment in changed if _has_ended(before[payment.id], payment)])
+    return after
+
+
+def _refund_of_stray(payment: Payment, result: ChargeResult) -> NewRefund:
+    assert result.reference is not None
+    return NewRefund(
+        id=uuid.uuid5(payment.id, result.reference),  # reported twice, it is still refunded once
+        payment=payment,
+        amount_minor=result.amount_minor or payment.amount_minor,
+        reason="arrived after the payment had ended without it",
+        stray_reference=result.reference,
+    )
+
+
+async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[Refund]:
+    """Store the results of refunds; return the refunds as they are now."""
+    async with db.begin() as tx:
+        known = await payments.lock(tx, {result.payment_id for result in results})
+        found = await refunds.lock(tx, [result.refund_id for result in results])
+        before, confirmed = dict(known), list[Payment]()
+        for result in results:
+            refund = found[result.refund_id]
+            if refund.state is not RefundState.PENDING:
+                continue
+            outcome = result.state or RefundState.PENDING
+            found[refund.id] = dataclasses.replace(
+                refund,
+                state=outcome,
+                provider_reference=result.reference or refund.provider_reference,
+                failure_reason=result.reason,
+            )
+            if outcome is not RefundState.PENDING:
+                known[refund.payment_id] = after_refund(known[refund.payment_id], refund, outcome)
+            if outcome is RefundState.SUCCEEDED and not refund.stray:
+                confirmed.append(known[refund.payment_id])
+        await payments.store(tx, [payment for payment in known.values() if payment != before[payment.id]])
+        await refunds.store(tx, list(found.values()))
+        await publish_refunded(tx, confirmed)
+    return [found[result.refund_id] for result in results]
+
+
+async def publish_ended(tx: AsyncSession, ended: Sequence[Payment]) -> None:
+    """Publish the final states of payments."""
+    await outbox.publish(tx, [_event(payment) for payment in ended])
+
+
+async def publish_refunded(tx: AsyncSession, refunded: Sequence[Payment]) -> None:
+    """Publish confirmed refunds, full or partial, each with the payment's new sum."""
+    await outbox.publish(tx, [_event(payment, name="refunded") for payment in refunded])
+
+
+def _event(payment: Payment, *, name: str = "") -> Event:
+    message = events_pb2.PaymentChanged(
+        payment_id=str(payment.id),
+        order_id=str(payment.order_id),
+        state=payment.state,
+        failure_reason=payment.failure_reason,
+        refunded_minor_units=payment.refunded_minor,
+        amount_minor_units=payment.amount_minor,
+    )
+    return Event(f"stampede.payments.payment.{name or payment.state.lower()}", message.payment_id, message)

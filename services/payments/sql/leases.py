@@ -1,0 +1,39 @@
+"""Statements that `payments` and `refunds` share: claim due rows, and renew the leases of rows in progress."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.payments.domain import LEASE_SECONDS
+
+
+async def claim(
+    tx: AsyncSession, table: str, columns: Sequence[str], *, key_time: str, besides: Sequence[uuid.UUID], most: int
+) -> Sequence[Any]:
+    """Lease at most `most` due rows of `table`. Return their columns and the age of their idempotency key."""
+    claimed = await tx.execute(
+        text(
+            f"UPDATE {table} AS t SET checks = t.checks + 1,"  # noqa: S608  # names of our own
+            " next_check_time = now() + make_interval(secs => :lease)"
+            f" WHERE t.id IN (SELECT id FROM {table} WHERE next_check_time <= now()"
+            " AND id <> ALL(CAST(:besides AS uuid[])) ORDER BY next_check_time LIMIT :most FOR UPDATE SKIP LOCKED)"
+            f" RETURNING {', '.join(f't.{column}' for column in columns)}, now() - t.{key_time}"
+        ),
+        {"lease": LEASE_SECONDS, "besides": list(besides), "most": most},
+    )
+    return claimed.all()
+
+
+async def renew(tx: AsyncSession, table: str, ids: Sequence[uuid.UUID]) -> None:
+    """Extend the leases of rows in progress here. Rows that another transaction has locked are left out."""
+    await tx.execute(
+        text(
+            f"UPDATE {table} SET next_check_time = now() + make_interval(secs => :lease)"  # noqa: S608
+            f" WHERE id IN (SELECT id FROM {table} WHERE id = ANY(CAST(:ids AS uuid[]))"
+            " AND next_check_time IS NOT NULL ORDER BY id FOR UPDATE SKIP LOCKED)"
+        ),
+        {"ids": list(ids), "lease": LEASE_SECONDS},
+    )

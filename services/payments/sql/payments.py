@@ -1,0 +1,325 @@
+"""Statements on `payments`."""
+
+import dataclasses
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import orjson
+from sqlalchemy import Row, func, or_, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis import ids
+from services.chassis.data.db import Database, run_autocommit
+from services.chassis.events.outbox import Event
+from services.payments.domain import LEASE_SECONDS, OPEN, Charge, Payment, PaymentNotFound, State, check_seconds
+from services.payments.sql import leases, schema
+
+NAMES = tuple(field.name for field in dataclasses.fields(Payment))
+COLUMNS = tuple(getattr(schema.Payment, name) for name in NAMES)
+
+
+def from_row(row: Sequence[Any]) -> Payment:
+    """Return a row of `COLUMNS` as a value."""
+    values = dict(zip(NAMES, row, strict=True))
+    values["state"] = State(values["state"])
+    return Payment(**values)
+
+
+_INSERT = text("""
+    INSERT INTO payments (id, order_id, customer_id, amount_minor, currency, state, provider, customer_pays,
+        payment_method, attempt, attempt_time, failure_reason, refunded_minor, refunding_minor, cancel_requested,
+        checks, authenticating, next_check_time, version)
+    SELECT n.id, n.order_id, n.customer_id, n.amount, n.currency, :state, :provider, n.method IS NULL,
+        CASE WHEN :is_open THEN n.method END, 1, now(), '', 0, 0, NOT :is_open, 0, false,
+        CASE WHEN :is_open THEN now() + make_interval(secs => :lease) END, 1
+    FROM jsonb_to_recordset(CAST(:charges AS jsonb)) AS n (
+        id uuid, order_id uuid, customer_id uuid, amount bigint, currency text, method text)
+    ORDER BY n.order_id
+    ON CONFLICT ON CONSTRAINT payments_order_id_key DO NOTHING
+    RETURNING id, create_time
+""")
+
+
+async def insert(
+    tx: AsyncSession, charges: Sequence[Charge], *, state: State, provider: str
+) -> dict[uuid.UUID, Payment]:
+    """Insert payments for orders that had none; return those, by order. Sorted, so that batches cannot deadlock."""
+    fresh = {ids.new(): charge for charge in charges}
+    rows = (await tx.execute(_INSERT, _to_insert(fresh, state, provider))).all()
+    return _inserted(fresh, rows, state, provider)
+
+
+async def insert_alone(
+    db: Database, charges: Sequence[Charge], *, state: State, provider: str
+) -> dict[uuid.UUID, Payment]:
+    """Do the same as a transaction by itself: one round trip begins a batch of charges."""
+    fresh = {ids.new(): charge for charge in charges}
+    return _inserted(fresh, await run_autocommit(db, _INSERT, _to_insert(fresh, state, provider)), state, provider)
+
+
+def _to_insert(fresh: Mapping[uuid.UUID, Charge], state: State, provider: str) -> dict[str, object]:
+    document = [
+        {
+            "id": id_,
+            "order_id": charge.order_id,
+            "customer_id": charge.customer_id,
+            "amount": charge.amount.minor,
+            "currency": charge.amount.currency,
+            "method": charge.payment_method or None,
+        }
+        for id_, charge in fresh.items()
+    ]
+    return {
+        "charges": orjson.dumps(document).decode(), "state": str(state), "provider": provider,
+        "is_open": state in OPEN, "lease": LEASE_SECONDS,
+    }  # fmt: skip
+
+
+def _inserted(
+    fresh: Mapping[uuid.UUID, Charge], rows: Sequence[Row[Any]], state: State, provider: str
+) -> dict[uuid.UUID, Payment]:
+    """Build the payments that `_INSERT` wrote, without reading them back."""
+    is_open = state in OPEN
+    made = {}
+    for row in rows:
+        charge, time = fresh[row.id], row.create_time
+        made[charge.order_id] = Payment(
+            id=row.id, order_id=charge.order_id, customer_id=charge.customer_id, amount_minor=charge.amount.minor,
+            currency=charge.amount.currency, state=state, provider=provider, customer_pays=not charge.payment_method,
+            payment_method=(charge.payment_method or None) if is_open else None, provider_reference=None,
+            client_secret=None, attempt=1, failure_reason="", authenticating=False, refunded_minor=0,
+            refunding_minor=0, cancel_requested=not is_open, checks=0, version=1, create_time=time, update_time=time,
+        )  # fmt: skip
+    return made
+
+
+async def start_attempts(tx: AsyncSession, cards: Mapping[uuid.UUID, str]) -> dict[uuid.UUID, Payment]:
+    """Start an attempt with another card for payments that wait for their customer; return those, by order."""
+    started = await tx.execute(
+        text(
+            "UPDATE payments AS p SET state = 'PROCESSING', payment_method = n.method, attempt = p.attempt + 1,"  # noqa: S608
+            " attempt_time = now(), failure_reason = '', authenticating = false, checks = 0,"
+            " version = p.version + 1, update_time = now(), next_check_time = now() + make_interval(secs => :lease)"
+            " FROM unnest(CAST(:ids AS uuid[]), CAST(:methods AS text[])) AS n(id, method)"
+            " WHERE p.id = n.id AND p.state = 'AWAITING_CUSTOMER' AND NOT p.cancel_requested"
+            f" RETURNING {', '.join(f'p.{name}' for name in NAMES)}"
+        ),
+        {"ids": sorted(cards), "methods": [cards[key] for key in sorted(cards)], "lease": LEASE_SECONDS},
+    )
+    return {row.order_id: from_row(row) for row in started}
+
+
+async def change_key(tx: AsyncSession, payment: Payment) -> None:
+    """Start an attempt with a new key, because the provider has no charge under the old one.
+
+    Not within ten minutes of the old attempt: until then, a delayed request under the old key may still charge.
+    """
+    await tx.execute(
+        text(
+            "UPDATE payments SET attempt = attempt + 1, attempt_time = now(), checks = 0, version = version + 1"
+            " WHERE id = :id AND attempt = :attempt AND state = 'PROCESSING' AND provider_reference IS NULL"
+            " AND attempt_time < now() - interval '10 minutes'"
+        ),
+        {"id": payment.id, "attempt": payment.attempt},
+    )
+
+
+async def request_cancel(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
+    """Mark locked payments to be cancelled as soon as the provider allows it."""
+    await tx.execute(
+        text(
+            "UPDATE payments SET cancel_requested = true, checks = 0, update_time = now(), version = version + 1,"
+            " next_check_time = CASE state WHEN 'AWAITING_CUSTOMER' THEN now() + make_interval(secs => :lease)"
+            " ELSE next_check_time END WHERE id = ANY(CAST(:ids AS uuid[]))"
+        ),
+        {"ids": list(payment_ids), "lease": LEASE_SECONDS},
+    )
+
+
+async def read(tx: AsyncSession, payment_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Payment]:
+    """Return payments by id."""
+    found = await tx.execute(select(*COLUMNS).where(schema.Payment.id.in_(list(payment_ids))))
+    return {row.id: from_row(row) for row in found}
+
+
+async def read_one(tx: AsyncSession, payment_id: uuid.UUID, *, lock: bool) -> Payment:
+    """Return one payment. Raises `PaymentNotFound`."""
+    wanted = select(*COLUMNS).where(schema.Payment.id == payment_id)
+    found = (await tx.execute(wanted.with_for_update() if lock else wanted)).one_or_none()
+    if found is None:
+        raise PaymentNotFound(paymentId=payment_id)
+    return from_row(found)
+
+
+async def read_by_order(tx: AsyncSession, order_ids: Sequence[uuid.UUID], *, lock: bool) -> dict[uuid.UUID, Payment]:
+    """Return payments by order. Every function here locks payments in the order of their ids."""
+    if not order_ids:
+        return {}
+    wanted = select(*COLUMNS).where(schema.Payment.order_id.in_(order_ids)).order_by(schema.Payment.id)
+    found = await tx.execute(wanted.with_for_update() if lock else wanted)
+    return {row.order_id: from_row(row) for row in found}
+
+
+async def lock(
+    tx: AsyncSession, payment_ids: Iterable[uuid.UUID], references: Iterable[str] = ()
+) -> dict[uuid.UUID, Payment]:
+    """Lock and return payments by id, those with one of the provider's `references` included."""
+    table = schema.Payment
+    mine, named = table.id.in_(list(payment_ids)), list(references)
+    wanted = or_(mine, table.provider_reference.in_(named)) if named else mine
+    found = await tx.execute(select(*COLUMNS).where(wanted).order_by(table.id).with_for_update())
+    return {row.id: from_row(row) for row in found}
+
+
+async def store(tx: AsyncSession, changed: Sequence[Payment], *, unchanged: Sequence[Payment] = ()) -> None:
+    """Write locked payments and the times of their next checks; of `unchanged` ones only that time."""
+    payments = [*changed, *unchanged]
+    if not payments:
+        return
+    await tx.execute(
+        text(
+            "UPDATE payments AS p SET state = n.state, payment_method = n.method, provider_reference = n.reference,"
+            " client_secret = n.secret, failure_reason = n.reason, authenticating = n.authenticating,"
+            " refunded_minor = n.refunded, refunding_minor = n.refunding, checks = n.checks,"
+            " version = p.version + n.bump, update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,"
+            " next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
+            " FROM unnest(CAST(:ids AS uuid[]), CAST(:states AS text[]), CAST(:methods AS text[]),"
+            " CAST(:references AS text[]), CAST(:secrets AS text[]), CAST(:reasons AS text[]),"
+            " CAST(:authenticating AS boolean[]), CAST(:refunded AS bigint[]), CAST(:refunding AS bigint[]),"
+            " CAST(:checks AS bigint[]), CAST(:bumps AS int[]), CAST(:pauses AS double precision[]))"
+            " AS n(id, state, method, reference, secret, reason, authenticating, refunded, refunding, checks, bump,"
+            " pause)"
+            " WHERE p.id = n.id"
+        ),
+        {
+            "ids": [p.id for p in payments],
+            "states": [str(p.state) for p in payments],
+            "methods": [p.payment_method for p in payments],
+            "references": [p.provider_reference for p in payments],
+            "secrets": [p.client_secret for p in payments],
+            "reasons": [p.failure_reason for p in payments],
+            "authenticating": [p.authenticating for p in payments],
+            "refunded": [p.refunded_minor for p in payments],
+            "refunding": [p.refunding_minor for p in payments],
+            "checks": [p.checks for p in payments],
+            "bumps": [1] * len(changed) + [0] * len(unchanged),
+            "pauses": [check_seconds(p) for p in payments],
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A payment as it was read, as it shall be, and the event to publish, if any."""
+
+    before: Payment
+    after: Payment
+    event: Event | None
+
+
+# The version decides: every other change of the row raises it, and this statement then leaves the row alone.
+_STORE_FAST = text("""
+    WITH n AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:changes AS jsonb)) AS n (
+            id uuid, version bigint, state text, method text, reference text, secret text, reason text,
+            authenticating boolean, checks bigint, pause double precision, event_id uuid, subject text, key text,
+            event bytea)
+    ), mine AS (
+        -- Row by row: a plan made while the table was small must not read all of it when it is large.
+        SELECT p.id FROM (SELECT id, version FROM n ORDER BY id) AS n, LATERAL (
+            SELECT p.id FROM payments AS p WHERE p.id = n.id AND p.version = n.version FOR UPDATE
+        ) AS p
+    ), stored AS (
+        UPDATE payments AS p SET state = n.state, payment_method = n.method, provider_reference = n.reference,
+            client_secret = n.secret, failure_reason = n.reason, authenticating = n.authenticating, checks = n.checks,
+            version = p.version + 1, update_time = now(),
+            next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
+        FROM n WHERE p.id = n.id AND p.id = ANY(ARRAY(SELECT id FROM mine))
+        RETURNING p.id, p.version, p.update_time
+    ), published AS (
+        INSERT INTO outbox (event_id, subject, key, payload)
+        SELECT n.event_id, n.subject, n.key, n.event FROM stored JOIN n USING (id) WHERE n.event IS NOT NULL
+    )
+    SELECT id, version, update_time FROM stored
+""")
+
+
+async def store_fast(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID, Payment]:
+    """Store payments and publish their events in one statement, which is a transaction by itself.
+
+    Returns the stored payments by id. A payment that has changed since it was read is not among them: it needs
+    `lock`, the rules, and `store`.
+    """
+    arguments = {"changes": orjson.dumps([_to_store(change) for change in changes]).decode()}
+    after = {change.after.id: change.after for change in changes}
+    return {
+        row.id: dataclasses.replace(after[row.id], version=row.version, update_time=row.update_time)
+        for row in await run_autocommit(db, _STORE_FAST, arguments)
+    }
+
+
+def _to_store(change: Change) -> dict[str, object]:
+    after = change.after
+    subject, key, event = change.event or (None, None, None)
+    return {
+        "id": after.id,
+        "version": change.before.version,
+        "state": after.state,
+        "method": after.payment_method,
+        "reference": after.provider_reference,
+        "secret": after.client_secret,
+        "reason": after.failure_reason,
+        "authenticating": after.authenticating,
+        "checks": after.checks,
+        "pause": check_seconds(after),
+        "event_id": ids.new() if event else None,
+        "subject": subject,
+        "key": key,
+        "event": f"\\x{event.SerializeToString().hex()}" if event else None,
+    }
+
+
+async def add_refunding(tx: AsyncSession, sums: Mapping[uuid.UUID, int]) -> None:
+    """Add the sums of new refunds, by payment, to locked payments."""
+    await tx.execute(
+        text(
+            "UPDATE payments AS p SET refunding_minor = p.refunding_minor + n.amount,"
+            " version = p.version + 1, update_time = now()"
+            " FROM unnest(CAST(:ids AS uuid[]), CAST(:amounts AS bigint[])) AS n(id, amount) WHERE p.id = n.id"
+        ),
+        {"ids": list(sums), "amounts": list(sums.values())},
+    )
+
+
+async def check_now(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
+    """Make payments due, so that the reconciler asks the provider about them at once."""
+    await tx.execute(
+        text(
+            "UPDATE payments SET next_check_time = now()"
+            " WHERE id = ANY(CAST(:ids AS uuid[])) AND next_check_time > now()"
+        ),
+        {"ids": list(payment_ids)},
+    )
+
+
+async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int) -> list[tuple[Payment, timedelta]]:
+    """Lease due payments; return each with the age of its idempotency key."""
+    rows = await leases.claim(tx, "payments", NAMES, key_time="attempt_time", besides=besides, most=most)
+    return [(from_row(row[:-1]), row[-1]) for row in rows]
+
+
+async def renew(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
+    """Extend the leases of payments in progress here."""
+    await leases.renew(tx, "payments", payment_ids)
+
+
+async def count_open(tx: AsyncSession) -> dict[str, int]:
+    """Return how many payments are in each open state."""
+    table = schema.Payment
+    counted = await tx.execute(
+        select(table.state, func.count()).where(table.next_check_time.is_not(None)).group_by(table.state)
+    )
+    return {row[0]: row[1] for row in counted}

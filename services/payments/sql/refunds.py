@@ -1,0 +1,129 @@
+"""Statements on `refunds`."""
+
+import dataclasses
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.data.cleanup import delete_old_rows
+from services.payments.domain import LEASE_SECONDS, NewRefund, Payment, Refund, RefundState, refund_check_seconds
+from services.payments.sql import leases, payments, schema
+
+_NAMES = tuple(field.name for field in dataclasses.fields(Refund))
+_COLUMNS = tuple(getattr(schema.Refund, name) for name in _NAMES)
+
+REQUESTS_CLEANUP = delete_old_rows("requests", keep="7 days")
+"""A repeat of a refund request returns its first refund for a week: money gets more than the contract's one day."""
+
+
+class RefundOfPayment(NamedTuple):
+    """A refund and its payment, read in one statement."""
+
+    refund: Refund
+    payment: Payment
+
+
+def _from_row(row: Sequence[Any]) -> Refund:
+    values = dict(zip(_NAMES, row, strict=True))
+    values["state"] = RefundState(values["state"])
+    return Refund(**values)
+
+
+async def insert(tx: AsyncSession, new: Sequence[NewRefund]) -> list[Refund]:
+    """Insert refunds and count them into their payments, which the caller has locked. Return those inserted.
+
+    A refund that exists already is left alone, for example that of a stray charge which is reported twice.
+    """
+    if not new:
+        return []
+    inserted = await tx.execute(
+        text(
+            "INSERT INTO refunds (id, payment_id, provider, amount_minor, reason, state, stray, charge_reference,"  # noqa: S608
+            " failure_reason, checks, next_check_time)"
+            " SELECT n.id, n.payment_id, n.provider, n.amount, n.reason, 'PENDING', n.stray, n.reference, '', 0,"
+            " now() + CASE WHEN n.stray THEN interval '0' ELSE make_interval(secs => :lease) END"
+            " FROM unnest(CAST(:ids AS uuid[]), CAST(:payments AS uuid[]), CAST(:providers AS text[]),"
+            " CAST(:amounts AS bigint[]), CAST(:reasons AS text[]), CAST(:strays AS boolean[]),"
+            " CAST(:references AS text[]))"
+            " AS n(id, payment_id, provider, amount, reason, stray, reference)"
+            f" ORDER BY n.id ON CONFLICT DO NOTHING RETURNING {', '.join(_NAMES)}"
+        ),
+        {
+            "ids": [r.id for r in new],
+            "payments": [r.payment.id for r in new],
+            "providers": [r.payment.provider for r in new],
+            "amounts": [r.amount_minor for r in new],
+            "reasons": [r.reason for r in new],
+            "strays": [r.stray_reference is not None for r in new],
+            "references": [r.stray_reference or r.payment.provider_reference for r in new],
+            "lease": LEASE_SECONDS,
+        },
+    )
+    made = [_from_row(row) for row in inserted]
+    sums: Counter[uuid.UUID] = Counter()
+    for refund in made:
+        if not refund.stray:
+            sums[refund.payment_id] += refund.amount_minor
+    if sums:
+        await payments.add_refunding(tx, sums)
+    return made
+
+
+async def read(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, RefundOfPayment]:
+    """Return refunds by id, each with its payment."""
+    both = select(*_COLUMNS, *payments.COLUMNS).join(schema.Payment, schema.Payment.id == schema.Refund.payment_id)
+    found = await tx.execute(both.where(schema.Refund.id.in_(refund_ids)))
+    split = len(_COLUMNS)
+    read = [RefundOfPayment(_from_row(row[:split]), payments.from_row(row[split:])) for row in found]
+    return {one.refund.id: one for one in read}
+
+
+async def read_pending(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> list[Refund]:
+    """Return the refunds of payments that the provider has not confirmed."""
+    if not payment_ids:
+        return []
+    table = schema.Refund
+    wanted = select(*_COLUMNS).where(table.payment_id.in_(payment_ids), table.state == str(RefundState.PENDING))
+    return [_from_row(row) for row in await tx.execute(wanted)]
+
+
+async def lock(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Refund]:
+    """Lock and return refunds by id; the caller has locked their payments first."""
+    wanted = select(*_COLUMNS).where(schema.Refund.id.in_(refund_ids)).order_by(schema.Refund.id)
+    return {row.id: _from_row(row) for row in await tx.execute(wanted.with_for_update())}
+
+
+async def store(tx: AsyncSession, refunds: Sequence[Refund]) -> None:
+    """Write locked refunds and the times of their next checks."""
+    await tx.execute(
+        text(
+            "UPDATE refunds AS r SET state = n.state, provider_reference = n.reference, failure_reason = n.reason,"
+            " update_time = now(), next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
+            " FROM unnest(CAST(:ids AS uuid[]), CAST(:states AS text[]), CAST(:references AS text[]),"
+            " CAST(:reasons AS text[]), CAST(:pauses AS double precision[])) AS n(id, state, reference, reason, pause)"
+            " WHERE r.id = n.id"
+        ),
+        {
+            "ids": [r.id for r in refunds],
+            "states": [str(r.state) for r in refunds],
+            "references": [r.provider_reference for r in refunds],
+            "reasons": [r.failure_reason for r in refunds],
+            "pauses": [refund_check_seconds(r) for r in refunds],
+        },
+    )
+
+
+async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int) -> list[tuple[Refund, timedelta]]:
+    """Lease due refunds; return each with the age of its idempotency key."""
+    rows = await leases.claim(tx, "refunds", _NAMES, key_time="create_time", besides=besides, most=most)
+    return [(_from_row(row[:-1]), row[-1]) for row in rows]
+
+
+async def renew(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> None:
+    """Extend the leases of refunds in progress here."""
+    await leases.renew(tx, "refunds", refund_ids)
