@@ -1,7 +1,8 @@
-"""Fixtures that every level shares. Servers are real; a fresh database costs milliseconds."""
+"""Fixtures that every level shares. Servers are real; databases are emptied after each test."""
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ if generate.stale():
 
 from services.chassis.data import db
 from tests.support import infra as infrastructure
+from tests.support.databases import Databases
 
 
 class Runners(LoadScopeScheduling):
@@ -37,39 +39,23 @@ def infra() -> Iterator[infrastructure.Infra]:
 
 
 @pytest.fixture(scope="session")
-def template(infra: infrastructure.Infra) -> Callable[[str], Awaitable[str]]:
+def databases(infra: infrastructure.Infra) -> Iterator[Databases]:
+    """The databases of this session."""
+    with closing(Databases(infra)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def template(databases: Databases) -> Callable[[str], Awaitable[str]]:
     """Returns a function that migrates, once per service, a database to copy from."""
-    made: dict[str, str] = {}
-
-    async def make(service: str) -> str:
-        if service not in made:
-            name = f"template_{service}"
-            infra.admin(f"CREATE DATABASE {name}")
-            await db.migrate(service, infra.database_url(name))
-            made[service] = name
-        return made[service]
-
-    return make
+    return databases.template
 
 
 OpenDatabase = Callable[[str], Awaitable[db.Database]]
 
 
 @pytest.fixture
-async def database(
-    infra: infrastructure.Infra, template: Callable[[str], Awaitable[str]]
-) -> AsyncIterator[OpenDatabase]:
-    """Returns a function that opens a fresh copy of a service's database: `await database("catalog")`."""
-    opened = []
-
-    async def open_(service: str) -> db.Database:
-        name = f"test_{service}_{len(opened)}"
-        infra.admin(f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {await template(service)}")
-        engine, sessions = db.connect(infra.database_url(name), pool_size=20)
-        opened.append((name, engine))
-        return sessions
-
-    yield open_
-    for name, engine in opened:
-        await engine.dispose()
-        infra.admin(f"DROP DATABASE {name} WITH (FORCE)")
+async def database(databases: Databases) -> AsyncIterator[OpenDatabase]:
+    """Returns a function that opens an empty database of a service: `await database("catalog")`."""
+    async with AsyncExitStack() as stack:
+        yield lambda service: stack.enter_async_context(databases.opened(service))
