@@ -1,4 +1,4 @@
-"""The adaptive batcher: what makes the cost of an order fall as load rises."""
+"""The adaptive batcher, which makes the cost of an order fall as load rises."""
 
 import asyncio
 import contextvars
@@ -18,13 +18,12 @@ _SIZES = Histogram(
     "stampede_batch_size", "Items in one batch.", ["batcher"], buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )
 
-
-# As many as fit into a header that gRPC takes without complaint.
-_IDS_MOST = 100
-# A batch that takes longer than this waits for something, such as a locked row. Others need not wait with it.
-_PATIENCE_SECONDS = 0.05
-_STUCK_MOST = 4
-# Under load, a moment between batches in which the callers just answered come back with their next item.
+# More would exceed the size of a header that gRPC accepts.
+_IDS_MAX = 100
+# A batch that takes longer than this is stuck: it waits for something, such as a locked row. Other items pass it.
+_STUCK_SECONDS = 0.05
+_STUCK_MAX = 4
+# A pause between batches under load, in which the callers just answered send their next items.
 _GATHER_SECONDS = 0.002
 
 
@@ -35,14 +34,14 @@ class _Entry(NamedTuple, Generic[T, R]):
 
 
 class Batcher(Generic[T, R]):
-    """Gathers items that arrive while a batch is in flight, and acts on them together.
+    """Gathers the items that arrive while a batch is in flight, and acts on them together.
 
-    At low load a batch is one item and nothing waits; at high load batches grow until the work keeps up. `act`
-    takes up to `size_max` items and returns one outcome for each, in order: a value, or an exception for that item
-    alone. `lanes` batches run at once. More than `queue_max` waiting items are refused with `RateLimited`.
+    At low load a batch is one item and nothing waits; at high load batches grow until the work keeps up. `act` takes at
+    most `size_max` items and returns one outcome for each, in order: a value, or an exception for that item alone. At
+    most `lanes` batches run at once. If `queue_max` items wait, further ones are refused with `RateLimited`.
 
-    `keys` names what an item may have to wait for, such as the rows it locks: items that share none with a batch that
-    is stuck go past it, so that one locked row does not hold up all.
+    `keys` names what an item may have to wait for, such as the rows it locks. Items that share no key with a stuck
+    batch pass it, so that one locked row delays only the items that need it.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Batcher(Generic[T, R]):
         self._sizes = _SIZES.labels(name)
 
     async def __call__(self, item: T) -> R:
-        """Does `item` as part of some batch; returns or raises its own outcome."""
+        """Acts on `item` as part of a batch; returns or raises its own outcome."""
         if len(self._waiting) >= self._queue_max:
             raise RateLimited(what=self._name)
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -74,57 +73,57 @@ class Batcher(Generic[T, R]):
         return await future
 
     def _must_wait(self, item: T) -> bool:
-        """Whether a batch is stuck on something that `item` needs too."""
+        """Whether `item` shares a key with a stuck batch."""
         if not self._stuck or not self._keys:
             return False
         keys = set(self._keys(item))
         return any(not keys.isdisjoint(stuck) for stuck in self._stuck.values())
 
     def _open_lane(self) -> None:
-        if len(self._running) - len(self._stuck) < self._lanes and len(self._stuck) <= _STUCK_MOST:
-            # A context of its own: the batch must not run under one caller's deadline or identity.
+        if len(self._running) - len(self._stuck) < self._lanes and len(self._stuck) <= _STUCK_MAX:
+            # In a new context: a batch must not run under the deadline or identity of one caller.
             self._running.add(asyncio.create_task(self._work(), context=contextvars.Context()))
 
     async def _work(self) -> None:
         lane = asyncio.current_task()
         assert lane
         try:
-            # One that was stuck finds its place taken.
+            # A lane whose batch was stuck ends here if another lane has replaced it.
             while len(self._running) - len(self._stuck) <= self._lanes and (batch := self._next()):
                 self._sizes.observe(len(batch))
-                patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._go_past, lane, batch)
+                timer = asyncio.get_running_loop().call_later(_STUCK_SECONDS, self._pass, lane, batch)
                 try:
                     await self._settle(batch)
                 finally:
-                    patience.cancel()
+                    timer.cancel()
                     self._stuck.pop(lane, None)
                 if len(batch) > 1:
                     await asyncio.sleep(_GATHER_SECONDS)
         finally:
-            # Not in a done callback: an item that came just before it ran would count on this lane, and wait for ever.
+            # Not in a done callback: an item that arrives before it would rely on this lane, and wait for ever.
             self._running.discard(lane)
 
     def _next(self) -> list[_Entry[T, R]]:
-        """Takes the oldest items that need not wait for a batch that is stuck."""
+        """Takes the oldest items that need not wait for a stuck batch."""
         batch: list[_Entry[T, R]] = []
         passed_over: list[_Entry[T, R]] = []
         while self._waiting and len(batch) < self._size_max:
             entry = self._waiting.popleft()
             if entry.future.done():
-                continue  # its caller has given up meanwhile
+                continue  # its caller was cancelled
             (passed_over if self._must_wait(entry.item) else batch).append(entry)
         self._waiting.extendleft(reversed(passed_over))
         return batch
 
-    def _go_past(self, lane: asyncio.Task[None], batch: list[_Entry[T, R]]) -> None:
+    def _pass(self, lane: asyncio.Task[None], batch: list[_Entry[T, R]]) -> None:
         if self._keys:
             self._stuck[lane] = {key for entry in batch for key in self._keys(entry.item)}
             self._open_lane()
 
     async def _settle(self, batch: list[_Entry[T, R]]) -> None:
-        # What a batch calls is done for all of its items: whoever looks for one request's id finds the batch.
+        # Calls of the batch carry the request ids of all its items, so that logs show every request.
         ids = dict.fromkeys(entry.request_id for entry in batch if entry.request_id)
-        request_context.enter(request_context.Call(method=self._name, request_id=",".join(list(ids)[:_IDS_MOST])))
+        request_context.enter(request_context.Call(method=self._name, request_id=",".join(list(ids)[:_IDS_MAX])))
         try:
             outcomes: Sequence[R | Exception] = await self._act([entry.item for entry in batch])
             assert len(outcomes) == len(batch), f"{self._name}: {len(outcomes)} outcomes for {len(batch)} items"
@@ -132,7 +131,7 @@ class Batcher(Generic[T, R]):
             outcomes = [error] * len(batch)
         except Exception as error:
             if len(batch) > 1:
-                # One item that cannot be done must not take its neighbours down: each gets a try of its own.
+                # One bad item must not fail the others: act on each alone.
                 for entry in batch:
                     await self._settle([entry])
                 return

@@ -1,4 +1,4 @@
-"""How services say no: one exception per reason, free of gRPC.
+"""Refusals: one exception per reason, independent of gRPC.
 
     AppError
       ├─ InvalidFields, RequestIdReused        INVALID_ARGUMENT
@@ -8,11 +8,11 @@
       ├─ WrongState                            FAILED_PRECONDITION
       ├─ RateLimited, TooSlow                  RESOURCE_EXHAUSTED
       ├─ Unavailable                           UNAVAILABLE
-      ├─ Refused                               whatever another service said
+      ├─ Refused                               the code that another service returned
       └─ …                                     each service's own, in its domain.py
 
-An error is declared once, as a class. Its message is a template over its metadata, so nothing can appear in
-the text that a program cannot also read (AIP-193).
+An error is declared once, as a class. Its message is a template over its metadata, so a program can read
+everything that the text contains (AIP-193).
 """
 
 import re
@@ -22,22 +22,22 @@ _REASON = re.compile(r"[A-Z][A-Z0-9_]{1,61}[A-Z0-9]")
 
 
 class AppError(Exception):
-    """A refusal the caller can understand and act on."""
+    """A refusal that the caller can understand and act on."""
 
     code: ClassVar[str]
-    """Name of the canonical status code, for example `FAILED_PRECONDITION`."""
+    """The name of the canonical status code, for example `FAILED_PRECONDITION`."""
 
     reason: str
-    """Machine-readable cause, derived from the class name."""
+    """The machine-readable cause, derived from the class name."""
 
     template: ClassVar[str]
     """The message, with `{placeholders}` for metadata."""
 
     retry_seconds: ClassVar[int | None] = None
-    """When to come again, for codes that invite a repeat."""
+    """After how long to retry, for codes that permit it."""
 
     domain: str | None = None
-    """Who refuses, where it is not the answering service itself."""
+    """The service that refuses, if it is not the answering one."""
 
     def __init_subclass__(cls) -> None:
         cls.reason = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).upper()
@@ -49,10 +49,7 @@ class AppError(Exception):
 
 
 class InvalidFields(AppError):
-    """The request breaks a rule of the contract; `violations` maps each field to what is wrong with it.
-
-    The client is told of the first 50.
-    """
+    """The request breaks a rule of the contract. `violations` maps fields to reasons; clients receive the first 50."""
 
     code = "INVALID_ARGUMENT"
     template = "{count} field(s) of the request are not valid."
@@ -95,36 +92,36 @@ class RateLimited(AppError):
 
 class TooSlow(AppError):
     code = "RESOURCE_EXHAUSTED"
-    template = "The stream was left unread for too long."
+    template = "The client did not read the stream for too long."
     retry_seconds = 1
 
 
 class Unavailable(AppError):
     code = "UNAVAILABLE"
-    template = "The service {part} is away at the moment."
+    template = "The service {part} is unavailable at the moment."
     retry_seconds = 1
 
 
 class Refused(AppError):
-    """Another service's refusal, passed on as it came."""
+    """A refusal of another service, passed on unchanged."""
 
     template = "{message}"
 
     def __init__(self, *, code: str, reason: str, domain: str, message: str, metadata: dict[str, str]) -> None:
         super().__init__(message=message)
-        self.code = code  # type: ignore[misc]  # for this class alone, the code is known only at run time
+        self.code = code  # type: ignore[misc]  # this class alone learns its code at run time
         self.reason = reason
         self.domain = domain
         self.metadata = metadata
 
     def copy(self) -> "Refused":
-        """The same words for somebody else. Raised once more, an error would drag along where it has been before."""
+        """Returns the same refusal for another caller. Raised again, an error would keep its previous traceback."""
         return Refused(
             code=self.code, reason=self.reason, domain=self.domain or "", message=str(self), metadata=self.metadata
         )
 
 
 def check_etag(given: str, current: str) -> None:
-    """Raises `StaleEtag` where the caller acts on another version than the current one. Empty means any."""
+    """Raises `StaleEtag` if `given` is not `current`. An empty one matches any version."""
     if given and given != current:
         raise StaleEtag(etag=current)

@@ -1,25 +1,24 @@
-"""Identifiers: UUIDs of version 7, which sort by the time they were made."""
+"""Ids: UUIDs of version 7, which sort by creation time."""
 
 import hashlib
 import uuid
 
 import uuid_utils.compat
 
-# A derived id carries its time in steps of 2^30 ms (12 days): coarse enough that a repeat finds the same id,
-# fine enough that ids of one season stand together in an index.
+# A derived id carries its time in steps of 2^30 ms (12 days): coarse, so that a repeat derives the same id; fine, so
+# that ids of one period lie together in an index.
 _COARSE_BITS = 30
 
 
 def new() -> uuid.UUID:
-    """A fresh id. Rises with time within a process, also within one millisecond."""
+    """Returns a new id. Ids of one process rise, also within one millisecond."""
     return uuid_utils.compat.uuid7()
 
 
 def derive_id(*parts: uuid.UUID | str, now_ms: int) -> uuid.UUID:
-    """The id that belongs to `parts`: the same whenever it is asked for within twelve days.
+    """Returns the id that belongs to `parts`: the same one within a period of twelve days.
 
-    Across the end of such a period the same parts give another id, so whoever needs more must also keep a
-    unique key over the parts themselves.
+    In the next period the same parts give another id. A caller that needs more keeps a unique key over the parts.
     """
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     time = now_ms >> _COARSE_BITS << _COARSE_BITS

@@ -1,14 +1,14 @@
-"""Money: whole minor units of one currency, so that arithmetic is exact."""
+"""Money: whole minor units of one currency, which makes arithmetic exact."""
 
 from dataclasses import dataclass
 
 MINOR_UNITS_MAX = 99_999_999
-"""The largest amount a payment provider takes, in minor units; also the bound in money.proto."""
+"""The largest amount that payment providers accept; also the bound in money.proto."""
 
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """An amount. `currency` is an ISO 4217 code; `minor` counts as Stripe does: cents for USD, yen for JPY."""
+    """An amount of `currency`, an ISO 4217 code. `minor` counts as Stripe does: cents for USD, yen for JPY."""
 
     currency: str
     minor: int

@@ -1,4 +1,4 @@
-"""A service's process: its parts put together, started, watched and drained."""
+"""The process of a service: servers, clients, background tasks, command line, readiness and drain."""
 
 import argparse
 import asyncio
@@ -39,22 +39,22 @@ from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 log = structlog.get_logger()
 
 _DRAIN_SECONDS = 10.0
-# The gateway looks once a second who is ready.
+# The gateway checks readiness once a second.
 _LEAVE_SECONDS = 1.2
 _CHECK_SECONDS = 1.0
 _RESTART_SECONDS = 1.0
-# Of open files: two gateways' connections at their most (gateway/cluster.yaml), and the rest.
-_FILES_MOST = 32_768
+# Open files: the connections of two gateways at their maximum (gateway/cluster.yaml), and all others.
+_FILES_MAX = 32_768
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 10_000),
     ("grpc.so_reuseport", 0),
-    # A crowd comes all at once. gRPC's own limits would drop part of it with a bare CANCELLED, `guard.Guard` says why.
+    # Above its own lower limits gRPC answers a bare CANCELLED; the guard answers with the reason.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
-    # Clients ask the name service again when a connection ends; without an end they would never see new replicas.
+    # A client resolves names again when a connection ends. Without this limit it would never find new replicas.
     ("grpc.max_connection_age_ms", 300_000),
-    # The mesh's clients ping every 20 seconds; gRPC's default takes that for an attack, and hangs up.
+    # Clients ping every 20 seconds; by default gRPC takes that for an attack and closes the connection.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
@@ -77,7 +77,7 @@ class Process:
         *,
         fetch_jwks: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
-        """`fetch_jwks` says where to find the keys that verify tokens, for identity itself; others ask identity."""
+        """`fetch_jwks` returns the keys that verify tokens. Without it they are fetched from identity."""
         self.service, self._config = service, config
         self.mesh = MeshIdentity(service, *config.mesh_secret.values())
         self._targets: list[Target] = []
@@ -89,7 +89,7 @@ class Process:
         self.relay = Relay(self.db)
         gatekeeper = Gatekeeper(self.mesh, fetch_jwks or self._jwks_from_identity())
         self._server, self._http = grpc.aio.server(options=_SERVER_OPTIONS), HttpServer(service)
-        # What generated code says of its argument is more than it asks of it.
+        # Any, because the registry has only the part of a server that generated code uses.
         self.server: Any = Registry(Guard(service, gatekeeper), self._server, self._http)
 
     async def __aenter__(self) -> "Process":
@@ -108,37 +108,37 @@ class Process:
         await self._engine.dispose()
 
     def target(self, name: str, address: str) -> Target:
-        """A client of another service, closed with the process."""
+        """Returns a client of another service, which is closed with the process."""
         self._targets.append(Target(name, address, self.mesh))
         return self._targets[-1]
 
     def background(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `work` beside the server for as long as the process lives; started anew where it fails."""
+        """Runs `work` beside the server until the process ends. If it fails or returns, it is started again."""
 
         async def forever() -> None:
             while True:
                 try:
                     await work()
                 except Exception:
-                    log.exception("background work failed", work=name)
+                    log.exception("background task failed", task=name)
                 await asyncio.sleep(_RESTART_SECONDS)
 
         self._tasks.append(asyncio.create_task(forever(), name=name))
 
     def run_cleanups(self, *jobs: Cleanup) -> None:
-        """Runs each of `jobs` every hour, whatever becomes of the others."""
+        """Runs each of `jobs` every hour, independently of the others."""
         for job in jobs:
             self.background(f"cleanup of {job.name}", partial(cleanup.run_hourly, self.db, job))
 
     def exchange_events(self, *consumers: subscriber.Consumer) -> None:
-        """Relays the outbox to JetStream and feeds `consumers`, whenever NATS is there."""
+        """Publishes the events of the outbox and runs `consumers` while NATS is available."""
 
         async def exchange() -> None:
             connection, jetstream = await self._connected(), await self.jetstream()
-            await subscriber.declare_stream(jetstream, self.service)
-            async with asyncio.TaskGroup() as group:  # where one fails, all are started anew, and none runs twice
+            await subscriber.declare_streams(jetstream, self.service)
+            async with asyncio.TaskGroup() as group:  # if one fails, all are started again and none runs twice
                 group.create_task(self.relay.run(connection))
-                group.create_task(dead_letters.count(jetstream, consumers))
+                group.create_task(dead_letters.measure(jetstream, consumers))
                 for consumer in consumers:
                     group.create_task(consumer.run(jetstream))
 
@@ -157,7 +157,7 @@ class Process:
         self.background(f"listen {subject}", listen)
 
     async def jetstream(self) -> JetStreamContext:
-        """JetStream on the process's one connection to NATS; waits until NATS is there."""
+        """Returns JetStream on the process's one connection to NATS; waits until NATS is available."""
         context: JetStreamContext = (await self._connected()).jetstream()
         return context
 
@@ -168,10 +168,10 @@ class Process:
         return self._nats
 
     async def serve(self, *services: str, ready: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Answers calls until SIGTERM or SIGINT, then drains: not-serving first, then what is in flight finishes.
+        """Answers calls until SIGTERM or SIGINT, then drains: it turns not ready, and calls in flight finish.
 
         `services` are the full names of the gRPC services, for reflection. The process is ready while its database
-        answers, and `ready`, where given, does not raise.
+        answers and `ready`, if given, does not raise.
         """
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
@@ -189,7 +189,7 @@ class Process:
 
         log.info("draining")
         watcher.cancel()
-        # Fail the readiness probes first, so that no new call arrives while those in flight finish.
+        # Readiness turns first, so that no new call arrives while those in flight finish.
         self._http.ready = False
         await checks.enter_graceful_shutdown()
         await asyncio.sleep(_LEAVE_SECONDS)
@@ -228,13 +228,13 @@ class Process:
 
 @dataclass(frozen=True)
 class Command(Generic[S]):
-    """Something that operators do with a service: `python -m services.<service> <name> …`."""
+    """A command for operators: `python -m services.<service> <name> …`."""
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
-    """Adds its own to the parser."""
+    """Adds the arguments of the command to its parser."""
     work: Callable[[S, argparse.Namespace], Coroutine[Any, Any, int]]
-    """Does it; returns the exit code."""
+    """Runs the command; returns the exit code."""
 
 
 def run(
@@ -245,16 +245,16 @@ def run(
     consumers: subscriber.Consumers | None = None,
     commands: Mapping[str, Command[S]] = types.MappingProxyType({}),
 ) -> None:
-    """The command line of a service: `python -m services.<service> [serve|migrate|up|dead-letters|…]`.
+    """Runs the command line of a service: `python -m services.<service> [serve|migrate|up|dead-letters|…]`.
 
-    `consumers` are those whose dead letters the service's operators look after; `commands` are the service's own.
+    `consumers` are those whose dead letters the command `dead-letters` handles; `commands` are the service's own.
     """
     commands = dict(commands)
     if consumers:
         commands["dead-letters"] = Command(
-            "events that were given up: list, show, replay or drop them",
-            dead_letters.arguments,
-            lambda config, options: dead_letters.command(config, options, consumers),
+            "list, show, replay or drop the events that a consumer gave up",
+            dead_letters.add_arguments,
+            lambda config, options: dead_letters.run_command(config, options, consumers),
         )
     options = _parser(service, commands).parse_args()
     command = options.command or "serve"
@@ -263,11 +263,11 @@ def run(
         sys.exit(asyncio.run(commands[command].work(config, options)))
     if command in ("migrate", "up"):
         if config.migration_database_url is None:
-            raise SystemExit("settings are not usable:\n  MIGRATION_DATABASE_URL: needed to migrate")
+            raise SystemExit("settings are not usable:\n  MIGRATION_DATABASE_URL: migrate needs it")
         asyncio.run(db.migrate(service, config.migration_database_url.get_secret_value()))
     if command in ("serve", "up"):
-        _allow_many_files()
-        # Calls leave no cycles behind that matter, and a full collection stops them all: have fewer.
+        _raise_file_limit()
+        # Calls leave few reference cycles, and a full collection pauses all of them: collect less often.
         gc.freeze()
         gc.set_threshold(10_000, 50, 100)
         telemetry.start(service, log_level=config.log_level, metrics_listen=config.metrics_listen)
@@ -279,18 +279,18 @@ def _parser(service: str, commands: Mapping[str, Command[Any]]) -> argparse.Argu
         prog=f"python -m services.{service}",
         description=f"Stampede's {service} service. services/{service}/README.md lists its settings.",
     )
-    known = parser.add_subparsers(dest="command", metavar="command")
-    known.add_parser("serve", help="answer calls until SIGTERM (default)")
-    known.add_parser("migrate", help="bring the database up to date, then exit")
-    known.add_parser("up", help="both, one after the other")
+    subparsers = parser.add_subparsers(dest="command", metavar="command")
+    subparsers.add_parser("serve", help="answer calls until SIGTERM (default)")
+    subparsers.add_parser("migrate", help="migrate the database, then exit")
+    subparsers.add_parser("up", help="migrate, then serve")
     for name, command in commands.items():
-        command.arguments(known.add_parser(name, help=command.help, description=command.help))
+        command.arguments(subparsers.add_parser(name, help=command.help, description=command.help))
     return parser
 
 
-def _allow_many_files() -> None:
-    """A call that the gateway waits for is a connection, and by default a process often has no more than 1,024."""
+def _raise_file_limit() -> None:
+    """Raises the limit of open files. Each call from the gateway is a connection; the default is often 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _FILES_MOST if hard == resource.RLIM_INFINITY else min(hard, _FILES_MOST)
+    most = _FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _FILES_MAX)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

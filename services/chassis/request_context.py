@@ -1,4 +1,4 @@
-"""The call being answered: who calls, under which request id, and until when."""
+"""The call that the current task answers: its caller, request id and deadline."""
 
 import hashlib
 import time
@@ -25,19 +25,19 @@ class Caller:
 
 ANONYMOUS = Caller()
 Metadata = Mapping[str, str | bytes]
-"""What came with a call: gRPC's metadata, or HTTP's headers, by lower-case name."""
+"""The metadata of a gRPC call or the headers of an HTTP call, by lower-case name."""
 
 
 @dataclass(slots=True)
 class Call:
-    """What the guard knows of the call that the current task answers."""
+    """What the guard found out about a call."""
 
     method: str
     request_id: str
-    """The id that ties log lines together across services; not the client's idempotency key."""
+    """Joins log lines across services. It is not the client's idempotency key."""
     caller: Caller = ANONYMOUS
     deadline: float | None = None
-    """On the monotonic clock, in seconds."""
+    """Seconds on the monotonic clock."""
     traceparent: str = ""
     metadata: Metadata = field(default_factory=dict, repr=False)
 
@@ -50,42 +50,42 @@ enter = _current.set
 
 
 def current() -> Call:
-    """The call being answered; one without a caller outside of any, as in a worker."""
+    """Returns the call being answered; outside of a call, as in a worker, one without a caller."""
     return _current.get() or Call(method="", request_id=str(uuid.uuid4()))
 
 
 def is_answering() -> bool:
-    """Whether the current task answers a call, or a batch of them, rather than working in the background."""
+    """Whether the current task answers a call or a batch of calls, and is not a background task."""
     return _current.get() is not None
 
 
 def request_id() -> str:
-    """The request id of the current call; empty outside of any."""
+    """Returns the request id of the current call; empty outside of a call."""
     call = _current.get()
     return call.request_id if call else ""
 
 
 def user_id() -> uuid.UUID:
-    """The signed-in user of the current call. Only for methods whose access demands one."""
+    """Returns the signed-in user of the current call. Only for methods whose access requires one."""
     user = current().caller.user_id
-    assert user is not None, "the method's access lets callers in who are not signed in"
+    assert user is not None, "the method accepts callers that are not signed in"
     return user
 
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """What makes a repeat of a mutation recognisable: the same caller, method and request id."""
+    """Identifies a mutation and its repeats: the same caller, method and request id."""
 
     caller: str
     method: str
     request_id: uuid.UUID
     digest: bytes
-    """Over the request's content, to tell a repeat from another request under the same id."""
+    """A hash of the request's content, which differs if another request uses the same id."""
 
 
 def request_key(request: Message) -> RequestKey | None:
-    """The key of the current call, or None where the client gave none and cannot repeat safely."""
-    text: str = request.request_id  # type: ignore[attr-defined]  # declared by every mutation's request
+    """Returns the key of the current call; None if the client sent no request id and cannot repeat safely."""
+    text: str = request.request_id  # type: ignore[attr-defined]  # every mutation's request declares it
     if not text:
         return None
     call = current()

@@ -1,4 +1,4 @@
-"""Logs as JSON lines, metrics for Prometheus, traces for OpenTelemetry."""
+"""Telemetry: logs as JSON lines, metrics for Prometheus, traces for OpenTelemetry."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 
 def start(service: str, *, log_level: str, metrics_listen: str) -> None:
-    """Sets up logs, serves `/metrics` on `metrics_listen`, and sends traces where OTEL_EXPORTER_OTLP_ENDPOINT says."""
+    """Sets up logs, serves `/metrics` on `metrics_listen`, and exports traces if OTEL_EXPORTER_OTLP_ENDPOINT is set."""
     level = _LEVELS[log_level]
     _State.service, _State.level = service, level
     structlog.configure(
@@ -42,7 +42,7 @@ def start(service: str, *, log_level: str, metrics_listen: str) -> None:
 
 
 def log_info(event: str, **fields: object) -> None:
-    """Logs at level info, like `structlog` and in the same form, but at a fraction of its cost: for the hot path."""
+    """Logs at level info in the same form as structlog, at a fraction of its cost: for the hot path."""
     if _State.level > logging.INFO:
         return
     call = request_context.current()
@@ -51,7 +51,7 @@ def log_info(event: str, **fields: object) -> None:
     if call.method:
         document["request_id"] = call.request_id
     sys.stdout.buffer.write(orjson.dumps(document, default=repr, option=orjson.OPT_UTC_Z) + b"\n")
-    # A batch ends many calls at once: their lines are one write.
+    # A batch ends many calls at once; their lines are written together.
     if not _State.is_flushing:
         _State.is_flushing = True
         asyncio.get_running_loop().call_soon(_flush)
@@ -63,7 +63,7 @@ def _flush() -> None:
 
 
 def _send_traces(service: str) -> None:
-    # Half a second to import, which only those who collect traces need to spend.
+    # Imported here because it takes half a second, and most processes export no traces.
     from opentelemetry import trace
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
@@ -81,7 +81,7 @@ def _send_traces(service: str) -> None:
 
 
 class _State:
-    """What `start` found out. Before it, as in tests, nothing is logged by `log_info`."""
+    """What `start` set. Before it, as in tests, `log_info` logs nothing."""
 
     tracer: Any = None
     is_flushing = False
@@ -90,7 +90,7 @@ class _State:
 
 
 def traced(method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """`behavior` in a span of its own, child of the caller's; itself where no traces are collected."""
+    """Wraps `behavior` in a span, a child of the caller's. Returns `behavior` itself if no traces are exported."""
     tracer = _State.tracer
     if tracer is None:
         return behavior
@@ -102,7 +102,7 @@ def traced(method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[...
     async def inside(request: Any, context: Any) -> Any:
         call = request_context.current()
         parent = propagator.extract({"traceparent": call.traceparent})
-        # What an exception says may hold what a trace must not.
+        # The text of an exception may hold values that must not appear in a trace.
         with tracer.start_as_current_span(method, context=parent, kind=SpanKind.SERVER, record_exception=False) as span:
             span.set_attribute("stampede.request_id", call.request_id)
             carrier: dict[str, str] = {}
@@ -125,7 +125,7 @@ def _with_call(service: str) -> structlog.types.Processor:
 
 
 class _ToStructlog(logging.Handler):
-    """Passes what libraries log on as our own JSON lines."""
+    """Writes the log records of libraries as JSON lines too."""
 
     def emit(self, record: logging.LogRecord) -> None:
         structlog.get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)

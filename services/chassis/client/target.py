@@ -1,4 +1,4 @@
-"""Calls to other services: with a deadline, an identity, bounded retries and a circuit breaker built in."""
+"""Calls to other services, with deadline, identity, bounded retries and circuit breaker."""
 
 import asyncio
 import json
@@ -17,13 +17,13 @@ from services.chassis.server.access import MESH_HEADER, MeshIdentity
 log = structlog.get_logger()
 M = TypeVar("M")
 
-_FAILED = Counter("stampede_client_failures_total", "Calls to a service that found it away.", ["target"])
+_FAILED = Counter("stampede_client_failures_total", "Calls that found the service unavailable.", ["target"])
 _SECONDS_DEFAULT = 5.0
 _FAILURES_TO_OPEN = 10
 _OPEN_SECONDS = 1.0
 
-# gRPC itself repeats a call on UNAVAILABLE, with jittered backoff; the throttle is the retry budget: when more than
-# about one in ten calls fails, there are no more repeats until calls succeed again.
+# gRPC retries a call on UNAVAILABLE with jittered backoff. The throttle is the retry budget: if more than about one in
+# ten calls fails, there are no retries until calls succeed again.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -54,13 +54,13 @@ _OPTIONS = [
 
 
 class Target:
-    """One other service of the mesh.
+    """Another service of the mesh.
 
         inventory = Target("inventory", "inventory:50051", mesh)
         stub = ReservationServiceStub(inventory.channel)
         response = await inventory.call(stub.BatchReserve, request)
 
-    A call raises `Unavailable` where the service is away or does not answer in time, and `Refused` where it says no.
+    A call raises `Unavailable` if the service does not answer in time, and `Refused` if it refuses.
     """
 
     def __init__(self, name: str, address: str, mesh: MeshIdentity) -> None:
@@ -76,11 +76,11 @@ class Target:
         *,
         seconds: float = _SECONDS_DEFAULT,
     ) -> M:
-        """Calls `method`, for at most `seconds`, and never longer than the caller of the current call waits."""
+        """Calls `method` with a deadline of `seconds`, or that of the current call if it is earlier."""
         if self._failures >= _FAILURES_TO_OPEN:
             if time.monotonic() < self._open_until:
-                raise Unavailable(part=self.name)  # refuse at once instead of queueing on what is known to be down
-            # This call is the probe: its success closes the circuit. The others wait for it, a pause at most.
+                raise Unavailable(part=self.name)  # without a wait: the service is known to be unavailable
+            # This call is the probe: its success closes the circuit. Until then other calls are refused.
             self._open_until = time.monotonic() + _OPEN_SECONDS
         call = request_context.current()
         left = call.seconds_left()
@@ -94,11 +94,11 @@ class Target:
         try:
             response = await method(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise self._judged(error) from error
+            raise self._count_failure(error) from error
         self._failures = 0
         return response
 
-    def _judged(self, error: grpc.aio.AioRpcError) -> AppError:
+    def _count_failure(self, error: grpc.aio.AioRpcError) -> AppError:
         refusal = statuses.from_rpc_error(error, self.name)
         if isinstance(refusal, Unavailable):
             _FAILED.labels(self.name).inc()
@@ -114,5 +114,5 @@ class Target:
 
 
 async def close_all(*targets: Target) -> None:
-    """Closes channels at shutdown."""
+    """Closes the channels of `targets`."""
     await asyncio.gather(*(target.close() for target in targets))

@@ -1,4 +1,4 @@
-"""The service's own database: the engine, its transactions, and what its errors mean."""
+"""The service's own database: engine, transactions, migrations, names of violated constraints."""
 
 import asyncio
 import uuid
@@ -28,7 +28,7 @@ _POOL_SECONDS = 3
 
 
 class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
-    """What the mapped classes of all services have in common."""
+    """The base of all mapped classes."""
 
     type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads it from the class
         int: BigInteger,
@@ -39,13 +39,13 @@ class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
 
 
 class _Statements(Collector):
-    """How many statements this process has sent: plain integers, which are read when somebody asks."""
+    """Counts the statements of this process in plain integers, which are read when metrics are scraped."""
 
     for_calls = in_background = 0
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        said = "SQL statements sent to the database, BEGIN, COMMIT and ROLLBACK among them."
-        family = CounterMetricFamily("stampede_sql_statements", said, labels=["cause"])
+        text = "SQL statements sent to the database, including BEGIN, COMMIT and ROLLBACK."
+        family = CounterMetricFamily("stampede_sql_statements", text, labels=["cause"])
         family.add_metric(["call"], self.for_calls)
         family.add_metric(["background"], self.in_background)
         yield family
@@ -57,7 +57,7 @@ REGISTRY.register(_statements)
 
 
 class _Counted(AsyncCursor[Any]):
-    """A cursor that counts what it sends. SQLAlchemy's events could do that too, at ten times the cost."""
+    """A cursor that counts its statements, at a tenth of the cost of SQLAlchemy's events."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Coroutine[Any, Any, Self]:
         self._count(1)
@@ -70,7 +70,7 @@ class _Counted(AsyncCursor[Any]):
     def _count(self, statements: int) -> None:
         connection = self.connection
         if connection.pgconn.transaction_status == _IDLE and not connection.autocommit:
-            statements += 2  # psycopg sends BEGIN first, and what begins must end
+            statements += 2  # psycopg sends BEGIN first, and COMMIT or ROLLBACK at the end
         if request_context.is_answering():
             _statements.for_calls += statements
         else:
@@ -78,9 +78,9 @@ class _Counted(AsyncCursor[Any]):
 
 
 def connect(url: str, *, pool_size: int) -> tuple[AsyncEngine, Database]:
-    """The engine, to be disposed of at shutdown, and its transactions. Connects when first used.
+    """Returns the engine, to be disposed of at shutdown, and its transactions. Connects at the first use.
 
-    At most `pool_size` connections; a transaction that finds none free for three seconds fails as `Unavailable`.
+    At most `pool_size` connections. A transaction that gets none within three seconds fails as `Unavailable`.
     """
     engine = create_async_engine(
         url,
@@ -94,28 +94,28 @@ def connect(url: str, *, pool_size: int) -> tuple[AsyncEngine, Database]:
 
 
 async def run_autocommit(db: Database, statement: Executable, arguments: Mapping[str, object]) -> Sequence[Row[Any]]:
-    """Runs one statement that is a transaction by itself: without BEGIN and COMMIT, a third of the round trips."""
+    """Runs one statement as a transaction: without BEGIN and COMMIT, in a third of the round trips."""
     engine: AsyncEngine = db.kw["bind"]
     async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         return (await connection.execute(statement, arguments)).all()
 
 
 async def ping(db: Database) -> None:
-    """Raises unless the database answers."""
+    """Raises if the database does not answer."""
     async with db() as tx:
         await tx.execute(text("SELECT 1"))
 
 
 def violated_constraint(error: IntegrityError) -> str:
-    """The name of the constraint that refused the write. Compare names, never message texts."""
+    """Returns the name of the constraint that refused the write. Compare names, never message texts."""
     name: str | None = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
     return name or ""
 
 
 async def migrate(service: str, url: str) -> None:
-    """Brings the service's database up to date. Replicas that start together queue; all but the first find it done."""
+    """Migrates the service's database. Replicas that start together queue; the first one does the work."""
     import alembic.command
-    import alembic.config  # a tenth of a second that only migrating needs
+    import alembic.config  # here, because it takes a tenth of a second and only migrating needs it
 
     here = Path(__file__).parent
     config = alembic.config.Config()
@@ -127,10 +127,10 @@ async def migrate(service: str, url: str) -> None:
 
 
 def etag(version: int) -> str:
-    """The etag of a resource's `version`, quoted as RFC 9110 wants it."""
+    """Returns the etag of a resource's `version`, quoted as RFC 9110 requires."""
     return f'"{version}"'
 
 
 def parse_uuids(texts: list[str]) -> list[uuid.UUID]:
-    """Ids that the contract's rules have already found well formed."""
+    """Parses ids that the contract's rules have validated."""
     return [uuid.UUID(text) for text in texts]

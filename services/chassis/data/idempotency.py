@@ -1,4 +1,4 @@
-"""Repeats of a mutation: recognised by the client's request id, in the mutation's own transaction."""
+"""Idempotency: a repeated mutation is recognised by its request id, in the transaction of the mutation."""
 
 import uuid
 from datetime import datetime
@@ -15,7 +15,7 @@ from services.chassis.request_context import RequestKey
 
 
 class Request(Base):
-    """A mutation that was carried out under a client's request id. Kept for at least a day."""
+    """A mutation that committed under a client's request id."""
 
     __tablename__ = "requests"
 
@@ -46,10 +46,10 @@ CLEANUP = delete_old_rows("requests", keep="2 days")
 
 
 async def find_repeat(tx: AsyncSession, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
-    """None for a first request, which from now on stands for `resource_id`; for a repeat, the first one's resource.
+    """Returns the resource that the first request under `key` made, or None if this is the first one.
 
-    A repeat that runs at the same time waits here until the first has committed. Raises `RequestIdReused` where
-    the content differs.
+    A first request is recorded with `resource_id`, and commits with `tx`. A concurrent repeat waits here until the
+    first one has committed. Raises `RequestIdReused` if the content differs.
     """
     if key is None:
         return None

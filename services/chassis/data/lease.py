@@ -1,8 +1,8 @@
-"""Leadership: of several processes of a service, one does the work that one is enough for.
+"""Leases: one process of a service, the leader, does a job that one process is enough for.
 
-A row in the service's own database says who leads, and until when by the database's clock. The leader renews it every
-second; one that is killed, paused or cut off stops to, and another takes over when its time is up. A session's advisory
-lock would not do: it outlives a leader that is paused.
+A row in the service's database holds the leader's name and the end of its lease by the database's clock. The leader
+renews the lease every second. One that is killed, paused or disconnected does not, and after three seconds another
+process takes over. An advisory lock would not do: the session of a paused leader keeps it.
 
 Each takeover raises `term`. Nobody can stop a leader that is paused between its last look at the clock and its next
 write. So what it writes elsewhere must carry the term, and be refused where a later term is known.
@@ -29,11 +29,11 @@ log = structlog.get_logger()
 LASTS_SECONDS = 3.0
 _RENEW_SECONDS = 1.0
 _RELEASE_SECONDS = 1.0
-_LEADER = Gauge("stampede_leader", "1 where this process leads.", ["name"])
+_LEADER = Gauge("stampede_leader", "1 if this process holds the lease.", ["name"])
 
 
 class LeaseRow(Base):
-    """Who leads the work called `name`."""
+    """The lease of the job called `name`."""
 
     __tablename__ = "leases"
 
@@ -52,7 +52,7 @@ CREATE TABLE leases (
 ) WITH (fillfactor = 50);
 """
 
-# Those who do not lead only read: a row that all of them tried to write would be locked once a second by each.
+# The other processes only read: writing would lock the row once a second for each of them.
 _LOOK = text("""
     SELECT term, extract(epoch FROM expire_time - clock_timestamp())::double precision AS seconds_left
     FROM leases WHERE name = :name
@@ -72,12 +72,12 @@ _RELEASE = text("""
 
 
 class Lease:
-    """The lease called `name`, as one process sees it."""
+    """The lease called `name` in one process."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.holder = f"{socket.gethostname()}/{os.getpid()}/{ids.new()}"
-        """For people to read, and unlike that of any other process, before or after."""
+        """Readable, and different from that of every other process, earlier or later."""
         self._seen, self._seen_until = 0, 0.0
 
     def term(self) -> int | None:
@@ -98,7 +98,7 @@ class Lease:
                 term, until, pause = await self._look(db)
             except SQLAlchemyError as error:
                 term, until, pause = None, 0.0, _RENEW_SECONDS
-                log.warning("nobody can say who leads", lease=self.name, cause=repr(error)[:200])
+                log.warning("the lease cannot be read", lease=self.name, cause=repr(error)[:200])
             if term is not None:
                 await self._work(db, term, until, work)
             await asyncio.sleep(pause)
@@ -167,4 +167,4 @@ class Lease:
         releasing = asyncio.create_task(run_autocommit(db, _RELEASE, arguments))
         await asyncio.wait([releasing], timeout=_RELEASE_SECONDS)
         if not releasing.done() or releasing.exception():
-            releasing.cancel()  # then it runs out
+            releasing.cancel()  # then it expires

@@ -1,4 +1,4 @@
-"""Dead letters: events that a consumer of this service gave up. They wait where an operator finds them.
+"""Dead letters: events that a consumer of this service gave up, kept for an operator.
 
 `python -m services.<service> dead-letters list | show | replay | drop`.
 """
@@ -23,14 +23,14 @@ from services.chassis.events.subscriber import Consumer
 from services.chassis.settings import ServiceSettings
 
 _WAITING = Gauge("stampede_dead_letters", "Dead letters that wait for an operator.", ["consumer"])
-_COUNT_SECONDS = 15.0
+_MEASURE_SECONDS = 15.0
 _SHOWN_BYTES = 4000
-_LISTED_MOST = 1000
+_LISTED_MAX = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Letter:
-    """An event that was given up."""
+class DeadLetter:
+    """An event that a consumer gave up."""
 
     sequence: int
     """Its number in the stream of dead letters."""
@@ -43,20 +43,20 @@ class Letter:
     payload: bytes
 
 
-async def count(jetstream: JetStreamContext, consumers: Sequence[Consumer]) -> None:
-    """Keeps the gauge of what waits, until cancelled."""
+async def measure(jetstream: JetStreamContext, consumers: Sequence[Consumer]) -> None:
+    """Updates the gauge of waiting letters, until cancelled."""
     while True:
         try:
             for consumer in consumers:
                 info = await jetstream.stream_info(subscriber.DEAD_LETTERS, subjects_filter=f"dead.{consumer.name}.>")
                 _WAITING.labels(consumer.name).set(sum((info.state.subjects or {}).values()))
         except (nats.errors.Error, TimeoutError):
-            pass  # the gauge keeps what it said last; others report that NATS is away
-        await asyncio.sleep(_COUNT_SECONDS)
+            pass  # the gauge keeps its value; others report that NATS is unavailable
+        await asyncio.sleep(_MEASURE_SECONDS)
 
 
-async def waiting(jetstream: JetStreamContext, consumers: Sequence[Consumer]) -> AsyncIterator[Letter]:
-    """The letters of these consumers, oldest first for each."""
+async def list_letters(jetstream: JetStreamContext, consumers: Sequence[Consumer]) -> AsyncIterator[DeadLetter]:
+    """Yields the letters of these consumers, oldest first for each."""
     for consumer in consumers:
         sequence = 1
         while True:
@@ -71,21 +71,23 @@ async def waiting(jetstream: JetStreamContext, consumers: Sequence[Consumer]) ->
             sequence = letter.sequence + 1
 
 
-async def find(jetstream: JetStreamContext, consumers: Sequence[Consumer], sequence: int) -> Letter | None:
-    """The letter of that number, if it is one of these consumers'."""
+async def find_letter(
+    jetstream: JetStreamContext, consumers: Sequence[Consumer], sequence: int
+) -> tuple[DeadLetter, Consumer] | None:
+    """Returns the letter of that number and its consumer; None if it belongs to none of `consumers`."""
     try:
         found = await jetstream.get_msg(subscriber.DEAD_LETTERS, sequence)
     except NotFoundError:
         return None
     owner = next((c for c in consumers if str(found.subject).startswith(f"dead.{c.name}.")), None)
-    return _letter(found, owner) if owner else None
+    return (_letter(found, owner), owner) if owner else None
 
 
-def _letter(found: Any, consumer: Consumer) -> Letter:
+def _letter(found: Any, consumer: Consumer) -> DeadLetter:
     headers: Mapping[str, str] = found.headers or {}
-    # Letters of an older version have the event's own id, and say nothing of attempts and cause.
+    # Letters of an older version carry the event's own id as message id, and neither attempts nor cause.
     event_id = headers.get(subscriber.EVENT_ID) or headers["Nats-Msg-Id"]
-    return Letter(
+    return DeadLetter(
         sequence=found.seq, time=str(found.time or ""), consumer=consumer.name,
         subject=str(found.subject).removeprefix(f"dead.{consumer.name}."), event_id=uuid.UUID(event_id),
         attempts=headers.get(subscriber.ATTEMPTS, "?"),
@@ -96,26 +98,28 @@ def _letter(found: Any, consumer: Consumer) -> Letter:
 # The command
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """What `dead-letters` may be told."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the actions of `dead-letters`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
-    actions.add_parser("list", help="show which wait, and why")
-    actions.add_parser("show", help="show one, with its payload").add_argument("sequence", nargs=1, type=int)
-    replay = actions.add_parser("replay", help="carry events out again, and remove those that succeed")
+    actions.add_parser("list", help="list those that wait, with their causes")
+    actions.add_parser("show", help="show one with its payload").add_argument("sequence", nargs=1, type=int)
+    replay = actions.add_parser("replay", help="act on events again, and remove those that succeed")
     replay.add_argument("sequence", nargs="*", type=int)
     replay.add_argument("--all", action="store_true", help="all that wait, oldest first")
-    actions.add_parser("drop", help="remove events that nobody needs").add_argument("sequence", nargs="+", type=int)
+    actions.add_parser("drop", help="remove events without acting on them").add_argument(
+        "sequence", nargs="+", type=int
+    )
 
 
-async def command(config: ServiceSettings, options: argparse.Namespace, consumers: subscriber.Consumers) -> int:
-    """Carries the command out; returns 1 where something is left to be done."""
+async def run_command(config: ServiceSettings, options: argparse.Namespace, consumers: subscriber.Consumers) -> int:
+    """Runs the command; returns the exit code, which is 1 if something is left to be done."""
     engine, db = databases.connect(config.database_url.get_secret_value(), pool_size=1)
     try:
         connection = await nats.connect(
-            config.nats_url.get_secret_value(), max_reconnect_attempts=1, reconnect_time_wait=0.2, error_cb=_quiet
+            config.nats_url.get_secret_value(), max_reconnect_attempts=1, reconnect_time_wait=0.2, error_cb=_ignore
         )
     except (OSError, TimeoutError, nats.errors.Error) as error:
-        _tell(f"NATS does not answer ({type(error).__name__}). Start it, or check NATS_URL.")
+        _print(f"NATS does not answer ({type(error).__name__}). Start it, or check NATS_URL.")
         return 1
     try:
         return await _act(connection.jetstream(), consumers(db), options)
@@ -128,69 +132,68 @@ async def _act(jetstream: JetStreamContext, consumers: Sequence[Consumer], optio
     if options.action == "list":
         return await _list(jetstream, consumers)
     if options.action == "replay" and options.all == bool(options.sequence):
-        _tell("replay what? Give the numbers that `list` shows, or --all.")
+        _print("replay needs either numbers that `list` shows, or --all.")
         return 1
     numbers = options.sequence
     if options.action == "replay" and options.all:
-        numbers = sorted([letter.sequence async for letter in waiting(jetstream, consumers)])
+        numbers = sorted([letter.sequence async for letter in list_letters(jetstream, consumers)])
     failed = 0
     for number in numbers:
-        letter = await find(jetstream, consumers, number)
-        if letter is None:
-            _tell(f"{number}: this service has no such letter. `list` shows those that wait.")
+        found = await find_letter(jetstream, consumers, number)
+        if found is None:
+            _print(f"{number}: this service has no such letter. `list` shows those that wait.")
             failed = 1
         elif options.action == "show":
-            _show(letter)
+            _show(found[0])
         elif options.action == "replay":
-            failed |= await _replay(jetstream, consumers, letter)
+            failed |= await _replay(jetstream, *found)
         else:
             await jetstream.delete_msg(subscriber.DEAD_LETTERS, number)
-            _tell(f"{number}: dropped")
+            _print(f"{number}: dropped")
     return failed
 
 
 async def _list(jetstream: JetStreamContext, consumers: Sequence[Consumer]) -> int:
     listed = 0
-    async for letter in waiting(jetstream, consumers):
-        if listed == _LISTED_MOST:
-            _tell(f"and more than these {listed}")
+    async for letter in list_letters(jetstream, consumers):
+        if listed == _LISTED_MAX:
+            _print(f"and more than these {listed}")
             break
         listed += 1
-        _tell(
+        _print(
             f"{letter.sequence}\t{letter.time}\t{letter.consumer}\t{letter.subject}\t{letter.attempts} attempts\t"
             f"{letter.cause}\t{len(letter.payload)} bytes"
         )
     if not listed:
-        _tell("no dead letters")
+        _print("no dead letters")
     return 0
 
 
-def _show(letter: Letter) -> None:
-    _tell(
+def _show(letter: DeadLetter) -> None:
+    _print(
         f"sequence  {letter.sequence}\ntime      {letter.time}\nconsumer  {letter.consumer}\n"
         f"subject   {letter.subject}\nevent id  {letter.event_id}\nattempts  {letter.attempts}\n"
         f"cause     {letter.cause}\npayload   {letter.payload[:_SHOWN_BYTES]!r}"
     )
 
 
-async def _replay(jetstream: JetStreamContext, consumers: Sequence[Consumer], letter: Letter) -> int:
-    consumer = next(c for c in consumers if c.name == letter.consumer)
+async def _replay(jetstream: JetStreamContext, letter: DeadLetter, consumer: Consumer) -> int:
     try:
         is_new = await consumer.act_once({letter.event_id: letter.payload})
     except Exception as error:
-        _tell(
+        _print(
             f"{letter.sequence}: failed again, {subscriber.cause_of(error)}. It stays. "
-            "Mend the cause and replay it, or drop it if nobody needs it."
+            "Fix the cause and replay it, or drop it if nobody needs it."
         )
         return 1
     await jetstream.delete_msg(subscriber.DEAD_LETTERS, letter.sequence)
-    _tell(f"{letter.sequence}: {'carried out' if is_new else 'was carried out before'}, removed")
+    _print(f"{letter.sequence}: {'succeeded' if is_new else 'had succeeded before'}, removed")
     return 0
 
 
-async def _quiet(_: Exception) -> None:
-    """What fails is told once, by whoever asked for it."""
+async def _ignore(_: Exception) -> None:
+    """The caller reports the error; nats-py would log it as well."""
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(line + os.linesep)

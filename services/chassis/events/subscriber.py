@@ -1,4 +1,4 @@
-"""Events between services: NATS JetStream streams, and consumers that act on each event once."""
+"""Consumers of other services' events: durable readers of JetStream that act on each event once."""
 
 import asyncio
 import traceback
@@ -26,28 +26,28 @@ from services.chassis.server import statuses
 
 log = structlog.get_logger()
 
-_CONSUMED = Counter("stampede_events_consumed_total", "Events acted on.", ["consumer"])
-_DEAD = Counter("stampede_events_dead_total", "Events given up after the last attempt.", ["subject"])
+_CONSUMED = Counter("stampede_events_consumed_total", "Events that a consumer acted on.", ["consumer"])
+_DEAD = Counter("stampede_events_dead_total", "Events that became dead letters.", ["subject"])
 _WEEK_SECONDS = 7 * 24 * 3600
 _DUPLICATE_SECONDS = 120
 _FETCH_MAX = 100
 _FETCH_SECONDS = 5.0
-# Also how late an event comes whose consumer died with it.
+# Also the delay of an event whose consumer died before it acknowledged it.
 _ACK_SECONDS = 10
 _ATTEMPTS_MAX = 10
 _RETRY_SECONDS = 2.0
-# A connection that fell silent is given up after three of these; by default after six minutes.
+# The client reconnects after three pings without an answer; with its default interval that takes six minutes.
 _PING_SECONDS = 5
 DEAD_LETTERS = "DEAD_LETTERS"
 EVENT_ID, ATTEMPTS, CAUSE = "Stampede-Event-Id", "Stampede-Attempts", "Stampede-Cause"
 """Headers of a dead letter."""
 
 Act = Callable[[AsyncSession, Sequence[bytes]], Awaitable[None]]
-"""Acts on events: (transaction, payloads in order). What it writes commits together with the events' ids."""
+"""Acts on payloads in order, in a transaction that commits together with the events' ids."""
 
 
 class SeenEvent(Base):
-    """An event that was acted on. Kept for longer than JetStream keeps events."""
+    """An event that a consumer acted on. Kept for longer than JetStream keeps events."""
 
     __tablename__ = "seen_events"
 
@@ -72,7 +72,7 @@ CLEANUP = delete_old_rows("seen_events", keep="8 days")
 
 
 async def connect(url: str, service: str) -> Any:
-    """A connection to NATS. Waits for as long as it takes; afterwards it reconnects by itself."""
+    """Connects to NATS, however long that takes. The connection reconnects by itself."""
     while True:
         try:
             return await nats.connect(
@@ -80,7 +80,7 @@ async def connect(url: str, service: str) -> Any:
                 ping_interval=_PING_SECONDS,
             )  # fmt: skip
         except (OSError, TimeoutError, nats.errors.Error) as error:
-            log.warning("NATS is away", cause=repr(error)[:200])
+            log.warning("NATS is unavailable", cause=repr(error)[:200])
             await asyncio.sleep(1)
 
 
@@ -88,8 +88,8 @@ async def _log_error(error: Exception) -> None:
     log.warning("NATS connection", cause=repr(error)[:200])
 
 
-async def declare_stream(jetstream: JetStreamContext, service: str) -> None:
-    """Sees to it that the stream of the service's own events exists: subjects `stampede.<service>.>`."""
+async def declare_streams(jetstream: JetStreamContext, service: str) -> None:
+    """Creates or updates the stream of the service's own events, `stampede.<service>.>`, and that of dead letters."""
     config = StreamConfig(
         name=service.upper(),
         subjects=[f"stampede.{service}.>"],
@@ -102,13 +102,13 @@ async def declare_stream(jetstream: JetStreamContext, service: str) -> None:
         try:
             await jetstream.add_stream(wanted)
         except nats.js.errors.BadRequestError:
-            await jetstream.update_stream(wanted)  # it exists, perhaps from a version with other limits
+            await jetstream.update_stream(wanted)  # it exists, perhaps with the limits of another version
 
 
 class Consumer:
-    """Acts on the events of another service, each once, in the order they were told unless one has to be repeated.
+    """Acts on each event of another service once, in the order of publication unless one has to be retried.
 
-    `name` is the durable consumer's; replicas that share it share the work.
+    `name` is that of the durable consumer; replicas with the same name share the work.
     """
 
     def __init__(self, name: str, *, stream: str, subject: str, db: Database, act: Act) -> None:
@@ -119,7 +119,7 @@ class Consumer:
         """Runs until cancelled."""
         while True:
             try:
-                # Bound by name: the stream belongs to another service, which may not have made it yet.
+                # Bound by name: the stream belongs to another service, which may not have created it yet.
                 config = ConsumerConfig(
                     durable_name=self.name, filter_subject=self._subject, ack_wait=_ACK_SECONDS,
                     max_ack_pending=1000, max_deliver=-1,
@@ -137,45 +137,45 @@ class Consumer:
         try:
             messages = await inbox.fetch(_FETCH_MAX, timeout=_FETCH_SECONDS)
         except (nats.errors.TimeoutError, TimeoutError):
-            return  # nothing new
+            return  # no events
         try:
-            await self._take(messages)
+            await self._act_on(messages)
         except Exception as error:
             if len(messages) == 1:
-                await self._failed(messages[0], error, jetstream)
+                await self._handle_failure(messages[0], error, jetstream)
                 return
-            # One event that cannot be acted on must not hold its neighbours up: each gets a try of its own.
+            # One bad event must not delay the others: act on each alone.
             for message in messages:
                 try:
-                    await self._take([message])
+                    await self._act_on([message])
                 except Exception as failure:
-                    await self._failed(message, failure, jetstream)
+                    await self._handle_failure(message, failure, jetstream)
 
-    async def _take(self, messages: Sequence[Msg]) -> None:
+    async def _act_on(self, messages: Sequence[Msg]) -> None:
         await self.act_once({_id_of(message): message.data for message in messages})
         for message in messages:
             await message.ack()
         _CONSUMED.labels(self.name).inc(len(messages))
 
     async def act_once(self, payloads: Mapping[uuid.UUID, bytes]) -> bool:
-        """Acts on those events that were not acted on yet, if any: returns whether. Raises what acting raises."""
+        """Acts on those events that were not acted on yet; returns whether there were any. Raises what `act` raises."""
         async with self._db.begin() as tx:
             fresh = set(await tx.scalars(_SEE, {"ids": list(payloads)}))
             if fresh:
                 await self._act(tx, [payload for event_id, payload in payloads.items() if event_id in fresh])
         return bool(fresh)
 
-    async def _failed(self, message: Msg, error: Exception, jetstream: JetStreamContext) -> None:
+    async def _handle_failure(self, message: Msg, error: Exception, jetstream: JetStreamContext) -> None:
         attempt = message.metadata.num_delivered
-        log.warning("an event failed", subject=message.subject, attempt=attempt, cause=repr(error)[:300])
-        # An event is not poison because the database is away: that lasts as long as it lasts.
+        log.warning("event failed", subject=message.subject, attempt=attempt, cause=repr(error)[:300])
+        # An unavailable database makes no event a dead letter, however long that lasts.
         if attempt < _ATTEMPTS_MAX or isinstance(statuses.as_app_error(error), Unavailable):
             await message.nak(delay=_RETRY_SECONDS)
             return
-        # A poison message must not block those behind it: it waits where an operator finds it.
+        # A poison event must not block those behind it: it becomes a dead letter, for an operator.
         event_id = str(_id_of(message))
         headers = {
-            # Several consumers may give the same event up.
+            # Several consumers may have a dead letter of the same event.
             "Nats-Msg-Id": f"{self.name}/{event_id}",
             EVENT_ID: event_id, ATTEMPTS: str(attempt), CAUSE: cause_of(error),
         }  # fmt: skip
@@ -185,7 +185,7 @@ class Consumer:
 
 
 Consumers = Callable[[Database], Sequence[Consumer]]
-"""Makes the consumers of a service."""
+"""Returns the consumers of a service."""
 
 
 def _id_of(message: Msg) -> uuid.UUID:
@@ -193,7 +193,7 @@ def _id_of(message: Msg) -> uuid.UUID:
 
 
 def cause_of(error: BaseException) -> str:
-    """What kind of error, and where it was raised. Not what it says: that may hold what only the database should."""
+    """Returns the kind of `error` and its place in the code. Its text is left out: it may contain personal data."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/services/" in frame.filename] or frames
     where = f" in {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""

@@ -1,4 +1,4 @@
-"""A service whose calls last until a line arrives for each on standard input. Run by test_process.py."""
+"""A service whose calls each last until a line arrives on standard input. Started by test_process.py."""
 
 import asyncio
 import sys
@@ -16,7 +16,7 @@ class Slow(CatalogServiceServicer):
 
     async def GetProduct(self, request: Any, context: Any) -> Any:  # type: ignore[override]
         print("entered", flush=True)
-        async with self._one:  # two threads that read at once take each other's lines
+        async with self._one:  # two threads that read would take each other's lines
             line = await asyncio.to_thread(sys.stdin.readline)
         return pb.Product(id=request.product_id, name=line.strip())
 

@@ -74,7 +74,7 @@ class Replica:
 async def replica(db: Database, broker: Broker, *, seconds: float = NEVER) -> AsyncIterator[Replica]:
     connection = await subscriber.connect(broker.url, "orders")
     jetstream = connection.jetstream()
-    await subscriber.declare_stream(jetstream, "orders")
+    await subscriber.declare_streams(jetstream, "orders")
     replica = Replica(db, connection, seconds=seconds)
     works = (
         replica.watch.run(),

@@ -1,4 +1,4 @@
-"""Dead letters: what is given up can be found, and carried out once its cause is gone."""
+"""Dead letters: an operator can list, replay and drop them."""
 
 import argparse
 import asyncio
@@ -26,8 +26,8 @@ from tests.support.waiting import until
 ROOT = Path(__file__).parents[3]
 
 
-class Desk:
-    """A service with one consumer, and its operators."""
+class Operator:
+    """A service with one consumer, and the command for its dead letters."""
 
     def __init__(self, infra: Infra, db: Database, jetstream: JetStreamContext, service: str) -> None:
         self.jetstream, self.service, self.db = jetstream, service, db
@@ -69,134 +69,140 @@ class Desk:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def waiting(self) -> list[dead_letters.Letter]:
-        return [letter async for letter in dead_letters.waiting(self.jetstream, self.consumers)]
+    async def waiting(self) -> list[dead_letters.DeadLetter]:
+        return [letter async for letter in dead_letters.list_letters(self.jetstream, self.consumers)]
 
-    async def operate(self, *words: str) -> int:
+    async def run(self, *words: str) -> int:
         parser = argparse.ArgumentParser()
-        dead_letters.arguments(parser)
-        return await dead_letters.command(self._config, parser.parse_args(words), lambda _: self.consumers)
+        dead_letters.add_arguments(parser)
+        return await dead_letters.run_command(self._config, parser.parse_args(words), lambda _: self.consumers)
 
 
 @pytest.fixture
-async def desk(
+async def operator(
     infra: Infra, db: Database, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch
-) -> Desk:
+) -> Operator:
     monkeypatch.setattr(subscriber, "_ATTEMPTS_MAX", 2)
     monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
-    await subscriber.declare_stream(jetstream, service)
-    return Desk(infra, db, jetstream, service)
+    await subscriber.declare_streams(jetstream, service)
+    return Operator(infra, db, jetstream, service)
 
 
-async def test_what_is_given_up_is_listed_with_its_cause_and_without_its_secrets(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
-) -> None:
-    desk.poison = {2}
-    await desk.publish(1, 2, 3)
-    await desk.consume(letters=1, done=2)
-    letter = (await desk.waiting())[0]
+async def test_list_shows_the_cause_but_no_secrets(operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
+    operator.poison = {2}
+    await operator.publish(1, 2, 3)
+    await operator.consume(letters=1, done=2)
+    letter = (await operator.waiting())[0]
     capsys.readouterr()  # the consumer's log
 
-    assert await desk.operate("list") == 0
+    assert await operator.run("list") == 0
     listed = capsys.readouterr().out.strip().split("\t")
     assert listed[0] == str(letter.sequence)
-    assert listed[2:5] == [f"{desk.service}-reader", f"stampede.{desk.service}.thing.happened", "2 attempts"]
+    assert listed[2:5] == [f"{operator.service}-reader", f"stampede.{operator.service}.thing.happened", "2 attempts"]
     assert listed[5].startswith("ValueError in ")
 
-    assert await desk.operate("show", str(letter.sequence)) == 0
+    assert await operator.run("show", str(letter.sequence)) == 0
     shown = capsys.readouterr().out
     assert str(letter.event_id) in shown
     assert "secret" not in shown
 
 
-async def test_a_letter_is_carried_out_once_its_cause_is_gone(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    desk.poison = {2}
-    await desk.publish(1, 2)
-    await desk.consume(letters=1, done=1)
-    number = str((await desk.waiting())[0].sequence)
+async def test_replay_succeeds_after_the_cause_is_fixed(operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
+    operator.poison = {2}
+    await operator.publish(1, 2)
+    await operator.consume(letters=1, done=1)
+    number = str((await operator.waiting())[0].sequence)
 
-    assert await desk.operate("replay", number) == 1
+    assert await operator.run("replay", number) == 1
     assert "failed again, ValueError" in capsys.readouterr().out
-    assert [str(letter.sequence) for letter in await desk.waiting()] == [number]
+    assert [str(letter.sequence) for letter in await operator.waiting()] == [number]
 
-    desk.poison = set()
-    assert await desk.operate("replay", number) == 0
-    assert desk.done == [1, 2]
-    assert await desk.operate("replay", number) == 1
+    operator.poison = set()
+    assert await operator.run("replay", number) == 0
+    assert operator.done == [1, 2]
+    assert await operator.run("replay", number) == 1
     assert "no such letter" in capsys.readouterr().out
-    assert desk.done == [1, 2]
+    assert operator.done == [1, 2]
 
 
-async def test_a_replay_that_died_before_it_could_remove_the_letter_is_repeated_without_effect(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
+async def test_replay_of_an_event_already_acted_on_only_removes_it(
+    operator: Operator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    desk.poison = {1}
-    await desk.publish(1)
-    await desk.consume(letters=1, done=0)
-    desk.poison = set()
-    letter = (await desk.waiting())[0]
-    await desk.consumers[0].act_once({letter.event_id: letter.payload})
+    """An earlier replay died before it removed the letter."""
+    operator.poison = {1}
+    await operator.publish(1)
+    await operator.consume(letters=1, done=0)
+    operator.poison = set()
+    letter = (await operator.waiting())[0]
+    await operator.consumers[0].act_once({letter.event_id: letter.payload})
 
-    assert await desk.operate("replay", "--all") == 0
-    assert "carried out before" in capsys.readouterr().out
-    assert desk.done == [1]
-    assert await desk.waiting() == []
-
-
-async def test_one_that_fails_again_holds_the_others_up_no_more(desk: Desk) -> None:
-    desk.poison = {1, 2, 3}
-    await desk.publish(1, 2, 3)
-    await desk.consume(letters=3, done=0)
-    desk.poison = {2}
-    assert await desk.operate("replay", "--all") == 1
-    assert desk.done == [1, 3]
-    assert [number_of(letter.payload) for letter in await desk.waiting()] == [2]
+    assert await operator.run("replay", "--all") == 0
+    assert "had succeeded before" in capsys.readouterr().out
+    assert operator.done == [1]
+    assert await operator.waiting() == []
 
 
-async def test_an_event_that_two_consumers_give_up_is_two_letters(desk: Desk) -> None:
-    desk.poison = {1}
-    desk.consumers.append(desk.consumer("writer"))
-    await desk.publish(1)
-    await desk.consume(letters=2, done=0)
-    assert {letter.consumer for letter in await desk.waiting()} == {f"{desk.service}-reader", f"{desk.service}-writer"}
+async def test_replay_that_fails_again_delays_no_other(operator: Operator) -> None:
+    operator.poison = {1, 2, 3}
+    await operator.publish(1, 2, 3)
+    await operator.consume(letters=3, done=0)
+    operator.poison = {2}
+    assert await operator.run("replay", "--all") == 1
+    assert operator.done == [1, 3]
+    assert [number_of(letter.payload) for letter in await operator.waiting()] == [2]
 
 
-async def test_letters_of_other_services_are_none_of_ours(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    desk.poison = {1}
-    await desk.publish(1)
-    await desk.consume(letters=1, done=0)
-    number = str((await desk.waiting())[0].sequence)
-    theirs, desk.consumers = desk.consumers, [desk.consumer("reader2")]
-    assert await desk.operate("list") == 0
+async def test_event_of_two_consumers_becomes_two_letters(operator: Operator) -> None:
+    operator.poison = {1}
+    operator.consumers.append(operator.consumer("writer"))
+    await operator.publish(1)
+    await operator.consume(letters=2, done=0)
+    assert {letter.consumer for letter in await operator.waiting()} == {
+        f"{operator.service}-reader",
+        f"{operator.service}-writer",
+    }
+
+
+async def test_letters_of_other_services_are_not_touched(
+    operator: Operator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator.poison = {1}
+    await operator.publish(1)
+    await operator.consume(letters=1, done=0)
+    number = str((await operator.waiting())[0].sequence)
+    theirs, operator.consumers = operator.consumers, [operator.consumer("reader2")]
+    assert await operator.run("list") == 0
     assert "no dead letters" in capsys.readouterr().out
-    assert await desk.operate("drop", number) == 1
-    desk.consumers = theirs
-    assert await desk.operate("drop", number) == 0
-    assert await desk.waiting() == []
-    assert desk.done == []
+    assert await operator.run("drop", number) == 1
+    operator.consumers = theirs
+    assert await operator.run("drop", number) == 0
+    assert await operator.waiting() == []
+    assert operator.done == []
 
 
-async def test_a_gauge_says_how_many_wait(desk: Desk) -> None:
-    desk.poison = {1, 2}
-    await desk.publish(1, 2)
-    await desk.consume(letters=2, done=0)
-    counting = asyncio.create_task(dead_letters.count(desk.jetstream, desk.consumers))
+async def test_gauge_counts_waiting_letters(operator: Operator) -> None:
+    operator.poison = {1, 2}
+    await operator.publish(1, 2)
+    await operator.consume(letters=2, done=0)
+    measuring = asyncio.create_task(dead_letters.measure(operator.jetstream, operator.consumers))
 
-    async def counted() -> bool:
-        return REGISTRY.get_sample_value("stampede_dead_letters", {"consumer": f"{desk.service}-reader"}) == 2
+    async def measured() -> bool:
+        return REGISTRY.get_sample_value("stampede_dead_letters", {"consumer": f"{operator.service}-reader"}) == 2
 
-    await until(counted)
-    counting.cancel()
-    await asyncio.gather(counting, return_exceptions=True)
-
-
-async def test_who_says_not_which_to_replay_is_told_what_to_do(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await desk.operate("replay") == 1
-    assert "or --all" in capsys.readouterr().out
+    await until(measured)
+    measuring.cancel()
+    await asyncio.gather(measuring, return_exceptions=True)
 
 
-def test_a_command_runs_with_the_settings_of_the_local_mesh(tmp_path: Path) -> None:
-    """NATS is not up there, and the command says what to do."""
+async def test_replay_without_numbers_explains_its_arguments(
+    operator: Operator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await operator.run("replay") == 1
+    assert "--all" in capsys.readouterr().out
+
+
+def test_command_runs_with_the_settings_of_the_local_mesh(tmp_path: Path) -> None:
+    """NATS does not run there, and the command prints what to do."""
     environment = {**os.environ, "STAMPEDE_HOME": str(tmp_path), "STAMPEDE_PORT": "19870"}
     command = [sys.executable, "-m", "deploy.local", "service", "orders", "dead-letters", "list"]
     done: Any = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)

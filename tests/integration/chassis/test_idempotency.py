@@ -1,4 +1,4 @@
-"""One request id, one effect: also when the repeats come all at once."""
+"""One request id has one effect, also if its repeats are concurrent."""
 
 import asyncio
 import dataclasses
@@ -14,7 +14,7 @@ from services.chassis.errors import RequestIdReused
 from services.chassis.request_context import Call, Caller, RequestKey
 from stampede.catalog.v1.catalog_service_pb2 import CreateProductRequest
 
-AT_ONCE = 15
+CONCURRENT = 15
 KEY = RequestKey(caller="ada", method="/m", request_id=uuid.uuid4(), digest=b"content")
 
 
@@ -23,15 +23,15 @@ async def attempt(db: Database, key: RequestKey | None, resource_id: uuid.UUID) 
         return await idempotency.find_repeat(tx, key, resource_id)
 
 
-async def test_of_many_at_once_one_is_the_first_and_the_rest_find_it(db: Database) -> None:
-    mine = [uuid.uuid4() for _ in range(AT_ONCE)]
+async def test_concurrent_repeats_find_the_first(db: Database) -> None:
+    mine = [uuid.uuid4() for _ in range(CONCURRENT)]
     outcomes = await asyncio.gather(*(attempt(db, KEY, resource_id) for resource_id in mine))
     winners = [resource_id for resource_id, found in zip(mine, outcomes, strict=True) if found is None]
     assert len(winners) == 1
     assert set(outcomes) == {None, winners[0]}
 
 
-async def test_a_first_one_that_fails_leaves_its_place_to_a_repeat(db: Database) -> None:
+async def test_repeat_becomes_the_first_if_the_first_rolls_back(db: Database) -> None:
     async with db() as first:
         assert await idempotency.find_repeat(first, KEY, uuid.uuid4()) is None
         second = asyncio.create_task(attempt(db, KEY, uuid.uuid4()))
@@ -39,7 +39,7 @@ async def test_a_first_one_that_fails_leaves_its_place_to_a_repeat(db: Database)
     assert await second is None
 
 
-async def test_a_repeat_waits_until_the_first_has_committed(db: Database) -> None:
+async def test_repeat_waits_until_the_first_has_committed(db: Database) -> None:
     resource_id = uuid.uuid4()
     async with db() as first:
         assert await idempotency.find_repeat(first, KEY, resource_id) is None
@@ -65,17 +65,17 @@ async def test_other_content_under_the_same_id_is_refused(db: Database) -> None:
 
 
 @pytest.mark.parametrize("other", [{"caller": "bob"}, {"method": "/n"}, {"request_id": uuid.UUID(int=7)}], ids=str)
-async def test_other_callers_and_methods_have_ids_of_their_own(db: Database, other: dict[str, object]) -> None:
+async def test_request_ids_of_callers_and_methods_are_separate(db: Database, other: dict[str, object]) -> None:
     await attempt(db, KEY, uuid.uuid4())
     assert await attempt(db, dataclasses.replace(KEY, **other), uuid.uuid4()) is None  # type: ignore[arg-type]
 
 
-async def test_without_an_id_every_request_is_the_first(db: Database) -> None:
+async def test_request_without_an_id_is_always_the_first(db: Database) -> None:
     assert await attempt(db, None, uuid.uuid4()) is None
     assert await attempt(db, None, uuid.uuid4()) is None
 
 
-def test_a_key_covers_the_caller_the_method_and_all_that_is_asked() -> None:
+def test_key_covers_caller_method_and_content() -> None:
     def key_of(request: CreateProductRequest, user_id: uuid.UUID, method: str = "/m") -> RequestKey | None:
         request_context.enter(Call(method=method, request_id="r", caller=Caller(user_id=user_id)))
         return request_context.request_key(request)

@@ -43,7 +43,7 @@ RelayOnce = Callable[[], Awaitable[int]]
 @pytest.fixture
 async def relay_once(db: Database, broker: Client, jetstream: JetStreamContext, service: str) -> RelayOnce:
     """Relays one batch of the outbox into the stream of `service`, as another process would."""
-    await subscriber.declare_stream(jetstream, service)
+    await subscriber.declare_streams(jetstream, service)
     return lambda: Relay(db).relay_once(broker, jetstream)
 
 
@@ -168,7 +168,7 @@ async def test_nudged_relay_does_not_wait_for_its_pause(
     db: Database, broker: Client, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "_IDLE_SECONDS", 60)
-    await subscriber.declare_stream(jetstream, service)
+    await subscriber.declare_streams(jetstream, service)
     inbox = await jetstream.subscribe(f"stampede.{service}.>")
     relay = Relay(db)
     running = asyncio.create_task(relay.run(broker))
@@ -354,7 +354,7 @@ async def test_killed_relays_lose_and_reorder_nothing(infra: Infra, db: Database
         chaos = Chaos(infra, db, server, service)
         connection = await subscriber.connect(server.url, "consumer")
         jetstream = connection.jetstream()
-        await subscriber.declare_stream(jetstream, service)
+        await subscriber.declare_streams(jetstream, service)
         consumer = Consumer("reader", stream=service, subject=f"stampede.{service}.>", db=db, act=chaos.act)
         consuming = asyncio.create_task(consumer.run(jetstream))
         try:

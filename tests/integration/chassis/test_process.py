@@ -1,4 +1,4 @@
-"""A real process, told to stop in the middle of a call."""
+"""A real process that receives SIGTERM during a call."""
 
 import asyncio
 import contextlib
@@ -27,29 +27,29 @@ PRODUCT = str(uuid.uuid4())
 
 
 class Slow:
-    """The process, a channel to it, and its lines."""
+    """The process, a channel to it, and the lines that it prints."""
 
     def __init__(self, process: asyncio.subprocess.Process, channel: grpc.aio.Channel, http: str) -> None:
         self.process, self.channel, self.http = process, channel, http
         self.catalog: Any = CatalogServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
 
-    async def says(self, word: str) -> None:
+    async def prints(self, word: str) -> None:
         assert self.process.stdout
         while (line := await self.process.stdout.readline()).strip() != word.encode():
-            assert line, f"it ended without saying {word}"
+            assert line, f"it ended without printing {word}"
 
-    async def is_(self, state: int) -> None:
+    async def turns(self, state: int) -> None:
         while (await self.health.read()).status != state:
             pass
 
-    async def takes_no_more_calls(self) -> None:
+    async def refuses_calls(self) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):
             while True:
                 await health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
 
     async def answers(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Status and body over HTTP; status 0 where nobody listens."""
+        """Returns status and body over HTTP; status 0 if nothing listens."""
         method = "GET" if body is None else "POST"
         try:
             async with aiohttp.request(method, f"http://{self.http}{path}", data=body) as reply:
@@ -57,7 +57,7 @@ class Slow:
         except aiohttp.ClientConnectorError:
             return 0, b""
 
-    def goes_on(self, line: str) -> None:
+    def finish(self, line: str) -> None:
         assert self.process.stdin
         self.process.stdin.write(f"{line}\n".encode())
 
@@ -86,53 +86,53 @@ async def slow(infra: Infra) -> AsyncIterator[Slow]:
     await process.wait()
 
 
-async def test_a_call_in_flight_finishes_after_health_has_turned(slow: Slow) -> None:
+async def test_call_in_flight_finishes_after_health_has_turned(slow: Slow) -> None:
     async with asyncio.timeout(20):
-        await slow.is_(SERVING)
+        await slow.turns(SERVING)
         call = asyncio.ensure_future(slow.catalog.GetProduct(pb.GetProductRequest(product_id=PRODUCT), timeout=20))
-        await slow.says("entered")
+        await slow.prints("entered")
         slow.process.send_signal(signal.SIGTERM)
-        await slow.is_(NOT_SERVING)
+        await slow.turns(NOT_SERVING)
         slow.health.cancel()
-        await slow.takes_no_more_calls()
+        await slow.refuses_calls()
         assert not call.done()
-        slow.goes_on("finished")
+        slow.finish("finished")
         assert (await call).name == "finished"
-        await slow.says("closed")
+        await slow.prints("closed")
         assert await slow.process.wait() == 0
 
 
-async def test_the_gateway_is_told_first_and_loses_no_call(slow: Slow) -> None:
+async def test_gateway_sees_the_drain_first_and_loses_no_call(slow: Slow) -> None:
     request = pb.GetProductRequest(product_id=PRODUCT).SerializeToString()
     path, frame = "/stampede.catalog.v1.CatalogService/GetProduct", struct.pack("!BI", 0, len(request)) + request
     async with asyncio.timeout(20):
-        await slow.is_(SERVING)
+        await slow.turns(SERVING)
         while await slow.answers("/healthz") != (200, b""):
             pass
         call = asyncio.create_task(slow.answers(path, frame))
-        await slow.says("entered")
+        await slow.prints("entered")
         slow.process.send_signal(signal.SIGTERM)
-        await slow.is_(NOT_SERVING)
+        await slow.turns(NOT_SERVING)
         slow.health.cancel()
-        # It still takes calls, for a gateway that has not heard of it yet.
+        # It still accepts calls, for a gateway that has not checked readiness yet.
         assert await slow.answers("/healthz") == (503, b"")
         assert await slow.answers("/livez") == (200, b"")
         late = asyncio.create_task(slow.answers(path, frame))
-        await slow.says("entered")
+        await slow.prints("entered")
         while (await slow.answers("/livez"))[0]:
             pass
         assert not call.done()
-        slow.goes_on("finished")
-        slow.goes_on("finished")
+        slow.finish("finished")
+        slow.finish("finished")
         product = pb.Product(id=PRODUCT, name="finished").SerializeToString()
         whole = struct.pack("!BI", 0, len(product)) + product
         assert (await call, await late) == ((200, whole), (200, whole))
         assert await slow.process.wait() == 0
 
 
-async def test_a_process_that_does_nothing_stops_at_once(slow: Slow) -> None:
+async def test_idle_process_stops_at_once(slow: Slow) -> None:
     async with asyncio.timeout(5):
-        await slow.is_(SERVING)
+        await slow.turns(SERVING)
         slow.health.cancel()
         slow.process.send_signal(signal.SIGTERM)
         assert await slow.process.wait() == 0

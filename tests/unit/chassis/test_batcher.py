@@ -1,4 +1,4 @@
-"""The batcher: no item waits without need, none is lost, and each gets its own outcome."""
+"""The batcher: no item waits without need or is lost, and each gets its own outcome."""
 
 import asyncio
 import contextvars
@@ -19,7 +19,7 @@ class SoldOut(AppError):
 
 
 class Work:
-    """Squares numbers, a batch at a time, each batch as soon as it is let go."""
+    """Squares numbers; while it is held, its batches wait for `release`."""
 
     def __init__(self, *, held: bool = False) -> None:
         self.batches: list[list[int]] = []
@@ -28,7 +28,7 @@ class Work:
         if not held:
             self._gate.set()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self._gate.set()
 
     async def __call__(self, items: Sequence[int]) -> Sequence[int | Exception]:
@@ -39,12 +39,12 @@ class Work:
 
 
 async def turns(count: int = 5) -> None:
-    """Lets everything that can run do so."""
+    """Lets every task that can run do so."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
-async def test_at_low_load_an_item_goes_at_once_and_alone() -> None:
+async def test_single_item_is_a_batch_and_does_not_wait() -> None:
     work = Work()
     squares = Batcher("test", work)
     assert [await squares(3), await squares(4)] == [9, 16]
@@ -58,33 +58,33 @@ async def test_items_gather_while_a_batch_is_in_flight() -> None:
     await work.began.wait()
     others = [asyncio.ensure_future(squares(n)) for n in range(1, 6)]
     await turns()
-    work.let_go()
+    work.release()
     assert await asyncio.gather(first, *others) == [0, 1, 4, 9, 16, 25]
     assert work.batches == [[0], [1, 2, 3, 4, 5]]
 
 
-async def test_a_batch_has_at_most_so_many_items() -> None:
+async def test_batch_size_is_bounded() -> None:
     work = Work(held=True)
     squares = Batcher("test", work, lanes=1, size_max=2)
     calls = [asyncio.ensure_future(squares(n)) for n in range(5)]
     await turns()
-    work.let_go()
+    work.release()
     await asyncio.gather(*calls)
     assert max(len(batch) for batch in work.batches) == 2
 
 
-async def test_no_more_batches_run_at_once_than_there_are_lanes() -> None:
+async def test_concurrent_batches_are_bounded_by_lanes() -> None:
     work = Work(held=True)
     squares = Batcher("test", work, lanes=2, size_max=1)
     calls = [asyncio.ensure_future(squares(n)) for n in range(6)]
     await turns()
     assert len(work.batches) == 2
-    work.let_go()
+    work.release()
     await asyncio.gather(*calls)
 
 
-async def test_an_item_that_follows_the_last_outcome_finds_a_lane() -> None:
-    """The lane that has just brought an outcome is over; a caller that comes straight back must not count on it."""
+async def test_item_that_follows_the_last_outcome_finds_a_lane() -> None:
+    """A lane that has just returned the last outcome ends; an item that follows at once must not rely on it."""
     squares = Batcher("test", Work(), lanes=1)
 
     async def chain() -> list[int]:
@@ -94,7 +94,7 @@ async def test_an_item_that_follows_the_last_outcome_finds_a_lane() -> None:
         assert await chain() == [n * n for n in range(50)]
 
 
-async def test_an_items_exception_is_its_own() -> None:
+async def test_exception_of_one_item_fails_no_other() -> None:
     async def act(items: Sequence[int]) -> Sequence[int | Exception]:
         return [SoldOut() if item % 2 else item for item in items]
 
@@ -103,7 +103,7 @@ async def test_an_items_exception_is_its_own() -> None:
     assert [type(outcome) for outcome in outcomes] == [int, SoldOut, int, SoldOut]
 
 
-async def test_a_refusal_of_the_whole_batch_reaches_all_its_items_and_is_not_tried_again() -> None:
+async def test_refusal_of_a_whole_batch_reaches_all_items_without_a_retry() -> None:
     attempts = []
 
     async def act(items: Sequence[int]) -> Sequence[int | Exception]:
@@ -116,7 +116,7 @@ async def test_a_refusal_of_the_whole_batch_reaches_all_its_items_and_is_not_tri
     assert attempts == [[0, 1, 2]]
 
 
-async def test_a_poison_item_is_found_and_spares_its_neighbours() -> None:
+async def test_item_that_raises_fails_no_other_of_its_batch() -> None:
     async def act(items: Sequence[int]) -> Sequence[int | Exception]:
         if 2 in items:
             raise ZeroDivisionError
@@ -128,7 +128,7 @@ async def test_a_poison_item_is_found_and_spares_its_neighbours() -> None:
     assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [0, 1, 3, 4]
 
 
-async def test_too_few_outcomes_are_a_bug_and_mix_nothing_up() -> None:
+async def test_missing_outcome_assigns_none_to_a_wrong_item() -> None:
     async def act(items: Sequence[int]) -> Sequence[int | Exception]:
         return list(items)[: 1 if len(items) == 1 else -1]
 
@@ -136,7 +136,7 @@ async def test_too_few_outcomes_are_a_bug_and_mix_nothing_up() -> None:
     assert await asyncio.gather(*(do(n) for n in range(4))) == [0, 1, 2, 3]
 
 
-async def test_items_whose_callers_have_gone_are_dropped() -> None:
+async def test_item_of_a_cancelled_caller_is_dropped() -> None:
     work = Work(held=True)
     squares = Batcher("test", work, lanes=1)
     first = asyncio.ensure_future(squares(0))
@@ -145,13 +145,13 @@ async def test_items_whose_callers_have_gone_are_dropped() -> None:
     await turns()
     leaves.cancel()
     await turns()
-    work.let_go()
+    work.release()
     assert await asyncio.gather(first, stays) == [0, 4]
     assert work.batches == [[0], [2]]
     assert leaves.cancelled()
 
 
-async def test_a_full_queue_refuses() -> None:
+async def test_full_queue_refuses() -> None:
     work = Work(held=True)
     squares = Batcher("test", work, lanes=1, queue_max=2)
     first = asyncio.ensure_future(squares(0))
@@ -160,11 +160,11 @@ async def test_a_full_queue_refuses() -> None:
     await turns()
     with pytest.raises(RateLimited):
         await squares(3)
-    work.let_go()
+    work.release()
     assert await asyncio.gather(first, *waiting) == [0, 1, 4]
 
 
-async def test_a_batch_runs_in_nobodys_context() -> None:
+async def test_batch_runs_outside_the_context_of_its_callers() -> None:
     caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
 
     async def act(items: Sequence[int]) -> Sequence[str | Exception]:
@@ -182,7 +182,7 @@ async def test_a_batch_runs_in_nobodys_context() -> None:
     pause=st.lists(st.integers(0, 3), min_size=1, max_size=5),
 )
 def test_every_item_gets_its_own_outcome(plan: list[tuple[str, bool]], lanes: int, most: int, pause: list[int]) -> None:
-    """Whatever the items bring and whoever gives up."""
+    """Whatever the items return or raise, and whichever callers are cancelled."""
 
     async def act(items: Sequence[int]) -> Sequence[int | Exception]:
         await turns(pause[items[0] % len(pause)])
@@ -209,7 +209,7 @@ def test_every_item_gets_its_own_outcome(plan: list[tuple[str, bool]], lanes: in
 
 
 class Rows:
-    """Squares numbers, but a batch with a locked one waits until it is unlocked."""
+    """Squares numbers; a batch with a locked one waits until it is unlocked."""
 
     def __init__(self, *locked: int) -> None:
         self.batches: list[list[int]] = []
@@ -225,7 +225,7 @@ class Rows:
         return [item * item for item in items]
 
 
-async def test_items_go_past_a_batch_that_is_stuck_on_something_else() -> None:
+async def test_items_without_a_common_key_pass_a_stuck_batch() -> None:
     rows = Rows(7)
     squares = Batcher("test", rows, lanes=1, keys=lambda item: (item,))
     stuck = asyncio.ensure_future(squares(7))
@@ -241,7 +241,7 @@ async def test_items_go_past_a_batch_that_is_stuck_on_something_else() -> None:
     assert [batch for batch in rows.batches if 7 in batch] == [[7], [7]]
 
 
-async def test_a_crowd_of_locked_rows_holds_up_only_so_many_lanes_and_no_item_for_good() -> None:
+async def test_number_of_stuck_batches_is_bounded() -> None:
     rows = Rows(*range(10))
     squares = Batcher("test", rows, lanes=1, size_max=1, keys=lambda item: (item,))
     stuck = [asyncio.ensure_future(squares(n)) for n in range(10)]
@@ -254,8 +254,8 @@ async def test_a_crowd_of_locked_rows_holds_up_only_so_many_lanes_and_no_item_fo
     assert await squares(11) == 121
 
 
-async def test_without_keys_everybody_waits_for_the_batch_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batcher, "_PATIENCE_SECONDS", 0)
+async def test_items_without_keys_wait_for_a_stuck_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "_STUCK_SECONDS", 0)
     rows = Rows(7)
     squares = Batcher("test", rows, lanes=1)
     stuck, other = asyncio.ensure_future(squares(7)), asyncio.ensure_future(squares(1))
