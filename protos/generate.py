@@ -1,12 +1,11 @@
-"""Turns protos/ into what the rest of the repository imports and serves.
+"""Generates protos/gen, which git ignores, from the .proto files:
 
-Writes protos/gen, which git ignores:
   stampede/**        Python messages and stubs, with type stubs
-  buf/validate/**    the same for the validation rules, whose .proto no wheel carries
-  gateway.binpb      descriptors with comments, for Envoy, the style tests and buf
+  buf/validate/**    the same for the validation rules, whose .proto is in no wheel
+  gateway.binpb      descriptors with comments, for Envoy, the contract tests and buf
 
-With `--baseline`, also makes the contract as it is now the one that later versions must not break: baseline.binpb,
-which is committed. Renew it with each release, never to silence tests/contract/test_breaking.py.
+`--baseline` also writes the current contract to baseline.binpb, which is committed: later versions must not break it.
+Renew it with each release, never to silence tests/contract/test_breaking.py.
 """
 
 import os
@@ -32,21 +31,21 @@ from protovalidate._gen.buf.validate import validate_pb
 ROOT = Path(__file__).parent
 GEN = ROOT / "gen"
 BASELINE = ROOT / "baseline.binpb"
-# googleapis-common-protos and grpcio-tools ship their .proto files inside their wheels.
+# The wheels of googleapis-common-protos and grpcio-tools contain their .proto files.
 COMMON = Path(next(iter(google.api.__path__))).parents[1]
 WELL_KNOWN = Path(grpc_tools.__file__).parent / "_proto"
 VALIDATE = "buf/validate/validate.proto"
-# Envoy renders error details as JSON only when it knows their types.
+# Envoy renders error details as JSON only if the descriptors contain their types.
 GATEWAY_EXTRAS = ["google/rpc/error_details.proto"]
 
 
 def sources() -> list[str]:
-    """All .proto files of ours, relative to protos/."""
+    """Return our .proto files, relative to protos/."""
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("stampede/**/*.proto"))
 
 
 def stale() -> bool:
-    """Whether any .proto, or this file, is newer than what was generated from it."""
+    """Return whether a .proto or this file is newer than the generated files."""
     marker = GEN / "gateway.binpb"
     if not marker.exists():
         return True
@@ -55,20 +54,20 @@ def stale() -> bool:
 
 
 def generate() -> None:
-    """Makes protos/gen anew. Takes about a second; exits with protoc's message on a bad .proto."""
-    # Made aside and then put in place, so that what runs meanwhile finds the old or the new, never half of it.
-    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".gen-") as aside:
-        _generate_into(Path(aside) / "new")
+    """Write protos/gen in about a second. Exits with protoc's message if a .proto is wrong."""
+    # A rename puts the new files in place, so concurrent readers find the old or the new ones, never a part of them.
+    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".gen-") as scratch:
+        _generate_into(Path(scratch) / "new")
         if GEN.exists():
-            GEN.rename(Path(aside) / "old")
-        (Path(aside) / "new").rename(GEN)
+            GEN.rename(Path(scratch) / "old")
+        (Path(scratch) / "new").rename(GEN)
 
 
 def _generate_into(folder: Path) -> None:
     folder.mkdir()
     rules = folder / "rules.binpb"
     rules.write_bytes(_validation_rules().SerializeToString())
-    # mypy-protobuf's plugins stand beside the interpreter, which need not be on PATH.
+    # The plugins of mypy-protobuf are installed beside the interpreter, whose folder may be missing in PATH.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     python = [f"--python_out={folder}", f"--mypy_out=quiet:{folder}"]
     _protoc(rules, *python, f"--grpc_python_out={folder}", f"--mypy_grpc_out=quiet:{folder}", *sources())
@@ -86,7 +85,7 @@ def _generate_into(folder: Path) -> None:
 
 
 def keep_baseline() -> None:
-    """Makes what was generated last the contract that clients rely on from now on."""
+    """Write the generated contract to baseline.binpb."""
     files = descriptor_pb2.FileDescriptorSet.FromString((GEN / "gateway.binpb").read_bytes())
     ours = [file for file in files.file if file.name.startswith("stampede/")]
     for file in ours:
@@ -95,7 +94,7 @@ def keep_baseline() -> None:
 
 
 def _validation_rules() -> descriptor_pb2.FileDescriptorSet:
-    """The validation rules as descriptors, taken from inside protovalidate."""
+    """Return the descriptors of the validation rules, taken from protovalidate."""
     modules = [
         descriptor_pb2, any_pb2, duration_pb2, empty_pb2, field_mask_pb2, struct_pb2, timestamp_pb2, wrappers_pb2,
     ]  # fmt: skip
@@ -109,7 +108,7 @@ def _validation_rules() -> descriptor_pb2.FileDescriptorSet:
 def _protoc(rules: Path, *arguments: str) -> None:
     paths = [f"-I{ROOT}", f"-I{COMMON}", f"-I{WELL_KNOWN}", f"--descriptor_set_in={rules}"]
     if protoc.main(["protoc", *paths, *arguments]) != 0:
-        sys.exit("protoc failed; its message is above")
+        sys.exit("protoc failed; the output above has the reason")
 
 
 if __name__ == "__main__":

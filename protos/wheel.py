@@ -1,7 +1,7 @@
-"""Builds dist/stampede_stubs-<version>-py3-none-any.whl: what another team needs to call Stampede over gRPC.
+"""Builds dist/stampede_stubs-<version>-py3-none-any.whl: the package with which another team calls Stampede over gRPC.
 
-Holds the generated stampede/** and buf/validate/** packages with their type stubs, and nothing of the services. Works
-offline, and makes the same bytes from the same contract.
+It contains the generated stampede/** and buf/validate/** packages with their type stubs, and nothing of the services.
+The build works offline. The same contract gives the same bytes.
 """
 
 import json
@@ -18,7 +18,8 @@ import generate  # type: ignore[import-not-found]  # it stands beside this file
 
 ROOT = Path(__file__).parents[1]
 _PACKAGES = ("stampede", "buf")
-_EPOCH_1980 = "315532800"  # the earliest time that a wheel, being a zip file, can hold
+_EPOCH_1980 = "315532800"  # the earliest time in a wheel, which is a zip file
+_BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 
 _README = """\
 # stampede-stubs
@@ -53,18 +54,19 @@ include = ["stampede*", "buf*"]
 
 
 def build(folder: Path) -> Path:
-    """Builds the wheel into `folder` and returns its path."""
+    """Build the wheel in `folder` and return its path."""
     if generate.stale():
         generate.generate()
     with tempfile.TemporaryDirectory() as name:
         source = Path(name)
         _lay_out(source)
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder.resolve()), name]
-        # The mark of a build that can be repeated, unless whoever builds has set their own.
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", _BUILD, str(folder.resolve())]
+        # A fixed time makes the build reproducible. The environment may give another.
         environment = {"SOURCE_DATE_EPOCH": _EPOCH_1980, **os.environ}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, cwd=name, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
-        sys.exit(f"{done.stdout}{done.stderr}\nthe wheel could not be built; the reason is above")
+        sys.exit(f"{done.stdout}{done.stderr}\ncannot build the wheel; the output above has the reason")
     return max(folder.glob("stampede_stubs-*.whl"), key=lambda path: path.stat().st_mtime)
 
 
@@ -73,21 +75,22 @@ def _lay_out(source: Path) -> None:
         shutil.copytree(generate.GEN / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
         (source / package / "py.typed").touch()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    said = {
+    values = {
         "version": project["version"],
         "licence": project["license"],
         "python": project["requires-python"],
         "dependencies": _dependencies(),
     }
-    # JSON's strings and lists are TOML's too.
-    (source / "pyproject.toml").write_text(_PYPROJECT.format(**{key: json.dumps(value) for key, value in said.items()}))
+    # JSON's strings and lists are valid TOML.
+    filled = _PYPROJECT.format(**{key: json.dumps(value) for key, value in values.items()})
+    (source / "pyproject.toml").write_text(filled)
     (source / "README.md").write_text(_README.format(example=(ROOT / "examples" / "client.py").read_text()))
     for licence in ROOT.glob("LICENSE*"):
         shutil.copy(licence, source)
 
 
 def _dependencies() -> list[str]:
-    """What the stubs run on. They say themselves which versions are too old for them."""
+    """Return the requirements of the stubs. The generated files name the oldest versions that run them."""
     stubs = next(generate.GEN.glob("stampede/**/*_service_pb2_grpc.py"))
     grpc, grpc_major = _found(r"GRPC_GENERATED_VERSION = '((\d+)[\d.]+)'", stubs)
     protobuf, protobuf_major = _found(
@@ -95,7 +98,7 @@ def _dependencies() -> list[str]:
     )
     return [
         f"grpcio>={grpc},<{int(grpc_major) + 1}",
-        # Protobuf promises to run generated code of the major version before, too.
+        # A major version of protobuf also runs the code that the previous one generated.
         f"protobuf>={protobuf},<{int(protobuf_major) + 2}",
         "googleapis-common-protos>=1.70,<2",
     ]
@@ -103,7 +106,7 @@ def _dependencies() -> list[str]:
 
 def _found(pattern: str, path: Path) -> tuple[str, ...]:
     match = re.search(pattern, path.read_text())
-    assert match, f"{path.name} does not say {pattern}"
+    assert match, f"{path.name} has no {pattern}"
     return match.groups()
 
 

