@@ -26,45 +26,45 @@ help: ## Show this list
 
 ##@ Try it
 .PHONY: demo up down status logs reset audit
-demo: setup ## Run a real flash sale through the gateway and prove that it adds up
+demo: setup ## Run a flash sale through the gateway, then audit its records
 	@$(BIN)/python -m deploy.demo
 
-up: setup ## Start the whole mesh and leave it running (STAMPEDE_PORT=9080 for other ports)
+up: setup ## Start the mesh and leave it running (STAMPEDE_PORT=9080 for other ports)
 	@$(BIN)/python -m deploy.local up
 
-down: setup ## Stop the mesh; its data stays
+down: setup ## Stop the mesh; keep its data
 	@$(BIN)/python -m deploy.local down
 
-status: setup ## Show each part of the mesh: port, state, restarts
+status: setup ## Show the port, state and restarts of each part
 	@$(BIN)/python -m deploy.local status
 
 logs: setup ## Follow the logs of all parts
 	@$(BIN)/python -m deploy.local logs -f
 
-reset: setup ## Stop the mesh and forget its data
+reset: setup ## Stop the mesh and delete its data
 	@$(BIN)/python -m deploy.local reset
 
-audit: setup ## Check the books of a running mesh over all databases and the provider
+audit: setup ## Check the records of a running mesh across all databases and the provider
 	@$(BIN)/python -m deploy.audit
 
 ##@ Change it
 .PHONY: setup check test bench soak chaos stubs
-setup: $(READY) $(STUBS) ## Make .venv ready to work in (safe to repeat)
+setup: $(READY) $(STUBS) ## Install .venv and generate code (safe to repeat)
 
-test: setup ## Run all tests, on the real servers
+test: setup ## Run all tests on real servers (PYTEST_ARGS=… for a part)
 	@$(BIN)/python -m pytest $(or $(strip $(PYTEST_ARGS)),$(TWO_RUNNERS))
 
-check: setup ## Lint, types, contract and style: all that needs no server
+check: setup ## Check lint, types, contract and style, without servers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy services deploy gateway protos/generate.py
 	@cd protos && ../$(BIN)/python lint.py
 	@$(BIN)/python -m pytest -q tests/tidy tests/contract tests/unit
 
-bench: setup $(BENCH_READY) ## Measure what an order costs, in ratios to a bare RPC and beside DBOS and Celery
+bench: setup $(BENCH_READY) ## Measure the cost of an order, against an empty RPC, DBOS and Celery
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
-soak: setup ## See whether memory stays flat over SOAK_ATTEMPTS=500000
+soak: setup ## Check that memory stays flat over SOAK_ATTEMPTS=500000
 	@$(BIN)/python -m tests.bench.soak --attempts $(SOAK_ATTEMPTS)
 
 chaos: setup ## Kill processes at seeded points of orders (CHAOS_SEED=1 CHAOS_ROUNDS=60, or CHAOS_AT)
@@ -73,7 +73,7 @@ chaos: setup ## Kill processes at seeded points of orders (CHAOS_SEED=1 CHAOS_RO
 stubs: setup ## Build the wheel of client stubs in dist/
 	@$(BIN)/python protos/wheel.py
 
-# What is installed follows the lock file; a half-made .venv is made anew.
+# A changed lock file reinstalls .venv; an interrupted installation is repeated.
 $(READY): requirements-dev.lock
 	@echo "setting up $(VENV) (once; a minute or so)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stampede needs Python 3.11 or later; name one with make PYTHON=python3.12")'
@@ -82,7 +82,7 @@ $(READY): requirements-dev.lock
 	@printf '%s\n' '$(CURDIR)' '$(CURDIR)/protos/gen' > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/stampede.pth"
 	@touch $@
 
-# What the bench compares with stays away from what production installs.
+# The rivals of the bench are installed apart from production packages.
 $(BENCH_READY): requirements-bench.lock
 	@echo "setting up $(BENCH_VENV) (once)"
 	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
