@@ -15,8 +15,8 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from deploy.audit.rows import Capture
+from deploy.local.location import Site
 from deploy.local.ports import SERVICES
-from deploy.local.site import Site
 
 _CONNECT_SECONDS = 5
 _LEDGER_SECONDS = 30

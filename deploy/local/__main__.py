@@ -1,7 +1,7 @@
-"""Run the whole mesh on this machine: gateway, five services, their databases and brokers.
+"""Run the whole mesh on this machine: gateway, five services, databases, brokers and payment sandbox.
 
-STAMPEDE_PORT (default 8080) is the gateway's port; all others follow from it.
-STAMPEDE_HOME (default .stampede) holds data, logs and secrets.
+STAMPEDE_PORT (default 8080) is the gateway's port; the other ports follow from it.
+STAMPEDE_HOME (default .stampede) is the folder of data, logs and secrets.
 """
 
 import argparse
@@ -16,79 +16,79 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local import control
+from deploy.local.location import Site
 from deploy.local.parts import service_environment
 from deploy.local.ports import SERVICES
-from deploy.local.site import Site
 
 _console = Console(highlight=False, soft_wrap=True)
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     style = {control.READY: "bold green", control.FAILED: "bold red"}.get(line.split(" ")[0].rstrip(":"))
     _console.print(line, style=style, markup=False)
 
 
 def _up(site: Site, _: argparse.Namespace) -> int:
-    """start everything, and return when it is ready"""
-    code = control.up(site, _tell)
-    told = site.data / "admin-password-told"
-    if code == 0 and not told.exists():
-        _tell(f"first sign-in: admin@stampede.local, password {site.secrets['admin']}")
-        told.touch()
+    """start everything, and return when all parts are ready"""
+    code = control.up(site, _print)
+    is_printed = site.data / "admin-password-printed"
+    if code == 0 and not is_printed.exists():
+        _print(f"first sign-in: admin@stampede.local, password {site.secrets['admin']}")
+        is_printed.touch()
     return code
 
 
 def _down(site: Site, _: argparse.Namespace) -> int:
-    """stop everything; data stays"""
-    _tell("stopped" if control.down(site) else "not up")
+    """stop everything; the data stays"""
+    _print("stopped" if control.down(site) else "the mesh is not up")
     return 0
 
 
 def _status(site: Site, _: argparse.Namespace) -> int:
-    """show every part; exit 1 unless all are ready"""
+    """show the state of every part; exit status 1 unless all are ready"""
     parts = control.parts(site)
     if not parts:
-        _tell("not up")
+        _print("the mesh is not up; `make up` starts it")
         return 1
-    table = Table("part", "pid", "port", "state", "restarts", "for", box=None)
+    table = Table("part", "pid", "port", "state", "restarts", "since", box=None)
     for name, part in parts.items():
-        lasted = f"{time.time() - part['since']:.0f} s"
+        since = f"{time.time() - part['since']:.0f} s ago"
         cells = (part["pid"] or "", part["port"] or "", part["state"], part["restarts"])
-        table.add_row(name, *map(str, cells), lasted)
+        table.add_row(name, *map(str, cells), since)
     _console.print(table)
     return 0 if all(part["state"] in {"ready", "done"} for part in parts.values()) else 1
 
 
 def _run(site: Site, _: argparse.Namespace) -> int:
     """run everything in the foreground until Ctrl-C"""
-    return control.run(site, _tell)
+    return control.run(site, _print)
 
 
 def _logs(site: Site, options: argparse.Namespace) -> int:
-    """show the end of a part's log, or of all; -f follows"""
+    """show the end of one part's log, or of all logs; -f follows them"""
     logs = [site.log(name) for name in options.part] or sorted(site.log("x").parent.glob("*.log"))
     command = ["tail", "-n", str(options.lines), *(["-F"] if options.follow else []), *map(str, logs)]
     sys.stdout.flush()
-    os.execvp("tail", command)  # noqa: S606 - tail does this best
+    os.execvp("tail", command)  # noqa: S606 - tail follows files that are replaced
 
 
 def _reset(site: Site, _: argparse.Namespace) -> int:
-    """stop everything and forget all data; secrets stay"""
+    """stop everything and delete all data; secrets stay"""
     control.down(site)
     shutil.rmtree(site.data)
-    _tell("stopped, data forgotten")
+    _print("stopped; all data is deleted")
     return 0
 
 
 def _service(site: Site, options: argparse.Namespace) -> int:
-    """run a command of a service with its settings, for example: service orders dead-letters list"""
+    """run an operator command of a service with its settings, for example: service orders dead-letters list"""
     environment = {**os.environ, **service_environment(site, options.name)}
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", f"services.{options.name}", *options.arguments], environment)  # noqa: S606 - in its place
+    os.execve(sys.executable, [sys.executable, "-m", f"services.{options.name}", *options.arguments], environment)  # noqa: S606 - replaces this process
 
 
 def _env(site: Site, _: argparse.Namespace) -> int:
-    """print addresses and passwords as shell exports, for tools"""
+    """print addresses and passwords as shell exports, for other tools"""
     variables = {
         "STAMPEDE_URL": site.url,
         "STAMPEDE_ADMIN_EMAIL": "admin@stampede.local",
@@ -129,11 +129,13 @@ def main() -> int:
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         if name == "logs":
             sub.add_argument("part", nargs="*", help="for example: orders gateway")
-            sub.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
-            sub.add_argument("-n", "--lines", type=int, default=40, help="how many (default: %(default)s)")
+            sub.add_argument("-f", "--follow", action="store_true", help="print new lines as they are written")
+            sub.add_argument("-n", "--lines", type=int, default=40, help="lines to show (default: %(default)s)")
         if name == "service":
             sub.add_argument("name", choices=SERVICES)
-            sub.add_argument("arguments", nargs=argparse.REMAINDER, metavar="command", help="--help lists those it has")
+            sub.add_argument(
+                "arguments", nargs=argparse.REMAINDER, metavar="command", help="--help lists the service's commands"
+            )
     options = parser.parse_args()
     return _COMMANDS[options.command](Site.here(), options)
 

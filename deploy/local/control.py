@@ -1,4 +1,4 @@
-"""The supervisor as a process of its own: found, started, watched and ended by other commands."""
+"""The supervisor as a process of its own, which other commands find, start, watch and stop."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from deploy.local.location import ROOT, Site
 from deploy.local.parts import EVERYTHING
 from deploy.local.ports import PortTaken
-from deploy.local.site import ROOT, Site
 from deploy.local.supervisor import Failed, Mesh
 
 _WATCH_SECONDS = 0.05
@@ -24,47 +24,47 @@ _LOCK_TRIES = 5
 READY, FAILED = "READY", "FAILED"
 
 
-def run(site: Site, tell: Callable[[str], None]) -> int:
-    """Runs the mesh until SIGINT or SIGTERM. Returns the exit code."""
-    with _lock(site) as mine:
-        if not mine:
-            tell(f"already up, process {running(site)}")
+def run(site: Site, report: Callable[[str], None]) -> int:
+    """Runs the mesh until SIGINT or SIGTERM; returns the exit status."""
+    with _lock(site) as is_held:
+        if not is_held:
+            report(f"already up, process {running(site)}")
             return 1
-        return asyncio.run(_run(site, tell))
+        return asyncio.run(_run(site, report))
 
 
-async def _run(site: Site, tell: Callable[[str], None]) -> int:
-    asked_to_end = asyncio.Event()
+async def _run(site: Site, report: Callable[[str], None]) -> int:
+    stop_requested = asyncio.Event()
     loop = asyncio.get_running_loop()
-    mesh = Mesh(site, EVERYTHING, tell=tell)
+    mesh = Mesh(site, EVERYTHING, report=report)
     began = time.monotonic()
     starting = asyncio.create_task(mesh.start())
 
-    def end() -> None:
-        asked_to_end.set()
+    def request_stop() -> None:
+        stop_requested.set()
         starting.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, end)
+        loop.add_signal_handler(number, request_stop)
     try:
         await starting
     except (PortTaken, Failed) as failure:
-        tell(f"{failure}\n{FAILED}: the mesh did not start; everything is stopped")
+        report(f"{failure}\n{FAILED}: the mesh did not start; everything is stopped")
         return 1
     except asyncio.CancelledError:
-        tell("stopped")
+        report("stopped")
         return 130
-    tell(f"{READY} after {time.monotonic() - began:.1f} s at {site.url}")
-    await asked_to_end.wait()
+    report(f"{READY} after {time.monotonic() - began:.1f} s at {site.url}")
+    await stop_requested.wait()
     await mesh.stop()
-    tell("stopped")
+    report("stopped")
     return 0
 
 
-def up(site: Site, tell: Callable[[str], None]) -> int:
-    """Starts the supervisor apart from this terminal and shows its progress until it is ready."""
+def up(site: Site, report: Callable[[str], None]) -> int:
+    """Starts the supervisor in the background and reports its progress until it is ready; returns the exit status."""
     if pid := running(site):
-        tell(f"already up at {site.url}, process {pid}")
+        report(f"already up at {site.url}, process {pid}")
         return 0
     log = site.log("supervisor")
     with log.open("wb") as output:
@@ -79,11 +79,11 @@ def up(site: Site, tell: Callable[[str], None]) -> int:
         )
     try:
         for line in _follow(log, child):
-            tell(line)
+            report(line)
             if line.startswith(READY):
                 return 0
     except KeyboardInterrupt:
-        tell("stopping what was started")
+        report("stopping the parts that were started")
         child.send_signal(signal.SIGTERM)
         child.wait()
         return 130
@@ -91,22 +91,22 @@ def up(site: Site, tell: Callable[[str], None]) -> int:
 
 
 def down(site: Site) -> bool:
-    """Ends the supervisor and with it everything. Returns whether there was one."""
+    """Stops the supervisor and all parts; returns whether it was running."""
     pid = running(site)
     if pid is None:
         return False
     os.kill(pid, signal.SIGTERM)
-    give_up = time.monotonic() + _END_SECONDS
+    deadline = time.monotonic() + _END_SECONDS
     while running(site) == pid:
-        if time.monotonic() > give_up:
-            # Its children die with it.
+        if time.monotonic() > deadline:
+            # The kernel kills its children with it.
             os.kill(pid, signal.SIGKILL)
         time.sleep(_WATCH_SECONDS)
     return True
 
 
 def running(site: Site) -> int | None:
-    """The supervisor's process id. It holds a lock on its file, so the number cannot be stale."""
+    """The supervisor's process id, or None. The supervisor locks the file, so the id is never stale."""
     with _pid_file(site).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -117,7 +117,7 @@ def running(site: Site) -> int | None:
 
 
 def parts(site: Site) -> dict[str, dict[str, Any]]:
-    """What the supervisor last wrote about each part; empty when it is not up."""
+    """The state of each part, as the supervisor last wrote it; empty if the mesh is not up."""
     if running(site) is None:
         return {}
     state: dict[str, Any] = json.loads((site.home / "state.json").read_text())
@@ -127,14 +127,14 @@ def parts(site: Site) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _lock(site: Site) -> Iterator[bool]:
-    """Holds the supervisor's lock if no other supervisor does; says whether."""
+    """Takes the supervisor's lock; yields whether it is held now, or another supervisor has it."""
     with _pid_file(site).open("a+") as file:
         for _ in range(_LOCK_TRIES):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                # It may be held for a moment by one who only asks; see `running`.
+                # `running` holds the lock for a moment, too.
                 time.sleep(_WATCH_SECONDS)
         else:
             yield False
@@ -150,7 +150,7 @@ def _pid_file(site: Site) -> Path:
 
 
 def _follow(log: Path, child: subprocess.Popen[bytes]) -> Iterator[str]:
-    """The lines of the log as they come, until the child has ended."""
+    """Yields the lines of the log as they are written, until the child has ended."""
     with log.open() as file:
         while True:
             ended = child.poll() is not None

@@ -1,14 +1,14 @@
-"""Configuration files of the parts that read one; those with secrets are private."""
+"""Writes the configuration files of Valkey, NATS and Envoy. Files with secrets are private."""
 
 from pathlib import Path
 
+from deploy.local.location import ROOT, Site, write_private
 from deploy.local.ports import HOST, SERVICES
-from deploy.local.site import ROOT, Site, write_private
 from gateway.render import Address, Gateway, render, write
 
 
 def valkey(site: Site, path: Path) -> None:
-    """Nothing is kept on disk: the gate is rebuilt from PostgreSQL."""
+    """Writes the configuration of Valkey, which stores nothing on disk: the gate is rebuilt from PostgreSQL."""
     folder = site.data / "valkey"
     folder.mkdir(exist_ok=True)
     lines = (
@@ -25,7 +25,7 @@ def valkey(site: Site, path: Path) -> None:
 
 
 def nats(site: Site, path: Path) -> None:
-    """JetStream on disk, one user, loopback only."""
+    """Writes the configuration of NATS: JetStream on disk, one user, loopback only."""
     write_private(
         path,
         f"""\
@@ -38,7 +38,7 @@ authorization {{ user: "stampede", password: "{site.secrets["nats"]}" }}
 
 
 def envoy(site: Site) -> None:
-    """The gateway's configuration, from the same template as everywhere."""
+    """Writes the gateway's configuration, from the template that Compose and Kubernetes use, too."""
     gateway = Gateway(
         descriptor=ROOT / "protos/gen/gateway.binpb",
         listen=Address(HOST, site.ports.gateway),

@@ -1,4 +1,4 @@
-"""What the mesh consists of: every process, how it is started, and what it needs first."""
+"""The parts of the mesh: each process with its command, its settings, and the parts that it needs first."""
 
 import os
 import sys
@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from signal import SIGINT, SIGTERM, Signals
 
 from deploy.local import files, postgres, probes, wheels
+from deploy.local.location import ROOT, Site
 from deploy.local.ports import HOST, SERVICES
-from deploy.local.site import ROOT, Site
 
 INFRASTRUCTURE = ("postgres", "valkey", "nats", "sandbox")
 EVERYTHING = (*INFRASTRUCTURE, *SERVICES, "gateway")
-
-
-# What payments wants to hear of; other events would be answered and dropped.
+# The event types that payments handles; it would acknowledge and drop others.
 _STRIPE_EVENTS = (
     "payment_intent.succeeded",
     "payment_intent.payment_failed",
@@ -38,23 +36,23 @@ class Part:
     tier: int = 0
     """Parts of a higher tier are stopped first."""
     ready: probes.Probe | None = None
-    """How to ask whether it is ready. A part without it runs once."""
+    """Asks whether the part is ready. A part without a probe runs once."""
     prepare: Callable[[], None] | None = None
-    """Done each time before it starts."""
+    """Called before each start."""
     needed: Callable[[], bool] | None = None
-    """For tasks: whether there is anything to do."""
+    """For tasks: whether there is anything to do; a task that is not needed counts as done."""
     stop_signal: Signals = SIGTERM
     user: str | None = None
     timeout_seconds: float = 30
 
 
 def topology(site: Site) -> tuple[Part, ...]:
-    """All parts, in the order in which a person would start them."""
+    """All parts of the mesh, infrastructure first and the gateway last."""
     return (*_infrastructure(site), _databases(site), *_services(site), _gateway(site))
 
 
 def select(parts: tuple[Part, ...], names: tuple[str, ...]) -> tuple[Part, ...]:
-    """The named parts and the tasks they rest on; those of other parts are left out."""
+    """The named parts, with the tasks that prepare PostgreSQL if it is among them."""
     wanted = set(names)
     if "postgres" in wanted:
         wanted |= {"initdb", "databases"}
@@ -77,7 +75,7 @@ def _infrastructure(site: Site) -> Iterator[Part]:
         ports=(ports.postgres,),
         after=("initdb",),
         ready=probes.postgres(ports.postgres, site.password("postgres")),
-        stop_signal=SIGINT,  # "fast": ends sessions, then writes a checkpoint
+        stop_signal=SIGINT,  # a fast shutdown: ends sessions, then writes a checkpoint
     )
     valkey_config = site.run / "valkey.conf"
     yield Part(
@@ -126,7 +124,7 @@ def _services(site: Site) -> Iterator[Part]:
     for name in SERVICES:
         yield Part(
             name=name,
-            # Migrates first. In deployment that is a job of its own, with credentials that the service never sees.
+            # `up` migrates first. In deployment, a job of its own does, with credentials that the service never has.
             command=(sys.executable, "-m", f"services.{name}", "up"),
             environment=service_environment(site, name),
             ports=(site.ports.grpc(name), site.ports.http(name), site.ports.metrics(name)),
@@ -137,14 +135,14 @@ def _services(site: Site) -> Iterator[Part]:
 
 
 def _gateway(site: Site) -> Part:
-    # Started at once: it is ready when the services are, and learns of them by itself.
+    # Needs no part first: Envoy finds the services by itself, and is ready when they are.
     return Part(
         name="gateway",
         command=(
             str(wheels.envoy()),
             "--config-path",
             str(site.run / "envoy.yaml"),
-            # With one worker the other core is left to the services.
+            # One worker leaves the second core to the services.
             "--concurrency",
             os.environ.get("STAMPEDE_GATEWAY_WORKERS") or "1",
             "--log-level",
@@ -162,7 +160,7 @@ def _gateway(site: Site) -> Part:
 
 
 def service_environment(site: Site, name: str) -> dict[str, str]:
-    """The settings of one service, under the names its settings class reads."""
+    """The settings of one service, as environment variables."""
     common = _python() | {
         "ENVIRONMENT": "local",
         "LISTEN": site.target(name),
@@ -187,7 +185,7 @@ def service_environment(site: Site, name: str) -> dict[str, str]:
             "STRIPE_API_KEY": site.secrets["stripe/key"],
             "STRIPE_WEBHOOK_SECRET": site.secrets["stripe/webhook"],
             "STRIPE_API_BASE": site.sandbox_url,
-            "PROVIDER_CALLS_PER_SECOND": "0",  # the sandbox has no limit to keep
+            "PROVIDER_CALLS_PER_SECOND": "0",  # no limit: the sandbox has none
         },
     }
     return common | own.get(name, {})

@@ -1,8 +1,9 @@
-"""Every port of a mesh, as a fixed distance from one base port.
+"""The ports of a mesh, at fixed distances from one base port.
 
-Two checkouts run side by side when their base ports are 100 apart.
+Two meshes run side by side if their base ports are 100 apart.
 """
 
+import random
 import socket
 from dataclasses import dataclass
 
@@ -13,17 +14,17 @@ _SPAN = 35
 
 
 class PortTaken(Exception):
-    """Something else already listens where a part of the mesh wants to."""
+    """Another process listens on a port that a part of the mesh needs."""
 
     def __init__(self, *, port: int, part: str, base: int) -> None:
         super().__init__(
-            f"port {port} is taken, and {part} wants it. Use other ports: STAMPEDE_PORT={base + 1000} make up"
+            f"port {port} of {part} is taken by another process. Use other ports: STAMPEDE_PORT={base + 1000} make up"
         )
 
 
 @dataclass(frozen=True)
 class Ports:
-    """The base port is the gateway's."""
+    """The ports of one mesh; the base port is the gateway's."""
 
     base: int = 8080
 
@@ -66,9 +67,9 @@ class Ports:
 
 
 def is_free(port: int) -> bool:
-    """Whether one could listen there now."""
+    """Whether a server could listen on the port now."""
     with socket.socket() as probe:
-        # As the servers do: a connection that lingers in TIME_WAIT is no hindrance.
+        # The servers set this, too: a connection in TIME_WAIT does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -78,8 +79,13 @@ def is_free(port: int) -> bool:
 
 
 def free_base(start: int = 20000, stop: int = 30000) -> int:
-    """A base port whose whole range is free just now. Raises `LookupError` if there is none."""
-    for base in range(start, stop, 100):
+    """A base port whose whole range is free now. Raises `LookupError` if there is none.
+
+    Bases are tried in random order: two programs that look at the same time hardly ever choose the same one.
+    """
+    bases = list(range(start, stop, 100))
+    random.shuffle(bases)
+    for base in bases:
         if all(is_free(base + offset) for offset in range(_SPAN)):
             return base
     raise LookupError(f"no {_SPAN} free ports in a row between {start} and {stop}")

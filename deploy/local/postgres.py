@@ -1,4 +1,4 @@
-"""PostgreSQL from its wheel: the commands, and how to run it where we are root."""
+"""The commands that run PostgreSQL from its wheel, also for root, as whom PostgreSQL refuses to run."""
 
 import functools
 import os
@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 from deploy.local import wheels
+from deploy.local.location import ROOT, Site, write_private
 from deploy.local.ports import HOST, SERVICES
-from deploy.local.site import ROOT, Site, write_private
 
 _SETTINGS = {
     "listen_addresses": HOST,
@@ -21,23 +21,23 @@ _SETTINGS = {
     "wal_compression": "on",
     "random_page_cost": "1.1",
     "track_io_timing": "on",
-    # Said aloud, because everything rests on it: a commit that was answered is on disk.
+    # The defaults, spelled out because every guarantee rests on them: a commit that was answered is on disk.
     "fsync": "on",
     "synchronous_commit": "on",
 }
 
 
 def initdb(site: Site) -> tuple[str, ...]:
-    """Makes the cluster; only a password lets anyone in."""
+    """The command that creates the cluster; every connection needs a password."""
     options = ("-D", str(_data(site)), "-U", "postgres", "--auth=scram-sha-256", "--encoding=UTF8")
-    # C.UTF-8 sorts the same on every machine; no index breaks with a new C library.
+    # C.UTF-8 sorts the same on every machine, so no index breaks with a new C library.
     return _unprivileged(
         str(wheels.postgres("initdb")), *options, "--locale=C.UTF-8", f"--pwfile={_password_file(site)}"
     )
 
 
 def before_initdb(site: Site) -> None:
-    """Clears what a broken first start left, and gives the folder to PostgreSQL's user."""
+    """Deletes what a failed first start left, and gives the folder to PostgreSQL's user."""
     shutil.rmtree(_data(site), ignore_errors=True)
     _data(site).mkdir(parents=True)
     write_private(_password_file(site), site.password("postgres"))
@@ -47,6 +47,7 @@ def before_initdb(site: Site) -> None:
 
 
 def serve(site: Site) -> tuple[str, ...]:
+    """The command of the server."""
     settings = (argument for name, value in _SETTINGS.items() for argument in ("-c", f"{name}={value}"))
     return _unprivileged(
         str(wheels.postgres("postgres")), "-D", str(_data(site)), "-p", str(site.ports.postgres), *settings
@@ -54,14 +55,14 @@ def serve(site: Site) -> tuple[str, ...]:
 
 
 def make_roles(site: Site) -> tuple[str, ...]:
-    """Databases and roles, by the same script Compose and Kubernetes run."""
+    """The command that creates databases and roles, with the script that Compose and Kubernetes run, too."""
     where = ("-h", HOST, "-p", str(site.ports.postgres), "-U", "postgres", "-d", "postgres")
     script = str(ROOT / "deploy/postgres/roles.sql")
     return (str(wheels.postgres("psql")), "--no-psqlrc", *where, "--file", script)
 
 
 def role_passwords(site: Site) -> dict[str, str]:
-    """The environment `make_roles` reads."""
+    """The environment of `make_roles`."""
     roles = (role for service in SERVICES for role in (service, f"{service}_owner"))
     return {"PGPASSWORD": site.password("postgres")} | {
         f"{role.upper()}_PASSWORD": site.password(role) for role in roles
@@ -70,12 +71,12 @@ def role_passwords(site: Site) -> dict[str, str]:
 
 @functools.cache
 def other_user() -> str | None:
-    """The user to run PostgreSQL as, if it cannot run as ours. It refuses to be root."""
+    """The user to run PostgreSQL as, if it is not our own: PostgreSQL refuses to run as root."""
     return "nobody" if os.geteuid() == 0 and not _can_unshare() else None
 
 
 def _unprivileged(*command: str) -> tuple[str, ...]:
-    # In a user namespace of its own it is not root, and still owns root's files.
+    # In a user namespace of its own, it is not root, and still owns root's files.
     return ("unshare", "-U", *command) if os.geteuid() == 0 and _can_unshare() else command
 
 

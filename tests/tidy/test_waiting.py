@@ -12,7 +12,6 @@ _MAY_SLEEP = {
     "tests/integration/catalog/test_products.py": "polls pg_locks until a statement waits; Postgres publishes nothing",
     "tests/integration/payments/conftest.py": "polls the sandbox until a payment is settled",
     "tests/integration/orders/conftest.py": "polls the database until a saga has made progress",
-    "tests/unit/local/test_supervisor.py": "shows that a supervisor does nothing, which has no event",
     "tests/bench/rivals/celery_chain.py": "polls the results of chains, all that are under way at once",
     "tests/bench/shop.py": "polls the database until no saga is left",
     "tests/bench/measure/statements.py": "measures what is done in a time in which nothing is asked for",

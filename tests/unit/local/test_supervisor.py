@@ -1,4 +1,4 @@
-"""The supervisor, with small parts of our own instead of servers."""
+"""The supervisor, with small parts instead of servers."""
 
 import asyncio
 import signal
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import Failed, Mesh, Part, PortTaken, Site, free_base, probes, supervisor
+from deploy.local import Failed, Mesh, Part, PortTaken, Site, control, free_base, probes
+from deploy.local.parts import topology
 from deploy.local.ports import HOST, is_free
 
 SERVER = "import http.server as h; h.HTTPServer(('127.0.0.1', {port}), h.SimpleHTTPRequestHandler).serve_forever()"
 
 
-def web(name: str, port: int, *after: str) -> Part:
+def web(port: int) -> Part:
     return Part(
-        name=name,
+        name="web",
         command=(sys.executable, "-c", SERVER.format(port=port)),
         ports=(port,),
-        after=after,
         ready=probes.http(port, "/"),
     )
 
@@ -33,74 +33,78 @@ def site(tmp_path: Path) -> Site:
     return Site.at(tmp_path, free_base(30000, 32000))
 
 
-def mesh_of(site: Site, monkeypatch: pytest.MonkeyPatch, *parts: Part) -> Mesh:
-    monkeypatch.setattr(supervisor, "topology", lambda _: parts)
-    return Mesh(site, tuple(part.name for part in parts))
-
-
 @pytest.fixture
-async def mesh(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
-    async with mesh_of(site, monkeypatch, web("shop", site.ports.base)) as running:
+async def mesh(site: Site) -> AsyncIterator[Mesh]:
+    async with Mesh(site, parts=[web(site.ports.base)]) as running:
         yield running
 
 
-async def test_a_part_waits_for_those_it_comes_after(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_part_waits_for_those_it_comes_after(site: Site) -> None:
     mark = site.home / "mark"
-    first = task("first", f"import time, pathlib; time.sleep(0.3); pathlib.Path({str(mark)!r}).touch()")
-    second = task("second", f"import pathlib; assert pathlib.Path({str(mark)!r}).exists()", "first")
-    async with mesh_of(site, monkeypatch, second, first):
-        assert mark.exists()
+    seen: list[bool] = []
+    first = task("first", f"import pathlib; pathlib.Path({str(mark)!r}).touch()")
+    second = Part(
+        name="second", command=first.command, after=("first",), prepare=lambda: seen.append(mark.exists())
+    )  # fmt: skip
+    async with Mesh(site, parts=[second, first]):
+        assert seen == [True]
 
 
 async def test_a_killed_part_comes_back_and_is_counted(mesh: Mesh) -> None:
-    before = mesh.pid("shop")
-    await mesh.kill("shop")
-    await mesh.ready("shop")
-    assert mesh.pid("shop") != before
-    assert mesh.restarts("shop") == 1
+    before = mesh.pid("web")
+    await mesh.kill("web")
+    await mesh.ready("web")
+    assert mesh.pid("web") != before
+    assert mesh.restarts("web") == 1
 
 
-async def test_a_part_kept_down_stays_down_until_restarted(mesh: Mesh) -> None:
-    mesh.keep_down("shop")
-    await mesh.kill("shop")
-    await asyncio.sleep(0.5)
-    assert is_free(mesh.site.ports.base)
-    await mesh.restart("shop")
-    assert not is_free(mesh.site.ports.base)
+async def test_a_part_kept_down_stays_down_until_restarted(site: Site) -> None:
+    is_down = asyncio.Event()
+
+    def report(line: str) -> None:
+        assert "starts again" not in line
+        if "stays down" in line:
+            is_down.set()
+
+    async with Mesh(site, parts=[web(site.ports.base)], report=report) as mesh:
+        mesh.keep_down("web")
+        await mesh.kill("web")
+        await is_down.wait()
+        assert is_free(site.ports.base)
+        await mesh.restart("web")
+        assert (is_free(site.ports.base), mesh.restarts("web")) == (False, 1)
 
 
-async def test_a_paused_part_can_still_be_stopped(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with mesh_of(site, monkeypatch, web("shop", site.ports.base)) as mesh:
-        await mesh.kill("shop", signal.SIGSTOP)
+async def test_a_paused_part_can_still_be_stopped(site: Site) -> None:
+    async with Mesh(site, parts=[web(site.ports.base)]) as mesh:
+        await mesh.kill("web", signal.SIGSTOP)
     assert is_free(site.ports.base)
 
 
-async def test_a_part_that_fails_stops_all_and_shows_its_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = web("shop", site.ports.base)
-    broken = task("broken", "raise SystemExit('no such table')", "shop")
+async def test_a_part_that_fails_stops_all_and_shows_its_log(site: Site) -> None:
+    broken = task("broken", "raise SystemExit('no such table')", "web")
     with pytest.raises(Failed, match=r"(?s)broken ended with code 1; .*broken\.log ends:.*no such table"):
-        await mesh_of(site, monkeypatch, shop, broken).start()
+        await Mesh(site, parts=[web(site.ports.base), broken]).start()
     assert is_free(site.ports.base)
 
 
-async def test_a_start_that_is_cancelled_leaves_nothing_running(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = web("shop", site.ports.base)
-    slow = task("slow", "import time; time.sleep(60)", "shop")
-    mesh = mesh_of(site, monkeypatch, shop, slow)
+async def test_a_cancelled_start_leaves_nothing_running(site: Site) -> None:
+    slow = task("slow", "import signal; signal.pause()", "web")
+    mesh = Mesh(site, parts=[web(site.ports.base), slow])
     starting = asyncio.create_task(mesh.start())
-    await mesh.ready("shop")
+    await mesh.ready("web")
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert is_free(site.ports.base)
 
 
-async def test_a_taken_port_is_named_with_the_part_and_the_way_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_taken_port_is_named_with_its_part_and_a_way_out(site: Site) -> None:
     port = site.ports.base
     other = await asyncio.start_server(lambda reader, writer: None, HOST, port)
     async with other:
-        with pytest.raises(PortTaken, match=rf"port {port} is taken, and shop wants it.*STAMPEDE_PORT={port + 1000}"):
-            await mesh_of(site, monkeypatch, web("shop", port)).start()
+        with pytest.raises(PortTaken, match=rf"port {port} of web is taken .*STAMPEDE_PORT={port + 1000}"):
+            await Mesh(site, parts=[web(port)]).start()
 
 
 def test_secrets_are_private_and_kept(tmp_path: Path) -> None:
@@ -115,8 +119,11 @@ def test_the_admin_password_can_be_chosen(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_no_secret_is_on_a_command_line(tmp_path: Path) -> None:
-    from deploy.local.parts import topology
-
     site = Site.at(tmp_path, 8080)
     arguments = " ".join(argument for part in topology(site) for argument in part.command)
     assert not [name for name, secret in site.secrets.items() if secret in arguments]
+
+
+def test_a_mesh_that_is_not_up_has_no_state(tmp_path: Path) -> None:
+    site = Site.at(tmp_path, 8080)
+    assert (control.running(site), control.parts(site), control.down(site)) == (None, {}, False)

@@ -1,4 +1,4 @@
-"""Where one mesh lives: its folder, its ports, its secrets, and the addresses that follow."""
+"""Where one mesh lives: its folder, its ports, its secrets, and the addresses that follow from them."""
 
 import json
 import os
@@ -36,16 +36,16 @@ class Site:
 
     @classmethod
     def at(cls, home: Path, base_port: int) -> "Site":
-        """The mesh in that folder; makes the folder and its secrets if there are none."""
+        """The mesh in that folder; creates the folder and the secrets if they are missing."""
         home = home.resolve()
         for name in ("data", "logs", "run"):
             (home / name).mkdir(parents=True, exist_ok=True)
-        home.chmod(0o711)  # PostgreSQL may have to run as another user than the owner.
+        home.chmod(0o711)  # PostgreSQL may run as another user than the owner
         return cls(home=home, ports=Ports(base_port), secrets=_secrets(home / "secrets.json"))
 
     @classmethod
     def here(cls) -> "Site":
-        """The mesh of this checkout, as STAMPEDE_HOME and STAMPEDE_PORT say."""
+        """The mesh of this checkout, in the folder of STAMPEDE_HOME and on the ports of STAMPEDE_PORT."""
         port = int(os.environ.get("STAMPEDE_PORT") or _PORT)
         # A mesh on other ports is another mesh, with data of its own.
         folder = ".stampede" if port == _PORT else f".stampede-{port}"
@@ -70,7 +70,7 @@ class Site:
         return self.secrets[f"database/{role}"]
 
     def database_url(self, service: str, role: str | None = None) -> str:
-        """For SQLAlchemy, as the service's runtime role unless another is named."""
+        """The URL for SQLAlchemy, as the service's runtime role unless another is named."""
         role = role or service
         return f"postgresql+psycopg://{role}:{self.password(role)}@{HOST}:{self.ports.postgres}/{service}"
 
@@ -91,7 +91,7 @@ class Site:
 
 
 def write_private(path: Path, text: str) -> Path:
-    """Writes a file nobody else can read, never for a moment otherwise."""
+    """Writes a file that only its owner can read, from its creation on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
