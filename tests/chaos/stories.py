@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.e2e.clock import time_is_up
+from tests.e2e.clock import time_passes
 from tests.e2e.shop import DECLINED, VISA, Buyer, Shop, eventually, money
 from tests.support.rest import Answer, Json, new_id
 
@@ -199,7 +199,7 @@ async def expired(act: Act) -> None:
 
     async def walk_away() -> None:
         _, order = await act.order(sale, "EXPIRED", card=None)
-        await time_is_up(act.shop, order["id"])
+        await time_passes(act.shop, order["id"])
 
     await asyncio.gather(walk_away(), walk_away())
 
@@ -210,7 +210,7 @@ async def paid_late(act: Act) -> None:
     sale = await act.a_sale()
     _, order = await act.payable(sale, "PAID")
     assert (await act.shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["http"] == 200
-    await time_is_up(act.shop, order["id"])
+    await time_passes(act.shop, order["id"])
 
 
 async def hold_lost(act: Act) -> None:
@@ -219,7 +219,7 @@ async def hold_lost(act: Act) -> None:
     sale, other = await act.a_sale(units=1), next(act.buyers)
     _, order = await act.payable(sale, "PAID", "EXPIRED")
     assert (await act.shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["http"] == 200
-    await time_is_up(act.shop, order["id"])
+    await time_passes(act.shop, order["id"])
 
     async def once() -> bool:
         taken = (await act.attempt(other, sale, "PAID")).status == 200

@@ -1,12 +1,16 @@
 """Time that passes for one order only, as if the clocks of the databases had made a step."""
 
+from datetime import timedelta
+
 from tests.e2e.shop import Shop
 
-_STEP = "interval '11 minutes'"
+STEP = timedelta(minutes=11)
+"""More than a hold of ten minutes lasts, and less than the same hold once it is extended."""
+_STEP = f"interval '{STEP.total_seconds():.0f} seconds'"
 
 
-async def time_is_up(shop: Shop, order_id: str) -> None:
-    """The order's hold has ended, whatever its length; whoever waits for that wakes up."""
+async def time_passes(shop: Shop, order_id: str) -> None:
+    """Move the end of the order's hold, and its saga's next look, into the past by `STEP`."""
     await shop.rows(
         "inventory",
         f"UPDATE reservations SET expire_time = expire_time - {_STEP} WHERE id = '{order_id}' AND state = 'HELD'"
@@ -21,8 +25,17 @@ async def time_is_up(shop: Shop, order_id: str) -> None:
     )
 
 
+async def hold_is_checked(shop: Shop, order_id: str) -> None:
+    """Let the saga check now whether the order's hold must be extended."""
+    await shop.rows(
+        "orders",
+        "UPDATE sagas SET look_time = clock_timestamp(), next_time = clock_timestamp()"
+        f" WHERE order_id = '{order_id}' RETURNING order_id",
+    )
+
+
 async def leases_are_over(shop: Shop) -> None:
-    """What a process has that died, others may take up."""
+    """End the leases of all sagas, as if the process that holds them had been gone for long."""
     await shop.rows(
         "orders",
         "UPDATE sagas SET next_time = clock_timestamp() WHERE NOT waiting AND next_time > clock_timestamp()"

@@ -8,7 +8,7 @@ from tests.chaos.rounds import VICTIMS, plan, played
 from tests.chaos.stories import STORIES
 from tests.e2e.shop import Shop
 
-_SEED, _ROUNDS = 1352, 5
+_SEED, _ROUNDS = 1352, 4
 
 
 async def test_whatever_dies_at_whatever_point_each_order_ends_right(shop: Shop) -> None:
@@ -22,7 +22,7 @@ async def test_whatever_dies_at_whatever_point_each_order_ends_right(shop: Shop)
     assert any(outcome.died_at for outcome in outcomes), "nothing died"
 
 
-def test_a_seed_means_the_same_rounds_each_time_and_a_longer_plan_begins_like_a_shorter_one() -> None:
+def test_seed_means_the_same_rounds_and_a_longer_plan_extends_a_shorter_one() -> None:
     rounds = plan(7, 100)
 
     assert plan(7, 40) == rounds[:40]

@@ -10,7 +10,7 @@ from tests.bench.measure.jobs import load
 from tests.bench.measure.order_costs import OrderCosts
 from tests.bench.shop import Shop as Bench
 
-ORDERS, AT_ONCE = 400, 64
+ORDERS, AT_ONCE = 200, 64
 
 
 @pytest.fixture(scope="module")

@@ -7,59 +7,68 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from tests.e2e.clock import STEP, hold_is_checked, time_passes
 from tests.e2e.shop import SECURE, VISA, Buyer, Shop, assert_books_add_up, eventually
 from tests.support.rest import Answer, Json
 
 BANK_TRANSFER = "pm_usBankAccount_processing"
 PRICE = 999
+TEN_MINUTES = timedelta(minutes=10)
+"""How long a hold lasts where its sale says no other time."""
 
 
 def ends(order: Json) -> datetime:
     return datetime.fromisoformat(order["holdExpireTime"])
 
 
-async def reaches(shop: Shop, sale: Json, moment: datetime) -> None:
-    """Returns once the clock of inventory's database has passed `moment`."""
-    await eventually(
-        lambda: shop.sale(sale), lambda now: datetime.fromisoformat(now["serverTime"]) > moment, seconds=30
-    )
-
-
-async def extended(buyer: Buyer, order: Json) -> Json:
-    """The order, once its hold ends later than it did."""
+async def extended(shop: Shop, buyer: Buyer, order: Json) -> Json:
+    """The order, whose saga checked its hold and extended it."""
+    await hold_is_checked(shop, order["id"])
     return await eventually(lambda: buyer.order(order["id"]), lambda now: ends(now) > ends(order), seconds=30)
 
 
+async def until_payment(buyer: Buyer, order: Json, state: str) -> None:
+    await eventually(lambda: buyer.order(order["id"]), lambda now: now["payment"]["state"] == state)
+
+
 async def test_a_hold_lasts_as_long_as_its_sale_says_and_then_all_is_as_before(shop: Shop) -> None:
-    """Units, the sale's state and the customer's allowance."""
+    """Units, the sale's state and the customer's allowance. Real seconds pass here, and nowhere else in this module."""
     sale = await shop.a_sale(units=1, limit=1, hold="2s")
-    slow, other = await shop.a_buyer(), await shop.a_buyer()
+    slow = await shop.a_buyer()
     order = (await slow.buy(sale, card=None, wait=0)).expect().json
     assert timedelta() < ends(order) - datetime.fromisoformat(order["createTime"]) <= timedelta(seconds=2)
-    assert ((await shop.sale(sale))["state"], await shop.counters(sale)) == ("SOLD_OUT", (0, 1, 0))
-    assert (await other.buy(sale)).refusal == (400, "SOLD_OUT")
 
     expired = await slow.until(order["id"], "EXPIRED")
 
     assert (expired["stateReason"], ends(expired)) == ("HOLD_EXPIRED", ends(order))
     assert ((await shop.sale(sale))["state"], await shop.counters(sale)) == ("LIVE", (1, 0, 0))
-    assert (await slow.buy(sale)).expect().json["state"] == "PAID"
+    await assert_books_add_up(shop, sale)
+
+
+async def test_expired_hold_returns_unit_state_and_allowance(shop: Shop) -> None:
+    sale, slow, other = await shop.a_sale(units=1, limit=1), await shop.a_buyer(), await shop.a_buyer()
+    order = (await slow.buy(sale, card=None, wait=0)).expect().json
+    assert ((await shop.sale(sale))["state"], await shop.counters(sale)) == ("SOLD_OUT", (0, 1, 0))
+    assert (await other.buy(sale)).refusal == (400, "SOLD_OUT")
+
+    await time_passes(shop, order["id"])
+    await slow.until(order["id"], "EXPIRED")
+
+    assert ((await shop.sale(sale))["state"], await shop.counters(sale)) == ("LIVE", (1, 0, 0))
+    assert (await slow.insist(sale)).expect().json["state"] == "PAID"
     assert (await slow.buy(sale)).refusal[1] in ("CUSTOMER_LIMIT", "SOLD_OUT")
     await assert_books_add_up(shop, sale)
 
 
-async def test_money_that_moved_while_the_unit_went_to_somebody_else_goes_back(shop: Shop) -> None:
-    """Paid in time, but nobody told of it, and payments does not answer until the hold has ended."""
+async def test_payment_after_unit_was_sold_to_another_is_refunded(shop: Shop) -> None:
+    """The customer paid in time, but the webhook was lost and payments did not answer until the hold had ended."""
     await shop.sandbox.faults(webhooks={"drop": True})
-    sale, paying, faster = (
-        await shop.a_sale(units=1, price=PRICE, hold="2s"),
-        await shop.a_buyer(),
-        await shop.a_buyer(),
-    )
+    sale, paying, faster = await shop.a_sale(units=1, price=PRICE), await shop.a_buyer(), await shop.a_buyer()
     order = (await paying.buy(sale, card=None, wait=0)).expect().json
     assert (await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["status"] == "succeeded"
     await shop.mesh.kill("payments", signal.SIGSTOP)
     try:
+        await time_passes(shop, order["id"])
         await eventually(lambda: shop.counters(sale), lambda counters: counters == (1, 0, 0))
         taken = (await faster.insist(sale, wait=0)).expect().json
         assert (taken["state"], await shop.counters(sale)) == ("PENDING", (0, 1, 0))
@@ -77,58 +86,61 @@ async def test_money_that_moved_while_the_unit_went_to_somebody_else_goes_back(s
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "orders killed"])
-async def test_a_hold_is_extended_while_its_customer_answers_to_their_bank(shop: Shop, killed: bool) -> None:
-    sale, buyer, other = (
-        await shop.a_sale(units=1, hold="16s" if killed else "6s"),
-        await shop.a_buyer(),
-        await shop.a_buyer(),
-    )
+async def test_hold_is_extended_while_customer_answers_their_bank(shop: Shop, killed: bool) -> None:
+    sale, buyer, other = await shop.a_sale(units=1), await shop.a_buyer(), await shop.a_buyer()
     order = (await buyer.buy(sale, card=None, wait=0)).expect().json
-    asked = await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"], SECURE)
-    assert asked["status"] == "requires_action"
+    paying = await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"], SECURE)
+    assert paying["status"] == "requires_action"
+    await until_payment(buyer, order, "REQUIRES_ACTION")
     if killed:
         await shop.mesh.kill("orders")
         await shop.all_parts_answer()
 
-    longer = await extended(buyer, order)
+    longer = await extended(shop, buyer, order)
 
-    assert ends(longer) - ends(order) == timedelta(seconds=16 if killed else 6)
-    await reaches(shop, sale, ends(order))
+    assert ends(longer) - ends(order) == TEN_MINUTES
+    await time_passes(shop, order["id"])
     assert await shop.counters(sale) == (0, 1, 0)
     assert (await other.buy(sale)).refusal == (400, "SOLD_OUT")
     await shop.sandbox.authenticate(order["payment"]["clientSecret"])
     paid = await buyer.until(order["id"], "PAID", "EXPIRED")
-    assert (paid["state"], ends(paid)) == ("PAID", ends(longer))
+    assert (paid["state"], ends(paid)) == ("PAID", ends(longer) - STEP)
     assert await shop.counters(sale) == (0, 0, 1)
     assert len(await shop.sandbox.captured(order["id"])) == 1
     await assert_books_add_up(shop, sale)
 
 
-async def test_a_hold_is_extended_while_the_provider_is_at_work(shop: Shop) -> None:
-    sale, buyer = await shop.a_sale(units=1, hold="6s"), await shop.a_buyer()
+async def test_hold_is_extended_while_provider_is_at_work(shop: Shop) -> None:
+    sale, buyer = await shop.a_sale(units=1), await shop.a_buyer()
     order = (await buyer.buy(sale, card=BANK_TRANSFER, wait=0)).expect().json
+    await until_payment(buyer, order, "PROCESSING")
 
-    longer = await extended(buyer, order)
+    longer = await extended(shop, buyer, order)
 
     assert (longer["state"], longer["payment"]["state"]) == ("PENDING", "PROCESSING")
-    await reaches(shop, sale, ends(order))
+    await time_passes(shop, order["id"])
+    assert await shop.counters(sale) == (0, 1, 0)
     await shop.sandbox.settle(order["id"])
     assert (await buyer.until(order["id"], "PAID", "EXPIRED"))["state"] == "PAID"
     assert await shop.counters(sale) == (0, 0, 1)
     await assert_books_add_up(shop, sale)
 
 
-async def test_a_hold_is_extended_once(shop: Shop) -> None:
-    """A customer who never answers to the bank keeps the unit no longer than that."""
-    sale, buyer, next_ = await shop.a_sale(units=1, hold="5s"), await shop.a_buyer(), await shop.a_buyer()
+async def test_hold_is_extended_once(shop: Shop) -> None:
+    """A customer who never answers their bank keeps the unit for twice the hold at most."""
+    sale, buyer, next_ = await shop.a_sale(units=1), await shop.a_buyer(), await shop.a_buyer()
     order = await buyer.until_payable((await buyer.buy(sale, card=SECURE, wait=0)).expect().json["id"])
 
-    longer = await extended(buyer, order)
+    longer = await extended(shop, buyer, order)
+    await time_passes(shop, order["id"])
+    assert await shop.counters(sale) == (0, 1, 0)
+    await time_passes(shop, order["id"])
     expired = await buyer.until(order["id"], "EXPIRED")
 
-    assert ends(expired) == ends(longer) == ends(order) + timedelta(seconds=5)
+    assert ends(longer) == ends(order) + TEN_MINUTES
+    assert ends(expired) == ends(longer) - 2 * STEP
     assert await shop.counters(sale) == (1, 0, 0)
-    assert (await next_.buy(sale)).expect().json["state"] == "PAID"
+    assert (await next_.insist(sale)).expect().json["state"] == "PAID"
     await assert_books_add_up(shop, sale)
 
 
@@ -137,8 +149,8 @@ def outcomes(answers: list[Answer]) -> Counter[object]:
 
 
 async def test_what_is_cancelled_or_expires_gives_a_customers_allowance_back(shop: Shop) -> None:
-    """Many orders of one customer at once, each time: they get just what is free again."""
-    long, short = await shop.a_sale(units=20, limit=2), await shop.a_sale(units=20, limit=2, hold="2s")
+    """Many concurrent orders of one customer, each time: they get exactly the units that are free again."""
+    long, short = await shop.a_sale(units=20, limit=2), await shop.a_sale(units=20, limit=2)
     buyer = await shop.a_buyer()
 
     async def at_once(sale: Json, count: int, card: str | None = None) -> list[Answer]:
@@ -155,6 +167,7 @@ async def test_what_is_cancelled_or_expires_gives_a_customers_allowance_back(sho
     held = [answer.json["id"] for answer in await at_once(short, 12) if answer.status == 200]
     assert len(held) == 2
     for order_id in held:
+        await time_passes(shop, order_id)
         await buyer.until(order_id, "EXPIRED")
     assert outcomes(await at_once(short, 6, VISA)) == {"PAID": 2, limit: 4}
     assert outcomes(await at_once(short, 3)) == {limit: 3}
@@ -165,7 +178,7 @@ async def test_what_is_cancelled_or_expires_gives_a_customers_allowance_back(sho
 
 @pytest.mark.parametrize("end", ["cancelled", "expired"])
 async def test_a_unit_that_comes_back_goes_to_one_who_keeps_asking(shop: Shop, end: str) -> None:
-    sale, holder = await shop.a_sale(units=1, limit=1, hold="2s" if end == "expired" else "600s"), await shop.a_buyer()
+    sale, holder = await shop.a_sale(units=1, limit=1), await shop.a_buyer()
     order = (await holder.buy(sale, card=None, wait=0)).expect().json
     waiting = await shop.a_crowd(4)
     sold = asyncio.Event()
@@ -181,6 +194,8 @@ async def test_a_unit_that_comes_back_goes_to_one_who_keeps_asking(shop: Shop, e
     asking = [asyncio.create_task(keep_asking(buyer)) for buyer in waiting]
     if end == "cancelled":
         (await holder.cancel(order["id"])).expect()
+    else:
+        await time_passes(shop, order["id"])
     answers = await asyncio.gather(*asking)
 
     winners = [

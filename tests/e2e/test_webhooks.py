@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.e2e.clock import time_passes
 from tests.e2e.shop import VISA, Shop, assert_books_add_up, eventually
 from tests.support.rest import Answer, Json, new_id
 
@@ -152,10 +153,11 @@ async def test_events_that_come_twice_and_out_of_order_lead_to_the_same_end(shop
 
 async def test_an_event_that_never_comes_is_asked_for_when_the_hold_ends(shop: Shop) -> None:
     await shop.sandbox.faults(webhooks={"drop": True})
-    sale, buyer = await shop.a_sale(units=1, hold="2s"), await shop.a_buyer()
+    sale, buyer = await shop.a_sale(units=1), await shop.a_buyer()
     order = (await buyer.buy(sale, card=None, wait=0)).expect().json
 
     assert (await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"], VISA))["status"] == "succeeded"
+    await time_passes(shop, order["id"])
 
     order = await buyer.until(order["id"], "PAID", "EXPIRED")
     assert order["state"] == "PAID"
