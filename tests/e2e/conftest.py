@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import Mesh, Site, free_base
+from deploy.local import Mesh, Site
 from tests.e2e.shop import Shop
+from tests.support.ports import free_base
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.orders.v1.order_service_pb2_grpc import OrderServiceStub
 from tests.e2e.clock import leases_are_over, time_passes
 from tests.e2e.shop import ENDS, VISA, Buyer, Shop, assert_books_add_up, eventually
-from tests.support.infra import _free_port
+from tests.support.ports import free_port
 from tests.support.rest import Json, new_id
 
 PRICE = 700
@@ -30,7 +30,7 @@ class Replica:
     """A second process of orders; the gateway does not know of it."""
 
     def __init__(self, site: Site, **settings: str) -> None:
-        grpc_port, http, metrics = _free_port(), _free_port(), _free_port()
+        grpc_port, http, metrics = free_port(), free_port(), free_port()
         self._address, self._log = f"127.0.0.1:{grpc_port}", site.log("orders-2")
         self._part = Part(
             name="orders-2",

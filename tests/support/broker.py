@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.local import wheels
-from tests.support.infra import _free_port, _start, _wait
+from tests.support.infra import _start, _wait
+from tests.support.ports import free_port
 
 
 class Broker:
     """One server with JetStream, always on the same port and with the same store."""
 
     def __init__(self, home: Path) -> None:
-        self.port, self.home = _free_port(), home
+        self.port, self.home = free_port(), home
         self.url = f"nats://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 

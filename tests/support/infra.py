@@ -15,7 +15,8 @@ from typing import Any
 
 import psycopg
 
-from deploy.local import Mesh, Site, free_base
+from deploy.local import Mesh, Site
+from tests.support.ports import free_base
 
 _SERVERS = ("postgres", "valkey", "nats")
 _FAST = {"fsync": "off", "max_connections": "300", "shared_buffers": "128MB"}

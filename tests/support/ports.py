@@ -4,10 +4,10 @@ import os
 import random
 from collections.abc import Iterator
 
-from deploy.local.ports import is_free
+from deploy.local import ports
 
 # Below the ports that the system gives to clients: nothing else takes one between the look and the server's start.
-_FIRST, _SPAN = 10_000, 5_000
+_FIRST, _FIRST_BASE, _SPAN = 10_000, 20_000, 5_000
 
 
 def runner() -> int:
@@ -17,9 +17,15 @@ def runner() -> int:
 
 def free_port() -> int:
     """Return a port on which nothing listens. Each runner has ports of its own, and gets each of them once."""
-    while not is_free(port := next(_ports)):
+    while not ports.is_free(port := next(_ports)):
         pass
     return port
+
+
+def free_base() -> int:
+    """Return the base port of a mesh. Each runner has ports of its own."""
+    first = _FIRST_BASE + runner() % 2 * _SPAN
+    return ports.free_base(first, first + _SPAN)
 
 
 def _numbers() -> Iterator[int]:

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.local import wheels
-from tests.support.infra import _free_port, _start, _wait
+from tests.support.infra import _start, _wait
+from tests.support.ports import free_port
 
 
 class Valkey:
     """One server, always on the same port. Its data outlives it in `dump`, where it was saved."""
 
     def __init__(self, home: Path, *options: str) -> None:
-        self.port, self.home, self._options = _free_port(), home, options
+        self.port, self.home, self._options = free_port(), home, options
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.dump = home / "dump.rdb"
         self._process: subprocess.Popen[bytes] | None = None

@@ -22,7 +22,8 @@ from stampede.inventory.v1 import reservation_service_pb2 as pb
 from stampede.inventory.v1.reservation_service_pb2_grpc import ReservationServiceStub
 from tests.integration.inventory.conftest import rows_of
 from tests.support import tokens
-from tests.support.infra import Infra, _free_port
+from tests.support.infra import Infra
+from tests.support.ports import free_port
 from tests.support.valkey import Valkey, a_valkey
 from tests.support.waiting import until
 
@@ -218,7 +219,7 @@ async def two_processes(infra: Infra, template: str, home: Path) -> AsyncIterato
         first, second = (
             Replica(
                 environment
-                | {name: f"127.0.0.1:{_free_port()}" for name in ("LISTEN", "HTTP_LISTEN", "METRICS_LISTEN")},
+                | {name: f"127.0.0.1:{free_port()}" for name in ("LISTEN", "HTTP_LISTEN", "METRICS_LISTEN")},
                 home / f"inventory-{number}.log",
             )
             for number in (1, 2)

@@ -36,7 +36,7 @@ from tests.integration.inventory.conftest import (
     run_sql,
     statements,
 )
-from tests.support.infra import _free_port
+from tests.support.ports import free_port
 from tests.support.valkey import Valkey, a_valkey
 
 
@@ -412,7 +412,7 @@ async def test_keys_that_nobody_rebuilds_expire(db: Database, gate: Gate) -> Non
 
 async def test_the_gate_works_on_a_cluster(db: Database) -> None:
     # A port of its own for the cluster bus: the default is 10,000 higher, which can be too high.
-    with a_valkey("--cluster-enabled", "yes", "--cluster-port", str(_free_port())) as server:
+    with a_valkey("--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
         await make_cluster(server)
         async with aclosing(Gate(server.url, cluster=True)) as gate:
             first, *others = several = [await a_sale(db, units=4) for _ in range(20)]

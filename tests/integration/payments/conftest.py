@@ -39,7 +39,7 @@ from stampede.payments.v1 import payment_service_pb2 as pb
 from stampede.payments.v1 import payment_service_pb2_grpc as pb_grpc
 from stampede.type.v1 import money_pb2
 from tests.support import tokens
-from tests.support.infra import _free_port
+from tests.support.ports import free_port
 from tests.support.serving import serving
 
 KEY, WEBHOOK_SECRET = "sk_test_sandbox", "whsec_for_payments_tests"
@@ -121,7 +121,7 @@ async def sandbox_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     hooks = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    url = f"http://127.0.0.1:{_free_port()}"
+    url = f"http://127.0.0.1:{free_port()}"
     home = tmp_path_factory.mktemp("sandbox")
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: ASYNC220  # starting it blocks for a moment only

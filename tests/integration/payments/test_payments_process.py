@@ -23,7 +23,8 @@ from services.payments.sql import schema
 from stampede.payments.v1 import charge_service_pb2 as pb
 from stampede.payments.v1.charge_service_pb2_grpc import ChargeServiceStub
 from tests.integration.payments.conftest import KEY, ORDERS, ROOT, WEBHOOK_SECRET, Sandbox, State, an_order, until
-from tests.support.infra import Infra, _free_port
+from tests.support.infra import Infra
+from tests.support.ports import free_port
 from tests.support.tokens import MESH_SECRET
 
 OWN = {table.__tablename__ for table in (schema.Payment, schema.Refund, schema.ProviderEvent)}
@@ -77,8 +78,8 @@ async def a_process(infra: Infra, sandbox: Sandbox, home: Path) -> AsyncIterator
     url = infra.database_url(name)
     environment = {
         **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/protos/gen", "ENVIRONMENT": "local",
-        "LISTEN": f"127.0.0.1:{_free_port()}", "HTTP_LISTEN": "127.0.0.1:0",
-        "METRICS_LISTEN": f"127.0.0.1:{_free_port()}",
+        "LISTEN": f"127.0.0.1:{free_port()}", "HTTP_LISTEN": "127.0.0.1:0",
+        "METRICS_LISTEN": f"127.0.0.1:{free_port()}",
         "DATABASE_URL": url, "MIGRATION_DATABASE_URL": url, "NATS_URL": infra.nats_url, "MESH_SECRET": MESH_SECRET,
         "PAGE_SECRET": "seals pages in tests", "STRIPE_API_KEY": KEY, "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
         "STRIPE_API_BASE": sandbox.url, "PROVIDER_CALLS_PER_SECOND": "0",
