@@ -231,7 +231,7 @@ def test_pods_have_the_time_to_drain() -> None:
         spec = find("Deployment", service)["spec"]["template"]["spec"]
         main = (ROOT / f"services/{service}/__main__.py").read_text()
         own = re.search(r"_DRAIN_SECONDS = ([\d.]+)", main)
-        drain = process._LEAVE_SECONDS + process._DRAIN_SECONDS + http_server._LAST_WORDS_SECONDS
+        drain = process._LEAVE_SECONDS + process._DRAIN_SECONDS + http_server._CANCEL_SECONDS
         drain += float(own[1]) * len(re.findall(r"\((?:seconds=)?_DRAIN_SECONDS\)", main)) if own else 0
         leave = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
         assert leave >= 5

@@ -1,4 +1,4 @@
-"""Who may call what: declared in the .proto, enforced here before any handler runs."""
+"""Access: the .proto declares the callers of each method; the gatekeeper admits them before a handler runs."""
 
 import asyncio
 import contextlib
@@ -20,28 +20,28 @@ AUDIENCE = "stampede"
 MESH_ISSUER = "stampede-mesh"
 MESH_HEADER = "x-mesh-token"
 _MESH_SECONDS = 600
-_CACHE_MOST = 20_000
+_CACHE_MAX = 20_000
 _REFETCH_SECONDS = 2.0
 _LEEWAY_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A method's declared access."""
+    """The declared access of a method."""
 
     access: int
     callers: frozenset[str]
 
 
 def rule_of(method: str) -> Rule:
-    """The rule of `/package.Service/Method`, as gRPC spells it. An undeclared one lets nobody in."""
+    """Returns the rule of `/package.Service/Method`. An undeclared one admits no caller."""
     name = method.lstrip("/").replace("/", ".")
     options = descriptor_pool.Default().FindMethodByName(name).GetOptions()
     return Rule(options.Extensions[access_pb2.access], frozenset(options.Extensions[access_pb2.callers]))
 
 
 def is_for_mesh(method: str) -> bool:
-    """Whether only services may call it."""
+    """Whether only services may call `method`."""
     return rule_of(method).access == access_pb2.ACCESS_MESH
 
 
@@ -78,44 +78,44 @@ class MeshIdentity:
 
 
 class Gatekeeper:
-    """Decides whether a call may pass. Verifies each token once and remembers it until it expires."""
+    """Admits or refuses calls. Verifies each token once and keeps the result until the token expires."""
 
     def __init__(self, mesh: MeshIdentity, fetch_jwks: Callable[[], Awaitable[bytes]]) -> None:
-        """`fetch_jwks` gets identity's public keys as a JSON Web Key Set."""
+        """`fetch_jwks` returns identity's public keys as a JSON Web Key Set."""
         self._mesh, self._fetch_jwks = mesh, fetch_jwks
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_at = -_REFETCH_SECONDS
         self._fetching = asyncio.Lock()
-        self._known: dict[str, tuple[Caller, float]] = {}
+        self._verified_tokens: dict[str, tuple[Caller, float]] = {}
 
     async def admit(self, rule: Rule, metadata: Metadata) -> Caller:
-        """The caller, where `rule` lets them in; raises `Unauthenticated` or `PermissionDenied`."""
+        """Returns the caller if `rule` admits it; raises `Unauthenticated` or `PermissionDenied`."""
         if rule.access == access_pb2.ACCESS_PUBLIC:
             return ANONYMOUS
         if rule.access == access_pb2.ACCESS_MESH:
-            caller = await self._remembered(str(metadata.get(MESH_HEADER, "")), mesh=True)
+            caller = await self._verified(str(metadata.get(MESH_HEADER, "")), mesh=True)
             allowed = caller.service in rule.callers
         else:
             scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
             if scheme.lower() != "bearer":
                 raise Unauthenticated()
-            caller = await self._remembered(token, mesh=False)
+            caller = await self._verified(token, mesh=False)
             allowed = _role_suffices(rule.access, caller)
         if not allowed:
             raise PermissionDenied()
         return caller
 
-    async def _remembered(self, token: str, *, mesh: bool) -> Caller:
-        known = self._known.get(token)
-        # One cache serves both kinds, so a user's token must not pass as a service's, or the reverse.
+    async def _verified(self, token: str, *, mesh: bool) -> Caller:
+        known = self._verified_tokens.get(token)
+        # Users and services share the cache, so a token of one kind must not pass as one of the other.
         if known and known[1] > time.time() and bool(known[0].service) == mesh:
             return known[0]
         if not token:
             raise Unauthenticated()
         caller, expires = self._mesh.verify(token) if mesh else await self._verify_user(token)
-        if len(self._known) >= _CACHE_MOST:
-            self._known.clear()  # rare, and cheaper than to keep an order of use on every call
-        self._known[token] = caller, expires
+        if len(self._verified_tokens) >= _CACHE_MAX:
+            self._verified_tokens.clear()  # rare, and cheaper than an order of use kept on every call
+        self._verified_tokens[token] = caller, expires
         return caller
 
     async def _verify_user(self, token: str) -> tuple[Caller, float]:
@@ -132,7 +132,7 @@ class Gatekeeper:
         return Caller(user_id=user_id, roles=frozenset(claims.get("roles", ()))), claims["exp"]
 
     async def _refetched(self, key_id: str) -> jwt.PyJWK:
-        """Looks for an unknown key at identity; not more often than every two seconds, whoever asks."""
+        """Fetches the keys for an unknown `key_id`, at most every two seconds."""
         async with self._fetching:
             if key_id not in self._keys and time.monotonic() - self._fetched_at >= _REFETCH_SECONDS:
                 found = json.loads(await self._fetch_jwks())["keys"]

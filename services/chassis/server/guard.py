@@ -1,4 +1,4 @@
-"""What happens around every method of a service, however the call came in: see `rpc` and `http`."""
+"""The guard, which every call passes before its handler: identity, access, validation, limits, error mapping."""
 
 import asyncio
 import contextlib
@@ -27,25 +27,25 @@ _SECONDS = Histogram(
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
 )  # fmt: skip
 _ANSWERS = Counter("stampede_rpc_total", "Calls answered.", ["method", "code", "reason"])
-# More than may wait for a change at once (see `watch`), so that waiting locks nobody out.
-_IN_FLIGHT_MOST = 8192
-_IDEMPOTENCY_KEY_MOST = 255
-# Of a batch it is the ids of all its items.
-_REQUEST_ID_MOST = 4096
-# Names the UUIDs that stand for idempotency keys which are not UUIDs themselves.
+# More than the calls that may wait for a change at once (see `watch`), so that these leave room for others.
+_IN_FLIGHT_MAX = 8192
+_IDEMPOTENCY_KEY_MAX = 255
+# That of a batch contains the ids of all its items.
+_REQUEST_ID_MAX = 4096
+# The namespace of the UUIDs that are made from idempotency keys which are not UUIDs.
 _KEY_NAMESPACE = uuid.UUID("6f1c1f0e-6f5b-4c0e-9d7e-1f6c0d6f7a52")
 _NO_NUL = "must not contain the character U+0000"
 
 Unary = Callable[[Message | None, Metadata, float | None], Awaitable[Message | Answer]]
-"""Answers a call: its request (None where it cannot be decoded), its metadata, and how many seconds it may take."""
+"""Answers a call: (request, None if it cannot be decoded; metadata; seconds until its deadline)."""
 Stream = Callable[[Message | None, Metadata], AsyncGenerator[Message | Answer, None]]
-"""As `Unary`, answer by answer. Where it fails, the last one is an `Answer`."""
+"""As `Unary`, for many responses. If it fails, the last one is an `Answer`."""
 
 
 class Guard:
-    """Gives each call its identity and deadline, lets in whom the contract names, checks the request against the
-    contract's rules, and turns what a handler raises into an `Answer`. Handlers never touch status codes, and no
-    traceback, SQL or secret in an unforeseen exception reaches a client.
+    """Gives each call its identity and deadline, admits the callers that the contract names, validates the request by
+    the contract's rules, and turns what a handler raises into an `Answer`. So handlers contain no status codes, and no
+    traceback, SQL or secret of an unexpected exception reaches a client.
     """
 
     def __init__(self, service: str, gatekeeper: Gatekeeper) -> None:
@@ -55,14 +55,14 @@ class Guard:
         self._in_flight = 0
 
     def unary(self, method: str, behavior: Callable[..., Awaitable[Any]]) -> Unary:
-        """Puts itself around `behavior`, which gets the request, and None in place of gRPC's context."""
+        """Wraps `behavior`, which receives the request, and None in place of gRPC's context."""
         behavior = telemetry.traced(method, behavior)
         rule, seconds = access.rule_of(method), _SECONDS.labels(method)
         count_ok = _ANSWERS.labels(method, "OK", "")
 
         async def guarded(request: Message | None, metadata: Metadata, left: float | None) -> Message | Answer:
             started = time.perf_counter()
-            if self._in_flight >= _IN_FLIGHT_MOST:
+            if self._in_flight >= _IN_FLIGHT_MAX:
                 return statuses.answer(RateLimited(what=method), self._domain)
             self._in_flight += 1
             code = "OK"
@@ -83,20 +83,20 @@ class Guard:
                 self._in_flight -= 1
                 took = time.perf_counter() - started
                 seconds.observe(took)
-                if code != "FAILED_PRECONDITION":  # the everyday no: the gateway's log has it, and losers must be cheap
+                if code != "FAILED_PRECONDITION":  # the usual refusal, which must be cheap; the gateway logs it
                     telemetry.log_info("answered", method=method, code=code, ms=round(took * 1000, 1))
 
         return guarded
 
     def stream(self, method: str, behavior: Callable[..., AsyncGenerator[Any, None]]) -> Stream:
-        """As `unary`, for a method that answers many times."""
+        """As `unary`, for a method with many responses."""
         rule = access.rule_of(method)
         count_ok = _ANSWERS.labels(method, "OK", "")
 
         async def guarded(request: Message | None, metadata: Metadata) -> AsyncGenerator[Message | Answer, None]:
             try:
                 admitted = await self._enter(method, rule, request, metadata, None)
-                # Closed here and now, not when it is found to be garbage.
+                # Closed here, not at some later garbage collection.
                 async with contextlib.aclosing(behavior(admitted, None)) as responses:
                     async for response in responses:
                         yield response
@@ -109,7 +109,7 @@ class Guard:
         return guarded
 
     def too_slow(self, method: str) -> Answer:
-        """For a stream that was cut off because its client does not read it."""
+        """Returns the answer for a stream that was ended because its client does not read it."""
         return self._answer(TooSlow(), method)
 
     async def _enter(
@@ -117,20 +117,20 @@ class Guard:
     ) -> Message:
         call = request_context.Call(
             method=method,
-            request_id=_passable(metadata.get("x-request-id", ""))[:_REQUEST_ID_MOST] or str(uuid.uuid4()),
+            request_id=_forwardable(metadata.get("x-request-id", ""))[:_REQUEST_ID_MAX] or str(uuid.uuid4()),
             deadline=None if left is None else time.monotonic() + left,
-            traceparent=_passable(metadata.get("traceparent", "")),
+            traceparent=_forwardable(metadata.get("traceparent", "")),
             metadata=metadata,
         )
         request_context.enter(call)
         if request is None:
-            raise InvalidFields({"request": "is not a message of this method, or holds text that is not UTF-8"})
+            raise InvalidFields({"request": "is not a message of this method, or contains text that is not UTF-8"})
         call.caller = await self._gatekeeper.admit(rule, metadata)
         if key := metadata.get("idempotency-key"):
             _take_idempotency_key(request, str(key))
         if violations := self._validator.collect_violations(request):
             raise InvalidFields({_path(v.proto): v.proto.message for v in violations})
-        # A quick look first: a zero byte may also be part of a number.
+        # A fast test first; a zero byte may also be part of a number.
         if b"\0" in request.SerializeToString() and (with_nul := dict.fromkeys(_with_nul(request), _NO_NUL)):
             raise InvalidFields(with_nul)
         return request
@@ -138,16 +138,12 @@ class Guard:
     def _answer(self, error: BaseException, method: str) -> Answer:
         refusal = statuses.as_app_error(error)
         if refusal is None:
-            log.exception("unforeseen failure", method=method)
+            log.exception("unexpected failure", method=method)
             _ANSWERS.labels(method, "INTERNAL", "").inc()
             return statuses.INTERNAL
         if refusal.code == "UNAVAILABLE":
-            log.warning(
-                "a part is away",
-                method=method,
-                **refusal.metadata,
-                cause=repr(error.__cause__ or error)[:300],
-            )
+            cause = repr(error.__cause__ or error)[:300]
+            log.warning("dependency unavailable", method=method, **refusal.metadata, cause=cause)
         _counted(method, refusal.code, refusal.reason).inc()
         answer = statuses.answer(refusal, self._domain)
         log.debug("refused", method=method, code=answer.code.name, message=answer.message)
@@ -155,18 +151,18 @@ class Guard:
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Whether the client has gone or the process ends, and it is not just something that a handler waited for."""
+    """Whether the client disconnected or the process ends, and not just something that the handler waited for."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
-def _passable(value: str | bytes) -> str:
-    """`value` where gRPC passes it on to other services; empty where it would fail them, and all of their batch."""
+def _forwardable(value: str | bytes) -> str:
+    """Returns `value` if gRPC accepts it as metadata, else an empty text: it would fail the calls of a whole batch."""
     return value if isinstance(value, str) and value.isascii() and value.isprintable() else ""
 
 
 def decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:
-    """`decode`, but None for what cannot be decoded: gRPC would tell the client what Python thinks of it."""
+    """Wraps `decode` so that it returns None on failure; gRPC would send Python's error text to the client."""
 
     def decoded(data: bytes) -> Message | None:
         try:
@@ -183,11 +179,11 @@ def _counted(method: str, code: str, reason: str) -> Counter:
 
 
 def _take_idempotency_key(request: Message, key: str) -> None:
-    """Fills an empty `request_id` from the header. A key that is no UUID stands for one that is made from it."""
+    """Fills an empty `request_id` from the header. From a key that is not a UUID one is made."""
     if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:  # type: ignore[attr-defined]
         return
-    if len(key) > _IDEMPOTENCY_KEY_MOST:
-        raise InvalidFields({"Idempotency-Key": f"must have at most {_IDEMPOTENCY_KEY_MOST} characters"})
+    if len(key) > _IDEMPOTENCY_KEY_MAX:
+        raise InvalidFields({"Idempotency-Key": f"must have at most {_IDEMPOTENCY_KEY_MAX} characters"})
     try:
         request.request_id = str(uuid.UUID(key))  # type: ignore[attr-defined]
     except ValueError:
@@ -195,7 +191,7 @@ def _take_idempotency_key(request: Message, key: str) -> None:
 
 
 def _with_nul(message: Message, prefix: str = "") -> Iterator[str]:
-    """The fields whose text holds a NUL, which PostgreSQL cannot store."""
+    """Yields the fields whose text contains a NUL character, which PostgreSQL cannot store."""
     for field, value in message.ListFields():
         values = value if field.is_repeated else [value]
         for part in (*values.keys(), *values.values()) if isinstance(values, Mapping) else values:
@@ -206,7 +202,7 @@ def _with_nul(message: Message, prefix: str = "") -> Iterator[str]:
 
 
 def _path(violation: Any) -> str:
-    """The field as a client wrote it; for example `lines[0].productId`. Empty for a rule over the whole message."""
+    """Returns the field as a client writes it, for example `lines[0].productId`; for a rule of the message, its id."""
     path = ""
     for element in violation.field.elements if violation.field else ():
         head, *rest = element.field_name.split("_")

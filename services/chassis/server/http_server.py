@@ -1,8 +1,8 @@
-"""The gateway's side of a service: gRPC's messages over plain HTTP/1.1, at a fraction of the cost (docs/adr/0006).
+"""The HTTP server for the gateway: gRPC's messages over plain HTTP/1.1, at a fraction of the cost (docs/adr/0006).
 
 A call is a POST of one gRPC frame to `/package.Service/Method`. The answer is 200 with one frame, or many for a stream,
-and no trailers. A refusal is 200 without a body, its status in the headers, as in gRPC where nothing was said before.
-Envoy's transcoder takes both for the answers of a gRPC server.
+and no trailers. A refusal is 200 without a body and with the status in the headers, as gRPC's "trailers only".
+Envoy's transcoder accepts both as the answers of a gRPC server.
 """
 
 import asyncio
@@ -29,18 +29,18 @@ from services.chassis.server.watch import DROPPED
 
 log = structlog.get_logger()
 
-# The gateway closes idle connections after a minute. Were it ours to do so, it could send into one that is closing.
+# The gateway closes idle connections after a minute. If this side did, the gateway could send into a closing one.
 _IDLE_SECONDS = 90
 _BACKLOG = 4096
-# In a turn of its loop uvloop accepts one connection of each listener; in a rush turns are long, and the new are many.
+# uvloop accepts one connection of each listener in a turn of its loop; in a rush, turns are long and connections many.
 _LISTENERS = 8
-_BODY_BYTES_MOST = 4 * 1024 * 1024
-# Before this long, whoever hung up costs less than to ask whether they did.
-_PATIENCE_SECONDS = 1.0
-# Nothing is taken to be on its way any more when no call has come in so many looks, one after the other.
-_SILENT_LOOKS, _LOOK_SECONDS = 5, 0.02
-# For what is cut off at the end of a drain, to say so.
-_LAST_WORDS_SECONDS = 1.0
+_BODY_BYTES_MAX = 4 * 1024 * 1024
+# Polling for a disconnect costs more than finishing a call shorter than this.
+_DISCONNECT_POLL_SECONDS = 1.0
+# A drain closes the connections after this many consecutive checks without a new call.
+_IDLE_CHECKS, _CHECK_SECONDS = 5, 0.02
+# Calls that are cancelled at the end of a drain have this long to answer.
+_CANCEL_SECONDS = 1.0
 _FRAME = struct.Struct("!BI")
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -56,7 +56,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class HttpServer:
     """An ASGI application that answers the methods added to it, and the server that runs it.
 
-    `GET /healthz` says 200 while `ready`, else 503; `GET /livez` says 200 whenever it can say anything.
+    `GET /healthz` returns 200 while `ready`, else 503; `GET /livez` returns 200 while the process answers.
     """
 
     def __init__(self, service: str) -> None:
@@ -65,17 +65,17 @@ class HttpServer:
         self._streams: set[asyncio.Task[Any]] = set()
         self._calls, self._stopping = 0, False
         domain = f"{service}.stampede"
-        self._away = statuses.answer(Unavailable(part=service), domain)
-        too_long = {"request": f"must have at most {_BODY_BYTES_MOST} bytes"}
+        self._unavailable = statuses.answer(Unavailable(part=service), domain)
+        too_long = {"request": f"must have at most {_BODY_BYTES_MAX} bytes"}
         self._too_long = statuses.answer(InvalidFields(too_long), domain)
 
     def add_unary(self, method: str, guarded: Unary, decode: Decode, encode: Encode) -> None:
         """Serves `/package.Service/Method`."""
 
         async def answer(body: bytes, metadata: Metadata, receive: Receive, send: Send) -> None:
-            outcome: Message | Answer = self._away
+            outcome: Message | Answer = self._unavailable
             try:
-                with _until_hung_up(receive, after=_PATIENCE_SECONDS):
+                with _until_disconnected(receive, after=_DISCONNECT_POLL_SECONDS):
                     outcome = await guarded(_request(body, decode), metadata, _seconds(metadata.get("grpc-timeout")))
             except asyncio.CancelledError:
                 if not self._stopping:
@@ -84,23 +84,23 @@ class HttpServer:
                 await _refuse(outcome, send)
             else:
                 message = encode(outcome)
-                # Without a length, which the transcoder would pass on as that of its JSON.
+                # No content-length: the transcoder would pass it on as that of its JSON.
                 await _start(send, [_CONTENT_TYPE])
                 await _frame(message, send, more=False)
 
         self._methods[method] = answer
 
     def add_stream(self, method: str, guarded: Stream, decode: Decode, encode: Encode) -> None:
-        """As `add_unary`, for a method that answers many times."""
+        """As `add_unary`, for a method with many responses."""
 
         async def answer(body: bytes, metadata: Metadata, receive: Receive, send: Send) -> None:
             if self._stopping:
-                await _refuse(self._away, send)
+                await _refuse(self._unavailable, send)
                 return
-            outcome: Message | Answer | None = self._away
+            outcome: Message | Answer | None = self._unavailable
             begun = False
             try:
-                with self._open_stream(), _until_hung_up(receive, after=0):
+                with self._open_stream(), _until_disconnected(receive, after=0):
                     async with contextlib.aclosing(guarded(_request(body, decode), metadata)) as outcomes:
                         async for outcome in outcomes:
                             if isinstance(outcome, Answer):
@@ -115,11 +115,11 @@ class HttpServer:
             except asyncio.CancelledError as cancelled:
                 if cancelled.args != (DROPPED,):
                     raise
-                return  # without an end, which would wait behind what the client does not read: uvicorn closes
+                return  # no end of the body, which would queue behind unread messages: uvicorn closes
             if isinstance(outcome, Answer) and not begun:
                 await _refuse(outcome, send)
                 return
-            # In the middle it is too late to say why: whoever watches comes back, and is told.
+            # After the first message a refusal cannot be sent; the client reconnects and receives it then.
             if not begun:
                 await _start(send, [_CONTENT_TYPE])
             await send({"type": "http.response.body", "body": b""})
@@ -135,8 +135,8 @@ class HttpServer:
         try:
             body = await _body(receive)
             if body is None:
-                return  # hung up
-            if len(body) > _BODY_BYTES_MOST:
+                return  # disconnected
+            if len(body) > _BODY_BYTES_MAX:
                 await _refuse(self._too_long, send)
                 return
             metadata: Metadata = {name.decode("ascii"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -144,14 +144,14 @@ class HttpServer:
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
-            # Time is out, and the client has not sent or taken all of it.
+            # The drain ended before the client had sent or received all of it.
         except Exception:
-            # The guard foresees what handlers raise: this is a message that cannot be encoded, or a bug here.
-            log.exception("unforeseen failure", method=scope["path"])
+            # The guard maps what handlers raise: this is a message that cannot be encoded, or a bug here.
+            log.exception("unexpected failure", method=scope["path"])
             await _refuse(INTERNAL, send)
 
     def start(self, address: str) -> int:
-        """Listens on `host:port`, and returns the port: where 0 was asked for, one that was free."""
+        """Listens on `host:port` and returns the port; for 0, a free one."""
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -170,37 +170,37 @@ class HttpServer:
     async def stop(self, seconds: float) -> None:
         """Ends streams, lets other calls finish within `seconds` (then they are `UNAVAILABLE`), and closes all.
 
-        Whoever has the choice must have gone elsewhere before: see `ready`.
+        Turn `ready` off before, so that the gateway sends new calls elsewhere.
         """
         ends = asyncio.get_running_loop().time() + seconds
         self._stopping = True
         for stream in self._streams:
-            if not stream.cancelling():  # what it does at its end is not to be cut short
+            if not stream.cancelling():  # do not interrupt its cleanup
                 stream.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds / 2):
-                await self._silence()
-        # uvicorn rounds nothing, whatever its types say.
+                await self._wait_for_silence()
+        # Its type says int, but uvicorn accepts fractions.
         self._server.config.timeout_graceful_shutdown = ends - asyncio.get_running_loop().time()  # type: ignore[assignment]
         self._server.should_exit = True
         await self._serving
-        if cut_off := self._server.server_state.tasks:
-            await asyncio.wait(cut_off, timeout=_LAST_WORDS_SECONDS)
+        if cancelled := self._server.server_state.tasks:
+            await asyncio.wait(cancelled, timeout=_CANCEL_SECONDS)
 
-    async def _silence(self) -> None:
-        """Returns once no more calls come.
+    async def _wait_for_silence(self) -> None:
+        """Returns when no more calls arrive.
 
-        In a rush some have arrived in the kernel, but not here; to close their connections now would lose them.
+        In a rush the kernel holds calls that have not arrived here; closing their connections would lose them.
         """
         silent = 0
-        while silent < _SILENT_LOOKS:
+        while silent < _IDLE_CHECKS:
             before = self._calls
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             silent = silent + 1 if self._calls == before else 0
 
     @contextlib.contextmanager
     def _open_stream(self) -> Iterator[None]:
-        """Leaves the block without an error where `stop` cancels it."""
+        """Leaves the block without an error if `stop` cancels it."""
         task = asyncio.current_task()
         assert task
         self._streams.add(task)
@@ -219,7 +219,7 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the process."""
+    """A server that leaves signals to the process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -227,42 +227,42 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _until_hung_up(receive: Receive, *, after: float) -> Iterator[None]:
-    """Cancels the block when the client hangs up, and leaves it without an error; looks from `after` seconds on.
+def _until_disconnected(receive: Receive, *, after: float) -> Iterator[None]:
+    """Cancels the block when the client disconnects, and leaves it without an error; polls from `after` seconds on.
 
-    What else is cancelled stays so. The one who looks is another task: it can only cancel the block while that waits
-    inside, and it is told to stop looking before the block is left.
+    Other cancellations pass through. Another task polls. It can cancel the block only while that waits inside, because
+    it ends before the block is left.
     """
     loop, block = asyncio.get_running_loop(), asyncio.current_task()
     assert block
-    looking: list[asyncio.Task[None]] = []
-    cancelled_before, gone = block.cancelling(), False
+    polling: list[asyncio.Task[None]] = []
+    cancelled_before, disconnected = block.cancelling(), False
 
-    async def look() -> None:
-        nonlocal gone
+    async def poll() -> None:
+        nonlocal disconnected
         while (await receive())["type"] != "http.disconnect":
             pass
-        gone = True
+        disconnected = True
         block.cancel()
 
-    timer = loop.call_later(after, lambda: looking.append(loop.create_task(look())))
+    timer = loop.call_later(after, lambda: polling.append(loop.create_task(poll())))
     try:
         yield
     except asyncio.CancelledError:
-        if not gone or block.cancelling() > cancelled_before + 1:
+        if not disconnected or block.cancelling() > cancelled_before + 1:
             raise
     finally:
         timer.cancel()
-        for task in looking:
+        for task in polling:
             task.cancel()
-        if gone:
+        if disconnected:
             block.uncancel()
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """The body, or a beginning of it that is too long; None where the client hangs up before its end."""
+    """Returns the body, or a beginning of it that is too long; None if the client disconnects before its end."""
     body = b""
-    while len(body) <= _BODY_BYTES_MOST:
+    while len(body) <= _BODY_BYTES_MAX:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
@@ -273,7 +273,7 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _request(body: bytes, decode: Decode) -> Message | None:
-    """The message in the one frame of `body`; None where it is none."""
+    """Returns the message in the one frame of `body`; None if it is malformed."""
     if len(body) < _FRAME.size:
         return None
     compressed, length = _FRAME.unpack_from(body)
@@ -283,7 +283,7 @@ def _request(body: bytes, decode: Decode) -> Message | None:
 
 
 def _seconds(timeout: str | bytes | None) -> float | None:
-    """`grpc-timeout`, such as 14S. What is none of its kind is no limit, as for gRPC."""
+    """Parses `grpc-timeout`, such as 14S. A malformed one is no limit, as for gRPC."""
     found = _TIMEOUT.fullmatch(str(timeout)) if timeout else None
     return int(found[1]) * _UNITS[found[2]] if found else None
 

@@ -1,4 +1,4 @@
-"""Field masks: which fields an update changes."""
+"""Field masks: the fields that an update changes."""
 
 from collections.abc import Collection
 
@@ -8,16 +8,16 @@ from services.chassis.errors import InvalidFields
 def select_fields(
     paths: Collection[str], given: Collection[str], *, mutable: frozenset[str], required: frozenset[str]
 ) -> frozenset[str]:
-    """The fields to change, where the mask names `paths` and the request sets `given`.
+    """Returns the fields to change if the mask names `paths` and the request sets `given`.
 
-    An empty mask means what is set, `*` everything. Raises `InvalidFields` where it names a field that is not
-    `mutable`. A field that is named and not set gets its default, which those that are `required` do not have.
+    An empty mask means all fields that are set, `*` all mutable fields. A field that is named and not set gets its
+    default. Raises `InvalidFields` if it names a field that is not `mutable`, or a `required` one that is not set.
     """
     if not paths:
         return mutable.intersection(given)
     unknown = sorted(set(paths) - mutable - {"*"})
     if unknown:
-        raise InvalidFields({"updateMask": f"names {unknown[0][:64]!r}, which is no field that can be changed"})
+        raise InvalidFields({"updateMask": f"names {unknown[0][:64]!r}, which is not a field that can be changed"})
     fields = mutable if "*" in paths else frozenset(paths)
     missing = sorted((fields & required) - set(given))
     if missing:

@@ -1,4 +1,4 @@
-"""The gRPC side of a service: for the other services, and for whoever has stubs."""
+"""The registry, which adds servicers to the gRPC server for services and to the HTTP server for the gateway."""
 
 import asyncio
 import contextlib
@@ -22,17 +22,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Registry:
-    """What generated code takes for a server: `add_CatalogServiceServicer_to_server(servicer, registry)`.
+    """Takes the place of a server in generated code: `add_CatalogServiceServicer_to_server(servicer, registry)`.
 
-    Puts `guard` around every method and adds it to the gRPC server; and, unless it is for the mesh alone, to the
-    gateway's HTTP server.
+    Wraps every method in `guard` and adds it to the gRPC server and, unless only services may call it, to `http`.
     """
 
     def __init__(self, guard: Guard, server: grpc.aio.Server, http: HttpServer | None = None) -> None:
         self._guard, self._server, self._http = guard, server, http
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
-        """Does nothing: generated code says all this a second time, in the call below."""
+        """Does nothing: generated code repeats all of it in the call below."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Adds the methods of the servicer of `service`."""
@@ -70,24 +69,24 @@ def _stream(guarded: Stream, too_slow: Callable[[], Answer]) -> Any:
         try:
             async for outcome in guarded(request, dict(context.invocation_metadata() or ())):
                 if isinstance(outcome, Answer):
-                    # Headers have gone out with the first message.
+                    # The first message was sent after the headers.
                     await _refuse(outcome._replace(initial=()) if begun else outcome, context)
                 begun = True
                 await context.write(outcome)
         except asyncio.CancelledError as cancelled:
             if cancelled.args == (DROPPED,):
-                # This stands in line behind what the client has not read; so it is said, but not waited for.
+                # It queues behind messages that the client has not read, so it is sent without waiting.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LAST_WORD_SECONDS):
                         await _refuse(too_slow()._replace(initial=()), context)
-            raise  # otherwise the client has gone
+            raise  # without DROPPED the client has disconnected
 
     return answer
 
 
 async def _refuse(answer: Answer, context: Context) -> None:
-    # Not to services: gRPC repeats no call of which it has seen a beginning.
+    # Only for external clients: sending initial metadata disables gRPC's transparent retry.
     if answer.initial and not request_context.current().caller.service:
         await context.send_initial_metadata(answer.initial)
-    # Raises. Setting a code and returning would do as well, but sends an empty response along with the refusal.
+    # Raises. Setting a code and returning would send an empty response along with the refusal.
     await context.abort(answer.code, answer.message, answer.trailing)

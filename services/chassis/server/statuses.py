@@ -1,4 +1,4 @@
-"""From errors to gRPC statuses and back: the one place where the two meet."""
+"""Mapping of errors to gRPC statuses and back."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -16,8 +16,8 @@ from services.chassis.errors import AppError, InvalidFields, Refused, Unavailabl
 from stampede.type.v1 import refusal_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
-# A status travels in headers, and of these Envoy takes 60 KiB. Who mends the first fields is told of the others then.
-_VIOLATIONS_MOST, _FIELD_LENGTH_MOST = 50, 100
+# A status travels in headers, of which Envoy accepts 60 KiB. A client that fixes these receives the other violations.
+_VIOLATIONS_MAX, _FIELD_LENGTH_MAX = 50, 100
 _CODES = {number.value[0]: number for number in grpc.StatusCode}
 
 
@@ -28,14 +28,14 @@ class Answer(NamedTuple):
     message: str
     trailing: tuple[tuple[str, bytes], ...]
     initial: tuple[tuple[str, str], ...]
-    """Envoy shows only initial metadata as headers, so `retry-after` goes there."""
+    """Envoy turns only initial metadata into headers; `retry-after` is one."""
 
 
 INTERNAL = Answer(grpc.StatusCode.INTERNAL, "Internal error.", (), ())
 
 
 def answer(error: AppError, domain: str) -> Answer:
-    """How `error` goes out. `domain` is the answering service's, unless the error names another."""
+    """Returns the answer for `error`. `domain` is that of the answering service; an error may name another."""
     violations = _first(error.violations) if isinstance(error, InvalidFields) else ()
     return _answer(
         error.code, error.reason, error.domain or domain, str(error), tuple(error.metadata.items()), violations,
@@ -44,8 +44,8 @@ def answer(error: AppError, domain: str) -> Answer:
 
 
 def _first(violations: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """As many as can be told at once; a key of a map, which is part of the field's name, may be long."""
-    return tuple((field[:_FIELD_LENGTH_MOST], said) for field, said in islice(violations.items(), _VIOLATIONS_MOST))
+    """Returns the first violations. A field name may be long, because it contains the key of a map."""
+    return tuple((field[:_FIELD_LENGTH_MAX], reason) for field, reason in islice(violations.items(), _VIOLATIONS_MAX))
 
 
 # In a rush nearly all answers are the same refusal of the same sale.
@@ -79,11 +79,11 @@ def _answer(
 
 
 def as_app_error(error: BaseException) -> AppError | None:
-    """The refusal that a library's exception amounts to; None where it is a bug of ours."""
+    """Returns `error` as a refusal; None if it is a bug."""
     if isinstance(error, AppError):
         return error
     if isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError):
-        # Away, restarting, no connection free, or a lock or statement that took too long: come again.
+        # Unavailable, restarting, no connection free, or a lock or statement that timed out: a retry may succeed.
         return Unavailable(part="database")
     if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
         return Unavailable(part="database")
@@ -91,7 +91,7 @@ def as_app_error(error: BaseException) -> AppError | None:
 
 
 def to_refusal(error: AppError, domain: str) -> refusal_pb2.Refusal:
-    """`error` as one item's outcome in the answer to a batch."""
+    """Returns `error` as the outcome of one item of a batch."""
     return refusal_pb2.Refusal(
         code=code_pb2.Code.Value(error.code), reason=error.reason, domain=error.domain or domain,
         message=str(error), metadata=error.metadata,
@@ -99,7 +99,7 @@ def to_refusal(error: AppError, domain: str) -> refusal_pb2.Refusal:
 
 
 def from_refusal(refusal: refusal_pb2.Refusal) -> Refused:
-    """One item's refusal as an error to raise."""
+    """Returns the refusal of one item as an error to raise."""
     return Refused(
         code=code_pb2.Code.Name(refusal.code), reason=refusal.reason, domain=refusal.domain,
         message=refusal.message, metadata=dict(refusal.metadata),
@@ -107,7 +107,7 @@ def from_refusal(refusal: refusal_pb2.Refusal) -> Refused:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, part: str) -> AppError:
-    """What a failed call to the service `part` means here: its own refusal, or that it is away."""
+    """Returns the refusal of the service `part`, or `Unavailable`; raises `error` if it is neither."""
     if error.code() in (
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -1,4 +1,4 @@
-"""Values as messages and back."""
+"""Conversion of values to protobuf messages and back."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -20,7 +20,7 @@ def money_of(message: money_pb2.Money) -> Money:
 
 
 def timestamp(value: datetime) -> Timestamp:
-    # A third of what Timestamp.FromDatetime costs, and there are four in an order.
+    # Costs a third of Timestamp.FromDatetime, and an order has four.
     since = value - _EPOCH
     return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
@@ -30,5 +30,5 @@ def datetime_of(message: Timestamp) -> datetime:
 
 
 def duration(value: timedelta) -> Duration:
-    """`value`, which must not be negative."""
+    """Converts `value`, which must not be negative."""
     return Duration(seconds=value.days * 86400 + value.seconds, nanos=value.microseconds * 1000)

@@ -328,7 +328,7 @@ async def test_a_body_without_end_is_refused_before_its_end(catalog: Server) -> 
 async def test_the_longest_body_is_read(catalog: Server) -> None:
     reply = await catalog.post(CREATE, b"\0" * (4 * 1024 * 1024), *tokens.as_staff())
     assert [violation.description for violation in reply.fields.field_violations] == [
-        "is not a message of this method, or holds text that is not UTF-8"
+        "is not a message of this method, or contains text that is not UTF-8"
     ]
 
 
@@ -441,7 +441,7 @@ async def hang_up_on(server: Server, servicer: Catalog) -> None:
 async def test_a_handler_that_waits_is_cancelled_when_nobody_waits_for_it(
     catalog: Server, servicer: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(http_server, "_DISCONNECT_POLL_SECONDS", 0.01)
     async with asyncio.timeout(10):
         await hang_up_on(catalog, servicer)
         assert await servicer.ended.get() == "cancelled"
@@ -450,7 +450,7 @@ async def test_a_handler_that_waits_is_cancelled_when_nobody_waits_for_it(
 
 
 async def test_a_handler_finishes_what_it_shields(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(http_server, "_DISCONNECT_POLL_SECONDS", 0.01)
     servicer = Stubborn()
     async with asyncio.timeout(10), serving("catalog", add_CatalogServiceServicer_to_server, servicer) as server:
         await hang_up_on(server, servicer)

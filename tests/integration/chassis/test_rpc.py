@@ -160,7 +160,7 @@ async def test_a_call_without_a_request_id_gets_one(catalog: Any, servicer: Cata
 async def test_too_many_calls_in_flight_are_refused(
     catalog: Any, servicer: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "_IN_FLIGHT_MOST", 1)
+    monkeypatch.setattr(guard, "_IN_FLIGHT_MAX", 1)
     servicer.gate.clear()
     first = asyncio.ensure_future(catalog.CreateProduct(a_request(), metadata=as_staff()))
     await servicer.entered.wait()

@@ -58,7 +58,7 @@ class Sales(FlashSaleServiceServicer):
 
 @pytest.fixture
 async def sales(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sales]:
-    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(watch, "_UNREAD_SECONDS", 0.3)
     sales = Sales()
     looking = asyncio.create_task(sales.views.run())
     yield sales

@@ -11,7 +11,7 @@ import uvloop
 from google.protobuf.empty_pb2 import Empty
 
 from services.chassis.server import http_server
-from services.chassis.server.http_server import HttpServer, _until_hung_up
+from services.chassis.server.http_server import HttpServer, _until_disconnected
 
 NEVER = 99
 
@@ -31,7 +31,7 @@ class Moments:
         return call
 
     async def _call(self) -> None:
-        with _until_hung_up(self._receive, after=0):
+        with _until_disconnected(self._receive, after=0):
             try:
                 for _ in range(self._length):
                     await asyncio.sleep(0)
@@ -89,7 +89,7 @@ async def test_a_call_that_goes_on_although_nobody_waits_leaves_nothing_behind()
         return {"type": "http.disconnect"}
 
     async def stubborn() -> None:
-        with _until_hung_up(receive, after=0):
+        with _until_disconnected(receive, after=0):
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
@@ -107,7 +107,7 @@ async def test_what_fails_while_the_client_hangs_up_is_not_hidden() -> None:
         return {"type": "http.disconnect"}
 
     async def fails() -> None:
-        with _until_hung_up(receive, after=0):
+        with _until_disconnected(receive, after=0):
             try:
                 await asyncio.Event().wait()
             finally:
@@ -143,9 +143,9 @@ async def test_a_stream_that_cannot_be_sent_is_closed() -> None:
 
 
 async def test_a_server_is_not_closed_while_calls_keep_coming(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(http_server, "_CHECK_SECONDS", 0)
     server = HttpServer("catalog")
-    silence = asyncio.create_task(server._silence())
+    silence = asyncio.create_task(server._wait_for_silence())
     for moment in range(100):
         server._calls += moment % 3 == 0
         await asyncio.sleep(0)

@@ -225,7 +225,7 @@ async def does_not_read(views: Watch[str, int], begun: asyncio.Event) -> None:
 
 
 async def test_a_watcher_that_does_not_read_is_dropped_and_its_slot_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "_UNREAD_SECONDS", 0.02)
     shelf, begun = Shelf(), asyncio.Event()
     views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=2)
     asleep = asyncio.create_task(does_not_read(views, begun))
@@ -246,7 +246,7 @@ async def test_a_watcher_that_does_not_read_is_dropped_and_its_slot_is_free(monk
 
 
 async def test_a_watcher_to_whom_there_is_nothing_to_tell_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.005)
+    monkeypatch.setattr(watch, "_UNREAD_SECONDS", 0.005)
     shelf, begun = Shelf(), asyncio.Event()
     views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=2)
     asleep = asyncio.create_task(does_not_read(views, begun))
@@ -259,7 +259,7 @@ async def test_a_watcher_to_whom_there_is_nothing_to_tell_is_not_dropped(monkeyp
 
 async def test_time_that_the_process_missed_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a SIGSTOP: no look was made, so nobody has missed any."""
-    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.002)
+    monkeypatch.setattr(watch, "_UNREAD_SECONDS", 0.002)
     shelf, begun = Shelf(), asyncio.Event()
     views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=2)
     asleep = asyncio.create_task(does_not_read(views, begun))
@@ -278,7 +278,7 @@ async def test_time_that_the_process_missed_is_nobodys_fault(monkeypatch: pytest
 
 async def test_the_more_are_told_the_rarer_are_the_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a crowd of watchers would leave the process no time for those who buy."""
-    monkeypatch.setattr(watch, "_TOLD_PER_SECOND_MOST", 1)
+    monkeypatch.setattr(watch, "_UPDATES_PER_SECOND_MAX", 1)
     shelf = Shelf()
     views = Watch(shelf.fetch, interval_seconds=0.001, watchers_max=10)
     with views.subscribe("clock") as first, views.subscribe("clock") as second:
@@ -377,7 +377,7 @@ async def test_what_it_has_seen_already_is_no_news() -> None:
 
 
 async def test_who_does_not_read_is_dropped_though_looks_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "_UNREAD_SECONDS", 0.02)
     shelf, begun = Shelf(), asyncio.Event()
     views = Watch(shelf.fetch, interval_seconds=0.001, safety_seconds=60, watchers_max=2)
     views.live = True

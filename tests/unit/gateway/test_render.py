@@ -159,8 +159,8 @@ def test_a_service_that_leaves_is_asked_for_its_health_before_it_does(config: Co
 
 def test_there_is_a_connection_for_every_call_that_may_be_under_way(config: Config) -> None:
     (limits,) = cluster(config, "orders")["circuit_breakers"]["thresholds"]
-    assert limits["max_connections"] == limits["max_requests"] == guard._IN_FLIGHT_MOST
-    assert 2 * limits["max_connections"] < process._FILES_MOST
+    assert limits["max_connections"] == limits["max_requests"] == guard._IN_FLIGHT_MAX
+    assert 2 * limits["max_connections"] < process._FILES_MAX
 
 
 def test_an_answer_with_a_body_of_its_own_comes_from_the_grpc_port_and_no_other_does(config: Config) -> None:
