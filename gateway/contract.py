@@ -1,7 +1,7 @@
-"""What the gateway needs to know of the contract, read from its descriptors.
+"""The routes of the contract, read from its descriptors.
 
-Nothing generated is imported: a descriptor set is all that is needed, so an
-image of the gateway carries no Python of any service.
+This module imports no generated code: it needs only a descriptor set, so the gateway's image contains no Python of a
+service.
 """
 
 import re
@@ -28,13 +28,13 @@ class Route:
     path: str
     method: str
     owner: str
-    """The service that answers: the part of the package after `stampede.`."""
+    """The service that answers: the package's part after `stampede.`."""
     signed_in: bool
     streams: bool
     is_body: bool
-    """Whether it answers with a body of its own, a `google.api.HttpBody`."""
+    """Whether the response is a `google.api.HttpBody`, a body of the service's own."""
     waits: bool
-    """Whether the caller may ask to be kept waiting for an outcome (`prefer_wait`)."""
+    """Whether the caller may wait for an outcome (`prefer_wait`)."""
 
     @property
     def service(self) -> str:
@@ -46,16 +46,15 @@ class Route:
 
     @property
     def pattern(self) -> str:
-        """The path as an RE2 expression; a plain path is its own pattern."""
+        """The path as an RE2 expression. A path without variables is its own pattern."""
         pieces = re.split(r"\{([^}]*)\}", self.path)
         return "".join(_variable(piece) if at % 2 else re.escape(piece) for at, piece in enumerate(pieces))
 
 
 def read(descriptor_set: Path) -> list[Route]:
-    """Every route an outside client may take, in the order of the files.
+    """Return every route of outside clients, in the order of the files.
 
-    Raises `ValueError` for a method with a route that does not say who may call
-    it, or that only the mesh may call: such a contract must not be served.
+    Raises `ValueError` for a route whose method declares no access or is for the mesh only.
     """
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set.read_bytes())
     pool = descriptor_pool.DescriptorPool()
@@ -92,8 +91,8 @@ def _routes(method: MethodDescriptor, pool: descriptor_pool.DescriptorPool) -> I
 def _options(
     method: MethodDescriptor, pool: descriptor_pool.DescriptorPool
 ) -> tuple[str | None, list[tuple[str, str]]]:
-    """The access a method declares, and its (verb, path) pairs."""
-    # The options class must come from this pool: only it knows the extensions.
+    """Return the access that a method declares, and its (verb, path) pairs."""
+    # Only the options class of this pool has the extensions.
     options_type: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.MethodOptions"))
     options = options_type.FromString(method.GetOptions().SerializeToString())
     access = bindings = None
@@ -113,11 +112,11 @@ def _enum_name(field: FieldDescriptor, number: int) -> str:
 def _binding(rule: Any) -> tuple[str, str]:
     verb = rule.WhichOneof("pattern")
     if verb not in _VERBS:
-        raise ValueError(f"custom HTTP verbs are not served: {rule}")
+        raise ValueError(f"custom HTTP verbs are not supported: {rule}")
     return verb.upper(), getattr(rule, verb)
 
 
 def _variable(inside: str) -> str:
-    """The expression for `{name}` or `{name=template}`."""
+    """Return the expression for `{name}` or `{name=template}`."""
     template = inside.partition("=")[2] or "*"
     return re.escape(template).replace(r"\*\*", ".+").replace(r"\*", "[^/]+")

@@ -1,7 +1,6 @@
-"""Render Envoy's configuration: the template, filled in from the contract.
+"""Render Envoy's configuration: one template, filled in from the contract.
 
-One template serves every deployment. Local: loopback addresses. Compose and
-Kubernetes: the defaults, which are service names and container ports.
+The local mesh passes loopback addresses. Compose and Kubernetes use the defaults: service names and container ports.
 """
 
 import argparse
@@ -41,34 +40,31 @@ class Address:
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """What differs between one deployment and another; the defaults suit containers."""
+    """The differences between deployments. The defaults suit containers."""
 
     descriptor: Path
-    listen: Address = Address("0.0.0.0", 8080)  # noqa: S104 - in a container, that is the point
+    listen: Address = Address("0.0.0.0", 8080)  # noqa: S104 - a container answers on all of its addresses
     admin_port: int = 9901
     targets: Mapping[str, Address] = field(default_factory=lambda: {name: Address(name, 8000) for name in SERVICES})
     grpc_targets: Mapping[str, Address] = field(
         default_factory=lambda: {name: Address(name, 50051) for name in SERVICES}
     )
-    """Where methods are called that answer with a body of their own; see `routes.cluster_of`."""
+    """Addresses for methods with a body of their own; see `routes.cluster_of`."""
     descriptor_at: str = ""
-    """Where Envoy will find the descriptor set, when not where it is now."""
+    """The path of the descriptor set in the container, if it differs."""
     issuer: str = "https://stampede.local"
     audience: str = "stampede"
     trusted_hops: int = 0
-    """Proxies in front of the gateway whose `X-Forwarded-For` is believed."""
+    """Number of proxies in front of the gateway whose `X-Forwarded-For` is trusted."""
     body_bytes_max: int = 1 << 20
     log: str = "all"
-    """Which requests are logged: `all`, `errors` (5xx) or `none`."""
+    """The requests that are logged: `all`, `errors` (5xx) or `none`."""
     pages: Mapping[str, Path] = field(default_factory=dict)
-    """Files the gateway answers with itself, by path: `/openapi.json`, `/docs`."""
+    """Files that the gateway serves, by path: `/openapi.json`, `/docs`."""
 
 
 def render(gateway: Gateway) -> Config:
-    """The whole configuration, as Envoy reads it.
-
-    Raises `ValueError` when the contract names a service without a target.
-    """
+    """Return the whole configuration. Raises `ValueError` if the contract has a service without a target."""
     contract = read(gateway.descriptor)
     if unknown := {route.owner for route in contract} - gateway.targets.keys():
         raise ValueError(f"no --target for {', '.join(sorted(unknown))}")
@@ -94,10 +90,7 @@ def render(gateway: Gateway) -> Config:
 
 
 def bare(descriptor: Path, listen: Address, target: Address, services: Iterable[str]) -> Config:
-    """Only transcoder and router before one gRPC server: the least that gRPC behind any gateway costs.
-
-    For benchmarks, as the ceiling the full configuration is compared with.
-    """
+    """Return a minimal gateway, with transcoder and router only, with which the bench compares the full one."""
     return _fill(
         "bare.yaml",
         {
@@ -112,7 +105,7 @@ def bare(descriptor: Path, listen: Address, target: Address, services: Iterable[
 
 
 def _clusters(gateway: Gateway, contract: Iterable[Route]) -> Iterator[Config]:
-    """The services; and the gRPC ports of those that need it."""
+    """Yield a cluster per service, and one per gRPC port that a route needs."""
     for name, target in gateway.targets.items():
         yield _fill("cluster.yaml", {"NAME": name, "HOST": target.host, "PORT": target.port})
     for owner in sorted({route.owner for route in contract if route.is_body}):
@@ -121,7 +114,7 @@ def _clusters(gateway: Gateway, contract: Iterable[Route]) -> Iterator[Config]:
 
 
 def access_log(which: str) -> list[Config]:
-    """JSON lines on standard output: no query string, no header that holds a secret."""
+    """Return the log to standard output: JSON lines without query strings and without secret headers."""
     if which == "none":
         return []
     log = _fill("access_log.yaml", {})
@@ -132,7 +125,7 @@ def access_log(which: str) -> list[Config]:
 
 
 def _self(gateway: Gateway) -> Config:
-    """The gateway as its own client, for identity's keys."""
+    """Return a cluster of the gateway itself, for the fetch of identity's keys."""
     address = {"address": "127.0.0.1", "port_value": gateway.listen.port}
     endpoint = {"endpoint": {"address": {"socket_address": address}}}
     return {
@@ -158,14 +151,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m gateway.render", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where envoy.yaml is written")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for envoy.yaml")
     parser.add_argument(
         "--descriptor",
         type=Path,
         default=HERE.parent / "protos/gen/gateway.binpb",
         help="descriptor set to derive from (default: %(default)s)",
     )
-    parser.add_argument("--descriptor-at", default="", metavar="PATH", help="where Envoy will find it")
+    parser.add_argument("--descriptor-at", default="", metavar="PATH", help="path of the descriptor set for Envoy")
     parser.add_argument("--listen", type=Address.parse, default=Gateway.listen, metavar="HOST:PORT")
     parser.add_argument("--admin-port", type=int, default=Gateway.admin_port, help="always on 127.0.0.1")
     parser.add_argument(
@@ -174,7 +167,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="SERVICE=HOST:PORT",
-        help="where a service listens (default: SERVICE:8000); repeat for each",
+        help="HTTP address of a service (default: SERVICE:8000); repeatable",
     )
     parser.add_argument(
         "--grpc-target",
@@ -182,14 +175,14 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="SERVICE=HOST:PORT",
-        help="where it speaks gRPC (default: SERVICE:50051); repeat for each",
+        help="gRPC address of a service (default: SERVICE:50051); repeatable",
     )
     parser.add_argument(
-        "--page", type=_pair, action="append", default=[], metavar="PATH=FILE", help="answer PATH with FILE"
+        "--page", type=_pair, action="append", default=[], metavar="PATH=FILE", help="serve FILE at PATH"
     )
     parser.add_argument("--issuer", default=Gateway.issuer, help="issuer of tokens (default: %(default)s)")
-    parser.add_argument("--audience", default=Gateway.audience, help="their audience (default: %(default)s)")
-    parser.add_argument("--trusted-hops", type=int, default=0, help="proxies in front (default: none)")
+    parser.add_argument("--audience", default=Gateway.audience, help="audience of tokens (default: %(default)s)")
+    parser.add_argument("--trusted-hops", type=int, default=0, help="trusted proxies in front (default: none)")
     parser.add_argument("--log", choices=("all", "errors", "none"), default=Gateway.log)
     return parser.parse_args(arguments)
 
@@ -219,7 +212,7 @@ def _with(targets: Mapping[str, Address], options: Iterable[tuple[str, str]]) ->
 
 
 def write(config: Config, directory: Path) -> Path:
-    """Writes `envoy.yaml` into the directory and returns its path."""
+    """Write `envoy.yaml` into the directory and return its path."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "envoy.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False, width=120), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""What Envoy itself answers: always `google.rpc.Status` JSON, never its own words.
+"""Envoy's own answers, rewritten as `google.rpc.Status` JSON.
 
-Envoy's own texts name upstream addresses and transport failures. Only its
-complaints about the request (400) are passed on: they tell a client what to mend.
+Envoy's texts name upstream addresses and transport failures. Only its messages about the request (400) are passed on,
+because a client can correct the request with them.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ RETRY_SECONDS = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """One HTTP status and the `google.rpc.Status` it carries."""
+    """One HTTP status and its `google.rpc.Status`."""
 
     http: int
     code: int
@@ -22,7 +22,7 @@ class Reply:
     message: str
     retry: bool = False
     challenge: bool = False
-    """Whether the caller is told how to sign in."""
+    """Whether the answer has `WWW-Authenticate`."""
 
 
 _SIGN_IN = Reply(http=401, code=16, reason="UNAUTHENTICATED", message="Sign in to call this method.", challenge=True)
@@ -31,36 +31,36 @@ _NO_KEYS = Reply(
     http=503,
     code=14,
     reason="UNAVAILABLE",
-    message="Sign-in cannot be checked right now.",
+    message="The token cannot be verified at the moment.",
     retry=True,
-    # Replaces Envoy's "invalid_token": the token may well be good.
+    # Replaces Envoy's header, which has "invalid_token": the token may be valid.
     challenge=True,
 )
 _REPLIES = (
     Reply(http=400, code=3, reason=None, message="The request is malformed."),
     _SIGN_IN,
-    Reply(http=404, code=5, reason="NOT_FOUND", message="There is nothing at this address."),
-    Reply(http=405, code=12, reason="METHOD_NOT_ALLOWED", message="This address does not take this method."),
+    Reply(http=404, code=5, reason="NOT_FOUND", message="This address does not exist."),
+    Reply(http=405, code=12, reason="METHOD_NOT_ALLOWED", message="This address does not support this method."),
     Reply(http=408, code=4, reason="DEADLINE_EXCEEDED", message="The request did not arrive in time."),
     Reply(http=413, code=3, reason="REQUEST_TOO_LARGE", message="The request body is too large."),
-    Reply(http=415, code=3, reason="UNSUPPORTED_MEDIA_TYPE", message="The content type is not understood."),
-    Reply(http=426, code=3, reason="UPGRADE_REQUIRED", message="This protocol version is not served."),
+    Reply(http=415, code=3, reason="UNSUPPORTED_MEDIA_TYPE", message="The content type is not supported."),
+    Reply(http=426, code=3, reason="UPGRADE_REQUIRED", message="This protocol version is not supported."),
     Reply(http=429, code=8, reason="RATE_LIMITED", message="Too many requests.", retry=True),
     Reply(http=431, code=3, reason="HEADERS_TOO_LARGE", message="The request headers are too large."),
-    Reply(http=502, code=14, reason="UNAVAILABLE", message="A part of the shop is away.", retry=True),
-    Reply(http=503, code=14, reason="UNAVAILABLE", message="A part of the shop is away.", retry=True),
+    Reply(http=502, code=14, reason="UNAVAILABLE", message="A service is unavailable at the moment.", retry=True),
+    Reply(http=503, code=14, reason="UNAVAILABLE", message="A service is unavailable at the moment.", retry=True),
     Reply(http=504, code=4, reason="DEADLINE_EXCEEDED", message="The answer took too long.", retry=True),
 )
 _ANYTHING_ELSE = Reply(http=500, code=13, reason="INTERNAL", message="Internal error.")
 
 
 def mappers() -> list[Config]:
-    """Envoy's `local_reply_config.mappers`; the first that fits is taken."""
+    """Return Envoy's `local_reply_config.mappers`. Envoy takes the first that matches."""
     return [
         _ready(),
-        # Not having identity's keys is our failure, not the caller's.
+        # Missing keys of identity are our failure, not the caller's.
         _mapper(_NO_KEYS, _details(401, "emote_fetch")),
-        # Envoy's only 403 is a token made for somebody else's audience.
+        # Envoy answers 403 only to a token with another audience.
         _mapper(_SIGN_IN, _status("EQ", 403)),
         _mapper(_UNREADABLE, _details(400, "grpc_json_transcode")),
         *(_mapper(reply, _status("EQ", reply.http)) for reply in _REPLIES),
@@ -92,7 +92,7 @@ def _body(reply: Reply) -> Config:
 
 
 def _ready() -> Config:
-    """The health check filter answers 200 without a body; give it one."""
+    """Return the mapper that adds a body to the 200 of the health check filter."""
     is_ready = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": "/readyz"}}}}
     return {
         "filter": {"and_filter": {"filters": [_status("EQ", 200), is_ready]}},
@@ -101,7 +101,7 @@ def _ready() -> Config:
 
 
 def _details(code: int, words: str) -> Config:
-    """Fits when Envoy's own reason for the status contains the words."""
+    """Return a filter for answers whose response code details contain `words`."""
     return {
         "extension_filter": {
             "name": "envoy.access_loggers.extension_filters.cel",

@@ -1,4 +1,4 @@
-"""Envoy's routes, from the contract's: where each goes, how long, for whom."""
+"""Envoy's route table, derived from the routes of the contract: cluster, time limits, and required token."""
 
 import json
 import mimetypes
@@ -9,13 +9,13 @@ from typing import Any
 from gateway.contract import Route
 
 CALL_SECONDS = 15
-# A caller may ask to be kept for up to 20 s; what it waits for comes on top.
+# `prefer_wait` is at most 20 s, in addition to the call itself.
 WAIT_SECONDS = CALL_SECONDS + 20
-# Upstream hears an earlier deadline, so that its own answer arrives before ours.
+# The service gets an earlier deadline, so its own answer arrives before the gateway's.
 GRACE_SECONDS = 1
 STREAM_IDLE_SECONDS = 300
 STREAM_SECONDS = 3600
-# Matched first, because in a sale almost every request is this one.
+# Matched first, because almost every request in a flash sale is this one.
 HOT = ("POST", "/v1/orders")
 
 Config = dict[str, Any]
@@ -29,9 +29,9 @@ _TOKEN_REQUIRED: Config = {
 
 
 def table(routes: Iterable[Route], pages: Mapping[str, Path]) -> list[Config]:
-    """The whole route table: own answers, REST routes, 405 for known paths.
+    """Return the route table: own pages, REST routes, and 405 for other methods of known paths.
 
-    A path that is not in it gets 404 from Envoy.
+    Envoy answers 404 to all other paths.
     """
     ordered = sorted(routes, key=_rank)
     return [
@@ -43,9 +43,9 @@ def table(routes: Iterable[Route], pages: Mapping[str, Path]) -> list[Config]:
 
 
 def _rank(route: Route) -> tuple[bool, int, int]:
-    """Sorts what is hot, then fixed paths, then the more particular of two patterns.
+    """Sort the hot route first, then paths without variables, then longer patterns before shorter ones.
 
-    `/v1/orders/{id}` also matches `/v1/orders/7:ship`, so the longer must be first.
+    `/v1/orders/{id}` also matches `/v1/orders/7:ship`, so the longer pattern must be first.
     """
     return (route.verb, route.path) != HOT, route.variables, -len(route.pattern)
 
@@ -64,7 +64,7 @@ def _rest(route: Route) -> Config:
 
 
 def cluster_of(route: Route) -> str:
-    """Where it is sent. Only trailers make the transcoder end a body of the service's own; they need gRPC itself."""
+    """Return the cluster of a route. The transcoder ends an `HttpBody` only at trailers, which need gRPC itself."""
     return f"{route.owner}-grpc" if route.is_body else route.owner
 
 
@@ -84,13 +84,13 @@ def _seconds(route: Route) -> int:
 
 def _limits(route: Route) -> Config:
     if route.streams:
-        # A watch lasts as long as it is watched; the client comes back after an hour.
+        # A watch has no timeout of its own; the client reconnects after an hour.
         return {
             "timeout": "0s",
             "idle_timeout": f"{STREAM_IDLE_SECONDS}s",
             "max_stream_duration": {"max_stream_duration": f"{STREAM_SECONDS}s"},
         }
-    # The idle timeout of a stream must not cut a caller off who was asked to wait.
+    # The idle timeout must be longer than the call, or it would end a call that waits.
     return {"timeout": f"{_seconds(route)}s", "idle_timeout": f"{_seconds(route) + GRACE_SECONDS}s"}
 
 

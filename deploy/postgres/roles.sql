@@ -1,8 +1,8 @@
--- Databases and roles of the mesh, for psql; safe to repeat.
+-- Creates the databases and roles of the mesh with psql. Safe to repeat.
 --
--- Every service has one database and two roles: `<service>_owner` migrates it, `<service>`
--- reads and writes rows. Neither can open another service's database. Passwords come from the
--- environment (CATALOG_PASSWORD, CATALOG_OWNER_PASSWORD, ...), never from the command line.
+-- Every service has one database and two roles: `<service>_owner` migrates it, `<service>` reads and writes rows.
+-- Neither role can open another service's database. Passwords come from the environment (CATALOG_PASSWORD,
+-- CATALOG_OWNER_PASSWORD, ...), never from the command line.
 \set ON_ERROR_STOP on
 \set QUIET on
 SET client_min_messages = warning;

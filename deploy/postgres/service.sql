@@ -1,4 +1,4 @@
--- One service's database and roles. Included by roles.sql, which sets the variables.
+-- Creates one service's database and roles. roles.sql sets the variables and includes this file.
 SELECT format('CREATE ROLE %I LOGIN', role) FROM unnest(ARRAY[:'service', :'owner']) AS role
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) \gexec
 
@@ -7,7 +7,7 @@ ALTER ROLE :"owner" PASSWORD :'owner_password' CONNECTION LIMIT 10;
 ALTER ROLE :"service" SET statement_timeout = '15s';
 ALTER ROLE :"service" SET idle_in_transaction_session_timeout = '15s';
 ALTER ROLE :"service" SET lock_timeout = '5s';
--- A migration may run long, but never holds up others by waiting for a lock.
+-- A migration may run long, but a wait for a lock would block other statements, so it times out.
 ALTER ROLE :"owner" SET idle_in_transaction_session_timeout = '15s';
 ALTER ROLE :"owner" SET lock_timeout = '5s';
 

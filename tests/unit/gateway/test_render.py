@@ -60,7 +60,7 @@ def seconds(duration: str) -> float:
 
 
 def accepts(config: Config, directory: Path) -> None:
-    """Fails with Envoy's own words when Envoy refuses the configuration."""
+    """Fail with Envoy's message if Envoy refuses the configuration."""
     path = write(config, directory)
     command = [str(wheels.envoy()), "--mode", "validate", "--use-dynamic-base-id", "-c", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -81,7 +81,7 @@ def test_a_public_route_requires_none(config: Config) -> None:
     assert "typed_per_filter_config" not in route(config, "ListOrders")
 
 
-def test_a_service_for_the_mesh_is_not_served(config: Config) -> None:
+def test_a_mesh_service_is_not_served(config: Config) -> None:
     assert transcoder(config)["services"] == ["stampede.orders.v1.OrderService"]
     assert not [each for each in routes(config) if "Saga" in str(each)]
 
@@ -101,7 +101,7 @@ def test_a_verb_is_matched_before_the_resource_it_belongs_to(config: Config) -> 
     assert names.index("WatchOrder") < names.index("GetOrder")
 
 
-def test_a_call_has_a_deadline_which_the_service_hears_earlier(config: Config) -> None:
+def test_a_service_gets_an_earlier_deadline_than_the_gateway(config: Config) -> None:
     assert route(config, "GetOrder")["route"]["timeout"] == "15s"
     assert route(config, "GetOrder")["request_headers_to_add"][0]["header"] == {
         "key": "grpc-timeout",
@@ -109,7 +109,7 @@ def test_a_call_has_a_deadline_which_the_service_hears_earlier(config: Config) -
     }
 
 
-def test_a_caller_who_may_wait_gets_the_time_for_it(config: Config) -> None:
+def test_a_call_that_may_wait_gets_a_longer_timeout(config: Config) -> None:
     assert route(config, "PlaceOrder")["route"]["timeout"] == "35s"
 
 
@@ -119,13 +119,13 @@ def test_a_stream_ends_only_when_idle_or_very_old(config: Config) -> None:
     assert "request_headers_to_add" not in route(config, "WatchOrder")
 
 
-def test_a_known_path_says_which_methods_it_takes(config: Config) -> None:
+def test_405_names_the_methods_of_the_path(config: Config) -> None:
     refusals = [each for each in routes(config) if each.get("direct_response", {}).get("status") == 405]
     allowed = {str(each["match"]): each["response_headers_to_add"][0]["header"]["value"] for each in refusals}
     assert allowed["{'path': '/v1/orders'}"] == "GET, POST"
 
 
-def test_every_part_counts_for_readiness(config: Config) -> None:
+def test_readiness_needs_every_service(config: Config) -> None:
     filters = {each["name"]: each["typed_config"] for each in manager(config)["http_filters"]}
     health_check = filters["envoy.filters.http.health_check"]
     assert set(health_check["cluster_min_healthy_percentages"]) == {
@@ -137,19 +137,19 @@ def test_every_part_counts_for_readiness(config: Config) -> None:
     }
 
 
-def test_services_are_called_over_http_1_where_they_listen_for_the_gateway(config: Config) -> None:
+def test_services_are_called_over_http_1(config: Config) -> None:
     for name in SERVICES:
         assert set(protocol(cluster(config, name))["explicit_http_config"]) == {"http_protocol_options"}
         assert address(cluster(config, name)) == (name, 8000)
 
 
-def test_the_gateway_lets_go_of_an_idle_connection_before_the_service_does(config: Config) -> None:
-    """Or a call could be sent into a connection that is just ending; and nobody sends it again."""
+def test_the_gateway_closes_idle_connections_before_the_service(config: Config) -> None:
+    """Otherwise a call could be sent on a connection that the service is closing, and is not retried."""
     idle = protocol(cluster(config, "orders"))["common_http_protocol_options"]["idle_timeout"]
     assert 0 < seconds(idle) <= http_server._IDLE_SECONDS - 15
 
 
-def test_a_service_that_leaves_is_asked_for_its_health_before_it_does(config: Config) -> None:
+def test_health_checks_notice_a_draining_service_in_time(config: Config) -> None:
     for name in (*SERVICES, "orders-grpc"):
         (check,) = cluster(config, name)["health_checks"]
         assert seconds(check["interval"]) == seconds(check["no_traffic_healthy_interval"]) < process._LEAVE_SECONDS
@@ -157,13 +157,13 @@ def test_a_service_that_leaves_is_asked_for_its_health_before_it_does(config: Co
     assert check["http_health_check"] == {"path": "/healthz"}
 
 
-def test_there_is_a_connection_for_every_call_that_may_be_under_way(config: Config) -> None:
+def test_connections_are_as_many_as_concurrent_calls(config: Config) -> None:
     (limits,) = cluster(config, "orders")["circuit_breakers"]["thresholds"]
     assert limits["max_connections"] == limits["max_requests"] == guard._IN_FLIGHT_MAX
     assert 2 * limits["max_connections"] < process._FILES_MAX
 
 
-def test_an_answer_with_a_body_of_its_own_comes_from_the_grpc_port_and_no_other_does(config: Config) -> None:
+def test_only_http_bodies_come_from_the_grpc_port(config: Config) -> None:
     clusters = {each["name"].rpartition(".")[2]: each["route"]["cluster"] for each in routes(config) if "name" in each}
     assert clusters == {
         "PlaceOrder": "orders", "ListOrders": "orders", "GetOrder": "orders", "WatchOrder": "orders",
@@ -175,7 +175,7 @@ def test_an_answer_with_a_body_of_its_own_comes_from_the_grpc_port_and_no_other_
     assert names == {*SERVICES, "orders-grpc", "self"}
 
 
-def test_the_command_is_told_where_both_ports_are(descriptor: Path, tmp_path: Path) -> None:
+def test_targets_of_both_ports_can_be_given(descriptor: Path, tmp_path: Path) -> None:
     targets = ["--target", "orders=10.0.0.1:80", "--grpc-target", "orders=10.0.0.2:81"]
     main(["--out", str(tmp_path), "--descriptor", str(descriptor), *targets])
     config = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
@@ -185,7 +185,7 @@ def test_the_command_is_told_where_both_ports_are(descriptor: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("access", ["ACCESS_MESH", "ACCESS_UNSPECIFIED"])
-def test_a_route_nobody_outside_may_take_is_refused(
+def test_a_route_without_public_access_is_refused(
     access: str, compile_contract: Callable[[str], Path], shop: str
 ) -> None:
     descriptor = compile_contract(shop.replace("ACCESS_PUBLIC", access))
@@ -199,7 +199,7 @@ def test_a_service_without_a_target_is_refused(descriptor: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 413, 429, 431, 503, 504])
-def test_envoy_answers_in_our_words(status: int) -> None:
+def test_envoy_s_answers_are_statuses_of_ours(status: int) -> None:
     fitting = [
         mapper
         for mapper in replies.mappers()
@@ -212,7 +212,7 @@ def test_envoy_answers_in_our_words(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503, 504])
-def test_who_should_come_back_is_told_when(status: int) -> None:
+def test_retryable_answers_have_retry_after(status: int) -> None:
     reply = next(reply for reply in replies._REPLIES if reply.http == status)
     mapper = replies._mapper(reply, {})
     assert mapper["headers_to_add"][0]["header"] == {"key": "retry-after", "value": "1"}
@@ -243,7 +243,7 @@ def test_envoy_accepts_the_bare_gateway(descriptor: Path, tmp_path: Path) -> Non
     accepts(bare(descriptor, Address("127.0.0.1", 8080), Address("127.0.0.1", 50051), services), tmp_path)
 
 
-def test_the_command_writes_what_it_is_told(descriptor: Path, tmp_path: Path) -> None:
+def test_the_command_fills_in_the_whole_template(descriptor: Path, tmp_path: Path) -> None:
     main(["--out", str(tmp_path), "--descriptor", str(descriptor), "--descriptor-at", "/etc/gateway.binpb"])
     text = (tmp_path / "envoy.yaml").read_text()
     assert "/etc/gateway.binpb" in text
