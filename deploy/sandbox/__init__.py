@@ -1,1 +1,1 @@
-"""A payment provider for machines without one: speaks Stripe's HTTP protocol on loopback."""
+"""A payment provider without money, which speaks Stripe's HTTP protocol; see README.md."""

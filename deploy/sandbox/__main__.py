@@ -1,4 +1,4 @@
-"""`python -m deploy.sandbox`: runs the payment sandbox until it is told to stop."""
+"""`python -m deploy.sandbox`: runs the payment sandbox until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import time
 
 import uvloop
 
-from deploy.sandbox import http, journal, settings
+from deploy.sandbox import server, settings
+from deploy.sandbox.state import journal
 
 log = logging.getLogger("deploy.sandbox")
 
@@ -20,7 +21,7 @@ _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "ta
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, with whatever was given as `extra`."""
+    """Formats a record as one JSON object on one line, with the fields of `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -36,12 +37,12 @@ class JsonLines(logging.Formatter):
 
 
 async def run(options: settings.Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then ends in order."""
+    """Serves until SIGTERM or SIGINT, then lets running requests end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    running = await http.start(options)
+    running = await server.start(options)
     log.info("listening", extra={"url": running.url, "state": str(options.state)})
     await stop.wait()
     log.info("stopping")
@@ -50,7 +51,7 @@ async def run(options: settings.Settings) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 2 means: not started, and the last log line says why."""
+    """Returns the exit status: 2 if the sandbox did not start; the last log line has the reason."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

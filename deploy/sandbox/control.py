@@ -1,4 +1,4 @@
-"""The sandbox's own surface, `/_sandbox/`: what a test or an operator does that Stripe has no URL for."""
+"""The sandbox's own API, `/_sandbox/`: faults, the bank's decisions and the ledger, which Stripe has no URLs for."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from deploy.sandbox import api, intents, render
-from deploy.sandbox.currencies import readable
-from deploy.sandbox.errors import ApiError, invalid
+from deploy.sandbox import routes
 from deploy.sandbox.faults import Faults
-from deploy.sandbox.forms import parse
+from deploy.sandbox.protocol import render
+from deploy.sandbox.protocol.errors import ApiError, invalid
+from deploy.sandbox.protocol.forms import parse
+from deploy.sandbox.rules import intents
+from deploy.sandbox.rules.currencies import readable
+from deploy.sandbox.rules.values import Intent, Json
 from deploy.sandbox.service import Sandbox
-from deploy.sandbox.values import Intent, Json
 
 BODY_BYTES_MAX = 64 * 1024
 LINES_AT_ONCE = 500
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>Sandbox bank</title>
-<h1>Pay {amount}?</h1><p>This page stands for the buyer's bank. No money moves.</p>
+<h1>Pay {amount}?</h1><p>This page replaces the buyer's bank. No money moves.</p>
 <form method="post"><button name="outcome" value="succeed">Approve</button>
 <button name="outcome" value="fail">Refuse</button></form>"""
 
 
 async def handle(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:
-    """Answers everything that is not under `/v1/`."""
+    """Answers every request outside `/v1/`."""
     try:
         return await _dispatch(sandbox, request)
     except ApiError as error:
@@ -46,7 +48,7 @@ async def _dispatch(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRes
         return _json(sandbox.store.ledger())
     parts = path.split("/")
     if parts[1:3] == ["_sandbox", "payment_intents"] and len(parts) == 5:
-        intent = api.find_intent(sandbox.store, parts[3])
+        intent = routes.find_intent(sandbox.store, parts[3])
         if method == "POST" and parts[4] in ("authenticate", "settle"):
             return await _decide(sandbox, request, intent, parts[4])
         if method == "GET" and parts[4] == "authenticate":
@@ -58,7 +60,7 @@ async def _dispatch(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRes
 async def _faults(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:
     if request.method == "POST":
         wanted = await _body(request)
-        # Tried on a copy first: a wrong switch must not leave half of the others changed.
+        # Tried on a copy first, so that an invalid fault changes none of the others.
         Faults().change(wanted)
         sandbox.faults.change(wanted)
     elif request.method == "DELETE":
@@ -69,13 +71,13 @@ async def _faults(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRespo
 
 
 async def _decide(sandbox: Sandbox, request: web.BaseRequest, intent: Intent, question: str) -> web.StreamResponse:
-    """The bank's decision about a payment that waits for it, by a test or by a person at the page."""
+    """Applies the bank's decision about a payment, from a test or from the bank's page."""
     wanted = await _body(request)
     outcome = wanted.get("outcome") if isinstance(wanted, dict) else None
     if outcome not in ("succeed", "fail"):
         raise invalid('outcome must be "succeed" or "fail"', param="outcome")
-    # Read again: the intent may have moved while the body was on its way.
-    intent = api.find_intent(sandbox.store, intent.id)
+    # Read again: another request may have changed the intent while the body arrived.
+    intent = routes.find_intent(sandbox.store, intent.id)
     work = sandbox.work("")
     work.request_id = None
     rule = intents.authenticate if question == "authenticate" else intents.settle
@@ -92,7 +94,7 @@ async def _decide(sandbox: Sandbox, request: web.BaseRequest, intent: Intent, qu
 
 
 async def _detail(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:
-    """One JSON line for each succeeded payment; sent in pieces, so that payments go on meanwhile."""
+    """Sends one JSON line for each successful payment, in pieces, so that payments are not blocked meanwhile."""
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     lines: list[str] = []
@@ -128,7 +130,7 @@ async def _body(request: web.BaseRequest) -> Any:
     except web.HTTPRequestEntityTooLarge:
         raise ApiError(413, "The request body is too large.") from None
     if raw.startswith(b"outcome="):
-        # The buttons of the bank's page; curl calls JSON a form as well, so the type says nothing.
+        # From the bank's page. The content type does not help: curl sends JSON as a form, too.
         return parse(raw.decode("ascii", "replace"))
     try:
         return json.loads(raw)

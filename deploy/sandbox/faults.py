@@ -1,4 +1,4 @@
-"""Things that go wrong with a payment provider, switched on from outside."""
+"""Faults of a payment provider, which tests and operators switch on."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.sandbox.errors import invalid
-from deploy.sandbox.values import Json
+from deploy.sandbox.protocol.errors import invalid
+from deploy.sandbox.rules.values import Json
 
 NEXT_MAX = 1_000_000
 DELAY_MS_MAX = 600_000
 
 
 class Switch:
-    """Fires for the next N chances, or by chance with a seed; off when new."""
+    """A fault that fires the next N times, or with a probability and a seed; off by default."""
 
-    __slots__ = ("_chance", "_left", "_random", "_said")
+    __slots__ = ("_chance", "_left", "_random", "_value")
 
-    def __init__(self, said: Any = None) -> None:
-        self._said = said
+    def __init__(self, value: Any = None) -> None:
+        self._value = value
         self._left = 0
         self._chance = 0.0
         self._random = random.Random(0)  # noqa: S311 - chance for tests, repeatable by its seed
-        match said:
+        match value:
             case None | False:
                 pass
             case True:
                 self._chance = 1.0
-            case int() if 0 <= said <= NEXT_MAX:
-                self._left = said
-            case float() if 0 <= said <= 1:
-                self._chance = said
+            case int() if 0 <= value <= NEXT_MAX:
+                self._left = value
+            case float() if 0 <= value <= 1:
+                self._chance = value
             case {"next": int(left), **rest} if 0 <= left <= NEXT_MAX and not rest:
                 self._left = left
             case {"probability": int() | float() as chance, **rest} if 0 <= chance <= 1 and set(rest) <= {"seed"}:
@@ -50,15 +50,15 @@ class Switch:
         return self._chance > 0 and self._random.random() < self._chance
 
     def shown(self) -> Any:
-        """What was asked for, and how many are left of a count."""
-        if isinstance(self._said, (int, dict)) and not isinstance(self._said, bool) and not self._chance:
+        """The setting; of a count, how many are left."""
+        if isinstance(self._value, (int, dict)) and not isinstance(self._value, bool) and not self._chance:
             return {"next": self._left}
-        return self._said or False
+        return self._value or False
 
 
 @dataclass(slots=True)
 class WebhookFaults:
-    """What happens to webhooks on their way."""
+    """Faults of the delivery of webhooks."""
 
     delay_ms: int = 0
     duplicate: Switch = field(default_factory=Switch)
@@ -77,7 +77,7 @@ class WebhookFaults:
 
 @dataclass(slots=True)
 class Faults:
-    """All switches. `change` touches only what it names; everything is off after a restart."""
+    """All faults. `change` changes only the ones it is given; a restart switches all off."""
 
     latency_ms: int = 0
     jitter_ms: int = 0
@@ -90,7 +90,7 @@ class Faults:
     _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
 
     def change(self, wanted: Any) -> None:
-        """Applies a JSON object of switches; raises before the first one if the object is no object."""
+        """Applies a JSON object of faults. Raises `ApiError` for an unknown or invalid one."""
         if not isinstance(wanted, dict):
             raise invalid("Faults are a JSON object.")
         for name, value in wanted.items():
@@ -99,9 +99,9 @@ class Faults:
                 self.latency_ms = milliseconds(spread.get("fixed", 0))
                 self.jitter_ms = milliseconds(spread.get("jitter", 0))
             elif name == "error_500":
-                said = dict(value) if isinstance(value, dict) else value
-                self.error_500_saved = isinstance(said, dict) and said.pop("saved", False) is True
-                self.error_500 = Switch(said)
+                setting = dict(value) if isinstance(value, dict) else value
+                self.error_500_saved = isinstance(setting, dict) and setting.pop("saved", False) is True
+                self.error_500 = Switch(setting)
             elif name in ("drop_after_charge", "drop_after_refund", "rate_limit_429"):
                 setattr(self, name, Switch(value))
             elif name == "webhooks" and isinstance(value, dict):
@@ -110,7 +110,7 @@ class Faults:
                 raise invalid(f"Unknown fault: {name}", param=name)
 
     def clear(self, *, latency_ms: int) -> None:
-        """Switches everything off, but for the latency the process was started with."""
+        """Switches all faults off; the latency becomes `latency_ms`."""
         self.change(
             {
                 "latency_ms": latency_ms,
@@ -120,13 +120,13 @@ class Faults:
         )
 
     def latency_s(self) -> float:
-        """How long this request takes before it is worked on."""
+        """The delay of one request, in seconds."""
         if not self.latency_ms and not self.jitter_ms:
             return 0.0
         return (self.latency_ms + self._random.random() * self.jitter_ms) / 1000
 
-    def loses_answer(self, effects: set[str]) -> bool:
-        """Whether the client never hears of what was just done."""
+    def drops_answer(self, effects: set[str]) -> bool:
+        """Whether the answer about these effects is dropped."""
         charged = "charge" in effects and self.drop_after_charge.fires()
         return charged or ("refund" in effects and self.drop_after_refund.fires())
 

@@ -1,23 +1,23 @@
-"""The sandbox put together: state, journal, keys, webhooks, and the one way to change any of them."""
+"""Puts state, journal, keys and webhooks together; `commit` is the only function that changes them."""
 
 from __future__ import annotations
 
 import time
 
 from deploy.sandbox.faults import Faults
-from deploy.sandbox.idempotency import Keys
-from deploy.sandbox.journal import Journal, KeyRecord, Place
+from deploy.sandbox.protocol.idempotency import Keys
+from deploy.sandbox.rules.values import Event, Subject, Work
 from deploy.sandbox.settings import Settings
-from deploy.sandbox.store import Store
-from deploy.sandbox.values import Event, Subject, Work
+from deploy.sandbox.state.journal import Journal, KeyRecord, Place
+from deploy.sandbox.state.store import Store
 from deploy.sandbox.webhooks import Webhooks
 
-# A smaller file is read faster than it is rewritten.
+# A smaller file is loaded faster than it is rewritten.
 COMPACT_ABOVE_BYTES = 1 << 20
 
 
 class Sandbox:
-    """One provider. Loads its state when made; `start` and `stop` concern the webhooks only."""
+    """One provider. It loads its state when created; `start` and `stop` concern the webhooks only."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -44,7 +44,7 @@ class Sandbox:
                 self.webhooks.offer(None, place)
 
     def now(self) -> int:
-        """The second it is; never earlier than anything stored, as lists are in order of time."""
+        """The current second, but never earlier than a stored row, because lists are in order of time."""
         return max(int(time.time()), self.store.newest)
 
     def work(self, request_id: str, idempotency_key: str | None = None) -> Work:
@@ -57,9 +57,9 @@ class Sandbox:
         )
 
     def commit(self, work: Work, key: KeyRecord | None = None, body: bytes = b"") -> None:
-        """Saves, then believes, then tells: the only place where state changes.
+        """Writes the journal, applies the changes, then queues the webhooks.
 
-        There is no await in here, so no two requests ever see each other half done.
+        It awaits nothing, so no request sees half of another request's changes.
         """
         if not work.changes and key is None:
             return
@@ -91,7 +91,7 @@ class Sandbox:
             self.store.events.rows[event_id] = event._replace(pending=False)
 
     def _load(self) -> dict[str, Place]:
-        """Replays the journal; returns where the events stand that were not delivered."""
+        """Replays the journal; returns the places of the events that were not delivered."""
         pending: dict[str, Place] = {}
         for record in self.journal.read():
             self.store.apply(record.changes)

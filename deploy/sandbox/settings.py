@@ -1,4 +1,4 @@
-"""The sandbox's options, from the command line or else from the environment."""
+"""The sandbox's options, from the command line or from the environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LATENCY_MS_MAX = 60_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How one sandbox runs; the publishable key follows from the secret one."""
+    """The options of one sandbox. The publishable key is derived from the secret key."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -38,11 +38,11 @@ class Settings:
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
-    """Reads the options; argparse exits with 2 and a message when one is wrong."""
+    """Reads the options; exits with status 2 and a message if one is invalid."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.sandbox",
-        description="A payment provider without money: speaks Stripe's protocol, with switchable faults.",
-        epilog="Every option can also be given in the environment under the name in its help.",
+        description="A payment provider without money, which speaks Stripe's protocol and has switchable faults.",
+        epilog="Each option can also be set in the environment; the help of the option has the name.",
     )
 
     def option(flag: str, variable: str, text: str, default: str | None = None) -> None:
@@ -50,28 +50,28 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         parser.add_argument(flag, default=environ.get(variable, default), help=f"{text} ({variable}{shown})")
 
     option("--listen", "SANDBOX_LISTEN", "address and port, port 0 for any free one", "127.0.0.1:12111")
-    option("--state", "SANDBOX_STATE", "file that keeps everything across restarts")
-    option("--api-key", "SANDBOX_API_KEY", "the secret key; pk_… follows from sk_…", DEFAULT_KEY)
-    option("--webhook-url", "SANDBOX_WEBHOOK_URL", "where events are sent", "")
-    option("--webhook-secret", "SANDBOX_WEBHOOK_SECRET", "signs the events, whsec_…", "")
+    option("--state", "SANDBOX_STATE", "file that stores everything across restarts")
+    option("--api-key", "SANDBOX_API_KEY", "secret key sk_…; the publishable key is pk_…", DEFAULT_KEY)
+    option("--webhook-url", "SANDBOX_WEBHOOK_URL", "URL that events are sent to", "")
+    option("--webhook-secret", "SANDBOX_WEBHOOK_SECRET", "secret that signs the events, whsec_…", "")
     option("--webhook-events", "SANDBOX_WEBHOOK_EVENTS", "event types to send, separated by commas", "*")
-    option("--latency-ms", "SANDBOX_LATENCY_MS", "time every answer takes", "0")
+    option("--latency-ms", "SANDBOX_LATENCY_MS", "delay of every answer in milliseconds", "0")
     given = parser.parse_args(argv)
 
     host, _, port = str(given.listen).rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdigit() or int(port) > 65_535:
-        parser.error("--listen is ADDRESS:PORT")
+        parser.error("--listen must be ADDRESS:PORT")
     if not given.state:
-        parser.error("--state is needed: it names the file that keeps the payments")
+        parser.error("--state is required: the file that stores the payments")
     if not str(given.api_key).startswith("sk_test_"):
-        parser.error("--api-key starts with sk_test_: a live key has no place in a sandbox")
+        parser.error("--api-key must start with sk_test_: the sandbox takes no live key")
     if not str(given.latency_ms).isdigit() or int(given.latency_ms) > LATENCY_MS_MAX:
-        parser.error(f"--latency-ms is a number from 0 to {LATENCY_MS_MAX}")
+        parser.error(f"--latency-ms must be a number from 0 to {LATENCY_MS_MAX}")
     if given.webhook_url and urlsplit(given.webhook_url).scheme not in ("http", "https"):
-        parser.error("--webhook-url is an http or https address")
+        parser.error("--webhook-url must be an http or https URL")
     if given.webhook_url and not given.webhook_secret:
-        parser.error("--webhook-secret is needed with --webhook-url")
+        parser.error("--webhook-secret is required with --webhook-url")
     return Settings(
         host=host,
         port=int(port),

@@ -1,7 +1,7 @@
-"""Sending events to the configured URL: signed, again until it is taken, never in a request's way.
+"""Sends events to the configured URL: signed, retried until they are accepted, without delaying requests.
 
-Memory is bounded: at most `QUEUE_MAX` events wait in it, and `RETRIES_MAX` of them for another try.
-Whatever is beyond waits in the journal, and here as one number each.
+Memory is bounded: at most `QUEUE_MAX` events are queued in it, and at most `RETRIES_MAX` of them for a retry. Further
+events stay in the journal; memory holds one number for each.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import aiohttp
 import orjson
 
 from deploy.sandbox.faults import WebhookFaults
-from deploy.sandbox.journal import Place
-from deploy.sandbox.render import event as rendered
-from deploy.sandbox.values import Event, Json
+from deploy.sandbox.protocol.render import event as rendered
+from deploy.sandbox.rules.values import Event, Json
+from deploy.sandbox.state.journal import Place
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ REORDER_S = 0.25
 
 @dataclass(slots=True)
 class Delivery:
-    """One event on its way, and how often it was tried."""
+    """One event to send, and how often it was tried."""
 
     event: Event
     attempts: int = 0
-    shaken: bool = False
+    faults_applied: bool = False
 
 
 def signature(secret: str, payload: str, now: int) -> str:
@@ -55,7 +55,7 @@ def signature(secret: str, payload: str, now: int) -> str:
 
 
 class Webhooks:
-    """The outgoing queue. `offer` never waits; `start` begins to send, `stop` leaves the rest saved."""
+    """The outgoing queue. `offer` never blocks, `start` begins to send, `stop` leaves the rest in the journal."""
 
     def __init__(
         self,
@@ -72,14 +72,14 @@ class Webhooks:
         self._read = read
         self._done = done
         self._ready: deque[Delivery] = deque()
-        # Offset and index of waiting events beyond the queue: eight bytes each, oldest at `_spill_head`.
+        # Offset and index of events beyond the queue: eight bytes each, the oldest at `_spill_head`.
         self._spilled: array[int] = array("Q")
         self._spill_head = 0
         self._later: list[tuple[float, int, Delivery]] = []
         self._number = count()
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(CONCURRENCY)
-        self._flying: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
         self.delivered = 0
@@ -88,7 +88,7 @@ class Webhooks:
         self.dropped = 0
 
     def offer(self, event: Event | None, place: Place) -> None:
-        """Queues an event that is in the journal at `place`; None has it read when its turn comes."""
+        """Queues the event at `place` in the journal; with None, it is read from there when it is sent."""
         if event is not None and len(self._ready) < QUEUE_MAX and not self.spilled:
             self._ready.append(Delivery(event))
         else:
@@ -101,8 +101,8 @@ class Webhooks:
 
     @property
     def waiting(self) -> int:
-        """Events accepted and not yet delivered or given up."""
-        return len(self._ready) + len(self._later) + self.spilled + len(self._flying)
+        """Events that are neither delivered nor given up yet."""
+        return len(self._ready) + len(self._later) + self.spilled + len(self._in_flight)
 
     def counts(self) -> Json:
         return {
@@ -123,8 +123,8 @@ class Webhooks:
         self._runner = asyncio.create_task(self._run(), name="webhooks")
 
     async def stop(self) -> None:
-        """Stops at once; what is not delivered is still marked so in the journal."""
-        tasks = [task for task in (self._runner, *self._flying) if task is not None]
+        """Stops at once; the journal still has undelivered events as pending."""
+        tasks = [task for task in (self._runner, *self._in_flight) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -136,18 +136,18 @@ class Webhooks:
             await self._slots.acquire()
             delivery = await self._next()
             task = asyncio.create_task(self._attempt(delivery))
-            self._flying.add(task)
-            task.add_done_callback(self._landed)
+            self._in_flight.add(task)
+            task.add_done_callback(self._finished)
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
-        self._flying.discard(task)
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
         self._slots.release()
         self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("webhook delivery broke", exc_info=error)
+            log.error("webhook delivery failed unexpectedly", exc_info=error)
 
     async def _next(self) -> Delivery:
-        """The next delivery that is due: second tries first, as they are older."""
+        """The next delivery that is due; retries first, as they are older."""
         while True:
             self._wake.clear()
             now = time.monotonic()
@@ -157,7 +157,7 @@ class Webhooks:
                 self._refill()
             if self._ready and len(self._later) < RETRIES_MAX:
                 delivery = self._ready.popleft()
-                if not self._shaken(delivery, now):
+                if not self._apply_faults(delivery, now):
                     return delivery
                 continue
             timeout = self._later[0][0] - now if self._later else None
@@ -176,21 +176,21 @@ class Webhooks:
             del self._spilled[: self._spill_head]
             self._spill_head = 0
 
-    def _shaken(self, delivery: Delivery, now: float) -> bool:
-        """Applies the switched-on faults; says whether the delivery is dealt with for now."""
+    def _apply_faults(self, delivery: Delivery, now: float) -> bool:
+        """Applies the active faults once; returns whether they dropped or delayed the delivery."""
         faults = self._faults
-        if delivery.shaken:
+        if delivery.faults_applied:
             return False
-        delivery.shaken = True
+        delivery.faults_applied = True
         if faults.drop.fires():
             self.dropped += 1
             self._done(delivery.event)
             return True
         if faults.duplicate.fires():
-            self._postpone(Delivery(delivery.event, shaken=True), now)
+            self._postpone(Delivery(delivery.event, faults_applied=True), now)
         wait_s = faults.delay_ms / 1000
         if faults.reorder.fires():
-            wait_s += random.random() * REORDER_S  # noqa: S311 - spreads arrivals, hides nothing
+            wait_s += random.random() * REORDER_S  # noqa: S311 - spreads arrivals
         if wait_s:
             self._postpone(delivery, now + wait_s)
         return wait_s > 0
@@ -215,12 +215,12 @@ class Webhooks:
         if delivery.attempts == 1:
             log.warning("webhook refused", extra={"event": delivery.event.id, "problem": problem})
         backoff_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (delivery.attempts - 1))
-        # Jitter keeps a crowd of failed events from coming back as a crowd.
+        # Jitter spreads the retries of events that failed at the same time.
         spread = 0.5 + random.random() / 2  # noqa: S311
         self._postpone(delivery, time.monotonic() + backoff_s * spread)
 
     async def _send(self, event: Event) -> str | None:
-        """Posts one event; None when it was taken, otherwise what went wrong."""
+        """Posts one event; returns None if it was accepted, else the failure."""
         assert self._session is not None
         payload = orjson.dumps(rendered(event))
         header = signature(self._secret, payload.decode(), int(time.time()))
@@ -231,7 +231,7 @@ class Webhooks:
                 headers={"Stripe-Signature": header},
                 allow_redirects=False,
             ) as answer:
-                # Draining a short answer is what lets the connection be used again.
+                # A connection can be reused only after its answer was read.
                 await answer.content.read(4096)
                 return None if 200 <= answer.status < 300 else f"HTTP {answer.status}"
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

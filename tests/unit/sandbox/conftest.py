@@ -13,14 +13,14 @@ import pytest
 import stripe
 from aiohttp import web
 
-from deploy.sandbox import http
+from deploy.sandbox import server
 from deploy.sandbox.settings import Settings
 
 SECRET = "whsec_test"
 
 
 class Provider:
-    """A sandbox that can be restarted, its SDK clients, and a plain HTTP client."""
+    """A sandbox that can be restarted, with SDK clients and a plain HTTP client."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -28,7 +28,7 @@ class Provider:
         self._clients: list[stripe.StripeClient] = []
 
     async def start(self) -> None:
-        self._running = await http.start(self.settings)
+        self._running = await server.start(self.settings)
         self.url = self._running.url
         self.sandbox = self._running.sandbox
 
@@ -59,7 +59,7 @@ class Provider:
 
 
 class Listener:
-    """A webhook receiver: verifies what it gets, and answers as the test wants."""
+    """A webhook receiver that verifies events and gives the answers that a test set."""
 
     def __init__(self) -> None:
         self.seen: asyncio.Queue[Any] = asyncio.Queue()
@@ -110,7 +110,7 @@ async def listener() -> AsyncIterator[Listener]:
 
 
 @pytest.fixture
-async def telling(settings: Settings, listener: Listener) -> AsyncIterator[Provider]:
+async def notifying(settings: Settings, listener: Listener) -> AsyncIterator[Provider]:
     """A provider whose webhooks go to `listener`."""
     made = Provider(replace(settings, webhook_url=listener.url, webhook_secret=SECRET))
     await made.start()

@@ -12,7 +12,8 @@ import sys
 import pytest
 import stripe
 
-from deploy.sandbox import http, journal, store
+from deploy.sandbox import server
+from deploy.sandbox.state import journal, store
 
 
 def keyed(key):
@@ -91,7 +92,7 @@ async def test_a_key_in_use_is_refused_and_a_retry_finds_the_one_charge(provider
         entered.set()
         await release.wait()
 
-    monkeypatch.setattr(http.Front, "_slowly", held)
+    monkeypatch.setattr(server.Handler, "_wait_latency", held)
     sdk = provider.sdk()
     first = asyncio.create_task(sdk.v1.payment_intents.create_async(order(), keyed("k")))
     await entered.wait()
@@ -229,8 +230,8 @@ async def test_lists_are_newest_first_and_page_without_gaps(provider, order):
         await sdk.v1.payment_intents.list_async({"limit": 101})
 
 
-async def test_webhooks_are_signed_and_name_what_happened(telling, listener, order):
-    made = await telling.sdk().v1.payment_intents.create_async(order(), keyed("k"))
+async def test_webhooks_are_signed_and_name_what_happened(notifying, listener, order):
+    made = await notifying.sdk().v1.payment_intents.create_async(order(), keyed("k"))
     events = [event for _, event in await listener.take(3)]
     assert {e.type for e in events} == {
         "payment_intent.created",
@@ -239,29 +240,29 @@ async def test_webhooks_are_signed_and_name_what_happened(telling, listener, ord
     }
     paid = next(e for e in events if e.type == "payment_intent.succeeded")
     assert (paid.data.object.id, paid.request.idempotency_key) == (made.id, "k")
-    found = await telling.sdk().v1.events.retrieve_async(paid.id)
+    found = await notifying.sdk().v1.events.retrieve_async(paid.id)
     assert found.data.object.status == "succeeded"
 
 
-async def test_a_webhook_comes_again_after_a_500(telling, listener):
+async def test_a_webhook_comes_again_after_a_500(notifying, listener):
     listener.answers = [500, 500]
-    await telling.sdk().v1.payment_intents.create_async({"amount": 500, "currency": "eur"})
+    await notifying.sdk().v1.payment_intents.create_async({"amount": 500, "currency": "eur"})
     tries = await listener.take(3)
     assert [status for status, _ in tries] == [500, 500, 200]
     assert len({event.id for _, event in tries}) == 1
 
 
-async def test_an_undelivered_webhook_survives_a_restart(telling, listener):
-    await telling.control("POST", "faults", {"webhooks": {"delay_ms": 600_000}})
-    made = await telling.sdk().v1.payment_intents.create_async({"amount": 500, "currency": "eur"})
-    await telling.restart()
+async def test_an_undelivered_webhook_survives_a_restart(notifying, listener):
+    await notifying.control("POST", "faults", {"webhooks": {"delay_ms": 600_000}})
+    made = await notifying.sdk().v1.payment_intents.create_async({"amount": 500, "currency": "eur"})
+    await notifying.restart()
     ((_, event),) = await listener.take(1)
     assert event.data.object.id == made.id
 
 
-async def test_webhooks_can_be_lost_and_doubled(telling, listener):
-    sdk = telling.sdk()
-    await telling.control("POST", "faults", {"webhooks": {"drop": {"next": 1}, "duplicate": {"next": 1}}})
+async def test_webhooks_can_be_lost_and_doubled(notifying, listener):
+    sdk = notifying.sdk()
+    await notifying.control("POST", "faults", {"webhooks": {"drop": {"next": 1}, "duplicate": {"next": 1}}})
     await sdk.v1.payment_intents.create_async({"amount": 500, "currency": "eur"})
     second = await sdk.v1.payment_intents.create_async({"amount": 501, "currency": "eur"})
     got = [event for _, event in await listener.take(2)]
@@ -269,15 +270,15 @@ async def test_webhooks_can_be_lost_and_doubled(telling, listener):
     assert got[0].id == got[1].id
 
 
-async def test_the_queue_spills_to_the_journal_and_loses_nothing(telling, listener, monkeypatch):
+async def test_the_queue_spills_to_the_journal_and_loses_nothing(notifying, listener, monkeypatch):
     monkeypatch.setattr("deploy.sandbox.webhooks.QUEUE_MAX", 20)
     monkeypatch.setattr("deploy.sandbox.webhooks.RETRIES_MAX", 5)
-    await telling.control("POST", "faults", {"webhooks": {"delay_ms": 50}})
-    sdk = telling.sdk()
+    await notifying.control("POST", "faults", {"webhooks": {"delay_ms": 50}})
+    sdk = notifying.sdk()
     params = {"amount": 500, "currency": "eur"}
     made = await asyncio.gather(*(sdk.v1.payment_intents.create_async(params) for _ in range(80)))
-    assert telling.sandbox.webhooks.spilled > 0
-    await telling.control("DELETE", "faults")
+    assert notifying.sandbox.webhooks.spilled > 0
+    await notifying.control("DELETE", "faults")
     events = [event for _, event in await listener.take(80)]
     assert {e.data.object.id for e in events} == {i.id for i in made}
 

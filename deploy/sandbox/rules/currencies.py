@@ -1,4 +1,4 @@
-"""Which currencies exist, and how many of their minor units make one that people say."""
+"""The currencies, and how many minor units make one major unit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ZERO_DECIMAL = frozenset(_ZERO_DECIMAL.split())
 THREE_DECIMAL = frozenset(("bhd", "jod", "kwd", "omr", "tnd"))
 CURRENCIES = ZERO_DECIMAL | THREE_DECIMAL | frozenset(_TWO_DECIMAL.split())
 
-# Networks settle three-decimal currencies to two places, and two currencies lost their minor unit
-# but kept the old notation: amounts must be a multiple of this.
+# Amounts must be a multiple of this: networks settle three-decimal currencies to two places, and two currencies
+# lost their minor unit but kept the notation.
 AMOUNT_STEP = {**dict.fromkeys(THREE_DECIMAL, 10), "isk": 100, "ugx": 100}
 
 
 def readable(amount: int, currency: str) -> str:
-    """An amount as a person writes it, for messages."""
+    """An amount in major units, for messages."""
     places = 0 if currency in ZERO_DECIMAL else 3 if currency in THREE_DECIMAL else 2
     if not places:
         return f"{amount} {currency}"

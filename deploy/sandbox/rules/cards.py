@@ -1,4 +1,4 @@
-"""Stripe's own test payment methods, by name, and what a bank says to each."""
+"""Stripe's test payment methods by name, and how the bank answers each."""
 
 from __future__ import annotations
 

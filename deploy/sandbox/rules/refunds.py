@@ -1,25 +1,25 @@
-"""Giving money back, as pure rules over a charge."""
+"""The rules of refunds of a charge."""
 
 from __future__ import annotations
 
-from deploy.sandbox.currencies import readable
-from deploy.sandbox.errors import ApiError
-from deploy.sandbox.forms import Params
-from deploy.sandbox.intents import AMOUNT_MAX
-from deploy.sandbox.values import Charge, Refund, Work
+from deploy.sandbox.protocol.errors import ApiError
+from deploy.sandbox.protocol.forms import Params
+from deploy.sandbox.rules.currencies import readable
+from deploy.sandbox.rules.intents import AMOUNT_MAX
+from deploy.sandbox.rules.values import Charge, Refund, Work
 
 CREATE = frozenset(["payment_intent", "charge", "amount", "reason", "metadata", "expand"])
 REASONS = ("duplicate", "fraudulent", "requested_by_customer")
 
 
 def create(work: Work, charge: Charge, params: Params) -> Refund:
-    """Refunds `amount`, or what is left of the charge; never more than was taken."""
+    """Refunds `amount`, or the rest of the charge; never more than was taken."""
     left = charge.amount - charge.amount_refunded
     if charge.failure is not None:
         raise ApiError(400, f"This charge ({charge.id}) failed, so there is nothing to refund.", saved=True)
     reason = params.choice("reason", REASONS)
     metadata = params.metadata()
-    asked = params.integer("amount", least=1, most=AMOUNT_MAX)
+    requested = params.integer("amount", least=1, most=AMOUNT_MAX)
     if left == 0:
         raise ApiError(
             400,
@@ -27,7 +27,7 @@ def create(work: Work, charge: Charge, params: Params) -> Refund:
             code="charge_already_refunded",
             saved=True,
         )
-    amount = left if asked is None else asked
+    amount = left if requested is None else requested
     if amount > left:
         whole = "charge amount" if left == charge.amount else "unrefunded amount on charge"
         raise ApiError(

@@ -1,12 +1,11 @@
-"""The saved state: one append-only file of lines, written before an answer leaves the process.
+"""The stored state: one append-only file of lines, each written before its answer is sent.
 
-A line is `{"c": changes, "k": key record, "d": delivered events}`, all optional, and, where a key
-record is there, a tab and the answer's body. Bodies and old events stay in the file and are read back
-by their offset when somebody asks, so memory holds numbers instead of text. An event follows the state
-it reports in the same line, which makes every line readable on its own.
+A line is `{"c": changes, "k": key record, "d": delivered events}`, all of them optional. With a key record, a tab and
+the answer's body follow. Bodies and old events stay in the file and are read by their offset, so memory holds numbers
+instead of text. An event follows, in the same line, the state that it reports, so every line can be read alone.
 
-The operating system has a line before the client has its answer; that survives the death of the
-process, not of the machine.
+A line is in the page cache of the operating system before the client has its answer. It survives the death of the
+process, but not a power cut.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deploy.sandbox.render import dumps
-from deploy.sandbox.values import Change, Charge, Event, Intent, Refund, Subject
+from deploy.sandbox.protocol.render import dumps
+from deploy.sandbox.rules.values import Change, Charge, Event, Intent, Refund, Subject
 
-# Where an event stands: the offset of its line, and its index among the changes there.
+# The place of an event: the offset of its line, and its index among the line's changes.
 Place = tuple[int, int]
 
 LINE_MAX = 1 << 20
@@ -37,11 +36,11 @@ class Busy(Exception):
 
 
 class Damaged(Exception):
-    """The state file has a line in its middle that cannot be read."""
+    """A line of the state file, other than the last one, cannot be read."""
 
 
 class KeyRecord(NamedTuple):
-    """What a saved idempotency key answers; `offset` is where its line is in the journal."""
+    """The saved answer of an idempotency key; `offset` is that of its line in the journal."""
 
     key: str
     fingerprint: str
@@ -52,7 +51,7 @@ class KeyRecord(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One line, read back."""
+    """One line of the journal."""
 
     offset: int
     changes: list[Change]
@@ -62,12 +61,12 @@ class Record(NamedTuple):
 
 
 class Journal:
-    """The open state file. One process at a time; a second one gets `Busy`."""
+    """The open state file. One process at a time has it; for a second one, `Busy` is raised."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A lock of its own: compaction replaces the state file, and a lock on it with it.
+        # A lock file of its own: compaction replaces the state file, and a lock on that would be lost.
         self._lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +82,7 @@ class Journal:
         return self._end
 
     def append(self, changes: Sequence[Change] = (), key: KeyRecord | None = None, body: bytes = b"") -> int:
-        """Writes one line and returns its offset; nothing may be believed before this returns."""
+        """Writes one line and returns its offset. No change may be applied before this returns."""
         line = encode(changes, key, self._delivered, body)
         offset = self._end
         written = os.pwrite(self._file, line, offset)
@@ -95,23 +94,23 @@ class Journal:
         return offset
 
     def note_delivered(self, event_id: str) -> None:
-        """Remembers a delivery with the next line; losing a note only repeats a webhook."""
+        """Records a delivery in the next line. A lost record only repeats a webhook."""
         self._delivered.append(event_id)
         if len(self._delivered) >= NOTES_MAX:
             self.append()
 
     def body_at(self, offset: int) -> bytes:
-        """The answer that was saved in the line at `offset`."""
+        """The saved answer in the line at `offset`."""
         return self._line_at(offset).partition(b"\t")[2]
 
     def event_at(self, offset: int, index: int) -> Event:
-        """The event at place `index` of the line at `offset`."""
+        """The event at `index` among the changes of the line at `offset`."""
         event = decode(offset, self._line_at(offset)).changes[index]
         assert isinstance(event, Event)
         return event
 
     def read(self) -> Iterator[Record]:
-        """All lines from the start. A torn last line was never answered, and is cut off."""
+        """Yields all lines from the start. An incomplete last line was never answered, and is cut off."""
         offset = 0
         with self._path.open("rb") as lines:
             for line in lines:
@@ -133,12 +132,12 @@ class Journal:
         pending: Collection[str],
         keys: Collection[str],
     ) -> None:
-        """Rewrites the file without what nobody can ask for any more. Call before anything is served."""
+        """Rewrites the file without changes that no request can read any more. Call it before serving."""
         fresh = self._path.with_name(self._path.name + ".new")
         seen: set[str] = set()
         with fresh.open("wb") as out:
             for record in self.read():
-                changes = _still_wanted(record.changes, seen, current, events, pending)
+                changes = _needed(record.changes, seen, current, events, pending)
                 key = record.key if record.key is not None and record.key.key in keys else None
                 if changes or key:
                     out.write(encode(changes, key, [], record.body if key else b""))
@@ -167,7 +166,7 @@ class Journal:
 
 
 def encode(changes: Sequence[Change], key: KeyRecord | None, delivered: Sequence[str], body: bytes) -> bytes:
-    """One line, newline included."""
+    """Encodes one line, with its newline."""
     parts: dict[str, Any] = {}
     if changes:
         parts["c"] = [
@@ -185,7 +184,7 @@ def encode(changes: Sequence[Change], key: KeyRecord | None, delivered: Sequence
 
 
 def decode(offset: int, line: bytes) -> Record:
-    """The opposite of `encode`, without the newline."""
+    """Decodes one line, given without its newline."""
     head, _, body = line.partition(b"\t")
     parts = json.loads(head)
     changes: list[Change] = []
@@ -203,17 +202,16 @@ def decode(offset: int, line: bytes) -> Record:
     return Record(offset, changes, key, parts.get("d", []), body)
 
 
-def _still_wanted(
+def _needed(
     changes: Sequence[Change],
     seen: set[str],
     current: dict[str, Subject],
     events: Collection[str],
     pending: Collection[str],
 ) -> list[Change]:
-    """Events that can still be asked for or must be sent, and the states they report.
+    """The events that can still be read or must be sent, with the states that they report.
 
-    The first state of each object stays as well, because it decides its place in the lists; the
-    last one stays because it is the object.
+    Each object also keeps its first state, which decides its place in lists, and its last, which is the object.
     """
     kept: list[Change] = []
     waiting: Subject | None = None

@@ -1,14 +1,14 @@
-"""Which answer belongs to which Idempotency-Key, as Stripe keeps it."""
+"""The saved answers of idempotency keys, kept for as long as Stripe keeps them."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from hashlib import blake2b
 
-from deploy.sandbox.errors import invalid, key_in_use, key_reused
-from deploy.sandbox.forms import Tree
-from deploy.sandbox.journal import KeyRecord
-from deploy.sandbox.render import dumps
+from deploy.sandbox.protocol.errors import invalid, key_in_use, key_reused
+from deploy.sandbox.protocol.forms import Tree
+from deploy.sandbox.protocol.render import dumps
+from deploy.sandbox.state.journal import KeyRecord
 
 KEY_LENGTH_MAX = 255
 KEYS_MAX = 2_000_000
@@ -16,22 +16,22 @@ KEPT_S = 24 * 3600
 
 
 def fingerprint(method: str, path: str, tree: Tree) -> str:
-    """Equal for requests that mean the same, whatever the order of their parameters."""
+    """A hash that is equal for requests that differ only in the order of their parameters."""
     text = f"{method} {path} {dumps(sorted(tree.items()))}"
     return blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 class Keys:
-    """Finished keys, oldest first, and those whose request still runs."""
+    """Finished keys, oldest first, and keys whose request is running."""
 
     def __init__(self) -> None:
         self._finished: OrderedDict[str, KeyRecord] = OrderedDict()
         self._running: dict[str, str] = {}
 
     def begin(self, key: str, mark: str, now: int) -> KeyRecord | None:
-        """The saved answer, or None when the caller must do the work and then call `finish` or `leave`.
+        """The saved answer; or None: then the caller executes the request, and calls `finish` or `leave`.
 
-        Raises `idempotency_error` for another request under the key, and 409 while the first runs.
+        Raises `idempotency_error` for another request under the same key, and 409 while the first one is running.
         """
         if len(key) > KEY_LENGTH_MAX:
             raise invalid(f"Idempotency keys can have up to {KEY_LENGTH_MAX} characters.")
@@ -51,7 +51,7 @@ class Keys:
         self._finished[record.key] = record
 
     def leave(self, key: str) -> None:
-        """Frees a key whose request ended without an answer worth saving."""
+        """Releases a key whose request ended without an answer to save."""
         self._running.pop(key, None)
 
     def load(self, record: KeyRecord) -> None:

@@ -1,7 +1,7 @@
-"""The life of a PaymentIntent, as pure rules: the intent before, the request, and what becomes of both.
+"""The life of a PaymentIntent: each rule takes the intent and the request, and returns the new intent.
 
-Rules write to `Work` only. A rule that raises an error marked `saved` (a decline, a wrong state) keeps
-what it wrote; any other error discards it.
+Rules write to `Work` only. An error that is `saved` (a decline, a wrong state) keeps these changes; any other error
+discards them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import re
 import secrets
 from typing import Any, NoReturn
 
-from deploy.sandbox.cards import CARDS, Card
-from deploy.sandbox.currencies import AMOUNT_STEP, CURRENCIES, readable
-from deploy.sandbox.errors import ApiError, invalid, missing_param, no_such
-from deploy.sandbox.forms import Params
-from deploy.sandbox.values import Charge, Intent, Json, Work
+from deploy.sandbox.protocol.errors import ApiError, invalid, missing_param, no_such
+from deploy.sandbox.protocol.forms import Params
+from deploy.sandbox.rules.cards import CARDS, Card
+from deploy.sandbox.rules.currencies import AMOUNT_STEP, CURRENCIES, readable
+from deploy.sandbox.rules.values import Charge, Intent, Json, Work
 
 AMOUNT_MAX = 99_999_999
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[!-~]+")
@@ -34,7 +34,7 @@ CONFIRMABLE = ("requires_payment_method", "requires_confirmation", "requires_act
 
 
 def create(work: Work, params: Params) -> Intent:
-    """Makes an intent and, when asked, confirms it; raises the decline with the intent inside."""
+    """Creates an intent and, with `confirm`, confirms it. A decline raises an error with the intent inside."""
     params.only(CREATE)
     amount, currency = _price(params)
     options = _options(params)
@@ -76,7 +76,7 @@ def create(work: Work, params: Params) -> Intent:
 
 
 def confirm(work: Work, intent: Intent, params: Params, *, by_buyer: bool = False) -> Intent:
-    """Tries to take the money; `by_buyer` is the browser's call, with the client secret."""
+    """Tries to take the money. `by_buyer` is the browser's call, which needs the client secret."""
     params.only(CONFIRM_BY_BUYER if by_buyer else CONFIRM)
     if by_buyer:
         check_client_secret(intent, params)
@@ -111,7 +111,7 @@ def confirm(work: Work, intent: Intent, params: Params, *, by_buyer: bool = Fals
 
 
 def cancel(work: Work, intent: Intent, params: Params) -> Intent:
-    """Ends an intent that has not taken money; it can never take any afterwards."""
+    """Cancels an intent that has not taken money; it never takes any afterwards."""
     params.only(CANCEL)
     reason = params.choice("cancellation_reason", CANCELLATION_REASONS)
     if intent.status not in CONFIRMABLE:
@@ -127,9 +127,9 @@ def cancel(work: Work, intent: Intent, params: Params) -> Intent:
 
 
 def authenticate(work: Work, intent: Intent, *, succeed: bool) -> Intent:
-    """What the buyer's bank decides after 3-D Secure; the sandbox's own helper, not Stripe's surface."""
+    """Applies the bank's decision after 3-D Secure. A helper of the sandbox, not part of Stripe's API."""
     if intent.status != "requires_action":
-        _wrong_state(intent, f"This PaymentIntent waits for no authentication: it is {intent.status}.")
+        _wrong_state(intent, f"This PaymentIntent needs no authentication: it is {intent.status}.")
     waiting = intent._replace(next_action=None)
     if succeed:
         return _take_money(work, waiting, authenticated=True)
@@ -145,9 +145,9 @@ def authenticate(work: Work, intent: Intent, *, succeed: bool) -> Intent:
 
 
 def settle(work: Work, intent: Intent, *, succeed: bool) -> Intent:
-    """What the bank decides, days later, about a debit that is `processing`; the sandbox's own helper."""
+    """Applies the bank's decision about a debit that is `processing`. A helper of the sandbox."""
     if intent.status != "processing":
-        _wrong_state(intent, f"This PaymentIntent waits for no bank: it is {intent.status}.")
+        _wrong_state(intent, f"This PaymentIntent needs no decision of a bank: it is {intent.status}.")
     if succeed:
         return _take_money(work, intent)
     refusal = Card("", "6789", code="payment_method_provider_decline", message="The bank refused the debit.")
@@ -158,7 +158,7 @@ def settle(work: Work, intent: Intent, *, succeed: bool) -> Intent:
 
 
 def check_client_secret(intent: Intent, params: Params) -> None:
-    """Refuses a publishable key that does not also hold this intent's secret."""
+    """Refuses a publishable key without this intent's client secret."""
     given = params.required("client_secret")
     if not secrets.compare_digest(given.encode(), intent.client_secret.encode()):
         raise invalid(
@@ -192,18 +192,18 @@ def _price(params: Params) -> tuple[int, str]:
 
 
 def _options(params: Params) -> Json:
-    """The settings an intent keeps for ever, without those left at their default."""
+    """The settings that an intent keeps, without those at their default."""
     options: Json = {}
     for name in ECHOED:
         if (value := params.text(name, longest=500)) is not None:
             options[name] = value
     capture = params.choice("capture_method", ("automatic", "automatic_async", "manual"))
     if capture == "manual":
-        raise invalid("The sandbox captures at once: capture_method=manual is not there.", param="capture_method")
+        raise invalid("The sandbox does not support capture_method=manual.", param="capture_method")
     if capture is not None:
         options["capture_method"] = capture
     if params.choice("confirmation_method", ("automatic", "manual")) == "manual":
-        raise invalid("The sandbox knows confirmation_method=automatic only.", param="confirmation_method")
+        raise invalid("The sandbox supports confirmation_method=automatic only.", param="confirmation_method")
     types = params.strings("payment_method_types")
     automatic = params.nested("automatic_payment_methods")
     if types and automatic is not None:
@@ -221,7 +221,7 @@ def _options(params: Params) -> Json:
 
 
 def _require_return_url(options: Json, return_url: str | None) -> None:
-    """Stripe wants to know where to send the buyer back to unless redirects are ruled out."""
+    """Requires a `return_url`, as Stripe does, unless redirects are excluded."""
     automatic = options.get("automatic") or {"enabled": True, "allow_redirects": "always"}
     redirects_possible = automatic["enabled"] and automatic["allow_redirects"] != "never"
     if return_url is None and redirects_possible and "payment_method_types" not in options:
@@ -260,7 +260,7 @@ def _attempt(work: Work, intent: Intent, off_session: bool, return_url: str | No
         return processing
     if card.behaviour == "authenticate":
         if off_session:
-            # Nobody is there to authenticate, so the bank's wish is a decline.
+            # The buyer is not there to authenticate, so the bank declines.
             message = "Your card was declined. This transaction requires authentication."
             _decline(work, intent, card._replace(code="authentication_required", message=message))
         action: Json = {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}
@@ -326,7 +326,7 @@ def _charge(work: Work, intent: Intent, *, failure: Json | None = None, authenti
 
 
 def _refused(intent: Intent, error: Json) -> Intent:
-    """The intent is open for another method; the one that failed stays visible in the error only."""
+    """The intent without its payment method, which only the error still shows; another one may be tried."""
     error = {**error, "payment_method": [intent.payment_method, intent.card]}
     return intent._replace(status="requires_payment_method", last_error=error, card=None, payment_method=None)
 

@@ -1,4 +1,4 @@
-"""Everything the sandbox knows, in memory; each question is one look-up."""
+"""All rows in memory, with an index for each kind of query."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
-from deploy.sandbox.values import Change, Charge, Event, Intent, Json, Refund
+from deploy.sandbox.rules.values import Change, Charge, Event, Intent, Json, Refund
 
-# Stripe keeps events for 30 days; the sandbox keeps the newest, so that memory has an end.
+# Stripe keeps events for 30 days; the sandbox keeps so many, so that its memory is bounded.
 EVENTS_KEPT = 200_000
 
 Row = TypeVar("Row", Intent, Charge, Refund, Event)
 
 
 class Table(Generic[Row]):
-    """Rows by id, and their ids in the order they were made."""
+    """Rows by id, and their ids in order of creation."""
 
     def __init__(self, kept: int | None = None) -> None:
         self.rows: dict[str, Row] = {}
@@ -24,12 +24,12 @@ class Table(Generic[Row]):
         self._kept = kept
 
     def put(self, row: Row) -> Row | None:
-        """Stores `row` and returns the one it replaces."""
+        """Stores `row`; returns the row that it replaces."""
         before = self.rows.get(row.id)
         self.rows[row.id] = row
         if before is None:
             self._order.append(row.id)
-            # Forgetting a tenth at a time makes the shift of the list cost next to nothing per row.
+            # Deleting a tenth of the rows at once spreads the cost of shifting the list.
             if self._kept is not None and len(self._order) > self._kept * 1.1:
                 surplus = len(self._order) - self._kept
                 for old in self._order[:surplus]:
@@ -38,9 +38,9 @@ class Table(Generic[Row]):
         return before
 
     def newest_first(self, *, after: str | None = None, until: int | None = None) -> Iterator[Row]:
-        """Rows made before `after`, and not later than the second `until`, newest first.
+        """Rows created before `after`, and not later than the second `until`, newest first.
 
-        Ids stand in order of their time, so the start is found by halving.
+        Ids are in order of creation, so binary search finds the start.
         """
         if after is not None:
             until = self.rows[after].created
@@ -60,7 +60,7 @@ class Table(Generic[Row]):
 
 
 class Store:
-    """The tables, and the running totals that make the ledger free to read."""
+    """The tables, and running totals, so that the ledger needs no scan."""
 
     def __init__(self) -> None:
         self.intents: Table[Intent] = Table()
@@ -74,7 +74,7 @@ class Store:
         self._statuses: dict[str, Counter[str]] = {}
 
     def apply(self, changes: Iterable[Change]) -> None:
-        """Takes over what a request decided, after it is safe in the journal."""
+        """Applies the changes of a request, after the journal has them."""
         for change in changes:
             self.newest = max(self.newest, change.created)
             if isinstance(change, Event):
@@ -87,13 +87,13 @@ class Store:
                 self._apply_refund(change)
 
     def charge_of(self, intent: Intent) -> Charge | None:
-        """The charge that took the intent's money, if one did."""
+        """The charge that took the intent's money, or None."""
         if intent.status != "succeeded" or intent.latest_charge is None:
             return None
         return self.charges.rows[intent.latest_charge]
 
     def ledger(self) -> Json:
-        """Totals per currency, as the books of the provider would show them."""
+        """Totals by currency."""
         return {
             currency: {
                 "captured": totals["captured"],
@@ -106,7 +106,7 @@ class Store:
         }
 
     def paid(self) -> Iterator[Json]:
-        """One entry for each payment that succeeded, oldest first."""
+        """Yields one entry for each successful payment, oldest first."""
         for intent in self.intents.oldest_first():
             charge = self.charge_of(intent)
             if charge is not None:

@@ -1,13 +1,13 @@
-"""Values as the JSON objects of Stripe's API."""
+"""Renders values as the JSON objects of Stripe's API."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from deploy.sandbox.cards import CARDS
-from deploy.sandbox.errors import ApiError
-from deploy.sandbox.values import Charge, Event, Intent, Json, Refund, Subject
+from deploy.sandbox.protocol.errors import ApiError
+from deploy.sandbox.rules.cards import CARDS
+from deploy.sandbox.rules.values import Charge, Event, Intent, Json, Refund, Subject
 
 API_VERSION = "2026-10-28.endive"
 dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
@@ -26,14 +26,14 @@ _NOBODY: Json = {
     "phone": None,
     "tax_id": None,
 }
-# What a publishable key may see of an intent.
+# The fields of an intent that a publishable key may read.
 _BUYER_TEXT = (
     "id object amount amount_details automatic_payment_methods canceled_at cancellation_reason "
     "capture_method client_secret confirmation_method created currency description "
     "last_payment_error livemode next_action payment_method payment_method_configuration_details "
     "payment_method_types processing receipt_email setup_future_usage shipping source status"
 )
-_BUYER_SEES = tuple(_BUYER_TEXT.split())
+_BUYER_FIELDS = tuple(_BUYER_TEXT.split())
 
 
 def intent(value: Intent) -> Json:
@@ -93,9 +93,9 @@ def intent(value: Intent) -> Json:
 
 
 def intent_for_buyer(value: Intent) -> Json:
-    """The part of an intent that Stripe shows to a publishable key."""
+    """The fields of an intent that Stripe shows to a publishable key."""
     whole = intent(value)
-    return {name: whole.get(name) for name in _BUYER_SEES}
+    return {name: whole.get(name) for name in _BUYER_FIELDS}
 
 
 def charge(value: Charge) -> Json:

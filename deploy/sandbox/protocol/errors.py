@@ -1,18 +1,18 @@
-"""Stripe's error answers. Raise them anywhere below the HTTP layer, which turns them into JSON."""
+"""Stripe's error answers. Code below the HTTP layer raises them; the HTTP layer renders them as JSON."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from deploy.sandbox.values import Intent
+from deploy.sandbox.rules.values import Intent
 
 
 class ApiError(Exception):
-    """An answer that is not the object asked for.
+    """An error answer.
 
-    `saved` says whether the answer belongs to the idempotency key: Stripe keeps what an endpoint
-    decided (a decline, a wrong state), not what was refused before it began (bad parameters).
-    `intent` is the payment the answer is about; it is shown inside the error.
+    `saved` means that the answer belongs to the idempotency key: Stripe saves what an endpoint decided, such as a
+    decline or a wrong state, but not refusals before that, such as bad parameters.
+    `intent` is the payment of the error; it is shown inside.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ApiError(Exception):
 
 
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
-    """A request that cannot be meant as it is written."""
+    """A request with an invalid parameter."""
     return ApiError(400, message, param=param, code=code)
 
 

@@ -1,4 +1,4 @@
-"""Stripe's endpoints: which URL means which rule, and which object answers."""
+"""Stripe's endpoints: maps each URL to a rule, and renders the object that the rule returns."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from deploy.sandbox import intents, refunds, render
-from deploy.sandbox.errors import ApiError, invalid, missing_param, no_such
-from deploy.sandbox.forms import Params
-from deploy.sandbox.store import Store, Table
-from deploy.sandbox.values import Charge, Event, Intent, Json, Refund, Subject, Work
+from deploy.sandbox.protocol import render
+from deploy.sandbox.protocol.errors import ApiError, invalid, missing_param, no_such
+from deploy.sandbox.protocol.forms import Params
+from deploy.sandbox.rules import intents, refunds
+from deploy.sandbox.rules.values import Charge, Event, Intent, Json, Refund, Subject, Work
+from deploy.sandbox.state.store import Store, Table
 
 PAGE_DEFAULT = 10
 PAGE_MAX = 100
@@ -29,7 +30,7 @@ Row = TypeVar("Row", Intent, Charge, Refund, Event)
 
 @dataclass(slots=True)
 class Call:
-    """One request, read and authorised; `id` is the one in its URL, `buyer` has a publishable key."""
+    """One parsed and authorised request. `id` is the id in its URL; `buyer` means a publishable key."""
 
     id: str
     params: Params
@@ -41,16 +42,15 @@ Operation = Callable[[Store, Call], Subject | Event | Json]
 
 
 def perform(store: Store, operation: Operation, call: Call) -> Json:
-    """Does the work into `call.work` and renders the answer with what it asked to expand.
+    """Collects the changes in `call.work`, and renders the answer with the requested expansions.
 
-    The answer shows the state before `call.work` is applied only where objects refer to others, so
-    expansions look into the work first.
+    The store does not have these changes yet, so expansions look into `call.work` first.
     """
-    wanted = call.params.strings("expand")
+    expansions = call.params.strings("expand")
     answer = operation(store, call)
     if isinstance(answer, dict):
         for item in answer["data"]:
-            expand(store, call.work, item, [name.removeprefix("data.") for name in wanted])
+            expand(store, call.work, item, [name.removeprefix("data.") for name in expansions])
         return answer
     if isinstance(answer, Event):
         body = render.event(answer)
@@ -58,16 +58,16 @@ def perform(store: Store, operation: Operation, call: Call) -> Json:
         return render.intent_for_buyer(answer)
     else:
         body = render.subject(answer)
-    expand(store, call.work, body, wanted)
+    expand(store, call.work, body, expansions)
     return body
 
 
-def expand(store: Store, work: Work, body: Json, wanted: list[str]) -> None:
-    """Replaces ids by the objects they name; only one level, as deep as the sandbox needs."""
-    if not wanted:
+def expand(store: Store, work: Work, body: Json, expansions: list[str]) -> None:
+    """Replaces ids with the objects that they name, one level deep."""
+    if not expansions:
         return
     fresh = {change.id: change for change in work.changes if not isinstance(change, Event)}
-    for name in wanted:
+    for name in expansions:
         if name not in EXPANDABLE[body["object"]]:
             raise invalid(f"This property cannot be expanded ({name}).", param="expand")
         if name == "refunds":
@@ -193,7 +193,7 @@ def _list_events(store: Store, call: Call) -> Json:
 
 
 def _refunds_of(store: Store, charge: str) -> list[str]:
-    """Ids of a charge's refunds, newest first."""
+    """The ids of a charge's refunds, newest first."""
     intent = store.charges.rows[charge].intent
     mine = reversed(store.refunds_of.get(intent, ()))
     return [key for key in mine if store.refunds.rows[key].charge == charge]
@@ -209,7 +209,7 @@ def _page(
     extra: tuple[str, ...] = (),
     matches: Callable[[Row], bool] = lambda _row: True,
 ) -> Json:
-    """One page, newest first; `rows` narrows the table to what a filter's index already found."""
+    """One page, newest first, of the table or of `rows`, which a filter's index has found."""
     params = call.params
     params.only(("limit", "starting_after", "created", "expand", *extra))
     limit = params.integer("limit", least=1, most=PAGE_MAX) or PAGE_DEFAULT
@@ -241,7 +241,7 @@ def _behind(rows: Iterator[Row], after: str | None) -> Iterator[Row]:
 
 
 def _created(params: Params) -> tuple[int | None, int | None]:
-    """The first and the last second that `created` allows."""
+    """The first and the last second that the parameter `created` allows."""
     bounds = params.nested("created")
     if bounds is None:
         return None, None
@@ -253,7 +253,7 @@ def _created(params: Params) -> tuple[int | None, int | None]:
     return least, most
 
 
-# Keyed by method and URL; "*" stands for an id. Sets of operations a publishable key may call follow.
+# Operations by method and URL; "*" stands for an id.
 ROUTES: dict[tuple[str, str], Operation] = {
     ("POST", "payment_intents"): _create_intent,
     ("GET", "payment_intents"): _list_intents,
@@ -268,11 +268,12 @@ ROUTES: dict[tuple[str, str], Operation] = {
     ("GET", "events"): _list_events,
     ("GET", "events/*"): _retrieve_event,
 }
+# The operations that a publishable key may call.
 FOR_BUYERS: frozenset[Operation] = frozenset((_retrieve_intent, _confirm_intent))
 
 
 def route(method: str, path: str) -> tuple[Operation, str]:
-    """The operation behind a URL and the id in it; raises Stripe's 404 for any other."""
+    """The operation of a URL, and the id in the URL. Raises Stripe's 404 if there is no such operation."""
     parts = path.removeprefix("/v1/").split("/")
     identifier = ""
     if len(parts) > 1:

@@ -1,4 +1,4 @@
-"""Stripe's request encoding (`a[b]=c`, `expand[]=x`) and the checks every parameter goes through."""
+"""Parses Stripe's request encoding (`a[b]=c`, `expand[]=x`), and checks parameters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 from urllib.parse import parse_qsl
 
-from deploy.sandbox.errors import invalid, missing_param
+from deploy.sandbox.protocol.errors import invalid, missing_param
 
 PAIRS_MAX = 250
 DEPTH_MAX = 5
@@ -20,7 +20,7 @@ Tree = dict[str, Any]
 
 
 def parse(encoded: str) -> Tree:
-    """The parameters as nested dicts of strings; lists become dicts with "0", "1", … as keys."""
+    """Parses parameters into nested dicts of strings; lists become dicts with the keys "0", "1", …"""
     try:
         pairs = parse_qsl(encoded, keep_blank_values=True, max_num_fields=PAIRS_MAX, errors="strict")
     except ValueError:
@@ -53,7 +53,7 @@ def _nest(tree: Tree, key: str, value: str) -> None:
 
 
 class Params:
-    """The parameters of one request; every getter raises Stripe's 400 for what it cannot accept."""
+    """The parameters of one request. Every getter raises Stripe's 400 for an invalid value."""
 
     __slots__ = ("_path", "_tree")
 
@@ -68,7 +68,7 @@ class Params:
         return f"{self._path}[{name}]" if self._path else name
 
     def only(self, allowed: Collection[str]) -> None:
-        """Refuses what the endpoint does not know, as Stripe does, rather than ignoring it."""
+        """Refuses unknown parameters, as Stripe does."""
         unknown = [self._name(name) for name in self._tree if name not in allowed]
         if unknown:
             plural = "s" if len(unknown) > 1 else ""
@@ -156,7 +156,7 @@ class Params:
         return Params(value, self._name(name))
 
     def strings(self, name: str) -> list[str]:
-        """A list of short strings, empty when absent."""
+        """A list of short strings; empty if the parameter is missing."""
         value = self._tree.get(name)
         if value is None:
             return []

@@ -1,4 +1,4 @@
-"""Stripe's protocol around the rules: keys, parameters, idempotency, answers and lost answers."""
+"""Serves HTTP: checks API keys, parses parameters, applies idempotency keys and faults, sends answers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
-from deploy.sandbox import api, control, idempotency, render
-from deploy.sandbox.errors import ApiError, invalid, rate_limited, server_error, unauthorised
-from deploy.sandbox.forms import Params, Tree, parse
-from deploy.sandbox.journal import KeyRecord
+from deploy.sandbox import control, routes
+from deploy.sandbox.protocol import idempotency, render
+from deploy.sandbox.protocol.errors import ApiError, invalid, rate_limited, server_error, unauthorised
+from deploy.sandbox.protocol.forms import Params, Tree, parse
+from deploy.sandbox.rules.values import Work
 from deploy.sandbox.service import Sandbox
 from deploy.sandbox.settings import Settings
-from deploy.sandbox.values import Work
+from deploy.sandbox.state.journal import KeyRecord
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 128 * 1024
 SHUTDOWN_S = 5.0
 FORM = "application/x-www-form-urlencoded"
-# Stripe lets any page call it: what protects an intent is its client secret.
+# Any page may call Stripe; the client secret protects an intent.
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, HEAD, PUT, PATCH, POST, DELETE",
@@ -38,7 +39,7 @@ CORS = {
 }
 
 
-class Front:
+class Handler:
     """Answers HTTP requests for one sandbox."""
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -51,17 +52,17 @@ class Front:
         if path.startswith("/v1/"):
             if request.method == "OPTIONS":
                 return web.Response(headers=CORS)
-            return await self._stripe(request, path)
+            return await self._handle_stripe(request, path)
         return await control.handle(self._sandbox, request)
 
-    async def _stripe(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+    async def _handle_stripe(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         request_id = f"req_{os.urandom(7).hex()}"
         buyer = False
         try:
             tree = await _parameters(request)
             buyer = self._authorise(request.headers, tree)
-            operation, identifier = api.route(request.method, path)
-            if buyer and operation not in api.FOR_BUYERS:
+            operation, identifier = routes.route(request.method, path)
+            if buyer and operation not in routes.FOR_BUYERS:
                 raise ApiError(
                     403,
                     "This API call cannot be made with a publishable API key. Please use a secret API key.",
@@ -71,11 +72,11 @@ class Front:
                 raise rate_limited()
             key = request.headers.get("Idempotency-Key") if request.method == "POST" else None
             work = self._sandbox.work(request_id, key or None)
-            call = api.Call(identifier, Params(tree), buyer, work)
+            call = routes.Call(identifier, Params(tree), buyer, work)
             if key:
                 mark = idempotency.fingerprint(request.method, path, tree)
-                return await self._once(request, operation, call, key, mark)
-            await self._slowly()
+                return await self._execute_once(request, operation, call, key, mark)
+            await self._wait_latency()
             status, body, _saved = self._execute(operation, call)
             self._sandbox.commit(work, body=body)
             return self._answer(request, status, body, request_id, work)
@@ -83,10 +84,10 @@ class Front:
             body = _encoded_error(error, request_id, buyer)
             return self._answer(request, error.status, body, request_id)
 
-    async def _once(
-        self, request: web.BaseRequest, operation: api.Operation, call: api.Call, key: str, mark: str
+    async def _execute_once(
+        self, request: web.BaseRequest, operation: routes.Operation, call: routes.Call, key: str, mark: str
     ) -> web.StreamResponse:
-        """Executes under an idempotency key, or repeats what was answered under it before."""
+        """Executes a request under an idempotency key, or repeats the answer that is saved under it."""
         sandbox, work = self._sandbox, call.work
         request_id = work.request_id or ""
         found = sandbox.keys.begin(key, mark, work.now)
@@ -94,28 +95,28 @@ class Front:
             body = sandbox.journal.body_at(found.offset)
             return self._answer(request, found.status, body, request_id, replay_of=found)
         try:
-            await self._slowly()
+            await self._wait_latency()
             status, body, saved = self._execute(operation, call)
             record = KeyRecord(key, mark, work.now, status, request_id) if saved else None
             sandbox.commit(work, record, body)
         finally:
-            # A key that was saved has left the running ones already.
+            # A key with a saved answer is no longer among the running ones.
             sandbox.keys.leave(key)
         return self._answer(request, status, body, request_id, work)
 
-    async def _slowly(self) -> None:
+    async def _wait_latency(self) -> None:
         wait_s = self._sandbox.faults.latency_s()
         if wait_s:
             await asyncio.sleep(wait_s)
 
-    def _execute(self, operation: api.Operation, call: api.Call) -> tuple[int, bytes, bool]:
-        """Status, body, and whether the answer belongs to the idempotency key."""
+    def _execute(self, operation: routes.Operation, call: routes.Call) -> tuple[int, bytes, bool]:
+        """Returns status, body, and whether the answer belongs to the idempotency key."""
         faults = self._sandbox.faults
         request_id = call.work.request_id or ""
         try:
             if faults.error_500.fires():
                 raise server_error(saved=faults.error_500_saved)
-            body = api.perform(self._sandbox.store, operation, call)
+            body = routes.perform(self._sandbox.store, operation, call)
             return 200, orjson.dumps(body), True
         except ApiError as error:
             if not error.saved:
@@ -133,11 +134,11 @@ class Front:
         *,
         replay_of: KeyRecord | None = None,
     ) -> web.StreamResponse:
-        if work is not None and work.effects and self._sandbox.faults.loses_answer(work.effects):
-            # The money has moved; the client finds a connection that ended without an answer.
+        if work is not None and work.effects and self._sandbox.faults.drops_answer(work.effects):
+            # The money has moved, but the client only sees that the connection ended.
             if request.transport is not None:
                 request.transport.abort()
-            log.warning("answer lost on purpose", extra={"request_id": request_id})
+            log.warning("answer dropped by a fault", extra={"request_id": request_id})
             return web.Response(status=503)
         headers: CIMultiDict[str] = CIMultiDict(CORS)
         headers["Request-Id"] = request_id
@@ -155,14 +156,14 @@ class Front:
         return web.Response(status=status, body=body, headers=headers, content_type="application/json")
 
     def _authorise(self, headers: Mapping[str, str], tree: Tree) -> bool:
-        """True for a publishable key, False for the secret one; raises 401 for all others."""
+        """Returns True for the publishable key, False for the secret key; raises 401 for any other."""
         given = _given_key(headers) or tree.get("key")
         if not isinstance(given, str) or not given:
             raise unauthorised(
                 "You did not provide an API key. You need to provide your API key in the Authorization "
                 "header, using Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY')."
             )
-        # Digests have one length, so the comparison takes one time.
+        # Digests have equal lengths, so the comparison takes constant time.
         digest = _digest(given)
         if secrets.compare_digest(digest, self._secret):
             return False
@@ -212,7 +213,7 @@ async def _parameters(request: web.BaseRequest) -> Tree:
 
 
 class Running:
-    """A sandbox that listens. Made by `start`; give it back with `stop`."""
+    """A sandbox that listens, from `start` to `stop`."""
 
     def __init__(self, sandbox: Sandbox, runner: web.ServerRunner, url: str) -> None:
         self.sandbox = sandbox
@@ -220,15 +221,15 @@ class Running:
         self._runner = runner
 
     async def stop(self) -> None:
-        """Lets running requests end, then stops webhooks and closes the state."""
+        """Lets running requests end, stops webhooks, and closes the state."""
         await self._runner.cleanup()
         await self.sandbox.stop()
 
 
 async def start(settings: Settings) -> Running:
-    """Loads the state and listens; raises `OSError` when the address is taken."""
+    """Loads the state and listens. Raises `OSError` if the address is taken."""
     sandbox = Sandbox(settings)
-    server = web.Server(Front(sandbox).handle, access_log=None)
+    server = web.Server(Handler(sandbox).handle, access_log=None)
     runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:

@@ -1,7 +1,7 @@
-"""What the sandbox keeps: immutable values, so that an event can hold the state it reports for free.
+"""The rows of the sandbox: immutable values, so that an event shares the state that it reports.
 
-Named tuples are written to the journal as arrays. New fields go at the end, with a default, or old
-journals can no longer be read.
+The journal stores named tuples as arrays. A new field goes at the end and has a default; otherwise, old journals cannot
+be read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 class Intent(NamedTuple):
-    """One attempt to be paid; `card` is the test method's public name, `payment_method` its own id."""
+    """A PaymentIntent. `card` is the public name of the test payment method, `payment_method` the id of this use."""
 
     id: str
     amount: int
@@ -37,7 +37,7 @@ class Intent(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """Money taken, or, with `failure` set, the attempt to take it that a bank refused."""
+    """Money that was taken; with `failure`, an attempt that the bank refused."""
 
     id: str
     intent: str
@@ -54,7 +54,7 @@ class Charge(NamedTuple):
 
 
 class Refund(NamedTuple):
-    """Money given back; always `succeeded`, as refunds to test cards are."""
+    """Money that was refunded; always `succeeded`, as for Stripe's test cards."""
 
     id: str
     charge: str
@@ -70,7 +70,7 @@ Subject = Intent | Charge | Refund
 
 
 class Event(NamedTuple):
-    """A thing that happened to `subject`, in the state it had then."""
+    """A change of `subject`, with the state that it then had."""
 
     id: str
     type: str
@@ -85,15 +85,15 @@ Change = Subject | Event
 
 
 def random_id(prefix: str) -> str:
-    """An id nobody can guess, in the shape of Stripe's."""
+    """An unguessable id, in the shape of Stripe's ids."""
     return f"{prefix}_3{os.urandom(12).hex()}"
 
 
 @dataclass(slots=True)
 class Work:
-    """What one request does: filled by the rules, journalled and applied in one go afterwards.
+    """The changes of one request: rules collect them; afterwards they are written and applied at once.
 
-    Rules never touch the store, so a request that raises half-way has changed nothing.
+    Rules never change the store, so a request that raises has changed nothing.
     """
 
     now: int
@@ -106,7 +106,7 @@ class Work:
     effects: set[str] = field(default_factory=set)
 
     def put(self, subject: Subject, *event_types: str) -> None:
-        """Records the new state of `subject`, and the events that report exactly this state."""
+        """Adds the new state of `subject`, and the events that report this state."""
         self.changes.append(subject)
         for event_type in event_types:
             self.changes.append(
