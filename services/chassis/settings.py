@@ -14,7 +14,7 @@ S = TypeVar("S", bound="ServiceSettings")
 class Secrets(SecretStr):
     """One secret or several, separated by commas: the first one signs or seals, all of them are accepted.
 
-    So a secret can be replaced without an interruption: put the new one first, remove the old one later.
+    The chassis's README says how to replace a secret without an interruption.
     """
 
     def values(self) -> list[str]:

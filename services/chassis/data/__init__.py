@@ -1,0 +1,1 @@
+"""The service's own database, and what is built on its transactions."""

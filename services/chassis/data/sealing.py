@@ -1,7 +1,6 @@
 """Sealing: encryption of values that a service stores, with keys derived from its secrets.
 
-Fernet's tokens carry a format version. A secret is replaced in three steps: put the new one before the old one and
-restart; wait until every stored value is sealed anew; then remove the old one.
+Fernet's tokens carry a format version. Several secrets open a value, so that a secret can be replaced.
 """
 
 import base64
