@@ -66,13 +66,13 @@ _SAGAS = """
     SELECT * FROM (
         SELECT s.order_id, s.phase, s.attempts,
             extract(epoch FROM clock_timestamp() - greatest(s.create_time, o.update_time))::float AS age,
-            coalesce(s.waiting AND o.payment->>'state' = 'AWAITING_CUSTOMER', false) AS for_customer
+            coalesce(s.paused AND o.payment->>'state' = 'AWAITING_CUSTOMER', false) AS for_customer
         FROM sagas s JOIN orders o ON o.id = s.order_id
     ) sagas WHERE age > %s AND NOT for_customer ORDER BY age DESC LIMIT %s
 """
 _ORDERS = """
     SELECT o.id, o.customer_id, o.state, o.lines, o.total_minor, o.currency, s.order_id IS NOT NULL,
-        coalesce(s.waiting AND o.payment->>'state' = 'AWAITING_CUSTOMER', false)
+        coalesce(s.paused AND o.payment->>'state' = 'AWAITING_CUSTOMER', false)
     FROM orders o LEFT JOIN sagas s ON s.order_id = o.id ORDER BY o.id
 """
 _RESERVATIONS = """

@@ -1,0 +1,1 @@
+"""The orders service; README.md describes it."""

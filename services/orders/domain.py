@@ -1,9 +1,9 @@
-"""The rules of an order. Knows nothing of databases, gRPC or the clock."""
+"""The rules of an order, without databases, gRPC or clock."""
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from services.chassis.errors import AppError, InvalidFields, WrongState
@@ -35,12 +35,12 @@ class CurrencyMismatch(AppError):
 
 class OrderTooLarge(AppError):
     code = "FAILED_PRECONDITION"
-    template = "The order comes to {minorUnits} minor units; a payment can be {most} at most."
+    template = "The order's total is {minorUnits} minor units; a payment can be at most {most}."
 
 
 class RefundInProgress(AppError):
     code = "FAILED_PRECONDITION"
-    template = "Money of the order {orderId} is on its way back; try again when that is settled."
+    template = "A refund of the order {orderId} is in progress; try again when it is settled."
 
 
 class RefundTooLarge(AppError):
@@ -55,16 +55,16 @@ class ReturnTooLarge(AppError):
 
 class SagaNotFound(AppError):
     code = "NOT_FOUND"
-    template = "Nothing is under way for the order {orderId}."
+    template = "No saga is running for the order {orderId}."
 
 
 class HoldEnded(AppError):
     code = "FAILED_PRECONDITION"
-    template = "What request {requestId} held was given back; order again under a new request id."
+    template = "The hold of request {requestId} has ended; order again under a new request id."
 
 
 class State(StrEnum):
-    """Where an order stands; see `Order.State` in the contract."""
+    """The state of an order; see `Order.State` in the contract."""
 
     PENDING = "PENDING"
     PAID = "PAID"
@@ -80,7 +80,7 @@ class State(StrEnum):
 NEXT = {
     State.PENDING: {State.PAID, State.FAILED, State.CANCELLED, State.EXPIRED},
     State.PAID: {State.SHIPPED, State.CANCELLED, State.REFUNDED, State.PARTIALLY_REFUNDED},
-    # What was not paid back is still sent, and arrives: `Order.check_move` looks whether it has been.
+    # The units that were not refunded are still shipped and delivered: `Order.check_move` checks whether they were.
     State.PARTIALLY_REFUNDED: {State.SHIPPED, State.DELIVERED, State.REFUNDED, State.PARTIALLY_REFUNDED},
     State.SHIPPED: {State.DELIVERED, State.REFUNDED, State.PARTIALLY_REFUNDED},
     State.DELIVERED: {State.REFUNDED, State.PARTIALLY_REFUNDED},
@@ -89,22 +89,22 @@ NEXT = {
     State.EXPIRED: set(),
     State.REFUNDED: set(),
 }
-"""Which moves exist. Whatever is not here is `WRONG_STATE`."""
+"""The moves that exist. Any other is `WRONG_STATE`."""
 
 
 REFUNDABLE = tuple(state for state in State if State.PARTIALLY_REFUNDED in NEXT[state])
-"""The states of orders that were paid, and not paid back in full."""
+"""The states of orders that were paid and are not refunded in full."""
 
 
 def move(state: State, wanted: State) -> State:
-    """Returns `wanted` where the table allows it. The only way a state changes."""
+    """Returns `wanted` if the table allows it. The only way a state changes."""
     if wanted not in NEXT[state]:
         raise WrongState(resource="order", state=state, wanted=wanted)
     return wanted
 
 
 class PaymentState(StrEnum):
-    """Where an order's payment stands, as orders knows it."""
+    """The state of an order's payment, as payments returned it last."""
 
     AWAITING_CUSTOMER = "AWAITING_CUSTOMER"
     PROCESSING = "PROCESSING"
@@ -116,7 +116,7 @@ class PaymentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """What orders remembers of a payment."""
+    """An order's payment, as payments returned it last."""
 
     id: uuid.UUID
     provider: str
@@ -124,11 +124,11 @@ class Payment:
     client_secret: str = ""
     failure_reason: str = ""
     authenticating: bool = False
-    """The customer has begun to pay, and answers to their bank."""
+    """The customer has begun to pay and is at their bank's authentication."""
 
     @property
     def in_progress(self) -> bool:
-        """Whether money may move at any moment, by what is known."""
+        """Whether money may move at any moment, as far as is known."""
         return self.state is PaymentState.PROCESSING or self.authenticating
 
 
@@ -144,7 +144,7 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RequestedLine:
     """One line as a customer asks for it."""
 
     product_id: uuid.UUID
@@ -153,25 +153,22 @@ class Wish:
 
     @property
     def pool(self) -> uuid.UUID:
-        """Of what its units are taken: the flash sale, or the product for ordinary stock."""
+        """The pool that its units are taken from: the flash sale, or the product for ordinary stock."""
         return self.sale_id or self.product_id
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One line as the order keeps it: with the price of the moment it was placed."""
+class Line(RequestedLine):
+    """One line as the order keeps it, with the price of the moment it was placed."""
 
-    product_id: uuid.UUID
     sku: str
     name: str
     unit_price: Money
-    quantity: int
-    sale_id: uuid.UUID | None
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an order is sent."""
+    """The address that an order is sent to."""
 
     name: str
     line1: str
@@ -184,7 +181,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """How an order is sent, once it is."""
+    """The shipment of an order."""
 
     carrier: str
     tracking_number: str
@@ -194,10 +191,10 @@ class Shipment:
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """Money of a paid order that goes back, and units that come back."""
+    """Money of a paid order that goes back because staff decided so, and units that come back."""
 
     id: uuid.UUID
-    """Names it to payments and to inventory, so that a repeat changes nothing."""
+    """Names the refund to payments and inventory, so that a repeat changes nothing."""
     amount: Money | None
     """None for all that is left."""
     wanted: State
@@ -205,16 +202,22 @@ class Refund:
     restock: bool = False
     """Whether all units come back that have not yet."""
     lines: tuple[tuple[uuid.UUID, int], ...] = ()
-    """Or which: products and how many units."""
+    """Otherwise the units that come back: products and quantities."""
+
+    @property
+    def method(self) -> str:
+        """The call that began it."""
+        return "CancelOrder" if self.wanted is State.CANCELLED else "RefundOrder"
 
 
 @dataclass(frozen=True, slots=True)
-class Mover:
-    """Who moves an order, for its log."""
+class Actor:
+    """Who or what moves an order, for its log."""
 
-    actor: str
-    """`customer`, `staff:<user>`, `operator:<name>`, or the part of Stampede that does it."""
-    request_id: str = ""
+    name: str
+    """`customer`, `staff:<user>`, `operator:<name>`, or the part of Stampede."""
+    call_id: str = ""
+    """The `x-request-id` of the call."""
     note: str = ""
 
 
@@ -227,41 +230,78 @@ class LogEntry:
     state: State
     state_reason: str
     actor: str
-    """As in `Mover`."""
+    """As `Actor.name`."""
     cause: str
     note: str
-    request_id: str
+    call_id: str
     refunded: Money
     create_time: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class OrderFilter:
+    """The orders to list; None for any. Times are create times: from `since` on, and before `until`."""
+
+    customer_id: uuid.UUID | None = None
+    state: State | None = None
+    product_id: uuid.UUID | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """A customer's purchase."""
+class DraftOrder:
+    """An order before its stock is held: what the customer asked for. It has no row."""
 
     id: uuid.UUID
     customer_id: uuid.UUID
     request_id: uuid.UUID
     digest: bytes
-    """Over what the request asked for, to tell a repeat from another order under the same request id."""
-    state: State
-    state_reason: str
+    """Over the request's content, to distinguish a repeat from another order under the same request id."""
+    lines: tuple[RequestedLine, ...]
+    shipping_address: Address | None
+    payment_method: str = ""
+    """Kept by the order's saga; empty in an order that was read."""
+    call_id: str = ""
+    """The `x-request-id` of the call that places it. Kept by the saga and the log; empty in an order that was read."""
+
+    @property
+    def pools(self) -> tuple[uuid.UUID, ...]:
+        """The pools that its units are taken from."""
+        return tuple(line.pool for line in self.lines)
+
+    @property
+    def sale_ids(self) -> list[uuid.UUID]:
+        """The flash sales among them."""
+        return [line.sale_id for line in self.lines if line.sale_id]
+
+
+_REQUESTED = tuple(field.name for field in fields(DraftOrder))
+_NOT_WRITTEN = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order(DraftOrder):
+    """A purchase whose stock is held."""
+
     lines: tuple[Line, ...]
     total: Money
     hold_expire_time: datetime
-    payment: Payment | None
-    shipping_address: Address | None
+    state: State = State.PENDING
+    state_reason: str = ""
+    payment: Payment | None = None
     refunded_minor: int = 0
     refunding: bool = False
-    """Money is on its way back."""
+    """Whether a refund is in progress."""
     shipment: Shipment | None = None
-    version: int
-    create_time: datetime
-    update_time: datetime
+    version: int = 1
+    create_time: datetime = _NOT_WRITTEN
+    """The database's clock sets it."""
+    update_time: datetime = _NOT_WRITTEN
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is under way for it."""
+        """Whether no saga is running for it."""
         return self.state is not State.PENDING and not self.refunding
 
     def check_move(self, wanted: State) -> None:
@@ -275,7 +315,7 @@ class Order:
             raise WrongState(resource="order", state=self.state, wanted=wanted)
 
     def check_refund(self, refund: Refund) -> None:
-        """Raises unless so much was paid, and so much bought."""
+        """Raises unless enough money is left to refund, and enough units were bought."""
         left = self.total.minor - self.refunded_minor
         if refund.amount is not None:
             if refund.amount.currency != self.total.currency:
@@ -288,42 +328,54 @@ class Order:
                 raise ReturnTooLarge(productId=product_id, quantity=bought.get(product_id, 0))
 
     def state_after_refund(self, refunded_minor: int) -> State:
-        """The state once `refunded_minor` of what was paid has gone back in all."""
+        """The state once `refunded_minor` has been refunded in total."""
         return State.REFUNDED if refunded_minor >= self.total.minor else State.PARTIALLY_REFUNDED
 
 
-def check_products(wishes: Sequence[Wish], products: dict[uuid.UUID, Product]) -> None:
-    """Raises unless every product is known and on sale, and stands in one line."""
-    if len({wish.product_id for wish in wishes}) < len(wishes):
+def check_products(lines: Sequence[RequestedLine], products: Mapping[uuid.UUID, Product]) -> None:
+    """Raises unless every product exists, is on sale, and stands in one line."""
+    if len({line.product_id for line in lines}) < len(lines):
         # The contract's rule compares texts, and one id can be written in several ways.
         raise InvalidFields({"lines": "must not name a product twice"})
-    for wish in wishes:
-        product = products.get(wish.product_id)
+    for line in lines:
+        product = products.get(line.product_id)
         if product is None:
-            raise ProductNotFound(productId=wish.product_id)
+            raise ProductNotFound(productId=line.product_id)
         if not product.active:
-            raise ProductNotActive(productId=wish.product_id)
+            raise ProductNotActive(productId=line.product_id)
 
 
-def priced(
-    wishes: Sequence[Wish], products: dict[uuid.UUID, Product], sale_prices: dict[uuid.UUID, Money]
-) -> tuple[tuple[Line, ...], Money]:
-    """The lines of an order with their prices, and its total. `sale_prices` are by product, for flash lines."""
+def place(
+    draft: DraftOrder,
+    products: Mapping[uuid.UUID, Product],
+    sale_prices: Mapping[uuid.UUID, Money],
+    *,
+    hold_expire_time: datetime,
+) -> Order:
+    """The order that a draft becomes once its stock is held. Raises `CurrencyMismatch`, `OrderTooLarge`.
+
+    `sale_prices` are by product, for flash lines.
+    """
     lines = tuple(
         Line(
-            wish.product_id,
-            products[wish.product_id].sku,
-            products[wish.product_id].name,
-            sale_prices.get(wish.product_id, products[wish.product_id].price),
-            wish.quantity,
-            wish.sale_id,
+            line.product_id,
+            line.quantity,
+            line.sale_id,
+            products[line.product_id].sku,
+            products[line.product_id].name,
+            sale_prices.get(line.product_id, products[line.product_id].price),
         )
-        for wish in wishes
+        for line in draft.lines
     )
+    requested = {name: getattr(draft, name) for name in _REQUESTED}
+    return Order(**{**requested, "lines": lines, "total": _total(lines), "hold_expire_time": hold_expire_time})
+
+
+def _total(lines: Sequence[Line]) -> Money:
     currencies = sorted({line.unit_price.currency for line in lines})
     if len(currencies) > 1:
         raise CurrencyMismatch(currencies=" and ".join(currencies))
     total = Money(currencies[0], sum(line.unit_price.minor * line.quantity for line in lines))
     if total.minor > MINOR_UNITS_MAX:
         raise OrderTooLarge(minorUnits=total.minor, most=MINOR_UNITS_MAX)
-    return lines, total
+    return total

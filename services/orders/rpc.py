@@ -1,23 +1,35 @@
-"""The gRPC face of orders: reads a request, calls one function, writes a response."""
+"""The gRPC handlers of orders: each reads a request, calls one function, and writes the response."""
 
+import hashlib
+import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from services.chassis import request_context
+from services.chassis import ids, request_context
 from services.chassis.data import db
 from services.chassis.data.db import Database
 from services.chassis.errors import InvalidFields
 from services.chassis.server import paging, wire
 from services.chassis.server.paging import Pages
-from services.orders import console, history
-from services.orders.actions import Act, Desk
-from services.orders.console import SagaView
-from services.orders.domain import Address, LogEntry, Mover, Order, PaymentState, Shipment, State, Wish
-from services.orders.history import Query
-from services.orders.placing import Placer, Purchase
+from services.orders.actions import Mutation, Orders
+from services.orders.domain import (
+    Actor,
+    Address,
+    DraftOrder,
+    LogEntry,
+    Order,
+    OrderFilter,
+    PaymentState,
+    RequestedLine,
+    Shipment,
+    State,
+)
+from services.orders.placing.place import Placer
+from services.orders.saga import operators
+from services.orders.saga.plan import SagaView
 from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.orders.v1 import order_service_pb2_grpc as pb_grpc
 from stampede.orders.v1 import saga_service_pb2 as saga_pb
@@ -25,23 +37,23 @@ from stampede.orders.v1 import saga_service_pb2_grpc as saga_grpc
 
 
 class OrderService(pb_grpc.OrderServiceServicer):
-    """What customers call, and staff for orders that were placed."""
+    """The methods for customers, and for staff after an order was placed."""
 
-    def __init__(self, database: Database, placer: Placer, desk: Desk, pages: Pages) -> None:
-        self._db, self._placer, self._desk, self._pages = database, placer, desk, pages
+    def __init__(self, placer: Placer, orders: Orders, pages: Pages) -> None:
+        self._placer, self._orders, self._pages = placer, orders, pages
 
     async def PlaceOrder(self, request: pb.PlaceOrderRequest, context: Any) -> pb.Order:
         seconds = 0.0
         if request.HasField("prefer_wait"):
             seconds = request.prefer_wait.ToTimedelta().total_seconds()
-            request.ClearField("prefer_wait")  # how long the caller likes to wait is no part of what it asks for
-        order = await self._placer.place(_purchase(request))
+            request.ClearField("prefer_wait")  # no part of the content that distinguishes repeats
+        order = await self._placer.place(_draft(request))
         if seconds and order.state is State.PENDING:
-            order = await self._desk.settled(order, seconds=seconds)
+            order = await self._orders.settled(order, seconds=seconds)
         return to_proto(order)
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.Order:
-        return to_proto(await self._desk.get(uuid.UUID(request.order_id), customer_id=_whose()))
+        return to_proto(await self._orders.get(uuid.UUID(request.order_id), customer_id=_customer_id()))
 
     async def ListOrders(self, request: pb.ListOrdersRequest, context: Any) -> pb.ListOrdersResponse:
         return await self._page(request, _query(request, request_context.user_id()))
@@ -52,12 +64,11 @@ class OrderService(pb_grpc.OrderServiceServicer):
         )
 
     async def _page(
-        self, request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, query: Query
+        self, request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, query: OrderFilter
     ) -> pb.ListOrdersResponse:
         sealed_to = asdict(query)
         at = self._pages.verify(request.page_token, sealed_to)
-        orders, end = await history.orders_of(
-            self._db,
+        orders, end = await self._orders.page(
             query,
             after=(datetime.fromisoformat(at[0]), uuid.UUID(at[1])) if at else None,
             most=paging.size(request.page_size),
@@ -66,10 +77,10 @@ class OrderService(pb_grpc.OrderServiceServicer):
         return pb.ListOrdersResponse(orders=map(to_proto, orders), next_page_token=token)
 
     async def ListOrderLog(self, request: pb.ListOrderLogRequest, context: Any) -> pb.ListOrderLogResponse:
-        order = await self._desk.get(uuid.UUID(request.order_id), customer_id=_whose())
+        order = await self._orders.get(uuid.UUID(request.order_id), customer_id=_customer_id())
         size, sealed_to = paging.size(request.page_size), {"log of": order.id}
         at = self._pages.verify(request.page_token, sealed_to)
-        entries = await history.log_of(self._db, order, after=int(at[0]) if at else 0, most=size + 1)
+        entries = await self._orders.log_entries(order, after=int(at[0]) if at else 0, most=size + 1)
         token = self._pages.sign([str(entries[size - 1].id)], sealed_to) if len(entries) > size else ""
         in_full = request_context.current().caller.is_staff
         return pb.ListOrderLogResponse(
@@ -77,21 +88,23 @@ class OrderService(pb_grpc.OrderServiceServicer):
         )
 
     async def CancelOrder(self, request: pb.CancelOrderRequest, context: Any) -> pb.Order:
-        return to_proto(await self._desk.cancel(_act(request, note=request.reason)))
+        return to_proto(await self._orders.cancel(_mutation(request, note=request.reason)))
 
     async def ShipOrder(self, request: pb.ShipOrderRequest, context: Any) -> pb.Order:
-        shipped = self._desk.ship(_act(request), carrier=request.carrier, tracking_number=request.tracking_number)
+        shipped = self._orders.ship(
+            _mutation(request), carrier=request.carrier, tracking_number=request.tracking_number
+        )
         return to_proto(await shipped)
 
     async def DeliverOrder(self, request: pb.DeliverOrderRequest, context: Any) -> pb.Order:
-        return to_proto(await self._desk.deliver(_act(request)))
+        return to_proto(await self._orders.deliver(_mutation(request)))
 
     async def RefundOrder(self, request: pb.RefundOrderRequest, context: Any) -> pb.Order:
         amount = wire.money_of(request.amount) if request.HasField("amount") else None
         if amount is not None and amount.minor < 1:
             raise InvalidFields({"amount.minorUnits": "must be at least 1"})
-        order = await self._desk.refund(
-            _act(request, note=request.reason),
+        order = await self._orders.refund(
+            _mutation(request, note=request.reason),
             amount=amount,
             restock=request.restock,
             lines=[(uuid.UUID(line.product_id), line.quantity) for line in request.restock_lines],
@@ -99,63 +112,63 @@ class OrderService(pb_grpc.OrderServiceServicer):
         return to_proto(order)
 
     async def WatchOrder(self, request: pb.WatchOrderRequest, context: Any) -> AsyncIterator[pb.Order]:
-        async for order in self._desk.changes(uuid.UUID(request.order_id), customer_id=_whose()):
+        async for order in self._orders.changes(uuid.UUID(request.order_id), customer_id=_customer_id()):
             yield to_proto(order)
 
 
 class SagaService(saga_grpc.SagaServiceServicer):
-    """What staff call for orders that do not get on."""
+    """The methods for staff to see running sagas and to help stuck ones."""
 
-    def __init__(self, database: Database, desk: Desk, pages: Pages) -> None:
-        self._db, self._desk, self._pages = database, desk, pages
+    def __init__(self, database: Database, orders: Orders, pages: Pages) -> None:
+        self._db, self._orders, self._pages = database, orders, pages
 
     async def ListSagas(self, request: saga_pb.ListSagasRequest, context: Any) -> saga_pb.ListSagasResponse:
         size, query = paging.size(request.page_size), {"stuck": request.stuck}
         at = self._pages.verify(request.page_token, query)
         after = (datetime.fromisoformat(at[0]), uuid.UUID(at[1])) if at else None
-        sagas = await console.sagas(self._db, stuck=request.stuck, after=after, most=size + 1)
+        sagas = await operators.list_sagas(self._db, stuck=request.stuck, after=after, most=size + 1)
         token = ""
         if len(sagas) > size:
             token = self._pages.sign([sagas[size - 1].progress_time.isoformat(), str(sagas[size - 1].order_id)], query)
         return saga_pb.ListSagasResponse(sagas=map(_saga_to_proto, sagas[:size]), next_page_token=token)
 
     async def GetSaga(self, request: saga_pb.GetSagaRequest, context: Any) -> saga_pb.Saga:
-        return _saga_to_proto(await console.get(self._db, uuid.UUID(request.order_id)))
+        return _saga_to_proto(await operators.get(self._db, uuid.UUID(request.order_id)))
 
     async def ResumeSaga(self, request: saga_pb.ResumeSagaRequest, context: Any) -> saga_pb.Saga:
         order_id, key = uuid.UUID(request.order_id), request_context.request_key(request)
-        saga = await console.resume(self._db, order_id, _mover(), key=key)
-        return _saga_to_proto(await self._desk.saga_carried_on(saga))
+        saga = await operators.resume(self._db, order_id, _actor(), key=key)
+        return _saga_to_proto(await self._orders.carry_saga(saga))
 
     async def CompensateSaga(self, request: saga_pb.CompensateSagaRequest, context: Any) -> saga_pb.Saga:
         order_id, key = uuid.UUID(request.order_id), request_context.request_key(request)
-        saga = await console.compensate(self._db, order_id, _mover(request.reason), key=key)
-        return _saga_to_proto(await self._desk.saga_carried_on(saga))
+        saga = await operators.compensate(self._db, order_id, _actor(request.reason), key=key)
+        return _saga_to_proto(await self._orders.carry_saga(saga))
 
 
-def _whose() -> uuid.UUID | None:
-    """Whose orders the caller may see; None for everybody's."""
+def _customer_id() -> uuid.UUID | None:
+    """The customer whose orders the caller may see; None for every customer's."""
     return None if request_context.current().caller.is_staff else request_context.user_id()
 
 
-def _mover(note: str = "") -> Mover:
+def _actor(note: str = "") -> Actor:
     caller = request_context.current().caller
-    return Mover(f"staff:{caller.user_id}" if caller.is_staff else "customer", request_context.request_id(), note)
+    return Actor(f"staff:{caller.user_id}" if caller.is_staff else "customer", request_context.request_id(), note)
 
 
-def _act(request: Any, note: str = "") -> Act:
-    """Of a request that moves an order: they have these fields alike."""
-    return Act(
+def _mutation(request: Any, note: str = "") -> Mutation:
+    """Of a request that changes an order: all of them have these fields."""
+    return Mutation(
         order_id=uuid.UUID(request.order_id),
-        customer_id=_whose(),
-        by=_mover(note),
+        customer_id=_customer_id(),
+        by=_actor(note),
         etag=request.etag,
         key=request_context.request_key(request),
     )
 
 
-def _query(request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, customer_id: uuid.UUID | None) -> Query:
-    return Query(
+def _query(request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, customer_id: uuid.UUID | None) -> OrderFilter:
+    return OrderFilter(
         customer_id=customer_id,
         state=State(pb.Order.State.Name(request.state)) if request.state else None,
         product_id=uuid.UUID(request.product_id) if request.product_id else None,
@@ -164,14 +177,16 @@ def _query(request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, customer_id:
     )
 
 
-def _purchase(request: pb.PlaceOrderRequest) -> Purchase:
+def _draft(request: pb.PlaceOrderRequest) -> DraftOrder:
+    customer_id, request_id = request_context.user_id(), uuid.UUID(request.request_id)
     address = request.shipping_address
-    return Purchase(
-        customer_id=request_context.user_id(),
-        request_id=uuid.UUID(request.request_id),
-        content=request.SerializeToString(deterministic=True),
-        wishes=tuple(
-            Wish(
+    return DraftOrder(
+        id=ids.derive_id(customer_id, request_id, now_ms=time.time_ns() // 1_000_000),
+        customer_id=customer_id,
+        request_id=request_id,
+        digest=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+        lines=tuple(
+            RequestedLine(
                 uuid.UUID(line.product_id), line.quantity, uuid.UUID(line.flash_sale_id) if line.flash_sale_id else None
             )
             for line in request.lines
@@ -183,6 +198,7 @@ def _purchase(request: pb.PlaceOrderRequest) -> Purchase:
         )
         if request.HasField("shipping_address")
         else None,
+        call_id=request_context.current().request_id,
     )  # fmt: skip
 
 
@@ -251,7 +267,7 @@ def _entry_to_proto(entry: LogEntry, *, in_full: bool) -> pb.OrderLogEntry:
     )
     if in_full:
         message.actor_id, message.cause = id_ or kind, entry.cause
-        message.note, message.request_id = entry.note, entry.request_id
+        message.note, message.request_id = entry.note, entry.call_id
     return message
 
 
@@ -266,7 +282,7 @@ def _saga_to_proto(saga: SagaView) -> saga_pb.Saga:
         waits_for_customer=saga.waits_for_customer,
         stuck=saga.stuck,
         cause=saga.cause,
-        reason=progress.reason or progress.asked,
+        reason=progress.reason or progress.cancel_reason,
         attempts=saga.attempts,
         create_time=wire.timestamp(saga.create_time),
         progress_time=wire.timestamp(saga.progress_time),

@@ -1,4 +1,4 @@
-"""What orders is told by its environment."""
+"""The settings of orders, from its environment."""
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ class Settings(ServiceSettings):
     inventory_target: str = "inventory:50051"
     payments_target: str = "payments:50051"
     sagas_at_once: int = Field(512, ge=0)
-    """How many orders this process takes to their end at once; 0 leaves that to other replicas."""
+    """How many sagas this process carries at once; 0 leaves them to other replicas."""
     backlog_max: int = Field(10_000, ge=1, le=20_000)
     """With so many orders placed and not settled, new ones are refused with `RATE_LIMITED`."""
     log_keep_months: int = Field(24, ge=1)

@@ -20,7 +20,7 @@ async def time_passes(shop: Shop, order_id: str) -> None:
         "orders",
         f"WITH o AS (UPDATE orders SET hold_expire_time = hold_expire_time - {_STEP} WHERE id = '{order_id}'"
         " AND state = 'PENDING' RETURNING id)"
-        f" UPDATE sagas SET next_time = next_time - {_STEP}, look_time = look_time - {_STEP}"
+        f" UPDATE sagas SET next_time = next_time - {_STEP}, hold_check_time = hold_check_time - {_STEP}"
         " FROM o WHERE order_id = o.id RETURNING order_id",
     )
 
@@ -38,6 +38,6 @@ async def leases_are_over(shop: Shop) -> None:
     """End the leases of all sagas, as if the process that holds them had been gone for long."""
     await shop.rows(
         "orders",
-        "UPDATE sagas SET next_time = clock_timestamp() WHERE NOT waiting AND next_time > clock_timestamp()"
+        "UPDATE sagas SET next_time = clock_timestamp() WHERE NOT paused AND next_time > clock_timestamp()"
         " RETURNING order_id",
     )

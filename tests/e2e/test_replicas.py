@@ -253,7 +253,7 @@ async def test_who_stood_still_beyond_the_lease_changes_nothing_when_it_goes_on(
 async def taken_over(shop: Shop, order_ids: list[str]) -> None:
     """Returns once each saga is another process's than the one that began it, or over."""
     ids = "', '".join(order_ids)
-    query = f"SELECT count(*) FROM sagas WHERE order_id IN ('{ids}') AND fence = 1"
+    query = f"SELECT count(*) FROM sagas WHERE order_id IN ('{ids}') AND fencing_token = 1"
     await eventually(lambda: shop.rows("orders", query), lambda rows: rows == [(0,)])
 
 

@@ -134,7 +134,7 @@ async def test_what_adds_up_is_found_to(shop: Shop) -> None:
         ("identity", "DELETE FROM users", {Invariant.KNOWN}),
         (
             "orders",
-            f"INSERT INTO sagas (order_id, phase, applied, payment_method, next_time, create_time)"
+            f"INSERT INTO sagas (order_id, phase, steps_done, payment_method, next_time, create_time)"
             f" SELECT '{ORDER}', 'FORWARD', 1, '', now(), now() - interval '1 hour';"
             f" UPDATE orders SET state = 'PENDING', update_time = now() - interval '1 hour'",
             {Invariant.SAGAS},

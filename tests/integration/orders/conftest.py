@@ -22,13 +22,15 @@ from services.chassis.events.outbox import Relay
 from services.chassis.money import Money
 from services.chassis.server.access import MeshIdentity
 from services.chassis.server.paging import Pages
-from services.orders import actions, rpc, store
-from services.orders.domain import Line
-from services.orders.latch import Latch
-from services.orders.partners import Catalog, Inventory, Payments, Steps
-from services.orders.placing import Placer
-from services.orders.store import NewOrder
-from services.orders.worker import Worker
+from services.orders import actions, rpc
+from services.orders.clients import Catalog, Inventory, Payments
+from services.orders.domain import Line, Order
+from services.orders.placing.place import Placer
+from services.orders.placing.recent_orders import RecentOrders
+from services.orders.placing.sold_out_cache import SoldOutCache
+from services.orders.saga.steps import MeshSteps
+from services.orders.saga.worker import Worker
+from services.orders.sql import combined, orders
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
 from stampede.catalog.v1 import snapshot_service_pb2_grpc as catalog_grpc
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
@@ -65,14 +67,19 @@ async def db(one_database: Database) -> Database:
     return one_database
 
 
-def an_order(**fields: Any) -> NewOrder:
-    line = Line(ids.new(), "TEE", "A tee", PRICE, 2, None)
+def an_order(**fields: Any) -> Order:
+    """An order whose stock is held, not written yet."""
+    line = Line(ids.new(), 2, None, "TEE", "A tee", PRICE)
     known: dict[str, Any] = {
         "id": ids.new(), "customer_id": ids.new(), "request_id": uuid.uuid4(), "digest": b"d" * 32, "lines": (line,),
         "total": PRICE * 2, "hold_expire_time": datetime.now(UTC) + timedelta(minutes=10), "shipping_address": None,
-        "payment_method": "pm_card_visa", "lease_seconds": 20.0, "trace": "a trace",
+        "payment_method": "pm_card_visa", "call_id": "a call",
     }  # fmt: skip
-    return NewOrder(**{**known, **fields})
+    return Order(**{**known, **fields})
+
+
+async def place(db: Database, *new: Order, lease_seconds: float = 20.0) -> list[tuple[Order, bool]]:
+    return await combined.place(db, [(order, lease_seconds) for order in new])
 
 
 async def rows_of(db: Database, query: str, **arguments: Any) -> list[tuple[Any, ...]]:
@@ -90,8 +97,8 @@ async def log_of(db: Database, order_id: uuid.UUID) -> list[tuple[Any, ...]]:
     return await rows_of(db, query, id=order_id)
 
 
-async def told(db: Database, order_id: uuid.UUID) -> list[tuple[str, int]]:
-    """The events of an order in the order they will be told: (last word of the subject, version)."""
+async def published(db: Database, order_id: uuid.UUID) -> list[tuple[str, int]]:
+    """The events of an order as they will be published: (last word of the subject, version)."""
     rows = await rows_of(db, "SELECT subject, payload FROM outbox ORDER BY id")
     events = [(subject, events_pb2.OrderChanged.FromString(bytes(payload))) for subject, payload in rows]
     return [(s.rpartition(".")[2], e.version) for s, e in events if e.order_id == str(order_id)]
@@ -326,23 +333,24 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
 
 
 class Shop:
-    """One running orders service, its neighbours, and a customer. Sagas left over run once `carry_on` says so."""
+    """One running orders service, its neighbours, and a customer. Sagas left over run after `carry_on`."""
 
     def __init__(self, db: Database, address: str) -> None:
         self.db = db
         mesh = MeshIdentity("orders", tokens.MESH_SECRET)
         self.targets = [Target(name, address, mesh) for name in ("catalog", "inventory", "payments")]
         catalog, inventory, payments = self.targets
-        relay, self.latch, self.watch = Relay(db), Latch(), actions.order_watch(db)
+        relay, self.sold_out, self.watch = Relay(db), SoldOutCache(), actions.order_watch(db)
+        self.recent = RecentOrders()
         self.inventory_client = Inventory(inventory)
-        self.worker = Worker(db, Steps(self.inventory_client, Payments(payments)), relay, self.watch, at_once=512)
+        self.worker = Worker(db, MeshSteps(self.inventory_client, Payments(payments)), relay, self.watch, at_once=512)
         self.placer = Placer(
-            db, catalog=Catalog(catalog), inventory=self.inventory_client, worker=self.worker, latch=self.latch,
-            relay=relay, backlog_max=10_000,
+            db, catalog=Catalog(catalog), inventory=self.inventory_client, worker=self.worker,
+            sold_out=self.sold_out, recent=self.recent, relay=relay, backlog_max=10_000,
         )  # fmt: skip
-        self.desk, pages = actions.Desk(db, self.worker, self.watch, relay), Pages("a secret for pages")
-        self.service = rpc.OrderService(db, self.placer, self.desk, pages)
-        self.saga_service = rpc.SagaService(db, self.desk, pages)
+        self.placed_orders, pages = actions.Orders(db, self.worker, self.watch, relay), Pages("a secret for pages")
+        self.service = rpc.OrderService(self.placer, self.placed_orders, pages)
+        self.saga_service = rpc.SagaService(db, self.placed_orders, pages)
         self.tasks: list[asyncio.Task[None]] = [asyncio.create_task(self.watch.run())]
         self.customer = ids.new()
         self.orders: Any = None
@@ -419,4 +427,4 @@ class listening:
 
 
 async def the_order(db: Database, order_id: uuid.UUID | str) -> Any:
-    return await store.get(db, uuid.UUID(str(order_id)), customer_id=None)
+    return await orders.get(db, uuid.UUID(str(order_id)))

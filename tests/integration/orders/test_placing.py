@@ -12,12 +12,11 @@ from google.protobuf.duration_pb2 import Duration
 from services.chassis import ids
 from services.chassis.errors import RequestIdReused
 from services.chassis.money import MINOR_UNITS_MAX, Money
-from services.orders import journal, refunds, store
-from services.orders.actions import Act
-from services.orders.domain import Mover, Refund, Wish
+from services.orders.actions import Mutation
+from services.orders.domain import Actor, DraftOrder, Refund, RequestedLine
 from services.orders.domain import State as OrderState
-from services.orders.partners import HoldRequest
-from services.orders.placing import Purchase
+from services.orders.placing import sold_out_cache
+from services.orders.sql import combined, orders, sagas
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
 from stampede.orders.v1 import order_service_pb2 as pb
 from tests.integration.orders.conftest import (
@@ -26,10 +25,11 @@ from tests.integration.orders.conftest import (
     an_order,
     counted,
     log_of,
+    place,
+    published,
     rows_of,
     run_sql,
     the_order,
-    told,
     until,
 )
 from tests.support import tokens
@@ -77,7 +77,7 @@ async def test_an_order_is_placed_paid_and_logged(shop: Shop) -> None:
         ("PENDING", "customer"),
         ("PAID", "saga"),
     ]
-    assert await told(shop.db, id_) == [("placed", 1), ("paid", 2)]
+    assert await published(shop.db, id_) == [("placed", 1), ("paid", 2)]
 
 
 async def test_flash_lines_cost_what_the_sale_says_and_others_what_the_catalog_says(shop: Shop) -> None:
@@ -144,7 +144,7 @@ async def test_once_a_sale_is_sold_out_nobody_else_is_asked(shop: Shop, monkeypa
     first = wanting((product, 1, sale))
     order = await shop.place(first)
     await shop.ended(order.id)
-    monkeypatch.setattr("services.orders.latch._CLOSED_SECONDS", 60.0)
+    monkeypatch.setattr(sold_out_cache, "_SHORT_SECONDS", 60.0)
     assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
     asked = shop.inventory.calls["BatchReserve"]
 
@@ -164,7 +164,7 @@ async def test_who_comes_too_early_or_too_late_hears_so_and_asks_nobody(
 ) -> None:
     product, sale = on_sale(shop, units=1)
     shop.inventory.not_live[str(sale)] = state
-    monkeypatch.setattr("services.orders.latch._CLOSED_SECONDS", 60.0)
+    monkeypatch.setattr(sold_out_cache, "_SHORT_SECONDS", 60.0)
     for _ in range(3):
         refused = await refusal(shop.place(wanting((product, 1, sale))))
         assert (refused.reason, refused.metadata["state"]) == ("SALE_NOT_LIVE", state)
@@ -173,7 +173,7 @@ async def test_who_comes_too_early_or_too_late_hears_so_and_asks_nobody(
 
 async def test_the_latch_opens_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     product, sale = on_sale(shop, units=0)
-    monkeypatch.setattr("services.orders.latch._CLOSED_SECONDS", 0.0)
+    monkeypatch.setattr(sold_out_cache, "_SHORT_SECONDS", 0.0)
     assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
     shop.inventory.units[str(sale)] = 1
     await shop.place(wanting((product, 1, sale)))
@@ -186,7 +186,7 @@ async def test_whoever_asks_in_vain_whether_a_sale_has_units_again_leaves_it_to_
     """One caller asks for all when the latch's moment is over. If that one hears nothing of the sale, somebody else
     asks at once: else those who ask nonsense all the time keep a unit that came back from everybody."""
     now = 100.0
-    shop.latch._clock = lambda: now
+    shop.sold_out._clock = lambda: now
     (product, sale), (other, gone) = on_sale(shop, units=0), on_sale(shop, units=0)
     regular = ids.new()
     shop.inventory.regulars.add(str(regular))
@@ -223,7 +223,7 @@ async def test_whoever_asks_in_vain_whether_a_sale_has_units_again_leaves_it_to_
 async def test_who_names_the_sale_of_another_product_opens_it_for_nobody(shop: Shop) -> None:
     """Else one who sends nonsense, again and again, lets the whole crowd through to inventory."""
     now = 100.0
-    shop.latch._clock = lambda: now
+    shop.sold_out._clock = lambda: now
     (product, sale), other = on_sale(shop, units=0), stocked(shop)
     shop.inventory.product_of[str(sale)] = str(product)
     assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
@@ -231,8 +231,8 @@ async def test_who_names_the_sale_of_another_product_opens_it_for_nobody(shop: S
 
     assert (await refusal(shop.place(wanting((other, 1, sale))))).reason == "FLASH_SALE_NOT_FOUND"
 
-    with shop.latch.asking([sale]):
-        assert shop.latch.closed([sale])
+    with shop.sold_out.asking([sale]):
+        assert shop.sold_out.refusal([sale])
 
 
 async def test_with_inventory_away_nothing_is_written(shop: Shop) -> None:
@@ -265,14 +265,14 @@ async def test_beyond_the_backlog_orders_are_refused_and_repeats_find_theirs(
     monkeypatch.setattr(shop.worker, "_at_once", 2)
     monkeypatch.setattr(shop.placer, "_backlog_max", 3)
     order = await shop.place(first)
-    await store.insert(shop.db, [an_order(lease_seconds=0.0) for _ in range(3)])
+    await place(shop.db, *(an_order() for _ in range(3)), lease_seconds=0.0)
     shop.carry_on()
 
     async def is_full() -> bool:
         return shop.worker.backlog >= 3
 
     await until(is_full)
-    shop.latch._placed.clear()
+    shop.recent._ids.clear()
     reserved = shop.inventory.calls["BatchReserve"]
     refused = await refusal(shop.place(wanting((product, 1, None))))
 
@@ -307,14 +307,14 @@ async def test_orders_dying_between_hold_and_insert_leaves_the_hold_to_the_repea
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     product = stocked(shop)
-    request, insert = wanting((product, 1, None)), store.insert
+    request, written = wanting((product, 1, None)), combined.place
 
     async def dies(*_: Any) -> Any:
         raise RuntimeError("the process died here")
 
-    monkeypatch.setattr(store, "insert", dies)
+    monkeypatch.setattr(combined, "place", dies)
     assert (await refusal(shop.place(request))).code == "INTERNAL"
-    monkeypatch.setattr(store, "insert", insert)
+    monkeypatch.setattr(combined, "place", written)
 
     order = await shop.place(request)
 
@@ -358,9 +358,9 @@ async def test_a_repeat_finds_its_order_though_the_price_has_risen_beyond_bounds
     request = wanting((product, 2, None), payment_method="")
     order = await shop.place(request)
     shop.catalog.add(Money("USD", MINOR_UNITS_MAX), product_id=product)
-    shop.placer._catalog._known.clear()
+    shop.placer._catalog._cache.clear()
     if not known:
-        shop.latch._placed.clear()
+        shop.recent._ids.clear()
 
     again = await shop.place(request)
 
@@ -373,7 +373,7 @@ async def test_a_repeat_finds_its_order_though_the_product_is_off_sale(shop: Sho
     request = wanting((product, 2, None))
     order = await shop.place(request)
     shop.catalog.add(active=False, product_id=product)
-    shop.placer._catalog._known.clear()
+    shop.placer._catalog._cache.clear()
     assert (await shop.place(request)).id == order.id
 
 
@@ -425,7 +425,7 @@ async def test_without_a_payment_method_the_answer_carries_the_client_secret(sho
 
     shop.payments.set_state(order.id, "SUCCEEDED")
     async with shop.db.begin() as tx:
-        await journal.wake(tx, [uuid.UUID(order.id)])
+        await sagas.note_payments(tx, [uuid.UUID(order.id)])
     shop.carry_on()
     order = await shop.ended(order.id)
     assert (order.state, order.payment.client_secret) == (State.PAID, "")
@@ -453,7 +453,7 @@ async def test_where_too_many_watch_who_likes_to_wait_gets_the_order_at_once(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is placed, and will be paid: nobody may be told that it was refused."""
-    monkeypatch.setattr(shop.watch, "_most", 0)
+    monkeypatch.setattr(shop.watch, "_watchers_max", 0)
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method="", prefer_wait=Duration(seconds=10)))
     assert order.state == State.PENDING
 
@@ -493,16 +493,16 @@ async def a_paid_order(shop: Shop) -> pb.Order:
 async def test_a_customer_who_cancels_too_late_does_not_take_the_refund_from_its_process(shop: Shop) -> None:
     order = await a_paid_order(shop)
     async with shop.db.begin() as tx:
-        known = await store.read(tx, uuid.UUID(order.id), lock=True)
-        await refunds.begin(tx, known, Refund(ids.new(), None, OrderState.REFUNDED), Mover("staff:somebody"))
-        saga = await journal.claim_one(tx, known.id)
+        known = await orders.read(tx, uuid.UUID(order.id), lock=True)
+        await combined.begin_refund(tx, known, Refund(ids.new(), None, OrderState.REFUNDED), Actor("staff:somebody"))
+        saga = await sagas.claim_one(tx, known.id)
     assert saga
 
     refused = await refusal(
         shop.orders.CancelOrder(pb.CancelOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
     )
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
-    assert await rows_of(shop.db, "SELECT fence FROM sagas") == [(saga.fence,)]
+    assert await rows_of(shop.db, "SELECT fencing_token FROM sagas") == [(saga.fencing_token,)]
 
 
 @pytest.mark.parametrize("staff", [True, False])
@@ -513,13 +513,13 @@ async def test_an_order_that_is_paid_while_it_is_cancelled_is_cancelled_as_a_pai
     order = await a_paid_order(shop)
     known = await the_order(shop.db, order.id)
 
-    get = shop.desk.get
+    get = shop.placed_orders.get
 
     async def as_it_was(*_: Any, **__: Any) -> Any:
-        monkeypatch.setattr(shop.desk, "get", get)
+        monkeypatch.setattr(shop.placed_orders, "get", get)
         return replace(known, state=OrderState.PENDING, version=1)
 
-    monkeypatch.setattr(shop.desk, "get", as_it_was)
+    monkeypatch.setattr(shop.placed_orders, "get", as_it_was)
     request = pb.CancelOrderRequest(order_id=order.id, request_id=str(uuid.uuid4()))
     cancelled = shop.orders.CancelOrder(request, metadata=tokens.as_staff() if staff else tokens.as_user(shop.customer))
     if staff:
@@ -545,7 +545,9 @@ async def test_a_watcher_sees_an_order_through_to_its_end(shop: Shop) -> None:
     async with asyncio.timeout(10):
         stream = shop.orders.WatchOrder(pb.WatchOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
         assert (await stream.read()).state == State.PENDING
-        await shop.desk.cancel(Act(order_id=uuid.UUID(order.id), customer_id=shop.customer, by=Mover("customer")))
+        await shop.placed_orders.cancel(
+            Mutation(order_id=uuid.UUID(order.id), customer_id=shop.customer, by=Actor("customer"))
+        )
         assert [seen.state async for seen in _rest(stream)] == [State.CANCELLED]
 
 
@@ -587,7 +589,7 @@ async def a_hold_about_to_end(shop: Shop, order_id: str) -> None:
     """As if the customer had come ten minutes ago."""
     id_ = uuid.UUID(order_id)
     await run_sql(shop.db, "UPDATE orders SET hold_expire_time = now() + interval '29 seconds' WHERE id = :id", id=id_)
-    await run_sql(shop.db, "UPDATE sagas SET look_time = now(), next_time = now() WHERE order_id = :id", id=id_)
+    await run_sql(shop.db, "UPDATE sagas SET hold_check_time = now(), next_time = now() WHERE order_id = :id", id=id_)
 
 
 async def seen_by_its_customer(shop: Shop, order_id: str) -> pb.Order:
@@ -613,7 +615,7 @@ async def test_while_somebody_is_at_work_on_the_payment_the_hold_is_extended_onc
     await a_hold_about_to_end(shop, order.id)
     shop.payments.set_state(order.id, "SUCCEEDED")
     async with shop.db.begin() as tx:
-        await journal.wake(tx, [uuid.UUID(order.id)])
+        await sagas.note_payments(tx, [uuid.UUID(order.id)])
     assert (await shop.ended(order.id)).state == State.PAID
     assert shop.inventory.calls["BatchExtend"] == 1
 
@@ -626,7 +628,7 @@ async def test_nothing_is_kept_longer_for_a_customer_who_has_not_begun_to_pay(sh
     shop.carry_on()
 
     async def looked_and_waits() -> bool:
-        waits = "SELECT waiting AND next_time > now() + interval '5 seconds' FROM sagas"
+        waits = "SELECT paused AND next_time > now() + interval '5 seconds' FROM sagas"
         return shop.payments.calls["BatchCharge"] > charged and await rows_of(shop.db, waits) == [(True,)]
 
     await until(looked_and_waits)
@@ -648,16 +650,17 @@ async def test_a_paid_order_alone_takes_three_transactions_at_most(shop: Shop) -
     assert (await shop.ended(order.id)).state == State.PAID
 
 
+def a_draft(*lines: RequestedLine, **fields: Any) -> DraftOrder:
+    known: dict[str, Any] = {
+        "id": ids.new(), "customer_id": ids.new(), "request_id": uuid.uuid4(), "digest": b"d" * 32, "lines": lines,
+        "payment_method": "pm_card_visa", "shipping_address": None,
+    }  # fmt: skip
+    return DraftOrder(**{**known, **fields})
+
+
 async def fifty_at_once(shop: Shop, product: uuid.UUID) -> None:
-    """Past the guard, so that they really come at once, however slow the machine."""
-    purchases = [
-        Purchase(
-            customer_id=ids.new(), request_id=uuid.uuid4(), content=b"d" * 32, wishes=(Wish(product, 1, None),),
-            payment_method="pm_card_visa", shipping_address=None,
-        )
-        for _ in range(50)
-    ]  # fmt: skip
-    await asyncio.gather(*(shop.placer.place(purchase) for purchase in purchases))
+    """Without the guard, so that they are concurrent however slow the machine is."""
+    await asyncio.gather(*(shop.placer.place(a_draft(RequestedLine(product, 1, None))) for _ in range(50)))
 
 
 async def test_fifty_orders_at_once_cost_less_each_than_one(shop: Shop) -> None:
@@ -693,13 +696,21 @@ async def test_placing_fifty_orders_at_once_takes_half_a_transaction_each(
     assert await rows_of(shop.db, "SELECT count(*) FROM sagas WHERE next_time <= clock_timestamp()") == [(50,)]
 
 
-async def test_in_one_batch_an_id_with_other_wishes_gets_nothing_of_what_is_held_under_it(shop: Shop) -> None:
+async def test_another_request_under_one_id_shares_no_hold_within_a_batch(shop: Shop) -> None:
     scarce, plenty, id_ = stocked(shop, units=0), stocked(shop), ids.new()
-    first, other = (HoldRequest(id_, shop.customer, (Wish(product, 1, None),)) for product in (plenty, scarce))
+    first, again = (a_draft(RequestedLine(plenty, 1, None), id=id_, customer_id=shop.customer) for _ in range(2))
+    other = a_draft(RequestedLine(scarce, 1, None), id=id_, customer_id=shop.customer, digest=b"other" * 6)
 
-    held, refused, again = await shop.inventory_client._reserve([first, other, first])
+    held, refused, repeated = await shop.inventory_client._reserve([first, other, again])
 
     assert isinstance(refused, RequestIdReused)
-    assert held == again
+    assert held == repeated
     assert isinstance(held, inventory_pb.Reservation)
     assert held.lines[0].product_id == str(plenty)
+
+
+async def test_products_of_an_order_are_fetched_in_one_call(shop: Shop) -> None:
+    products = [stocked(shop) for _ in range(5)]
+    order = await shop.place(wanting(*((product, 1, None) for product in products)))
+    assert [line.product_id for line in order.lines] == list(map(str, products))
+    assert shop.catalog.calls == {"GetSnapshots": 1}

@@ -1,14 +1,14 @@
-"""What a process knows of the sagas it has no room for, and what it says of those it carries."""
+"""The backlog of a process."""
 
 import asyncio
 from typing import Any
 
 from services.chassis.data.db import Database
 from services.chassis.events.outbox import Relay
-from services.orders import actions, store
-from services.orders.saga import Saga, StepWaits
-from services.orders.worker import Worker
-from tests.integration.orders.conftest import an_order, until
+from services.orders import actions
+from services.orders.saga.plan import Saga, StepPending
+from services.orders.saga.worker import Worker
+from tests.integration.orders.conftest import an_order, place, until
 
 
 class SlowProvider:
@@ -19,12 +19,12 @@ class SlowProvider:
 
     async def charge(self, saga: Saga) -> None:
         await self.answers.wait()
-        raise StepWaits(for_customer=False)
+        raise StepPending(for_customer=False)
 
 
 async def test_orders_that_wait_for_a_slow_provider_are_a_backlog(db: Database) -> None:
-    """Places that are kept for others stay free; the queue of the largest rushes must open all the same."""
-    await store.insert(db, [an_order(lease_seconds=0.0) for _ in range(20)])
+    """Although the slots that are kept from them stay free."""
+    await place(db, *(an_order() for _ in range(20)), lease_seconds=0.0)
     provider: Any = SlowProvider()
     worker = Worker(db, provider, Relay(db), actions.order_watch(db), at_once=8)
     task = asyncio.create_task(worker.run())

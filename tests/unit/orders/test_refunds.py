@@ -12,13 +12,13 @@ import structlog
 from services.chassis.errors import Unavailable
 from services.chassis.money import Money
 from services.orders.domain import Refund, State
-from services.orders.partners import Steps
-from services.orders.saga import COMPENSATED, Kind, Phase, Progress, Saga
-from services.orders.worker import Worker
+from services.orders.saga.plan import COMPENSATED, Kind, Phase, Progress, Saga
+from services.orders.saga.steps import MeshSteps
+from services.orders.saga.worker import Worker
 from stampede.payments.v1.charge_service_pb2 import RefundStatus
-from tests.unit.orders.world import Door, Killed, World, a_worker, carried, refused, to_the_end
+from tests.unit.orders.world import CrashPoint, Killed, World, a_worker, carried, refused, to_the_end
 
-PAID, DOORS_MOST = 500, 14
+PAID, POINTS_MOST = 500, 14
 FAULTS = ["killed", "unavailable", "unforeseen"]
 
 
@@ -40,7 +40,7 @@ class Shop:
     saga: Saga | None = None
     ends: list[tuple[Phase, int, str]] = field(default_factory=list)
 
-    def refund_part(self, saga: Saga) -> RefundStatus:
+    def refund(self, saga: Saga) -> RefundStatus:
         assert saga.refund
         if self.refuses == "refund":
             raise refused("FAILED_PRECONDITION", "REFUND_TOO_LARGE")
@@ -58,19 +58,19 @@ class Shop:
 
     def claim(self) -> Saga:
         assert self.saga
-        self.saga.fence += 1
+        self.saga.fencing_token += 1
         kept = self.saga
         return replace(kept)
 
     def save(self, saga: Saga) -> bool:
-        if self.saga is None or saga.fence != self.saga.fence:
+        if self.saga is None or saga.fencing_token != self.saga.fencing_token:
             return False
         self.saga.progress, self.saga.attempts = saga.progress, saga.attempts
         self.saga.refunded_minor = max(self.saga.refunded_minor, saga.refunded_minor)
         return True
 
     def finish(self, saga: Saga) -> State | None:
-        if self.saga is None or saga.fence != self.saga.fence:
+        if self.saga is None or saga.fencing_token != self.saga.fencing_token:
             return None
         refunded = max(self.saga.refunded_minor, saga.refunded_minor)
         self.saga = None
@@ -82,37 +82,38 @@ def a_refund(shop: Shop) -> Saga:
     refund = Refund(uuid.UUID(int=3), None, State.REFUNDED, restock=True)
     shop.saga = Saga(
         order_id=uuid.UUID(int=1), customer_id=uuid.UUID(int=2), total=Money("USD", PAID), payment_method="",
-        hold_expire_time=World().placed_time, progress=Progress(applied=0, kind=Kind.REFUND), fence=1, refund=refund,
+        hold_expire_time=World().placed_time, progress=Progress(steps_done=0, kind=Kind.REFUND), fencing_token=1,
+        refund=refund,
     )  # fmt: skip
     return shop.claim()
 
 
-def a_refunder(shop: Shop, door: Door) -> Worker:
-    """A real `Worker` and real `Steps`, with the shop on the other side of the door."""
+def a_refunder(shop: Shop, point: CrashPoint) -> Worker:
+    """A real `Worker` and real `Steps`, with the shop on the other side of the point."""
 
     class Partner:
         def __getattr__(self, name: str) -> Any:
             async def call(item: Any) -> Any:
-                await door(f"before {name}")
+                await point(f"before {name}")
                 answer = getattr(shop, name)(item)
-                await door(f"after {name}")
+                await point(f"after {name}")
                 return answer
 
             return call
 
     worker, partner = a_worker(World()), Partner()
-    worker._steps = Steps(partner, partner)  # type: ignore[arg-type]
+    worker._steps = MeshSteps(partner, partner)  # type: ignore[arg-type]
 
     async def save(pause: Any) -> bool:
-        await door("before save")
+        await point("before save")
         saved = shop.save(pause.saga)
-        await door("after save")
+        await point("after save")
         return saved
 
     async def finish(saga: Saga) -> State | None:
-        await door("before finish")
+        await point("before finish")
         end = shop.finish(saga)
-        await door("after finish")
+        await point("after finish")
         return end
 
     worker._save, worker._finish_refund = save, finish  # type: ignore[assignment]
@@ -122,10 +123,10 @@ def a_refunder(shop: Shop, door: Door) -> Worker:
 @pytest.mark.parametrize("refuses", ["", "refund", "provider", "restock"])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_money_and_units_go_back_once_wherever_the_worker_is_stopped(refuses: str, fault: str) -> None:
-    for fault_at, slow in itertools.product(range(-1, DOORS_MOST), (0, 1, 2)):
+    for fault_at, slow in itertools.product(range(-1, POINTS_MOST), (0, 1, 2)):
         shop, passed = Shop(refuses=refuses, slow=slow), 0
 
-        async def door(_name: str, fault_at: int = fault_at) -> None:
+        async def point(_name: str, fault_at: int = fault_at) -> None:
             nonlocal passed
             passed += 1
             if passed - 1 == fault_at:
@@ -133,10 +134,10 @@ async def test_money_and_units_go_back_once_wherever_the_worker_is_stopped(refus
                     fault
                 ]
 
-        await carried(a_refunder(shop, door), a_refund(shop))
+        await carried(a_refunder(shop, point), a_refund(shop))
         for _ in range(20):
             if shop.saga is not None:
-                await carried(a_refunder(shop, door), shop.claim())
+                await carried(a_refunder(shop, point), shop.claim())
         given_back = refuses not in ("refund", "provider")
         ((phase, refunded, reason),) = shop.ends
         assert phase is (Phase.DONE if given_back else Phase.UNDONE), (fault_at, slow)
@@ -150,18 +151,18 @@ async def test_money_and_units_go_back_once_wherever_the_worker_is_stopped(refus
 async def test_who_was_overtaken_ends_nothing() -> None:
     shop = Shop()
 
-    async def open_door(_name: str) -> None: ...
+    async def pass_by(_name: str) -> None: ...
 
     late = a_refund(shop)
-    await carried(a_refunder(shop, open_door), shop.claim())
-    await carried(a_refunder(shop, open_door), late)
+    await carried(a_refunder(shop, pass_by), shop.claim())
+    await carried(a_refunder(shop, pass_by), late)
     assert len(shop.ends) == len(shop.back) == len(shop.units_back) == 1
 
 
 @pytest.mark.parametrize("method", ["", "pm_card_visa"])
 @pytest.mark.parametrize("refuses", ["", "charge", "confirm"])
 async def test_what_an_operator_takes_back_is_taken_back_wherever_it_stands(method: str, refuses: str) -> None:
-    """Asked at every door, with a death at every later one: no money stays, no unit stays, one end."""
+    """Asked at every point, with a death at every later one: no money stays, no unit stays, one end."""
     for ask_at, fault_at in itertools.product(range(12), range(-1, 16)):
         world = World(
             method=method, declines=refuses == "charge", hold="EXPIRED" if refuses == "confirm" else "HELD",
@@ -169,19 +170,19 @@ async def test_what_an_operator_takes_back_is_taken_back_wherever_it_stands(meth
         )  # fmt: skip
         passed = 0
 
-        async def door(_name: str, world: World = world, ask_at: int = ask_at, fault_at: int = fault_at) -> None:
+        async def point(_name: str, world: World = world, ask_at: int = ask_at, fault_at: int = fault_at) -> None:
             nonlocal passed
             passed += 1
             if passed - 1 == ask_at:
-                world.journal.compensate()
+                world.sagas.compensate()
             if passed - 1 == fault_at:
                 world.mishaps += 1
                 raise Killed
 
-        await carried(a_worker(world, door), world.journal.saga())
-        await to_the_end(world, door)
-        if world.journal.turned_for == COMPENSATED:
-            assert world.journal.state is State.CANCELLED
+        await carried(a_worker(world, point), world.sagas.saga())
+        await to_the_end(world, point)
+        if world.sagas.turned_for == COMPENSATED:
+            assert world.sagas.state is State.CANCELLED
             assert world.charged == world.refunded, (ask_at, fault_at)
             assert world.hold in ("RELEASED", "EXPIRED", "RETURNED"), (ask_at, fault_at, world.hold)
         else:
@@ -189,5 +190,5 @@ async def test_what_an_operator_takes_back_is_taken_back_wherever_it_stands(meth
 
 
 def test_a_refusal_of_the_first_step_of_a_refund_ends_it_and_of_nothing_else() -> None:
-    assert Progress(applied=0, kind=Kind.REFUND).refused("NO").phase is Phase.UNDONE
-    assert Progress(applied=0, kind=Kind.REFUND).succeeded().succeeded().phase is Phase.DONE
+    assert Progress(steps_done=0, kind=Kind.REFUND).refused("NO").phase is Phase.UNDONE
+    assert Progress(steps_done=0, kind=Kind.REFUND).succeeded().succeeded().phase is Phase.DONE

@@ -11,10 +11,9 @@ import structlog
 
 from services.chassis.errors import Unavailable, WrongState
 from services.orders import domain
-from services.orders import saga as plan
 from services.orders.domain import State
-from services.orders.journal import Pause
-from services.orders.saga import (
+from services.orders.saga import plan
+from services.orders.saga.plan import (
     CANCELLED,
     HOLD_EXPIRED,
     PLANS,
@@ -25,9 +24,10 @@ from services.orders.saga import (
     Saga,
     StepRefused,
 )
+from services.orders.sql.combined import Checkpoint
 from tests.unit.orders.world import Killed, World, a_worker, carried, to_the_end
 
-DOORS_MOST = 22
+POINTS_MOST = 22
 """More than any run passes, with its pauses: charge, save, extend, confirm, refund, release and finish, each before and
 after."""
 
@@ -54,39 +54,39 @@ def a_world(refuses: str | None, *, slow: int = 0, method: str = "pm_card_visa")
 async def live(
     world: World, *, fault: str = "", fault_at: int = -1, ask: str = "", ask_at: int = -1, ends_at: int = -1
 ) -> None:
-    """One life of an order: what goes wrong goes wrong once, at the door of that number."""
+    """One life of an order: what goes wrong goes wrong once, at the point of that number."""
     passed = 0
 
-    async def door(_name: str) -> None:
+    async def point(_name: str) -> None:
         nonlocal passed
         passed += 1
         if passed - 1 == ends_at:
-            world.journal.hold_is_about_to_end()
+            world.sagas.hold_is_about_to_end()
         if passed - 1 == ask_at:
             if ask == HOLD_EXPIRED:
                 world.hold_expires()
-            world.journal.ask(ask)
+            world.sagas.request_cancel(ask)
         if passed - 1 == fault_at:
             world.mishaps += 1
             raise {"killed": Killed(), "unavailable": Unavailable(part="it"), "unforeseen": RuntimeError("?")}[fault]
 
-    await carried(a_worker(world, door), world.journal.saga())
-    await to_the_end(world, door)
+    await carried(a_worker(world, point), world.sagas.saga())
+    await to_the_end(world, point)
 
 
 @pytest.mark.parametrize("refuses", REFUSALS)
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_saga_ends_whole_or_not_at_all(refuses: str | None, fault: str) -> None:
     """Stop the worker before and after everything it does: the outcome does not differ."""
-    for fault_at, slow in itertools.product(range(-1, DOORS_MOST), (0, 1, 2)):
+    for fault_at, slow in itertools.product(range(-1, POINTS_MOST), (0, 1, 2)):
         world = a_world(refuses, slow=slow)
         await live(world, fault=fault, fault_at=fault_at)
         world.check_end()
-        assert (world.journal.state, world.journal.turned_for) == EXPECTED[refuses], (fault_at, slow)
+        assert (world.sagas.state, world.sagas.turned_for) == EXPECTED[refuses], (fault_at, slow)
 
 
 def asked_lives() -> Iterator[tuple[int, int, int]]:
-    return itertools.product(range(-1, DOORS_MOST), range(DOORS_MOST), (0, 1))
+    return itertools.product(range(-1, POINTS_MOST), range(POINTS_MOST), (0, 1))
 
 
 @pytest.mark.parametrize("refuses", REFUSALS)
@@ -105,35 +105,35 @@ async def test_who_asks_for_the_end_gets_one_end_whenever_it_is_asked(
 @pytest.mark.parametrize("pays", [False, True])
 @pytest.mark.parametrize("units_left", [False, True])
 async def test_a_customer_who_pays_by_hand_gets_goods_or_money(ask: str, pays: bool, units_left: bool) -> None:
-    for fault_at in range(-1, DOORS_MOST):
+    for fault_at in range(-1, POINTS_MOST):
         world = World(method="", units_left=units_left)
         await _waits(world)
         if pays:
             world.customer_pays()
         if ask == HOLD_EXPIRED:
             world.hold_expires()
-        world.journal.ask(ask)
-        saga = world.journal.claim()
+        world.sagas.request_cancel(ask)
+        saga = world.sagas.claim()
         passed = 0
 
-        async def door(_name: str, at: int = fault_at) -> None:
+        async def point(_name: str, at: int = fault_at) -> None:
             nonlocal passed
             passed += 1
             if passed - 1 == at:
                 raise Killed
 
-        await carried(a_worker(world, door), saga)
+        await carried(a_worker(world, point), saga)
         await to_the_end(world)
         world.check_end()
         goods = pays and (ask == CANCELLED or units_left)
-        assert (world.journal.state is State.PAID) == goods
+        assert (world.sagas.state is State.PAID) == goods
 
 
 async def _waits(world: World) -> None:
     """The saga comes to rest until the customer pays."""
-    await carried(a_worker(world), world.journal.saga())
-    assert world.journal.row
-    assert world.journal.row.waiting
+    await carried(a_worker(world), world.sagas.saga())
+    assert world.sagas.row
+    assert world.sagas.row.paused
 
 
 # --- a hold that is about to end ---
@@ -143,18 +143,18 @@ async def _waits(world: World) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_hold_that_is_about_to_end_changes_no_end(refuses: str | None, fault: str) -> None:
     """Whenever it is looked at, and whatever fails then: money and stock end as if there had been time enough."""
-    for fault_at, ends_at, slow in itertools.product(range(-1, DOORS_MOST), range(DOORS_MOST), range(5)):
+    for fault_at, ends_at, slow in itertools.product(range(-1, POINTS_MOST), range(POINTS_MOST), range(5)):
         world = a_world(refuses, slow=slow)
         await live(world, fault=fault, fault_at=fault_at, ends_at=ends_at)
         world.check_end()
-        assert (world.journal.state, world.journal.turned_for) == EXPECTED[refuses], (fault_at, ends_at, slow)
+        assert (world.sagas.state, world.sagas.turned_for) == EXPECTED[refuses], (fault_at, ends_at, slow)
 
 
 @pytest.mark.parametrize("ask", [CANCELLED, HOLD_EXPIRED])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_hold_that_is_about_to_end_does_not_stop_who_asks_for_the_end(ask: str, fault: str) -> None:
-    doors = range(-1, DOORS_MOST)
-    for fault_at, ask_at, ends_at, slow in itertools.product(doors, range(0, DOORS_MOST, 2), (0, 2, 5), (1, 3)):
+    points = range(-1, POINTS_MOST)
+    for fault_at, ask_at, ends_at, slow in itertools.product(points, range(0, POINTS_MOST, 2), (0, 2, 5), (1, 3)):
         world = a_world(None, slow=slow)
         await live(world, fault=fault, fault_at=fault_at, ask=ask, ask_at=ask_at, ends_at=ends_at)
         world.check_end()
@@ -166,22 +166,22 @@ async def test_while_the_provider_is_at_work_more_time_is_asked_for_once(ends_at
     pauses = noted_pauses(world)
     await live(world, ends_at=ends_at)
 
-    assert world.journal.state is State.PAID
-    assert (world.asked_longer, world.longer) == (1, True)
+    assert world.sagas.state is State.PAID
+    assert (world.extensions, world.extended) == (1, True)
     held_until = [pause.saga.hold_expire_time - world.placed_time for pause in pauses]
     assert (held_until[0], held_until[-1]) == (timedelta(minutes=10), timedelta(minutes=20))
-    assert [pause.saga.progress.extended for pause in pauses] == [False, *[True] * (len(pauses) - 1)]
+    assert [pause.saga.hold_extended for pause in pauses].count(True) == 1
 
 
 async def test_a_charge_that_is_answered_in_time_asks_for_nothing() -> None:
     """The usual order, even where its hold ends soon: not a call more."""
     world, seen = World(), []
 
-    async def door(name: str) -> None:
+    async def point(name: str) -> None:
         seen.append(name)
 
-    world.journal.hold_is_about_to_end()
-    await carried(a_worker(world, door), world.journal.claim())
+    world.sagas.hold_is_about_to_end()
+    await carried(a_worker(world, point), world.sagas.claim())
 
     assert seen == [f"{when} {name}" for name in ("charge", "confirm", "finish") for when in ("before", "after")]
 
@@ -190,14 +190,14 @@ async def test_a_charge_that_is_answered_in_time_asks_for_nothing() -> None:
 @pytest.mark.parametrize("end", ["pays", "expires", CANCELLED])
 async def test_time_is_given_to_a_customer_who_has_begun_to_pay_and_to_no_other(begins: bool, end: str) -> None:
     """Whoever only looks at the page would keep the stock from others. Killed everywhere."""
-    for fault_at in range(-1, DOORS_MOST):
+    for fault_at in range(-1, POINTS_MOST):
         world = World(method="")
         await _waits(world)
         if begins:
             world.customer_begins()
         passed = 0
 
-        async def door(_name: str, at: int = fault_at, world: World = world) -> None:
+        async def point(_name: str, at: int = fault_at, world: World = world) -> None:
             nonlocal passed
             passed += 1
             if passed - 1 == at:
@@ -205,18 +205,18 @@ async def test_time_is_given_to_a_customer_who_has_begun_to_pay_and_to_no_other(
                 raise Killed
 
         for _ in range(2):  # it is looked at twice
-            world.journal.hold_is_about_to_end()
-            await carried(a_worker(world, door), world.journal.claim())
+            world.sagas.hold_is_about_to_end()
+            await carried(a_worker(world, point), world.sagas.claim())
         if end == "pays":
             world.customer_pays()
         elif end == "expires":
             world.hold_expires()
         else:
-            world.journal.ask(CANCELLED)
-        await to_the_end(world, door)
+            world.sagas.request_cancel(CANCELLED)
+        await to_the_end(world, point)
         world.check_end()
-        assert world.longer == begins
-        assert (world.journal.state is State.PAID) == (end == "pays")
+        assert world.extended == begins
+        assert (world.sagas.state is State.PAID) == (end == "pays")
 
 
 async def test_a_hold_that_has_gone_when_more_time_is_asked_for_stays_as_it_is() -> None:
@@ -226,18 +226,18 @@ async def test_a_hold_that_has_gone_when_more_time_is_asked_for_stays_as_it_is()
         pauses = noted_pauses(world)
         await live(world, ends_at=0)
         world.check_end()
-        assert (world.asked_longer, world.longer) == (1, False)
-        assert world.journal.state is (State.PAID if units_left else State.EXPIRED)
+        assert (world.extensions, world.extended) == (1, False)
+        assert world.sagas.state is (State.PAID if units_left else State.EXPIRED)
         assert {pause.saga.hold_expire_time - world.placed_time for pause in pauses} == {timedelta(minutes=10)}
 
 
 async def test_a_hold_that_is_said_to_have_expired_is_not_asked_for_more_time() -> None:
     world = World(slow=3)
-    await carried(a_worker(world), world.journal.saga())
+    await carried(a_worker(world), world.sagas.saga())
     world.hold_expires()
-    world.journal.hold_is_about_to_end()
-    await carried(a_worker(world), world.journal.claim())
-    assert world.asked_longer == 0
+    world.sagas.hold_is_about_to_end()
+    await carried(a_worker(world), world.sagas.claim())
+    assert world.extensions == 0
     await to_the_end(world)
     world.check_end()
 
@@ -245,17 +245,17 @@ async def test_a_hold_that_is_said_to_have_expired_is_not_asked_for_more_time() 
 async def test_inventory_that_is_away_when_asked_for_more_time_does_not_keep_the_payment_from_going_on() -> None:
     world = World(slow=3)
 
-    async def door(name: str) -> None:
+    async def point(name: str) -> None:
         if name == "before extend":
             raise Unavailable(part="inventory")
 
-    await carried(a_worker(world), world.journal.saga())
+    await carried(a_worker(world), world.sagas.saga())
     for _ in range(4):
-        world.journal.hold_is_about_to_end()
-        await carried(a_worker(world, door), world.journal.claim())
-        if world.journal.row is None:
+        world.sagas.hold_is_about_to_end()
+        await carried(a_worker(world, point), world.sagas.claim())
+        if world.sagas.row is None:
             break
-    assert (world.journal.state, world.asked_longer) == (State.PAID, 0)
+    assert (world.sagas.state, world.extensions) == (State.PAID, 0)
     world.check_end()
 
 
@@ -264,27 +264,27 @@ async def test_a_charge_without_any_answer_may_have_arrived(method: str, asks: b
     """Payments is away. Where it was to charge a card, money may be moving; where the customer pays, nobody has yet."""
     world = World(method=method)
 
-    async def door(name: str) -> None:
+    async def point(name: str) -> None:
         if name == "after charge":
             raise Unavailable(part="payments")
 
-    world.journal.hold_is_about_to_end()
-    await carried(a_worker(world, door), world.journal.claim())
+    world.sagas.hold_is_about_to_end()
+    await carried(a_worker(world, point), world.sagas.claim())
 
-    assert world.longer is asks
+    assert world.extended is asks
     await to_the_end(world)
 
 
-def noted_pauses(world: World) -> list[Pause]:
+def noted_pauses(world: World) -> list[Checkpoint]:
     """Every pause that is saved from here on, as it is then."""
-    pauses: list[Pause] = []
-    save = world.journal.save
+    pauses: list[Checkpoint] = []
+    save = world.sagas.save
 
-    def noted(pause: Pause) -> bool:
+    def noted(pause: Checkpoint) -> bool:
         pauses.append(replace(pause, saga=replace(pause.saga)))
         return save(pause)
 
-    world.journal.save = noted  # type: ignore[method-assign]
+    world.sagas.save = noted  # type: ignore[method-assign]
     return pauses
 
 
@@ -292,7 +292,7 @@ async def test_to_take_any_failure_for_a_refusal_is_found(monkeypatch: pytest.Mo
     """The usual mistake, made on purpose: a timeout is taken for a no. The tests above must notice."""
     advance = plan.advance
 
-    async def mistaken(services: plan.Services, saga: Saga) -> Progress:
+    async def mistaken(services: plan.SagaSteps, saga: Saga) -> Progress:
         try:
             return await advance(services, saga)
         except Unavailable:
@@ -302,12 +302,12 @@ async def test_to_take_any_failure_for_a_refusal_is_found(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(plan, "advance", mistaken)
     wrong = 0
-    for fault_at in range(DOORS_MOST):
+    for fault_at in range(POINTS_MOST):
         world = a_world(None)
         try:
             await live(world, fault="unavailable", fault_at=fault_at)
             world.check_end()
-            assert world.journal.state is State.PAID
+            assert world.sagas.state is State.PAID
         except AssertionError:
             wrong += 1
     assert wrong >= 3
@@ -317,12 +317,12 @@ async def test_money_goes_back_only_after_it_is_written_down_that_it_shall() -> 
     """A saga that turns back after the charge is saved first; whoever was overtaken in between refunds nothing."""
     world, seen = a_world("confirm"), []
 
-    async def door(name: str) -> None:
+    async def point(name: str) -> None:
         seen.append(name)
         if name == "before save":
-            world.journal.claim()  # somebody else takes it over at this very moment
+            world.sagas.claim()  # somebody else takes it over at this very moment
 
-    await carried(a_worker(world, door), world.journal.saga())
+    await carried(a_worker(world, point), world.sagas.saga())
 
     assert seen == ["before charge", "after charge", "before confirm", "before save", "after save"]
     assert world.refunded == 0
@@ -341,9 +341,9 @@ async def test_what_the_customer_pays_by_is_asked_again_after_the_hold_not_befor
         return await save(pause)
 
     worker._save = noted  # type: ignore[assignment]
-    await worker.carry(world.journal.saga())
+    await worker.carry(world.sagas.saga())
     (pause,) = pauses
-    assert pause.waiting
+    assert pause.paused
     assert 590 < pause.seconds < 605
 
 
@@ -351,11 +351,11 @@ async def test_what_fails_is_tried_again_ever_more_slowly_up_to_a_bound() -> Non
     world = World()
     seconds = []
 
-    async def door(name: str) -> None:
+    async def point(name: str) -> None:
         if name == "before charge":
             raise Unavailable(part="payments")
 
-    worker = a_worker(world, door)
+    worker = a_worker(world, point)
     save = worker._save
 
     async def noted(pause):  # type: ignore[no-untyped-def]
@@ -363,10 +363,10 @@ async def test_what_fails_is_tried_again_ever_more_slowly_up_to_a_bound() -> Non
         return await save(pause)
 
     worker._save = noted  # type: ignore[assignment]
-    saga = world.journal.saga()
+    saga = world.sagas.saga()
     for _ in range(8):
         await worker.carry(saga)
-        saga = world.journal.claim()
+        saga = world.sagas.claim()
     assert seconds == [0.5, 1, 2, 4, 8, 15, 15, 15]
 
 
@@ -379,9 +379,9 @@ class Actor:
     def __init__(self, world: World, saga: Saga) -> None:
         self._go, self._stands = asyncio.Event(), asyncio.Event()
         self._killed = self._free = False
-        self.task = asyncio.create_task(carried(a_worker(world, self._door), saga))
+        self.task = asyncio.create_task(carried(a_worker(world, self._point), saga))
 
-    async def _door(self, _name: str) -> None:
+    async def _point(self, _name: str) -> None:
         if self._killed:
             raise Killed
         if self._free:
@@ -393,7 +393,7 @@ class Actor:
             raise Killed
 
     async def step(self) -> None:
-        """Goes on to the next door."""
+        """Goes on to the next point."""
         await self._arrive()
         if not self.task.done():
             self._stands.clear()
@@ -422,29 +422,29 @@ FACTS = ["pays", "told", "cancel", "expires", "ends soon", "steps", "dies", "tak
 
 async def one_story(method: str, units_left: bool, facts: tuple[str, ...], begun: int) -> None:
     world = World(method=method, units_left=units_left)
-    actors = [Actor(world, world.journal.saga())]
+    actors = [Actor(world, world.sagas.saga())]
     for _ in range(begun):
         await actors[0].step()
     for fact in facts:
         if fact == "pays":
             world.customer_pays()
         elif fact == "told":
-            world.journal.wake()
+            world.sagas.note_payment()
         elif fact == "cancel":
-            world.journal.ask(CANCELLED)
+            world.sagas.request_cancel(CANCELLED)
         elif fact == "expires":
             world.hold_expires()
         elif fact == "ends soon":
             world.customer_begins()
-            world.journal.hold_is_about_to_end()
+            world.sagas.hold_is_about_to_end()
         elif fact == "steps":
             await actors[0].step()
         elif fact == "dies":
             world.mishaps += 1
             await actors[0].die()
-        elif world.journal.row:
+        elif world.sagas.row:
             world.mishaps += 1
-            actors.append(Actor(world, world.journal.claim()))
+            actors.append(Actor(world, world.sagas.claim()))
             await actors[-1].step()
             await actors[-1].step()
     # Those who were overtaken go on last, when they can do the most harm.
@@ -464,20 +464,20 @@ async def test_any_four_facts_in_any_order_end_in_one_consistent_state(method: s
                 try:
                     await one_story(method, units_left, facts, begun)
                 except AssertionError as error:
-                    raise AssertionError(f"{facts} after {begun} doors: {error}") from error
+                    raise AssertionError(f"{facts} after {begun} points: {error}") from error
 
 
 async def test_who_was_overtaken_cannot_take_units_for_an_order_that_goes_back() -> None:
     """Lost for the owner, whose saga turns; then units come back, and the slow call of the first arrives."""
     world = World(hold="EXPIRED", units_left=False)
-    slow = Actor(world, world.journal.saga())
+    slow = Actor(world, world.sagas.saga())
     for _ in range(2):
         await slow.step()  # charged, and about to confirm
-    owner = Actor(world, world.journal.claim())
+    owner = Actor(world, world.sagas.claim())
     for _ in range(5):
         await owner.step()  # its confirmation was refused, and it has saved that it goes back
-    assert world.journal.row
-    assert world.journal.row.progress.phase is Phase.BACKWARD
+    assert world.sagas.row
+    assert world.sagas.row.progress.phase is Phase.BACKWARD
     world.units_left = True
     await slow.run_out()
     await owner.run_out()
@@ -506,10 +506,10 @@ def test_every_state_stands_in_the_table_and_only_pending_orders_can_fail_or_be_
 
 def test_progress_goes_through_the_plan_and_back() -> None:
     progress = Progress()
-    assert [step.name for step in PLANS[Kind.PURCHASE][: progress.applied]] == ["reserve"]
+    assert [step.name for step in PLANS[Kind.PURCHASE][: progress.steps_done]] == ["reserve"]
     assert progress.succeeded().succeeded().phase is Phase.DONE
     back = progress.succeeded().refused("NO")
-    assert (back.phase, back.applied, back.reason) == (Phase.BACKWARD, 2, "NO")
+    assert (back.phase, back.steps_done, back.reason) == (Phase.BACKWARD, 2, "NO")
     assert back.succeeded().succeeded().phase is Phase.UNDONE
 
 
@@ -531,7 +531,7 @@ def test_a_refused_inverse_is_a_bug_and_stops_loudly() -> None:
     ],
 )
 def test_why_a_saga_turned_back_decides_the_orders_end(progress: Progress, end: tuple[State, str]) -> None:
-    assert plan.end_state(progress) == end
+    assert plan.purchase_end(progress) == end
 
 
 def test_a_refusal_carries_its_reason() -> None:

@@ -11,11 +11,11 @@ import structlog
 
 from services.chassis.errors import Unavailable
 from services.orders.domain import State
-from services.orders.saga import CANCELLED, HOLD_EXPIRED
+from services.orders.saga.plan import CANCELLED, HOLD_EXPIRED
 from tests.unit.orders.test_saga import Actor
 from tests.unit.orders.world import Killed, World, a_worker, carried, to_the_end
 
-DOORS = range(20)
+POINTS = range(20)
 KINDS: dict[str, Callable[[], World]] = {
     "paid": World,
     "declined": lambda: World(declines=True),
@@ -33,15 +33,15 @@ def _quiet() -> Iterator[None]:
 
 
 async def live(world: World, happens: dict[int, list[Callable[[], None]]]) -> None:
-    """One life of an order; at the doors of these numbers this happens."""
+    """One life of an order; at the points of these numbers this happens."""
     passed = itertools.count()
 
-    async def door(_name: str) -> None:
+    async def point(_name: str) -> None:
         for act in happens.get(next(passed), ()):
             act()
 
-    await carried(a_worker(world, door), world.journal.saga())
-    await to_the_end(world, door)
+    await carried(a_worker(world, point), world.sagas.saga())
+    await to_the_end(world, point)
 
 
 def dies(world: World) -> Callable[[], None]:
@@ -64,21 +64,21 @@ def is_away(world: World) -> Callable[[], None]:
 @pytest.mark.parametrize("second", [dies, is_away])
 async def test_who_takes_over_may_die_as_well(kind: str, second: Callable[[World], Callable[[], None]]) -> None:
     wanted = {"paid": "PAID", "slow": "PAID", "expired": "PAID", "declined": "FAILED", "lost": "EXPIRED"}[kind]
-    for first_at, second_at in itertools.combinations(DOORS, 2):
+    for first_at, second_at in itertools.combinations(POINTS, 2):
         world = KINDS[kind]()
         await live(world, {first_at: [dies(world)], second_at: [second(world)]})
         world.check_end()
-        assert world.journal.state is State[wanted], (first_at, second_at)
+        assert world.sagas.state is State[wanted], (first_at, second_at)
 
 
 @each_kind
 async def test_who_cancels_while_the_hold_expires_gets_one_end_whatever_dies(kind: str) -> None:
-    """Each at every door, in either order, and a death at any of every second one."""
-    for cancel_at, expires_at, dies_at in itertools.product(DOORS[:14], DOORS[:14], DOORS[:16:2]):
+    """Each at every point, in either order, and a death at any of every second one."""
+    for cancel_at, expires_at, dies_at in itertools.product(POINTS[:14], POINTS[:14], POINTS[:16:2]):
         world = KINDS[kind]()
 
         def cancels(world: World = world) -> None:
-            world.journal.ask(CANCELLED)
+            world.sagas.request_cancel(CANCELLED)
 
         happens: dict[int, list[Callable[[], None]]] = {cancel_at: [cancels]}
         happens.setdefault(expires_at, []).append(world.hold_expires)
@@ -106,13 +106,13 @@ class SlowRefunds(World):
 @pytest.mark.parametrize("answers_after", range(3))
 async def test_a_refund_that_is_not_through_is_asked_for_until_it_is(ask: str, answers_after: int) -> None:
     """The order waits for it, and gives up neither the money nor the stock before."""
-    for asked_at, dies_at in itertools.product(DOORS if ask else [0], [*DOORS, 999]):
+    for asked_at, dies_at in itertools.product(POINTS if ask else [0], [*POINTS, 999]):
         world = SlowRefunds(hold="EXPIRED", units_left=False)
         world.answers_after = answers_after
 
         def asks(world: World = world) -> None:
             if ask:
-                world.journal.ask(ask)
+                world.sagas.request_cancel(ask)
 
         happens: dict[int, list[Callable[[], None]]] = {asked_at: [asks]}
         happens.setdefault(dies_at, []).append(dies(world))
@@ -124,19 +124,19 @@ async def test_a_refund_that_is_not_through_is_asked_for_until_it_is(ask: str, a
 @each_kind
 @pytest.mark.parametrize("ask", ["", CANCELLED, HOLD_EXPIRED])
 async def test_two_workers_on_one_saga_come_to_one_end_in_whatever_order_they_step(kind: str, ask: str) -> None:
-    """The first was overtaken at any door and does not know; the fence decides who may write."""
+    """The first was overtaken at any point and does not know; the fence decides who may write."""
     for overtaken_at, order in itertools.product(range(7), itertools.product((0, 1), repeat=5)):
         world = KINDS[kind]()
         world.mishaps += 1
-        first = Actor(world, world.journal.saga())
+        first = Actor(world, world.sagas.saga())
         for _ in range(overtaken_at):
             await first.step()
-        if world.journal.row is None:
+        if world.sagas.row is None:
             await first.run_out()
             continue
         if ask:
-            world.journal.ask(ask)
-        second = Actor(world, world.journal.claim())
+            world.sagas.request_cancel(ask)
+        second = Actor(world, world.sagas.claim())
         for who in order:
             await (first, second)[who].step()
         world.units_left = True  # some come back, for whoever asks too late
@@ -147,4 +147,4 @@ async def test_two_workers_on_one_saga_come_to_one_end_in_whatever_order_they_st
         try:
             world.check_end()
         except AssertionError as error:
-            raise AssertionError(f"overtaken at door {overtaken_at}, then {order}: {error}") from error
+            raise AssertionError(f"overtaken at point {overtaken_at}, then {order}: {error}") from error

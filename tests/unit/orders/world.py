@@ -1,4 +1,4 @@
-"""Inventory and payments as their contracts promise, in memory; and a journal that keeps to the rules of `store`."""
+"""Inventory and payments in memory, as their contracts promise; and a saga table with the rules of `sql/sagas`."""
 
 import contextlib
 import uuid
@@ -12,10 +12,11 @@ from services.chassis.errors import Refused
 from services.chassis.money import Money
 from services.chassis.server import wire
 from services.orders.domain import Payment, PaymentState, State
-from services.orders.journal import Ending, Pause
-from services.orders.partners import Steps
-from services.orders.saga import COMPENSATED, HOLD_EXPIRED, Progress, Saga
-from services.orders.worker import Worker
+from services.orders.saga import plan
+from services.orders.saga.plan import COMPENSATED, HOLD_EXPIRED, Progress, Saga
+from services.orders.saga.steps import MeshSteps
+from services.orders.saga.worker import Worker
+from services.orders.sql.combined import Checkpoint
 from stampede.inventory.v1.reservation_service_pb2 import Reservation
 
 
@@ -23,45 +24,45 @@ class Killed(BaseException):
     """The process died here."""
 
 
-Door = Callable[[str], Awaitable[None]]
-"""What a call passes twice, before and after its effect; a test waits, counts or kills there."""
+CrashPoint = Callable[[str], Awaitable[None]]
+"""Passed by each call before and after its effect; a test waits, counts or kills there."""
 
 
-async def open_door(_name: str) -> None: ...
+async def pass_by(_name: str) -> None: ...
 
 
 @dataclass
 class World:
-    """Everything outside of one order's saga: its hold, its payment, its journal."""
+    """Everything outside of one order's saga: its hold, its payment, its row."""
 
     method: str = "pm_card_visa"
     declines: bool = False
     slow: int = 0
-    """How many times the provider says that it is still at work."""
+    """How many times the provider answers that it is still processing."""
     units_left: bool = True
     """Whether an expired hold's units can be re-taken."""
     hold: str = "HELD"
-    asked_longer: int = 0
-    """How often more time was asked for the hold."""
-    asked_for_nobody: bool = False
-    """Whether it was asked for although nobody had begun to pay."""
-    longer: bool = False
-    """Whether the hold was given it."""
+    extensions: int = 0
+    """How often the hold was asked to be extended."""
+    extended_for_nobody: bool = False
+    """Whether that was although nobody had begun to pay."""
+    extended: bool = False
+    """Whether inventory extended it."""
     begun: bool = False
     """Whether the customer has begun to pay in the browser."""
     payment: PaymentState | None = None
     charged: int = 0
     refunded: int = 0
     taken: int = 0
-    """How often units were made sold ones."""
+    """How often units were sold."""
     mishaps: int = 0
-    """How often a worker failed, died, or was overtaken: each may leave something that is done again."""
+    """How often a worker failed, died, or lost its lease: each may repeat a call."""
     placed_time: datetime = field(default_factory=lambda: datetime.now(UTC))
     order_id: uuid.UUID = field(default_factory=ids.new)
-    journal: "Journal" = field(init=False)
+    sagas: "SagaTable" = field(init=False)
 
     def __post_init__(self) -> None:
-        self.journal = Journal(self)
+        self.sagas = SagaTable(self)
 
     @property
     def authenticating(self) -> bool:
@@ -76,7 +77,7 @@ class World:
             self.hold = "CONFIRMED"
             self.taken += 1
             return
-        self.hold = "RELEASED"  # a verdict for good
+        self.hold = "RELEASED"  # for good
         raise refused("FAILED_PRECONDITION", "RESERVATION_LOST")
 
     def release(self) -> None:
@@ -90,19 +91,19 @@ class World:
         self.hold, self.taken = "RETURNED", 0
 
     def extend(self) -> None:
-        self.asked_longer += 1
-        self.asked_for_nobody = self.asked_for_nobody or not (self.method or self.begun)
-        self.longer = self.longer or self.hold == "HELD"
+        self.extensions += 1
+        self.extended_for_nobody = self.extended_for_nobody or not (self.method or self.begun)
+        self.extended = self.extended or self.hold == "HELD"
 
     @property
     def hold_expire_time(self) -> datetime:
-        return self.placed_time + timedelta(minutes=20 if self.longer else 10)
+        return self.placed_time + timedelta(minutes=20 if self.extended else 10)
 
     def hold_expires(self) -> None:
-        """The hold's time is up, and orders hears of it."""
+        """The hold expires, and orders receives the event."""
         if self.hold == "HELD":
             self.hold = "EXPIRED"
-            self.journal.ask(HOLD_EXPIRED)
+            self.sagas.request_cancel(HOLD_EXPIRED)
 
     # --- payments ---
 
@@ -116,7 +117,7 @@ class World:
         if self.payment in (None, PaymentState.AWAITING_CUSTOMER):
             self.payment = PaymentState.CANCELLED
 
-    def refund(self) -> None:
+    def reverse(self) -> None:
         self._provider_goes_on()
         if self.payment is PaymentState.SUCCEEDED:
             self.payment, self.refunded = PaymentState.REFUNDED, self.refunded + 1
@@ -144,16 +145,16 @@ class World:
     def _money_moves(self) -> None:
         self.payment, self.charged = PaymentState.SUCCEEDED, self.charged + 1
 
-    # --- what must be true in the end ---
+    # --- invariants ---
 
     def check_end(self) -> None:
-        """Money and stock agree with the order's state, and nothing was done twice."""
-        state, payment = self.journal.state, self.payment
-        assert state is not State.PENDING, "the order never ends"
+        """Money and stock agree with the order's state, and no effect happened twice."""
+        state, payment = self.sagas.state, self.payment
+        assert state is not State.PENDING, "the saga never finishes"
         assert self.charged <= 1
         assert self.refunded <= 1
-        assert not self.asked_for_nobody, "stock was kept for somebody who did not pay"
-        assert self.asked_longer <= 1 + self.mishaps, "more time was asked for more than once"
+        assert not self.extended_for_nobody, "a hold was extended for nobody"
+        assert self.extensions <= 1 + self.mishaps, "a hold was extended more than once"
         if state is State.PAID:
             assert (payment, self.hold, self.taken) == (PaymentState.SUCCEEDED, "CONFIRMED", 1)
         else:
@@ -161,31 +162,31 @@ class World:
             assert payment in (PaymentState.FAILED, PaymentState.CANCELLED, PaymentState.REFUNDED), payment
             assert (self.charged - self.refunded, self.taken) == (0, 0)
             expected = {"CANCELLED": State.CANCELLED, "HOLD_EXPIRED": State.EXPIRED, "RESERVATION_LOST": State.EXPIRED}
-            assert state is expected.get(self.journal.turned_for, State.FAILED)
-        assert self.journal.ends == 1
+            assert state is expected.get(self.sagas.turned_for, State.FAILED)
+        assert self.sagas.ends == 1
 
 
 def refused(code: str, reason: str) -> Refused:
     return Refused(code=code, reason=reason, domain="inventory.stampede", message=reason, metadata={})
 
 
-class Partner:
-    """One worker's view of inventory and of payments."""
+class Clients:
+    """The clients of inventory and payments, as one worker has them."""
 
-    def __init__(self, world: World, door: Door) -> None:
-        self._world, self._door = world, door
+    def __init__(self, world: World, point: CrashPoint) -> None:
+        self._world, self._point = world, point
 
     def __getattr__(self, name: str) -> Callable[[Any], Awaitable[Any]]:
         async def call(_item: Any) -> Payment | Reservation | None:
-            await self._door(f"before {name}")
-            getattr(self._world, name)()
+            await self._point(f"before {name}")
+            getattr(self._world, "charge" if name == "charge_changed" else name)()
             # As it was when the answer was written.
             answer, authenticating, until = (
                 self._world.payment,
                 self._world.authenticating,
                 self._world.hold_expire_time,
             )
-            await self._door(f"after {name}")
+            await self._point(f"after {name}")
             if name in ("confirm", "release", "restock"):
                 return None
             if name == "extend":
@@ -201,17 +202,19 @@ class Partner:
 class Row:
     progress: Progress
     hold_expire_time: datetime
-    fence: int = 1
-    waiting: bool = False
+    fencing_token: int = 1
+    paused: bool = False
     due: bool = False
     attempts: int = 0
     payment: Payment | None = None
-    look: bool = False
-    """Whether the time has come to look at the hold."""
+    hold_check: bool = False
+    """Whether the time has come to check the hold."""
+    hold_checks: bool = True
+    """Whether it is still checked."""
 
 
-class Journal:
-    """One order and its saga, as `store` keeps them: the fence decides who may write."""
+class SagaTable:
+    """One order and its saga, with the rules of `sql/sagas`: the fencing token decides which process may save."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -224,79 +227,80 @@ class Journal:
         return Saga(
             order_id=self._world.order_id, customer_id=uuid.UUID(int=1), total=Money("USD", 999),
             payment_method=self._world.method, hold_expire_time=self.row.hold_expire_time,
-            progress=self.row.progress, fence=self.row.fence, attempts=self.row.attempts,
+            progress=self.row.progress, fencing_token=self.row.fencing_token, attempts=self.row.attempts,
         )  # fmt: skip
 
     def claim(self) -> Saga:
         assert self.row
-        self.row.fence, self.row.waiting, self.row.due = self.row.fence + 1, False, False
+        self.row.fencing_token, self.row.paused, self.row.due = self.row.fencing_token + 1, False, False
         saga = self.saga()
-        saga.hold_ends, self.row.look = self.row.look, False
+        saga.hold_check_due, self.row.hold_check = self.row.hold_check, False
         saga.payment = self.row.payment
         return saga
 
-    def save(self, pause: Pause) -> bool:
-        if self.row is None or pause.saga.fence != self.row.fence:
+    def save(self, checkpoint: Checkpoint) -> bool:
+        saga = checkpoint.saga
+        if self.row is None or saga.fencing_token != self.row.fencing_token:
             return False
-        asked = self.row.progress.asked
-        known = pause.saga.progress.asked
-        self.row.progress = replace(pause.saga.progress, asked=asked)
-        self.row.waiting, self.row.attempts = pause.waiting, pause.saga.attempts
-        self.row.hold_expire_time, self.row.payment = pause.saga.hold_expire_time, pause.saga.payment
-        self.row.look = self.row.look and not self.row.progress.extended
-        self.row.due = pause.waiting and (asked != known or self.row.look)
+        requested, known = self.row.progress.cancel_reason, saga.progress.cancel_reason
+        self.row.progress = replace(saga.progress, cancel_reason=requested)
+        self.row.paused, self.row.attempts = checkpoint.paused, saga.attempts
+        self.row.hold_expire_time, self.row.payment = saga.hold_expire_time, saga.payment
+        self.row.hold_checks = self.row.hold_checks and not saga.hold_extended
+        self.row.hold_check = self.row.hold_check and self.row.hold_checks
+        self.row.due = checkpoint.paused and (requested != known or self.row.hold_check)
         return True
 
-    def finish(self, ending: Ending) -> bool:
-        if self.row is None or ending.saga.fence != self.row.fence:
+    def finish(self, saga: Saga) -> bool:
+        if self.row is None or saga.fencing_token != self.row.fencing_token:
             return False
         self.row = None
-        self.state, self.turned_for = ending.state, ending.saga.progress.reason
+        self.state, self.turned_for = plan.purchase_end(saga.progress)[0], saga.progress.reason
         self.ends += 1
         return True
 
-    def ask(self, why: str) -> None:
-        if self.row and not self.row.progress.asked:
-            self.row.progress = replace(self.row.progress, asked=why)
-            self.row.due = self.row.due or self.row.waiting
+    def request_cancel(self, reason: str) -> None:
+        if self.row and not self.row.progress.cancel_reason:
+            self.row.progress = replace(self.row.progress, cancel_reason=reason)
+            self.row.due = self.row.due or self.row.paused
 
     def compensate(self) -> None:
-        """An operator wants it taken back; whoever has time looks after it at once."""
+        """An operator has it turn back; any process claims it at once."""
         if self.row:
-            self.row.progress = replace(self.row.progress, asked=COMPENSATED)
+            self.row.progress = replace(self.row.progress, cancel_reason=COMPENSATED)
             self.row.due = True
 
     def hold_is_about_to_end(self) -> None:
-        if self.row and not self.row.progress.extended:
-            self.row.look = True
-            self.row.due = self.row.due or self.row.waiting
+        if self.row and self.row.hold_checks:
+            self.row.hold_check = True
+            self.row.due = self.row.due or self.row.paused
 
-    def wake(self) -> None:
-        if self.row and self.row.waiting:
+    def note_payment(self) -> None:
+        if self.row and self.row.paused:
             self.row.due = True
 
 
-class _Deaf:
+class _Ignored:
     def nudge(self, *_: Any) -> None: ...
 
 
-def a_worker(world: World, door: Door = open_door) -> Worker:
-    """A real `Worker` and real `Steps` in this world; `door` stands before and after all that they do to it."""
-    partner: Any = Partner(world, door)
-    deaf: Any = _Deaf()
+def a_worker(world: World, point: CrashPoint = pass_by) -> Worker:
+    """A real `Worker` with real steps in this world; `point` is passed before and after each of their calls."""
+    clients: Any = Clients(world, point)
+    ignored: Any = _Ignored()
     nothing: Any = None
-    worker = Worker(nothing, Steps(partner, partner), deaf, deaf, at_once=1)
+    worker = Worker(nothing, MeshSteps(clients, clients), ignored, ignored, at_once=1)
 
-    async def save(pause: Pause) -> bool:
-        await door("before save")
-        saved = world.journal.save(pause)
-        await door("after save")
+    async def save(checkpoint: Checkpoint) -> bool:
+        await point("before save")
+        saved = world.sagas.save(checkpoint)
+        await point("after save")
         return saved
 
-    async def finish(ending: Ending) -> bool:
-        await door("before finish")
-        finished = world.journal.finish(ending)
-        await door("after finish")
+    async def finish(saga: Saga) -> bool:
+        await point("before finish")
+        finished = world.sagas.finish(saga)
+        await point("after finish")
         return finished
 
     worker._save, worker._finish = save, finish  # type: ignore[assignment]
@@ -304,17 +308,17 @@ def a_worker(world: World, door: Door = open_door) -> Worker:
 
 
 async def carried(worker: Worker, saga: Saga) -> None:
-    """Lets a worker carry a saga until it rests or dies."""
+    """Has a worker carry a saga until it pauses, finishes, or dies."""
     with contextlib.suppress(Killed):
         await worker.carry(saga)
 
 
-async def to_the_end(world: World, door: Door = open_door) -> None:
-    """Whatever is left over is taken over, as often as it takes; in the end the hold's timer rings."""
+async def to_the_end(world: World, point: CrashPoint = pass_by) -> None:
+    """The saga is claimed until it has finished; after some turns the hold expires."""
     for turn in range(40):
-        if world.journal.row is None:
+        if world.sagas.row is None:
             return
-        if turn > 6 and world.journal.row.waiting:
-            world.journal.ask(HOLD_EXPIRED)
-        await carried(a_worker(world, door), world.journal.claim())
-    raise AssertionError(f"the saga does not come to an end: {world}")
+        if turn > 6 and world.sagas.row.paused:
+            world.sagas.request_cancel(HOLD_EXPIRED)
+        await carried(a_worker(world, point), world.sagas.claim())
+    raise AssertionError(f"the saga does not finish: {world}")

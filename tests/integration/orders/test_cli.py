@@ -1,4 +1,4 @@
-"""The saga console for whoever has a shell and no account."""
+"""The saga commands for operators with a shell and no account."""
 
 import argparse
 import getpass
@@ -10,25 +10,23 @@ import pytest
 from pydantic import SecretStr
 
 from services.chassis.data.db import Database
-from services.orders import commands, store
-from tests.integration.orders.conftest import an_order, log_of
+from services.orders import cli
+from tests.integration.orders.conftest import an_order, log_of, place
 
 
 async def run(db: Database, *words: str) -> int:
-    """What `python -m services.orders sagas` and these words would do."""
+    """Runs `python -m services.orders sagas` with these words."""
     parser = argparse.ArgumentParser()
-    commands.describe(parser)
+    cli.describe(parser)
     url = db.kw["bind"].url.render_as_string(hide_password=False)
     config: Any = SimpleNamespace(database_url=SecretStr(url))
-    return await commands.sagas(config, parser.parse_args(words))
+    return await cli.sagas(config, parser.parse_args(words))
 
 
-async def test_an_operator_without_a_name_is_known_by_their_number(
-    db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As in a container, whose user stands in no list of users."""
+async def test_operator_without_a_name_is_logged_by_number(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, whose user is in no list of users."""
     new = an_order()
-    await store.insert(db, [new])
+    await place(db, new)
 
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found")

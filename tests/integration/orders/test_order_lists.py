@@ -10,9 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from services.chassis.data.db import Database, connect
-from services.orders import history
-from services.orders.domain import State
-from services.orders.history import Query
+from services.orders.domain import OrderFilter, State
+from services.orders.sql import order_lists
 from tests.support.infra import Infra
 
 ORDERS, CUSTOMERS, PRODUCTS = 1_000_000, 20_000, 1_000
@@ -75,9 +74,9 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
-async def explained(db: Database, query: Query, after: history.Position | None) -> dict[str, Any]:
-    way = history.walk(query, after)
-    look = 2_000 if way.wanted else PAGE + 1
+async def explained(db: Database, query: OrderFilter, after: order_lists.Position | None) -> dict[str, Any]:
+    way = order_lists.walk(query, after)
+    look = 2_000 if way.condition else PAGE + 1
     async with db() as tx:
         found = await tx.execute(
             text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {way.page}"),
@@ -89,20 +88,26 @@ async def explained(db: Database, query: Query, after: history.Position | None) 
 
 MIDDLE = FIRST + timedelta(seconds=ORDERS // 2)
 QUERIES = {
-    "all": (Query(), BLOCKS_MOST),
-    "a time": (Query(since=MIDDLE, until=MIDDLE + timedelta(days=1)), BLOCKS_MOST),
-    "a rare state": (Query(state=State.FAILED), BLOCKS_MOST),
-    "a frequent state": (Query(state=State.PAID), BLOCKS_MOST),
-    "a state there is none of": (Query(state=State.SHIPPED), BLOCKS_MOST),
-    "a customer": (Query(customer_id=number(7)), BLOCKS_MOST),
-    "the largest customer": (Query(customer_id=number(1)), BLOCKS_MOST),
-    "a product": (Query(product_id=number(7)), BLOCKS_MOST),
-    "the most wanted product": (Query(product_id=number(1)), BLOCKS_MOST),
-    "a rare state of the largest customer": (Query(customer_id=number(1), state=State.FAILED), BLOCKS_LOOKED_MOST),
-    "a state the largest customer has none of": (Query(customer_id=number(1), state=State.SHIPPED), BLOCKS_LOOKED_MOST),
-    "a customer's of the most wanted product": (Query(customer_id=number(9), product_id=number(1)), BLOCKS_LOOKED_MOST),
+    "all": (OrderFilter(), BLOCKS_MOST),
+    "a time": (OrderFilter(since=MIDDLE, until=MIDDLE + timedelta(days=1)), BLOCKS_MOST),
+    "a rare state": (OrderFilter(state=State.FAILED), BLOCKS_MOST),
+    "a frequent state": (OrderFilter(state=State.PAID), BLOCKS_MOST),
+    "a state there is none of": (OrderFilter(state=State.SHIPPED), BLOCKS_MOST),
+    "a customer": (OrderFilter(customer_id=number(7)), BLOCKS_MOST),
+    "the largest customer": (OrderFilter(customer_id=number(1)), BLOCKS_MOST),
+    "a product": (OrderFilter(product_id=number(7)), BLOCKS_MOST),
+    "the most wanted product": (OrderFilter(product_id=number(1)), BLOCKS_MOST),
+    "a rare state of the largest customer": (
+        OrderFilter(customer_id=number(1), state=State.FAILED), BLOCKS_LOOKED_MOST
+    ),
+    "a state the largest customer has none of": (
+        OrderFilter(customer_id=number(1), state=State.SHIPPED), BLOCKS_LOOKED_MOST
+    ),
+    "a customer's of the most wanted product": (
+        OrderFilter(customer_id=number(9), product_id=number(1)), BLOCKS_LOOKED_MOST
+    ),
     "all at once": (
-        Query(number(1), State.FAILED, number(1), MIDDLE, MIDDLE + timedelta(days=1)), BLOCKS_LOOKED_MOST,
+        OrderFilter(number(1), State.FAILED, number(1), MIDDLE, MIDDLE + timedelta(days=1)), BLOCKS_LOOKED_MOST,
     ),
 }  # fmt: skip
 
@@ -110,7 +115,7 @@ QUERIES = {
 @pytest.mark.parametrize("deep", [False, True], ids=["first page", "a page far back"])
 @pytest.mark.parametrize(("query", "blocks_most"), QUERIES.values(), ids=QUERIES)
 async def test_a_page_walks_an_index_and_never_far(
-    million: Database, query: Query, blocks_most: int, deep: bool
+    million: Database, query: OrderFilter, blocks_most: int, deep: bool
 ) -> None:
     seconds = ORDERS // 2 + 3600 if query.since else ORDERS // 3
     after = (FIRST + timedelta(seconds=seconds), number(seconds)) if deep else None
@@ -124,11 +129,13 @@ async def test_a_page_walks_an_index_and_never_far(
 
 
 async def test_the_rare_among_the_many_are_all_found_though_pages_are_short(million: Database) -> None:
-    query = Query(customer_id=number(1), state=State.FAILED, since=MIDDLE, until=MIDDLE + timedelta(seconds=20_000))
+    query = OrderFilter(
+        customer_id=number(1), state=State.FAILED, since=MIDDLE, until=MIDDLE + timedelta(seconds=20_000)
+    )
     found: list[int] = []
     pages, after = 0, None
     while True:
-        orders, after = await history.orders_of(million, query, after=after, most=PAGE)
+        orders, after = await order_lists.page(million, query, after=after, most=PAGE)
         found += [order.id.int for order in orders]
         pages += 1
         if after is None:
@@ -138,4 +145,4 @@ async def test_the_rare_among_the_many_are_all_found_though_pages_are_short(mill
 
 
 async def test_the_latest_ids_are_found_by_an_index(million: Database) -> None:
-    assert await history.recent_ids(million, 3) == [number(ORDERS), number(ORDERS - 1), number(ORDERS - 2)]
+    assert await order_lists.recent_ids(million, 3) == [number(ORDERS), number(ORDERS - 1), number(ORDERS - 2)]

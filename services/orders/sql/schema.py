@@ -1,4 +1,7 @@
-"""The orders database, as SQLAlchemy sees it."""
+"""The mapped classes of the tables. Statements take their lists of columns from here; `migrations/` creates the tables.
+
+A test compares the two.
+"""
 
 import uuid
 from datetime import datetime
@@ -52,8 +55,8 @@ class OrderRow(Base):
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
 
 
-class OrderProduct(Base):
-    """That an order has a line with a product, for lists of orders by product."""
+class OrderProductRow(Base):
+    """A product of an order, for lists of orders by product."""
 
     __tablename__ = "order_products"
 
@@ -63,25 +66,25 @@ class OrderProduct(Base):
 
 
 class SagaRow(Base):
-    """How far an order that is not settled yet has come. `next_time` is when some process shall look after it.
-
-    `look_time` is when it shall look whether the hold must be extended; none where it need not look any more.
-    """
+    """The progress of an order that is not settled."""
 
     __tablename__ = "sagas"
 
     order_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("orders.id"), primary_key=True)
     phase: Mapped[str]
-    applied: Mapped[int] = mapped_column(SmallInteger)
+    steps_done: Mapped[int] = mapped_column(SmallInteger)
     payment_method: Mapped[str]
     next_time: Mapped[datetime]
+    """When a process shall claim it. While one holds its lease: when the lease expires."""
     reason: Mapped[str] = mapped_column(default="")
-    asked: Mapped[str] = mapped_column(default="")
-    waiting: Mapped[bool] = mapped_column(default=False)
-    woken: Mapped[bool] = mapped_column(default=False)
+    cancel_reason: Mapped[str] = mapped_column(default="")
+    paused: Mapped[bool] = mapped_column(default=False)
+    """Whether an event about its payment shall wake it before `next_time`."""
+    payment_changed: Mapped[bool] = mapped_column(default=False)
+    """Whether an event about its payment came since the last claim."""
     refunded_minor: Mapped[int] = mapped_column(default=0)
-    look_time: Mapped[datetime | None] = mapped_column(default=None)
-    extended: Mapped[bool] = mapped_column(default=False)
+    hold_check_time: Mapped[datetime | None] = mapped_column(default=None)
+    """When to check whether the hold must be extended; None if no check is needed any more."""
     kind: Mapped[str] = mapped_column(default="PURCHASE")
     refund: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     actor: Mapped[str] = mapped_column(default="")
@@ -89,19 +92,20 @@ class SagaRow(Base):
     request_id: Mapped[str] = mapped_column(default="")
     cause: Mapped[str] = mapped_column(default="")
     progress_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
-    slow: Mapped[bool] = mapped_column(
+    provider_bound: Mapped[bool] = mapped_column(
         Computed(
-            "phase = 'FORWARD' AND asked = '' AND NOT woken AND applied = CASE kind WHEN 'PURCHASE' THEN 1 ELSE 0 END"
+            "phase = 'FORWARD' AND cancel_reason = '' AND NOT payment_changed"
+            " AND steps_done = CASE kind WHEN 'PURCHASE' THEN 1 ELSE 0 END"
         ),
         init=False,
     )
-    fence: Mapped[int] = mapped_column(Integer, default=1)
+    fencing_token: Mapped[int] = mapped_column(Integer, default=1)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
 
 
-class LogEntry(Base):
-    """One move of an order: who, what, when, why. Written once, never changed."""
+class OrderLogRow(Base):
+    """One move of an order: actor, state, time, cause. Written once, never changed."""
 
     __tablename__ = "order_log"
 
@@ -116,3 +120,9 @@ class LogEntry(Base):
     cause: Mapped[str] = mapped_column(default="")
     note: Mapped[str] = mapped_column(default="")
     refunded_minor: Mapped[int] = mapped_column(default=0)
+
+
+def columns(row: type[Base], table: str = "") -> str:
+    """The list of all columns of a mapped class, for a SELECT; of `table` if it must be named."""
+    prefix = f"{table}." if table else ""
+    return ", ".join(f"{prefix}{name}" for name in row.__table__.columns.keys())  # noqa: SIM118

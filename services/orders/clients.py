@@ -1,0 +1,224 @@
+"""The clients of catalog, inventory and payments: batched, with the values of `domain`."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from google.protobuf.duration_pb2 import Duration
+
+from services.chassis.batcher import Batcher
+from services.chassis.client.target import Target
+from services.chassis.errors import AppError, RequestIdReused
+from services.chassis.server import statuses, wire
+from services.orders.domain import HOLD_SECONDS, DraftOrder, Payment, PaymentState, Product, State
+from services.orders.saga.plan import Saga
+from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
+from stampede.catalog.v1.snapshot_service_pb2_grpc import SnapshotServiceStub
+from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
+from stampede.inventory.v1.reservation_service_pb2_grpc import ReservationServiceStub
+from stampede.payments.v1 import charge_service_pb2 as payments_pb
+from stampede.payments.v1.charge_service_pb2_grpc import ChargeServiceStub
+
+_PRODUCT_SECONDS = 1.0
+_PRODUCTS_MOST = 100_000
+_CHARGE_SECONDS = 6.0
+
+
+class Catalog:
+    """Products, cached for a second."""
+
+    def __init__(self, target: Target) -> None:
+        self._target, self._stub = target, SnapshotServiceStub(target.channel)
+        self._cache: dict[uuid.UUID, tuple[Product, float]] = {}
+        # Of at most 20 products each; a call takes 1,000.
+        self._fetch = Batcher("snapshots", self._fetch_batch, size_max=50)
+
+    async def products(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Product]:
+        """Those of `ids` that exist. One batch fetches all that are not cached."""
+        now = time.monotonic()
+        found: dict[uuid.UUID, Product] = {}
+        missing: list[uuid.UUID] = []
+        for id_ in ids:
+            product, fetched = self._cache.get(id_, (None, 0.0))
+            if product and now - fetched < _PRODUCT_SECONDS:
+                found[id_] = product
+            else:
+                missing.append(id_)
+        return found | await self._fetch(tuple(missing)) if missing else found
+
+    async def _fetch_batch(self, items: Sequence[tuple[uuid.UUID, ...]]) -> list[dict[uuid.UUID, Product]]:
+        ids = dict.fromkeys(id_ for item in items for id_ in item)
+        request = catalog_pb.GetSnapshotsRequest(product_ids=map(str, ids))
+        response = await self._target.call(self._stub.GetSnapshots, request)
+        fetched = {uuid.UUID(snapshot.product_id): _product(snapshot) for snapshot in response.snapshots}
+        if len(self._cache) > _PRODUCTS_MOST:
+            self._cache.clear()
+        now = time.monotonic()
+        self._cache.update({id_: (product, now) for id_, product in fetched.items()})
+        return [{id_: fetched[id_] for id_ in item if id_ in fetched} for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The hold of an order, and the pools of its units. A batch that waits for another pool does not delay it."""
+
+    order_id: uuid.UUID
+    pools: tuple[uuid.UUID, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Sold units that come back, under an id that makes a repeat harmless."""
+
+    id: uuid.UUID
+    hold: Hold
+    lines: tuple[tuple[uuid.UUID, int], ...] = ()
+    """Products and quantities; none for all units that are still out."""
+
+
+class Inventory:
+    """Holds stock, and settles holds."""
+
+    def __init__(self, target: Target) -> None:
+        self._target, self._stub = target, ReservationServiceStub(target.channel)
+        # Items of other pools go past a batch that is stuck on a locked row: a sale's, or that of a product's stock.
+        self.reserve = Batcher("reserve", self._reserve, size_max=256, keys=lambda draft: draft.pools)
+        self.confirm = Batcher("confirm", self._confirm, size_max=256, keys=lambda hold: hold.pools)
+        self.extend = Batcher("extend", self._extend, size_max=256, keys=lambda hold: hold.pools)
+        self.release = Batcher("release", self._release, size_max=256, keys=lambda hold: hold.pools)
+        self.restock = Batcher("restock", self._restock, keys=lambda units: units.hold.pools)
+
+    async def _reserve(self, drafts: Sequence[DraftOrder]) -> list[inventory_pb.Reservation | Exception]:
+        # Deduplicated by order id: concurrent repeats of one request share one item and one answer.
+        distinct: dict[uuid.UUID, DraftOrder] = {}
+        for draft in drafts:
+            distinct.setdefault(draft.id, draft)
+        request = inventory_pb.BatchReserveRequest(holds=map(_hold, distinct.values()))
+        response = await self._target.call(self._stub.BatchReserve, request)
+        outcomes = dict(zip(distinct, _reservations(response.outcomes), strict=True))
+        return [
+            outcomes[draft.id]
+            if draft.digest == distinct[draft.id].digest or isinstance(outcomes[draft.id], Exception)
+            else RequestIdReused(requestId=draft.id)
+            for draft in drafts
+        ]
+
+    async def _confirm(self, holds: Sequence[Hold]) -> list[inventory_pb.Reservation | Exception]:
+        request = inventory_pb.BatchConfirmRequest(ids=[str(hold.order_id) for hold in holds])
+        return _reservations((await self._target.call(self._stub.BatchConfirm, request)).outcomes)
+
+    async def _extend(self, holds: Sequence[Hold]) -> list[inventory_pb.Reservation | Exception]:
+        request = inventory_pb.BatchExtendRequest(ids=[str(hold.order_id) for hold in holds])
+        return _reservations((await self._target.call(self._stub.BatchExtend, request)).outcomes)
+
+    async def _release(self, holds: Sequence[Hold]) -> list[inventory_pb.Reservation | Exception]:
+        request = inventory_pb.BatchReleaseRequest(ids=[str(hold.order_id) for hold in holds])
+        return _reservations((await self._target.call(self._stub.BatchRelease, request)).outcomes)
+
+    async def _restock(self, returns: Sequence[Return]) -> list[inventory_pb.Return | Exception]:
+        response = await self._target.call(
+            self._stub.BatchCreateReturns, inventory_pb.BatchCreateReturnsRequest(returns=map(_return, returns))
+        )
+        return [o.returned if o.HasField("returned") else statuses.from_refusal(o.refusal) for o in response.outcomes]
+
+
+class Payments:
+    """Moves the money of orders."""
+
+    def __init__(self, target: Target) -> None:
+        self._target, self._stub = target, ChargeServiceStub(target.channel)
+        # A batch answers when its slowest charge does, so several run at once. Payments that are known to have changed
+        # do not wait for those that the provider still works on.
+        self.charge = Batcher("charge", self._charge, size_max=64, lanes=8)
+        self.charge_changed = Batcher("charge_changed", self._charge, size_max=64, lanes=2)
+        self.cancel = Batcher("cancel", self._cancel, size_max=64, lanes=4)
+        self.reverse = Batcher("reverse", self._reverse, size_max=64, lanes=4)
+        self.refund = Batcher("refund", self._refund, size_max=64, lanes=2)
+
+    async def _charge(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
+        request = payments_pb.BatchChargeRequest(charges=map(_charge_item, sagas))
+        response = await self._target.call(self._stub.BatchCharge, request, seconds=_CHARGE_SECONDS)
+        return [_payment(outcome) for outcome in response.outcomes]
+
+    async def _cancel(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
+        request = payments_pb.BatchCancelRequest(charges=map(_charge_item, sagas))
+        response = await self._target.call(self._stub.BatchCancel, request, seconds=_CHARGE_SECONDS)
+        return [_payment(outcome) for outcome in response.outcomes]
+
+    async def _reverse(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
+        request = payments_pb.BatchReverseRequest(charges=map(_charge_item, sagas))
+        response = await self._target.call(self._stub.BatchReverse, request, seconds=_CHARGE_SECONDS)
+        return [_payment(outcome) for outcome in response.outcomes]
+
+    async def _refund(self, sagas: Sequence[Saga]) -> list[payments_pb.RefundStatus | Exception]:
+        request = payments_pb.BatchCreateRefundsRequest(refunds=map(_refund_item, sagas))
+        response = await self._target.call(self._stub.BatchCreateRefunds, request, seconds=_CHARGE_SECONDS)
+        return [o.refund if o.HasField("refund") else statuses.from_refusal(o.refusal) for o in response.outcomes]
+
+
+def _reservations(outcomes: Sequence[inventory_pb.ReservationOutcome]) -> list[inventory_pb.Reservation | Exception]:
+    return [o.reservation if o.HasField("reservation") else statuses.from_refusal(o.refusal) for o in outcomes]
+
+
+def _payment(outcome: payments_pb.PaymentOutcome) -> Payment | AppError:
+    if outcome.HasField("refusal"):
+        return statuses.from_refusal(outcome.refusal)
+    status = outcome.payment
+    return Payment(
+        uuid.UUID(status.payment_id),
+        status.provider,
+        PaymentState(payments_pb.PaymentStatus.State.Name(status.state)),
+        status.client_secret,
+        status.failure_reason,
+        status.authenticating,
+    )
+
+
+def _charge_item(saga: Saga) -> payments_pb.Charge:
+    return payments_pb.Charge(
+        order_id=str(saga.order_id),
+        customer_id=str(saga.customer_id),
+        amount=wire.money(saga.total),
+        payment_method=saga.payment_method,
+    )
+
+
+def _refund_item(saga: Saga) -> payments_pb.Refund:
+    assert saga.refund
+    return payments_pb.Refund(
+        refund_id=str(saga.refund.id),
+        order_id=str(saga.order_id),
+        amount=wire.money(saga.refund.amount) if saga.refund.amount else None,
+        reason="order cancelled" if saga.refund.wanted is State.CANCELLED else "order refunded",
+    )
+
+
+def _return(units: Return) -> inventory_pb.Return:
+    return inventory_pb.Return(
+        return_id=str(units.id),
+        reservation_id=str(units.hold.order_id),
+        lines=[inventory_pb.ReturnLine(product_id=str(id_), quantity=quantity) for id_, quantity in units.lines],
+    )
+
+
+def _hold(draft: DraftOrder) -> inventory_pb.Hold:
+    return inventory_pb.Hold(
+        id=str(draft.id),
+        customer_id=str(draft.customer_id),
+        duration=Duration(seconds=HOLD_SECONDS),
+        lines=[
+            inventory_pb.HoldLine(
+                product_id=str(line.product_id),
+                flash_sale_id=str(line.sale_id) if line.sale_id else "",
+                quantity=line.quantity,
+            )
+            for line in draft.lines
+        ],
+    )
+
+
+def _product(snapshot: catalog_pb.Snapshot) -> Product:
+    return Product(
+        uuid.UUID(snapshot.product_id), snapshot.sku, snapshot.name, wire.money_of(snapshot.price), snapshot.active
+    )

@@ -1,0 +1,102 @@
+"""The steps of `plan.PLANS`, taken by inventory and payments."""
+
+import structlog
+
+from services.chassis.errors import Refused
+from services.chassis.server import wire
+from services.orders.clients import Hold, Inventory, Payments, Return
+from services.orders.domain import PaymentState
+from services.orders.saga.plan import RESERVATION_LOST, Saga, StepPending, StepRefused
+from stampede.payments.v1 import charge_service_pb2 as payments_pb
+
+log = structlog.get_logger()
+
+_WITHOUT_MONEY = (PaymentState.CANCELLED, PaymentState.FAILED, PaymentState.REFUNDED)
+
+
+class MeshSteps:
+    """Implements `plan.SagaSteps` with the clients of inventory and payments."""
+
+    def __init__(self, inventory: Inventory, payments: Payments) -> None:
+        self._inventory, self._payments = inventory, payments
+
+    async def charge(self, saga: Saga) -> None:
+        """Begins or continues the payment."""
+        charge = self._payments.charge if saga.provider_bound else self._payments.charge_changed
+        saga.payment = await charge(saga)
+        if saga.payment.state in _WITHOUT_MONEY:
+            raise StepRefused(saga.payment.failure_reason or f"PAYMENT_{saga.payment.state}")
+        if saga.payment.state is not PaymentState.SUCCEEDED:
+            raise StepPending(for_customer=saga.payment.state is PaymentState.AWAITING_CUSTOMER)
+
+    async def cancel_payment(self, saga: Saga) -> None:
+        """Cancels the payment; returns if the money has moved already."""
+        saga.payment = await self._payments.cancel(saga)
+        if saga.payment.state in _WITHOUT_MONEY:
+            raise StepRefused(saga.progress.cancel_reason)
+        if saga.payment.state is not PaymentState.SUCCEEDED:
+            raise StepPending(for_customer=False)  # the provider has not answered yet
+
+    async def reverse_charge(self, saga: Saga) -> None:
+        """Reverses the whole charge."""
+        saga.payment = await self._payments.reverse(saga)
+        if saga.payment.state not in _WITHOUT_MONEY:
+            raise StepPending(for_customer=False)
+
+    async def confirm(self, saga: Saga) -> None:
+        """Makes the held units sold ones."""
+        try:
+            await self._inventory.confirm(_hold(saga))
+        except Refused as refusal:
+            if refusal.code in ("FAILED_PRECONDITION", "NOT_FOUND"):
+                raise StepRefused(RESERVATION_LOST) from refusal
+            raise
+
+    async def extend_hold(self, saga: Saga) -> None:
+        """Extends the hold, once. If the units are not held any more, nothing changes."""
+        reservation = await self._inventory.extend(_hold(saga))
+        saga.hold_expire_time = wire.datetime_of(reservation.expire_time)
+        log.info("hold extended", order_id=saga.order_id, hold_expire_time=saga.hold_expire_time)
+
+    async def release(self, saga: Saga) -> None:
+        """Gives the units back, held or sold."""
+        try:
+            await self._inventory.release(_hold(saga))
+        except Refused as refusal:
+            if refusal.reason == "WRONG_STATE":  # confirmed, and compensated by an operator
+                await self._inventory.restock(Return(saga.order_id, _hold(saga)))
+            elif refusal.code != "NOT_FOUND":  # then nothing is held under the id
+                raise
+
+    async def refund(self, saga: Saga) -> None:
+        """Makes the saga's refund."""
+        if not saga.total.minor:
+            return  # a free order has no money to refund
+        try:
+            status = await self._payments.refund(saga)
+        except Refused as refusal:
+            if refusal.code in ("FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT"):
+                raise StepRefused(refusal.reason) from refusal
+            raise
+        saga.refunded_minor = max(saga.refunded_minor, status.refunded.minor_units)
+        if status.state == payments_pb.RefundStatus.FAILED:
+            raise StepRefused(status.failure_reason or "REFUND_FAILED")
+        if status.state != payments_pb.RefundStatus.SUCCEEDED:
+            raise StepPending(for_customer=False)
+
+    async def restock(self, saga: Saga) -> None:
+        """Takes the units of the saga's refund back into stock."""
+        assert saga.refund
+        if not (saga.refund.restock or saga.refund.lines):
+            return
+        try:
+            await self._inventory.restock(Return(saga.refund.id, _hold(saga), saga.refund.lines))
+        except Refused as refusal:
+            if refusal.code not in ("FAILED_PRECONDITION", "NOT_FOUND"):
+                raise
+            log.warning("units do not come back", order_id=saga.order_id, reason=refusal.reason)
+            raise StepRefused(refusal.reason) from refusal
+
+
+def _hold(saga: Saga) -> Hold:
+    return Hold(saga.order_id, saga.pools)

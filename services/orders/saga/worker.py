@@ -1,0 +1,173 @@
+"""Carries sagas to their end: those that began in this process, and those that another process left."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+from prometheus_client import Counter
+
+from services.chassis import telemetry
+from services.chassis.batcher import Batcher
+from services.chassis.data.db import Database
+from services.chassis.errors import AppError
+from services.chassis.events.outbox import Relay
+from services.chassis.server.watch import Watch
+from services.orders.domain import Order, State
+from services.orders.saga import plan
+from services.orders.saga.plan import Kind, Phase, Saga, SagaSteps, StepPending
+from services.orders.sql import combined, sagas
+from services.orders.sql.combined import Checkpoint
+from services.orders.sql.sagas import LEASE_SECONDS
+
+log = structlog.get_logger()
+
+STARTED = Counter("stampede_sagas_started_total", "Sagas that began in this process.", ["kind"])
+_FINISHED = Counter("stampede_sagas_finished_total", "Sagas that finished in this process.", ["kind", "state"])
+_COMPENSATED = Counter("stampede_sagas_compensated_total", "Sagas that reversed their steps.", ["kind"])
+_CLAIMED = Counter("stampede_sagas_claimed_total", "Sagas woken, or taken over from a process that died.")
+
+_POLL_SECONDS = 0.25
+_CAUSE_MOST = 200
+_DUE_MOST = 20_000
+
+
+class Worker:
+    """Runs sagas, a bounded number at once; the others wait in the table.
+
+    A quarter of the slots is kept from provider-bound sagas, so that a slow provider does not delay sagas whose payment
+    has succeeded or that turn back.
+    """
+
+    def __init__(
+        self, db: Database, steps: SagaSteps, relay: Relay, watch: Watch[uuid.UUID, Order], *, at_once: int
+    ) -> None:
+        self._db, self._steps, self._relay, self._watch, self._at_once = db, steps, relay, watch, at_once
+        self._slow_at_once = at_once - at_once // 4
+        self._running: set[asyncio.Task[None]] = set()
+        self._slow: set[asyncio.Task[None]] = set()
+        self._promised = 0
+        self._due = 0
+        self._finish: Batcher[Saga, bool] = Batcher("finish", self._finish_batch)
+        self._finish_refund: Callable[[Saga], Awaitable[State | None]] = self._finish_one_refund
+        self._save: Batcher[Checkpoint, bool] = Batcher("save", self._save_batch)
+
+    @contextmanager
+    def slot(self) -> Iterator[float]:
+        """Keeps a slot for a new saga while its order is written; yields the seconds of its lease.
+
+        Yields 0 if no slot is free: then any process may claim the saga. However many orders are placed at once, no
+        more slots are promised than there are. Call `start` before the block ends.
+        """
+        promised = bool(self._free_slots()[1])
+        self._promised += promised
+        try:
+            yield LEASE_SECONDS if promised else 0.0
+        finally:
+            self._promised -= promised
+
+    def _free_slots(self) -> tuple[int, int]:
+        """How many more sagas may run, and how many of them may be provider-bound."""
+        free = max(self._at_once - len(self._running) - self._promised, 0)
+        return free, min(max(self._slow_at_once - len(self._slow) - self._promised, 0), free)
+
+    @property
+    def backlog(self) -> int:
+        """How many sagas run here or were due in the table a moment ago; of these, at most 20,000 are counted."""
+        return len(self._running) + self._due
+
+    def start(self, saga: Saga) -> asyncio.Task[None]:
+        """Carries `saga`, whose lease this process has, in the background."""
+        task = asyncio.create_task(self.carry(saga))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        if saga.provider_bound:
+            self._slow.add(task)
+            task.add_done_callback(self._slow.discard)
+        return task
+
+    async def run(self) -> None:
+        """Claims due sagas and carries them. Runs until cancelled."""
+        while True:
+            free, slow = self._free_slots()
+            claimed = await sagas.claim_due(self._db, free, slow=slow) if free else []
+            # Provider-bound sagas have fewer slots, and may be the only ones left behind.
+            behind = self._at_once > 0 and len(claimed) >= slow
+            self._due = await sagas.count_due(self._db, _DUE_MOST) if behind else 0
+            _CLAIMED.inc(len(claimed))
+            for saga in claimed:
+                self.start(saga)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def drain(self, seconds: float) -> None:
+        """Waits at most `seconds` until running sagas pause or finish. The rest continues when its leases expire."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=seconds)
+
+    async def carry(self, saga: Saga) -> None:
+        """Takes step after step until the saga finishes or pauses. Never raises; a failed step is retried later."""
+        try:
+            while not saga.progress.finished:
+                phase = saga.progress.phase
+                saga.progress = await plan.advance(self._steps, saga)
+                turned = saga.progress.phase is Phase.BACKWARD and phase is Phase.FORWARD
+                # Before money is reversed, it must be certain that no other process takes the order forward.
+                if turned and saga.progress.steps_done > 1 and not await self._save(_checkpoint(saga)):
+                    return
+            await self._end(saga)
+        except StepPending as pending:
+            saga.cause = "" if pending.for_customer else f"{saga.progress.step}: the provider has not answered yet"
+            await self._pause(saga, for_customer=pending.for_customer)
+        except AppError as error:
+            log.info("a saga pauses", order_id=saga.order_id, cause=str(error))
+            saga.cause = f"{saga.progress.step}: {error}"[:_CAUSE_MOST]
+            await self._pause(saga, for_customer=False)
+        except Exception as error:
+            log.exception("a step of a saga failed and will be retried", order_id=saga.order_id)
+            # The name alone: the text of an unforeseen error may quote anything.
+            saga.cause = f"{saga.progress.step}: {type(error).__name__}"
+            await self._pause(saga, for_customer=False)
+
+    async def _end(self, saga: Saga) -> None:
+        state: State | None
+        if saga.progress.kind is Kind.PURCHASE:
+            state, reason = plan.purchase_end(saga.progress)
+            if not await self._finish(saga):
+                state = None
+        else:
+            state, reason = await self._finish_refund(saga), saga.progress.reason
+        if state:
+            _FINISHED.labels(saga.progress.kind, state).inc()
+            if saga.progress.phase is Phase.UNDONE:
+                _COMPENSATED.labels(saga.progress.kind).inc()
+            telemetry.log_info("order settled", order_id=saga.order_id, state=state, reason=reason)
+            self._relay.nudge()
+        self._watch.nudge(saga.order_id)
+
+    async def _pause(self, saga: Saga, *, for_customer: bool) -> None:
+        seconds = plan.pause_seconds(saga, for_customer=for_customer, now=time.time())
+        saga.attempts = plan.attempts_after_pause(saga, for_customer=for_customer)
+        try:
+            await self._save(Checkpoint(saga, paused=True, seconds=seconds))
+        except Exception as error:  # the lease expires, and a process continues from the last checkpoint
+            log.warning("the progress of a saga is not saved", order_id=saga.order_id, cause=repr(error)[:200])
+        self._watch.nudge(saga.order_id)
+
+    async def _finish_batch(self, finished: Sequence[Saga]) -> list[bool]:
+        async with self._db.begin() as tx:
+            return await combined.finish(tx, finished)
+
+    async def _finish_one_refund(self, saga: Saga) -> State | None:
+        async with self._db.begin() as tx:
+            return await combined.finish_refund(tx, saga)
+
+    async def _save_batch(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
+        async with self._db.begin() as tx:
+            return await combined.save(tx, checkpoints)
+
+
+def _checkpoint(saga: Saga) -> Checkpoint:
+    """The progress of a saga that goes on in this process."""
+    return Checkpoint(saga, paused=False, seconds=LEASE_SECONDS)

@@ -1,0 +1,229 @@
+"""Statements that write several tables in one round trip, composed of the fragments of each table's module.
+
+Those on the hot path take a whole batch and return one outcome for each item, in order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import orjson
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis import ids
+from services.chassis.data.db import Database, run_autocommit
+from services.chassis.events import outbox
+from services.orders.domain import Actor, Order, Refund, State
+from services.orders.saga import plan
+from services.orders.saga.plan import Saga
+from services.orders.sql import order_log, orders, sagas
+
+_NEW = "w JOIN placed USING (id)"
+_BEGIN_PURCHASE = sagas.insert_from(
+    _NEW,
+    order_id="id",
+    phase="'FORWARD'",
+    steps_done="1",
+    payment_method="payment_method",
+    request_id="call_id",
+    next_time="clock_timestamp() + make_interval(secs => lease)",
+    hold_check_time=sagas.FIRST_CHECK,
+)
+# One document instead of a dozen arrays: it is made in C, while psycopg makes arrays in Python.
+_PLACE = text(f"""
+    WITH w AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:orders AS jsonb)) AS w ({orders.DOCUMENT},
+            payment_method text, call_id text, lease double precision, event_id uuid, event bytea)
+    ), placed AS ({orders.insert_from("w")}), products AS ({orders.insert_products_from(_NEW)}),
+        begun AS ({_BEGIN_PURCHASE}),
+        logged AS ({order_log.insert_from(_NEW, actor="'customer'", cause="'PlaceOrder'", call_id="call_id")}),
+        published AS (
+            INSERT INTO outbox (event_id, subject, key, payload)
+            SELECT event_id, 'stampede.orders.order.placed', id::text, event FROM {_NEW}
+        )
+    SELECT id, create_time FROM placed
+""")  # noqa: S608
+_LOCKED = f"locked AS ({sagas.lock('order_id IN (SELECT id FROM w)')})"  # noqa: S608
+_FINISH = text(f"""
+    WITH w AS (
+        SELECT * FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:tokens AS integer[]), CAST(:states AS text[]), CAST(:reasons AS text[]),
+            CAST(:payments AS jsonb[]), CAST(:turned_for AS text[]), CAST(:causes AS text[])
+        ) AS w (id, fencing_token, state, reason, payment, turned_for, cause)
+    ), {_LOCKED}, own AS ({sagas.DELETE_OWN}), changed AS (
+        {orders.update("state = w.state, state_reason = w.reason, payment = coalesce(w.payment, o.payment)")}
+        FROM w JOIN own ON own.order_id = w.id WHERE o.id = w.id AND o.state = 'PENDING'
+        RETURNING {orders.CHANGED}, w.cause, own.refunded_minor AS refunded_at_payments, own.actor, own.note,
+            own.request_id
+    ), logged AS (
+        {order_log.insert_from("changed", actor="actor", cause="cause", note="note", call_id="request_id")}
+    )
+    SELECT * FROM changed
+""")  # noqa: S608
+_SAVE = text(f"""
+    WITH w AS (
+        SELECT * FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:tokens AS integer[]), CAST(:phases AS text[]), CAST(:steps_done AS integer[]),
+            CAST(:reasons AS text[]), CAST(:paused AS boolean[]), CAST(:attempts AS integer[]),
+            CAST(:seconds AS double precision[]), CAST(:payments AS jsonb[]), CAST(:cancel_reasons AS text[]),
+            CAST(:extended AS boolean[]), CAST(:holds AS timestamptz[]), CAST(:causes AS text[]),
+            CAST(:refunded AS bigint[])
+        ) AS w (id, fencing_token, phase, steps_done, reason, paused, attempts, seconds, payment, cancel_reason,
+            extended, hold, cause, refunded)
+    ), {_LOCKED}, own AS ({sagas.SAVE_OWN}), changed AS (
+        {orders.update("payment = coalesce(w.payment, o.payment), hold_expire_time = w.hold")}
+        FROM w JOIN own ON own.order_id = w.id
+        WHERE o.id = w.id
+            AND (o.payment IS DISTINCT FROM coalesce(w.payment, o.payment) OR o.hold_expire_time <> w.hold)
+        RETURNING {orders.CHANGED}
+    )
+    SELECT own.order_id, changed.* FROM own LEFT JOIN changed ON changed.id = own.order_id
+""")  # noqa: S608
+_BEGIN_REFUND_SAGA = sagas.insert_from(
+    "orders WHERE id = :id",
+    order_id="id",
+    kind="'REFUND'",
+    phase="'FORWARD'",
+    steps_done="0",
+    payment_method="''",
+    refund="CAST(:refund AS jsonb)",
+    actor=":actor",
+    note=":note",
+    request_id=":call",
+    next_time="clock_timestamp()",
+)
+_BEGIN_REFUND = text(f"""
+    WITH begun AS ({_BEGIN_REFUND_SAGA}),
+        changed AS ({orders.update("refunding = true")} WHERE o.id = :id RETURNING {orders.CHANGED}),
+        logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
+    SELECT * FROM changed
+""")  # noqa: S608
+_TAKE_REFUND = text(f"""
+    WITH w AS (SELECT CAST(:id AS uuid) AS id, CAST(:token AS integer) AS fencing_token, '' AS turned_for), {_LOCKED}
+    {sagas.DELETE_OWN}
+""")
+_REFUND_END = """
+    state = :state, state_reason = :reason, refunding = false, refunded_minor = :refunded,
+    payment = CASE WHEN :refunded = o.total_minor THEN jsonb_set(o.payment, '{state}', '"REFUNDED"') ELSE o.payment END
+"""
+_FINISH_REFUND = text(f"""
+    WITH changed AS ({orders.update(_REFUND_END)} WHERE o.id = :id RETURNING {orders.CHANGED}),
+        logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
+    SELECT * FROM changed
+""")  # noqa: S608
+
+
+async def place(db: Database, items: Sequence[tuple[Order, float]]) -> list[tuple[Order, bool]]:
+    """Writes orders with their sagas, log entries and events. Returns (order, whether it is new) for each.
+
+    Each item is an order and the seconds for which this process alone may carry its saga; with 0, any process may. If
+    the customer's request id is known, the order that was placed the first time is returned.
+    """
+    # Two items of one batch may be repeats of one request: the first is the order.
+    first = {order.id: order for order, _ in reversed(items)}
+    leases = {order.id: lease for order, lease in reversed(items)}
+    documents = [_document(order, leases[order.id]) for order in first.values()]
+    rows = await run_autocommit(db, _PLACE, {"orders": orjson.dumps(documents).decode()})
+    placed = {row.id: replace(first[row.id], create_time=row.create_time, update_time=row.create_time) for row in rows}
+    repeats = [(order.customer_id, order.request_id) for order, _ in items if order.id not in placed]
+    known = dict(zip(repeats, await orders.find_by_requests(db, repeats), strict=True))
+    outcomes: list[tuple[Order, bool]] = []
+    for order, _ in items:
+        found = placed.get(order.id) or known[order.customer_id, order.request_id]
+        assert found, "the insert conflicted with an order that does not exist"
+        outcomes.append((found, order.id in placed and first[order.id] is order))
+    return outcomes
+
+
+def _document(order: Order, lease_seconds: float) -> dict[str, object]:
+    return orders.document(order) | {
+        "payment_method": order.payment_method,
+        "call_id": order.call_id,
+        "lease": lease_seconds,
+        "event_id": ids.new(),
+        "event": orders.bytea(orders.placed(order)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The progress of a saga, to be saved."""
+
+    saga: Saga
+    paused: bool
+    """Whether an event about its payment shall wake it earlier."""
+    seconds: float
+    """After these any process may claim it."""
+
+
+async def save(tx: AsyncSession, checkpoints: Sequence[Checkpoint]) -> list[bool]:
+    """Saves the progress of sagas; False for each that another process has taken over."""
+    arguments = {
+        "ids": [c.saga.order_id for c in checkpoints],
+        "tokens": [c.saga.fencing_token for c in checkpoints],
+        "phases": [c.saga.progress.phase for c in checkpoints],
+        "steps_done": [c.saga.progress.steps_done for c in checkpoints],
+        "reasons": [c.saga.progress.reason for c in checkpoints],
+        "paused": [c.paused for c in checkpoints],
+        "attempts": [c.saga.attempts for c in checkpoints],
+        "seconds": [c.seconds for c in checkpoints],
+        "cancel_reasons": [c.saga.progress.cancel_reason for c in checkpoints],
+        "extended": [c.saga.hold_extended for c in checkpoints],
+        "holds": [c.saga.hold_expire_time for c in checkpoints],
+        "payments": [orders.payment_to_json(c.saga.payment) for c in checkpoints],
+        "causes": [c.saga.cause for c in checkpoints],
+        "refunded": [c.saga.refunded_minor for c in checkpoints],
+    }
+    saved = (await tx.execute(_SAVE, arguments)).all()
+    await outbox.publish(tx, [orders.changed(row, moved=False) for row in saved if row.id])
+    own = {row.order_id for row in saved}
+    return [c.saga.order_id in own for c in checkpoints]
+
+
+async def finish(tx: AsyncSession, finished: Sequence[Saga]) -> list[bool]:
+    """Moves orders to the ends of their `PURCHASE` sagas, which are over; False for each that was taken over."""
+    ends = [plan.purchase_end(saga.progress) for saga in finished]
+    arguments = {
+        "ids": [saga.order_id for saga in finished],
+        "tokens": [saga.fencing_token for saga in finished],
+        "states": [state for state, _ in ends],
+        "reasons": [reason for _, reason in ends],
+        "payments": [orders.payment_to_json(saga.payment) for saga in finished],
+        "turned_for": [saga.progress.reason for saga in finished],
+        "causes": [plan.purchase_cause(saga.progress) for saga in finished],
+    }
+    changed = (await tx.execute(_FINISH, arguments)).all()
+    await outbox.publish(tx, [orders.changed(row, moved=True) for row in changed])
+    # Refunds at payments meanwhile were left to the saga.
+    if refunded := {row.id: row.refunded_at_payments for row in changed if row.refunded_at_payments}:
+        await orders.apply_refunds(tx, refunded)
+    own = {row.id for row in changed}
+    return [saga.order_id in own for saga in finished]
+
+
+async def begin_refund(tx: AsyncSession, order: Order, refund: Refund, by: Actor) -> None:
+    """Writes that `order`, whose row is locked and may be refunded, shall be; its saga makes the refund."""
+    arguments = {
+        "id": order.id,
+        "refund": sagas.refund_to_json(refund),
+        **order_log.arguments(by, f"{refund.method} begun"),
+    }
+    rows = await tx.execute(_BEGIN_REFUND, arguments)
+    await outbox.publish(tx, [orders.changed(row, moved=False) for row in rows])
+
+
+async def finish_refund(tx: AsyncSession, saga: Saga) -> State | None:
+    """Moves an order to the end of its `REFUND` saga, and returns its state; None if the saga was taken over."""
+    own = (await tx.execute(_TAKE_REFUND, {"id": saga.order_id, "token": saga.fencing_token})).one_or_none()
+    if own is None:
+        return None
+    order = await orders.read(tx, saga.order_id, lock=True)
+    refunded = max(order.refunded_minor, own.refunded_minor, saga.refunded_minor)
+    state, cause = plan.refund_end(order, saga, refunded)
+    arguments = {
+        "id": order.id, "state": state, "reason": "" if state is not order.state else order.state_reason,
+        "refunded": refunded, **order_log.arguments(Actor(own.actor, own.request_id, own.note), cause),
+    }  # fmt: skip
+    row = (await tx.execute(_FINISH_REFUND, arguments)).one()
+    await outbox.publish(tx, [orders.changed(row, moved=state is not order.state)])
+    return state

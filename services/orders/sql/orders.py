@@ -1,0 +1,266 @@
+"""The tables `orders` and `order_products`, and the events that an order was changed.
+
+The fragments here are composed in `combined` with those of other tables. Locks are taken in one order: a saga's row
+before its order's, and several by their ids.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.data.db import Database, run_autocommit
+from services.chassis.events import outbox
+from services.chassis.events.outbox import Event
+from services.chassis.money import Money
+from services.chassis.server import wire
+from services.orders import domain
+from services.orders.domain import Actor, Address, Line, Order, OrderNotFound, Payment, PaymentState, Shipment, State
+from services.orders.sql import order_log
+from services.orders.sql.schema import OrderRow, columns
+from stampede.orders.v1 import events_pb2
+
+CHANGED = """
+    o.id, o.customer_id, o.state, o.state_reason, o.currency, o.total_minor, o.refunded_minor, o.version, o.update_time
+"""
+"""The columns of an order `o` that its event and its log entry take."""
+SELECT = f"SELECT {columns(OrderRow)} FROM orders"  # noqa: S608
+
+_DRAFT = {
+    "id": "uuid", "customer_id": "uuid", "request_id": "uuid", "digest": "bytea", "lines": "jsonb",
+    "currency": "text", "total_minor": "bigint", "hold_expire_time": "timestamptz", "shipping_address": "jsonb",
+}  # fmt: skip
+DOCUMENT = ", ".join(f"{name} {kind}" for name, kind in _DRAFT.items())
+"""The columns of a new order with their types, for `jsonb_to_recordset` over `document`."""
+
+
+def insert_from(source: str) -> str:
+    """SQL that writes a `PENDING` order for each row of `source`, whose columns are `DOCUMENT`; and returns the new."""
+    return f"""
+        INSERT INTO orders AS o ({", ".join(_DRAFT)}, state, create_time, update_time)
+        SELECT {", ".join(_DRAFT)}, 'PENDING', clock_timestamp(), clock_timestamp() FROM {source} ORDER BY id
+        ON CONFLICT DO NOTHING
+        RETURNING o.id, o.version, o.state, o.state_reason, o.refunded_minor, o.create_time
+    """  # noqa: S608
+
+
+def insert_products_from(source: str) -> str:
+    """SQL that writes the products of each order in `source`."""
+    return f"""
+        INSERT INTO order_products (product_id, create_time, order_id)
+        SELECT (line->>'product_id')::uuid, create_time, id FROM {source} CROSS JOIN jsonb_array_elements(lines) AS line
+    """  # noqa: S608
+
+
+def update(assignments: str) -> str:
+    """SQL that begins the change of an order `o` to its next version."""
+    return f"UPDATE orders o SET {assignments}, version = o.version + 1, update_time = clock_timestamp()"  # noqa: S608
+
+
+_SHIPMENT = """
+    state = :state, state_reason = '', shipment = coalesce(o.shipment, '{}') || CAST(:parcel AS jsonb)
+        || jsonb_build_object(CAST(:time AS text), clock_timestamp())
+"""
+_MOVE = text(f"""
+    WITH changed AS ({update(_SHIPMENT)} WHERE o.id = :id RETURNING {CHANGED}),
+        logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
+    SELECT * FROM changed
+""")  # noqa: S608
+_REFUNDED = """
+    refunded_minor = w.units,
+    -- An order that ended in another state, because it expired or was compensated, keeps that.
+    state = CASE WHEN o.state = ANY(:refundable) THEN w.state ELSE o.state END,
+    state_reason = CASE WHEN o.state = ANY(:refundable) THEN '' ELSE o.state_reason END,
+    payment = CASE WHEN w.state = 'REFUNDED' THEN jsonb_set(o.payment, '{state}', '"REFUNDED"') ELSE o.payment END
+"""
+_APPLY_REFUNDS = text(f"""
+    WITH w AS (
+        SELECT id, least(units, total_minor) AS units,
+            CASE WHEN units < total_minor THEN 'PARTIALLY_REFUNDED' ELSE 'REFUNDED' END AS state
+        FROM unnest(CAST(:ids AS uuid[]), CAST(:units AS bigint[])) AS w (id, units) JOIN orders USING (id)
+        ORDER BY id FOR UPDATE OF orders
+    ), changed AS (
+        {update(_REFUNDED)}
+        FROM w WHERE o.id = w.id AND o.refunded_minor < w.units AND NOT o.refunding AND o.state <> 'PENDING'
+        RETURNING {CHANGED}, old.state AS state_before
+    ), logged AS ({order_log.insert_from("changed", actor="'payments'", cause="'refunded at payments'")})
+    SELECT * FROM changed
+""")  # noqa: S608
+
+
+def document(order: Order) -> dict[str, object]:
+    """A new order with the columns of `DOCUMENT`."""
+    return {
+        "id": order.id,
+        "customer_id": order.customer_id,
+        "request_id": order.request_id,
+        "digest": bytea(order.digest),
+        "lines": order.lines,
+        "currency": order.total.currency,
+        "total_minor": order.total.minor,
+        "hold_expire_time": order.hold_expire_time,
+        "shipping_address": order.shipping_address,
+    }
+
+
+def bytea(value: bytes) -> str:
+    """Bytes as JSON carries them to a bytea column."""
+    return f"\\x{value.hex()}"
+
+
+def from_row(row: Any) -> Order:
+    """The order in a row of `orders`."""
+    return Order(
+        id=row.id,
+        customer_id=row.customer_id,
+        request_id=row.request_id,
+        digest=bytes(row.digest),
+        state=State(row.state),
+        state_reason=row.state_reason,
+        lines=tuple(map(_line, row.lines)),
+        total=Money(row.currency, row.total_minor),
+        hold_expire_time=row.hold_expire_time,
+        payment=payment_from_json(row.payment),
+        shipping_address=Address(**row.shipping_address) if row.shipping_address else None,
+        refunded_minor=row.refunded_minor,
+        refunding=row.refunding,
+        shipment=_shipment(row.shipment) if row.shipment else None,
+        version=row.version,
+        create_time=row.create_time,
+        update_time=row.update_time,
+    )
+
+
+def payment_from_json(column: dict[str, Any] | None) -> Payment | None:
+    """The payment in the column `payment`."""
+    if column is None:
+        return None
+    return Payment(**{**column, "id": uuid.UUID(column["id"]), "state": PaymentState(column["state"])})
+
+
+def payment_to_json(value: Payment | None) -> str | None:
+    """A payment as the column `payment` stores it."""
+    return orjson.dumps(asdict(value)).decode() if value else None
+
+
+def _shipment(column: dict[str, Any]) -> Shipment:
+    arrived = column.get("deliver_time")
+    return Shipment(
+        column["carrier"],
+        column["tracking_number"],
+        datetime.fromisoformat(column["ship_time"]),
+        datetime.fromisoformat(arrived) if arrived else None,
+    )
+
+
+def _line(column: dict[str, Any]) -> Line:
+    return Line(
+        product_id=uuid.UUID(column["product_id"]),
+        quantity=column["quantity"],
+        sale_id=uuid.UUID(column["sale_id"]) if column["sale_id"] else None,
+        sku=column["sku"],
+        name=column["name"],
+        unit_price=Money(**column["unit_price"]),
+    )
+
+
+# --- events ---
+
+
+def placed(order: Order) -> bytes:
+    """The payload of the event that an order was placed."""
+    message = _event(order.id, order.customer_id, State.PENDING, "", order.total, 1)
+    message.change_time.GetCurrentTime()
+    return message.SerializeToString()
+
+
+def changed(row: Any, *, moved: bool) -> Event:
+    """The event that an order changed, with the columns `CHANGED`; `moved` if its state did."""
+    total = Money(row.currency, row.total_minor)
+    message = _event(row.id, row.customer_id, State(row.state), row.state_reason, total, row.version)
+    message.change_time.FromDatetime(row.update_time)
+    if row.refunded_minor:
+        message.refunded.CopyFrom(wire.money(Money(row.currency, row.refunded_minor)))
+    return Event(f"stampede.orders.order.{row.state.lower() if moved else 'updated'}", str(row.id), message)
+
+
+def _event(
+    order_id: uuid.UUID, customer_id: uuid.UUID, state: State, reason: str, total: Money, version: int
+) -> events_pb2.OrderChanged:
+    return events_pb2.OrderChanged(
+        order_id=str(order_id), customer_id=str(customer_id), state=state, state_reason=reason,
+        total=wire.money(total), version=version,
+    )  # fmt: skip
+
+
+# --- reads and changes ---
+
+
+async def find_by_requests(db: Database, requests: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> list[Order | None]:
+    """The orders that were placed under these (customer id, request id), in their order; None where there is none."""
+    if not requests:
+        return []
+    query = text(f"""
+        {SELECT} JOIN unnest(CAST(:customers AS uuid[]), CAST(:requests AS uuid[])) AS w (customer, request)
+            ON customer_id = w.customer AND request_id = w.request
+    """)
+    customers, request_ids = zip(*requests, strict=True)
+    rows = await run_autocommit(db, query, {"customers": list(customers), "requests": list(request_ids)})
+    found = {(row.customer_id, row.request_id): from_row(row) for row in rows}
+    return [found.get(request) for request in requests]
+
+
+async def get(db: Database, order_id: uuid.UUID) -> Order:
+    """An order; raises `OrderNotFound`."""
+    async with db() as tx:
+        return await read(tx, order_id)
+
+
+async def read(tx: AsyncSession, order_id: uuid.UUID, *, lock: bool = False) -> Order:
+    """An order, which with `lock` nobody else changes before `tx` has ended; raises `OrderNotFound`.
+
+    A transaction that also writes the saga's row must do that first.
+    """
+    query = text(f"{SELECT} WHERE id = :id {'FOR UPDATE' if lock else ''}")
+    row = (await tx.execute(query, {"id": order_id})).one_or_none()
+    if row is None:
+        raise OrderNotFound(orderId=order_id)
+    return from_row(row)
+
+
+async def get_many(db: Database, order_ids: Sequence[uuid.UUID]) -> list[Order]:
+    """Those of `order_ids` that exist, in one statement."""
+    query = text(f"{SELECT} WHERE id = ANY(CAST(:ids AS uuid[]))")
+    return [from_row(row) for row in await run_autocommit(db, query, {"ids": list(order_ids)})]
+
+
+async def move(
+    tx: AsyncSession, order: Order, wanted: State, parcel: Mapping[str, str], by: Actor, *, cause: str
+) -> Order:
+    """Moves an order by staff and returns it. Its row must be locked, and the move allowed.
+
+    `parcel` is what is new about its shipment.
+    """
+    values = {
+        "id": order.id, "state": wanted, "parcel": orjson.dumps(parcel).decode(),
+        "time": "ship_time" if wanted is State.SHIPPED else "deliver_time", **order_log.arguments(by, cause),
+    }  # fmt: skip
+    await outbox.publish(tx, [changed((await tx.execute(_MOVE, values)).one(), moved=True)])
+    return await read(tx, order.id)
+
+
+async def apply_refunds(tx: AsyncSession, minor_units: Mapping[uuid.UUID, int]) -> None:
+    """Moves paid orders that staff refunded at payments: to `REFUNDED` or `PARTIALLY_REFUNDED`.
+
+    `minor_units` were refunded in total, by order. An order whose saga is running moves when that has finished.
+    """
+    values = {
+        "ids": list(minor_units), "units": list(minor_units.values()), "refundable": list(domain.REFUNDABLE),
+    }  # fmt: skip
+    rows = await tx.execute(_APPLY_REFUNDS, values)
+    await outbox.publish(tx, [changed(row, moved=row.state != row.state_before) for row in rows])

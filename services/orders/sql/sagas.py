@@ -1,0 +1,297 @@
+"""The table `sagas`: the progress of each saga, and which process holds its lease.
+
+Locks are taken in one order: a saga's row before its order's, and several by their ids.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.data.db import Database, run_autocommit
+from services.chassis.money import Money
+from services.orders.domain import Actor, Refund, State
+from services.orders.saga.plan import Kind, Phase, Progress, Saga, SagaView
+from services.orders.sql import orders
+from services.orders.sql.schema import SagaRow, columns
+
+LEASE_SECONDS = 10.0
+"""For how long one process holds a saga. Longer than the slowest step, else two processes take it in vain; no longer,
+because the sagas of a process that died stand still for as long."""
+
+WAITS_FOR_CUSTOMER = "s.paused AND s.cancel_reason = '' AND s.cause = '' AND o.payment->>'state' = 'AWAITING_CUSTOMER'"
+"""Of a saga `s` and its order `o`. With a `cause`, something keeps it from asking whether the customer has paid."""
+
+# A hold is checked early enough for a slow charge, a process that dies, and its lease.
+FIRST_CHECK = "hold_expire_time - least(interval '30 seconds', (hold_expire_time - clock_timestamp()) / 2)"
+
+
+def insert_from(source: str, **values: str) -> str:
+    """SQL that writes a saga for each row of `source`: SQL expressions by column; other columns have their defaults."""
+    return f"INSERT INTO sagas ({', '.join(values)}) SELECT {', '.join(values.values())} FROM {source}"  # noqa: S608
+
+
+def lock(condition: str) -> str:
+    """SQL that locks the rows that match `condition`, by their ids."""
+    return f"SELECT order_id FROM sagas WHERE {condition} ORDER BY order_id FOR UPDATE"  # noqa: S608
+
+
+# The fencing token decides: a process whose saga was taken over finds no row here, and changes nothing.
+DELETE_OWN = """
+    DELETE FROM sagas s USING w JOIN locked ON locked.order_id = w.id
+    WHERE s.order_id = w.id AND s.fencing_token = w.fencing_token
+    RETURNING s.order_id, s.refunded_minor, s.request_id, s.note,
+        -- The actor that requested this end; else the saga came to it by itself.
+        CASE WHEN s.kind = 'REFUND' OR (s.cancel_reason = w.turned_for AND s.actor <> '') THEN s.actor ELSE 'saga' END
+            AS actor
+"""
+"""Ends those sagas of `w (id, fencing_token, turned_for)`, locked as `locked`, whose lease was not taken over."""
+SAVE_OWN = """
+    UPDATE sagas s SET phase = w.phase, steps_done = w.steps_done, reason = w.reason, paused = w.paused,
+        attempts = w.attempts, cause = w.cause, refunded_minor = greatest(s.refunded_minor, w.refunded),
+        progress_time = CASE WHEN s.phase <> w.phase OR s.steps_done <> w.steps_done THEN clock_timestamp()
+            ELSE s.progress_time END,
+        hold_check_time = CASE WHEN NOT w.extended THEN s.hold_check_time END,
+        -- The process does not have what came in while it held the lease.
+        next_time = CASE WHEN w.paused AND (s.payment_changed OR s.cancel_reason <> w.cancel_reason)
+            THEN clock_timestamp()
+            ELSE least(clock_timestamp() + make_interval(secs => w.seconds),
+                CASE WHEN w.paused AND NOT w.extended THEN s.hold_check_time END) END
+    FROM w JOIN locked ON locked.order_id = w.id WHERE s.order_id = w.id AND s.fencing_token = w.fencing_token
+    RETURNING s.order_id
+"""
+"""Saves those sagas of `w`, locked as `locked`, whose lease was not taken over."""
+
+_CLAIM = f"""
+    WITH {{due}}, claimed AS (
+        UPDATE sagas s SET fencing_token = s.fencing_token + 1, paused = false, payment_changed = false,
+            next_time = clock_timestamp() + make_interval(secs => :lease),
+            -- Time spent waiting for the customer does not count as stuck.
+            progress_time = CASE WHEN {WAITS_FOR_CUSTOMER} THEN clock_timestamp() ELSE s.progress_time END,
+            -- The hold's own timer: inventory's event may be late or lost.
+            cancel_reason = CASE WHEN s.cancel_reason = '' AND s.kind = 'PURCHASE'
+                AND o.hold_expire_time + interval '2 seconds' < clock_timestamp()
+                THEN 'HOLD_EXPIRED' ELSE s.cancel_reason END,
+            -- The customer may begin to pay after this check: the next one is after three quarters of the time left.
+            hold_check_time = CASE
+                WHEN s.hold_check_time IS NULL OR s.hold_check_time > clock_timestamp() THEN s.hold_check_time
+                WHEN o.hold_expire_time > clock_timestamp() + interval '2 seconds'
+                THEN o.hold_expire_time - (o.hold_expire_time - clock_timestamp()) / 4 END
+        FROM due JOIN orders o ON o.id = due.order_id WHERE s.order_id = due.order_id
+        RETURNING {columns(SagaRow, "s")}, o.customer_id, o.currency, o.total_minor, o.hold_expire_time, o.payment,
+            ARRAY(SELECT coalesce(line->>'sale_id', line->>'product_id')::uuid FROM jsonb_array_elements(o.lines) line)
+                AS pools,
+            old.hold_check_time IS DISTINCT FROM new.hold_check_time AS hold_check_due,
+            old.payment_changed AS payment_had_changed
+    )
+    SELECT * FROM claimed
+"""  # noqa: S608
+# now() instead of clock_timestamp(), which no index can find.
+_CLAIM_DUE = text(
+    _CLAIM.format(
+        due="""
+    quick AS (
+        SELECT order_id FROM sagas WHERE NOT provider_bound AND next_time <= now() ORDER BY next_time LIMIT :most
+        FOR UPDATE SKIP LOCKED
+    ), slow AS (
+        SELECT order_id FROM sagas WHERE provider_bound AND next_time <= now() ORDER BY next_time
+        LIMIT least(:slow, :most - (SELECT count(*) FROM quick)) FOR UPDATE SKIP LOCKED
+    ), due AS (
+        SELECT order_id FROM quick UNION ALL SELECT order_id FROM slow
+    )"""
+    )
+)
+_CLAIM_ONE = text(_CLAIM.format(due=f"due AS ({lock('order_id = :order')})"))
+_COUNT_DUE = text("SELECT count(*) FROM (SELECT FROM sagas WHERE next_time <= now() LIMIT :most) AS due")
+_LOCKED = f"WITH locked AS ({lock('order_id = ANY(CAST(:ids AS uuid[]))')})"
+_REQUEST_CANCEL = text(f"""
+    {_LOCKED}
+    UPDATE sagas s SET cancel_reason = :reason, actor = :actor, note = :note, progress_time = clock_timestamp(),
+        request_id = CASE WHEN :call = '' THEN request_id ELSE :call END,
+        next_time = CASE WHEN paused THEN clock_timestamp() ELSE next_time END
+    FROM locked WHERE s.order_id = locked.order_id AND kind = 'PURCHASE' AND cancel_reason <> 'COMPENSATED'
+        AND (cancel_reason = '' OR :reason = 'COMPENSATED')
+""")  # noqa: S608
+_NOTE_PAYMENTS = text(f"""
+    {_LOCKED}
+    UPDATE sagas s SET payment_changed = true, progress_time = clock_timestamp(),
+        next_time = CASE WHEN paused THEN clock_timestamp() ELSE next_time END
+    FROM locked WHERE s.order_id = locked.order_id
+""")  # noqa: S608
+_NOTE_REFUNDS = text("""
+    UPDATE sagas SET refunded_minor = w.units
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:units AS bigint[])) AS w (id, units)
+    WHERE order_id = w.id AND refunded_minor < w.units
+""")
+_MAKE_DUE = text("""
+    UPDATE sagas SET attempts = 0, next_time = clock_timestamp(),
+        fencing_token = fencing_token + CASE WHEN :revoke THEN 1 ELSE 0 END
+    WHERE order_id = :id RETURNING order_id
+""")
+
+
+# --- what workers do ---
+
+
+async def claim_due(db: Database, most: int, *, slow: int) -> list[Saga]:
+    """Claims up to `most` sagas that are due: woken, paused until now, or left by a process that died.
+
+    At most `slow` of them are provider-bound, and these come last.
+    """
+    arguments = {"most": most, "slow": slow, "lease": LEASE_SECONDS}
+    return [_saga(row) for row in await run_autocommit(db, _CLAIM_DUE, arguments)]
+
+
+async def count_due(db: Database, most: int) -> int:
+    """How many sagas are due; counted up to `most`."""
+    return int((await run_autocommit(db, _COUNT_DUE, {"most": most}))[0][0])
+
+
+async def claim_one(tx: AsyncSession, order_id: uuid.UUID) -> Saga | None:
+    """Claims one order's saga, also from a process that has its lease; None if no saga is running for the order.
+
+    Call it in the transaction that writes what the saga shall do. Otherwise another process may claim it in between,
+    carry that out, and leave the caller without an outcome.
+    """
+    row = (await tx.execute(_CLAIM_ONE, {"order": order_id, "lease": LEASE_SECONDS})).one_or_none()
+    return _saga(row) if row else None
+
+
+# --- what others have a saga do ---
+
+
+async def request_cancel(tx: AsyncSession, order_ids: Sequence[uuid.UUID], reason: str, by: Actor) -> None:
+    """Has purchases turn back for `reason`, unless another reason came first; paused ones are due at once.
+
+    `COMPENSATED`, an operator's, takes precedence over earlier reasons.
+    """
+    arguments = {"reason": reason, "ids": list(order_ids), "actor": by.name, "note": by.note, "call": by.call_id}
+    await tx.execute(_REQUEST_CANCEL, arguments)
+
+
+async def note_payments(tx: AsyncSession, order_ids: Sequence[uuid.UUID]) -> None:
+    """Notes that the payments of these orders changed. Paused sagas are due at once, others once they would pause."""
+    await tx.execute(_NOTE_PAYMENTS, {"ids": list(order_ids)})
+
+
+async def note_refunds(tx: AsyncSession, minor_units: Mapping[uuid.UUID, int]) -> None:
+    """Notes how much was refunded at payments in total, by order, for their sagas to apply when they finish."""
+    await tx.execute(_NOTE_REFUNDS, {"ids": list(minor_units), "units": list(minor_units.values())})
+
+
+async def make_due(tx: AsyncSession, order_id: uuid.UUID, *, revoke: bool = False) -> bool:
+    """Has any process claim a saga now. With `revoke`, a process that has its lease cannot save any more.
+
+    Returns whether it is running.
+    """
+    return bool((await tx.execute(_MAKE_DUE, {"id": order_id, "revoke": revoke})).all())
+
+
+# --- what people see ---
+
+_STUCK = f"""
+    NOT coalesce({WAITS_FOR_CUSTOMER}, false)
+    AND s.progress_time < clock_timestamp() - make_interval(secs => :stuck)
+"""
+_VIEW = f"""
+    SELECT {columns(SagaRow, "s")}, o.customer_id, o.state AS order_state,
+        coalesce({WAITS_FOR_CUSTOMER}, false) AS waits_for_customer, {_STUCK} AS stuck
+    FROM sagas s JOIN orders o ON o.id = s.order_id
+"""  # noqa: S608
+_LIST = text(f"""
+    {_VIEW} WHERE (NOT :only_stuck OR {_STUCK})
+        AND (CAST(:id AS uuid) IS NULL OR (s.progress_time, s.order_id) > (CAST(:time AS timestamptz), :id))
+    ORDER BY s.progress_time, s.order_id LIMIT :most
+""")
+_ONE = text(f"{_VIEW} WHERE s.order_id = :id")
+_COUNT = text(f"""
+    SELECT count(*) AS running, count(*) FILTER (WHERE {_STUCK}) AS stuck,
+        coalesce(extract(epoch FROM clock_timestamp() - min(s.progress_time)
+            FILTER (WHERE NOT coalesce({WAITS_FOR_CUSTOMER}, false))), 0)::float AS oldest
+    FROM sagas s JOIN orders o ON o.id = s.order_id
+""")  # noqa: S608
+
+
+async def list_views(
+    db: Database, *, stuck_seconds: float, only_stuck: bool, after: tuple[datetime, uuid.UUID] | None, most: int
+) -> list[SagaView]:
+    """Running sagas, the longest without progress first; `after` is the (progress time, order id) of one."""
+    time, id_ = after or (None, None)
+    arguments = {"only_stuck": only_stuck, "stuck": stuck_seconds, "time": time, "id": id_, "most": most}
+    async with db() as tx:
+        return [_view(row) for row in await tx.execute(_LIST, arguments)]
+
+
+async def view(tx: AsyncSession, order_id: uuid.UUID, *, stuck_seconds: float) -> SagaView | None:
+    """The saga of one order, if one is running."""
+    row = (await tx.execute(_ONE, {"id": order_id, "stuck": stuck_seconds})).one_or_none()
+    return _view(row) if row else None
+
+
+async def count(db: Database, *, stuck_seconds: float) -> tuple[int, int, float]:
+    """How many sagas are running, how many are stuck, and the most seconds that one has made no progress.
+
+    Those that wait for their customer count only as running.
+    """
+    async with db() as tx:
+        row = (await tx.execute(_COUNT, {"stuck": stuck_seconds})).one()
+    return row.running, row.stuck, row.oldest
+
+
+# --- rows and values ---
+
+
+def _saga(row: Any) -> Saga:
+    return Saga(
+        order_id=row.order_id,
+        customer_id=row.customer_id,
+        total=Money(row.currency, row.total_minor),
+        payment_method=row.payment_method,
+        hold_expire_time=row.hold_expire_time,
+        progress=_progress(row),
+        fencing_token=row.fencing_token,
+        pools=tuple(row.pools),
+        attempts=row.attempts,
+        payment=orders.payment_from_json(row.payment),
+        hold_check_due=row.hold_check_due,
+        payment_changed=row.payment_had_changed,
+        refund=_refund(row.refund) if row.refund else None,
+        refunded_minor=row.refunded_minor,
+        cause=row.cause,
+    )
+
+
+def _progress(row: Any) -> Progress:
+    return Progress(Phase(row.phase), row.steps_done, row.reason, row.cancel_reason, Kind(row.kind))
+
+
+def _view(row: Any) -> SagaView:
+    return SagaView(
+        order_id=row.order_id, customer_id=row.customer_id, order_state=State(row.order_state),
+        progress=_progress(row), waits_for_customer=row.waits_for_customer, stuck=row.stuck, cause=row.cause,
+        attempts=row.attempts, create_time=row.create_time, progress_time=row.progress_time, next_time=row.next_time,
+    )  # fmt: skip
+
+
+def _refund(column: dict[str, Any]) -> Refund:
+    return Refund(
+        uuid.UUID(column["id"]),
+        Money(**column["amount"]) if column["amount"] else None,
+        State(column["wanted"]),
+        column["restock"],
+        tuple((uuid.UUID(product_id), quantity) for product_id, quantity in column["lines"]),
+    )
+
+
+def refund_to_json(refund: Refund) -> str:
+    """A refund as the column `refund` stores it."""
+    amount = asdict(refund.amount) if refund.amount else None
+    document = {
+        "id": refund.id, "amount": amount, "wanted": refund.wanted, "restock": refund.restock, "lines": refund.lines,
+    }  # fmt: skip
+    return orjson.dumps(document).decode()
