@@ -1,4 +1,4 @@
-"""The real payments parts on a real Postgres, with the real sandbox as their provider, webhooks and all."""
+"""Payments on a real PostgreSQL; its provider is the real sandbox, with webhooks."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from aiohttp import web
 from google.api import httpbody_pb2
 from sqlalchemy import text
 
-from services.chassis.data.db import Database
+from services.chassis.data.db import Database, connect
 from services.chassis.events.outbox import Relay
 from services.payments.charges import Charges
 from services.payments.dispatch import ChargeDispatcher
@@ -39,8 +38,10 @@ from stampede.payments.v1 import payment_service_pb2 as pb
 from stampede.payments.v1 import payment_service_pb2_grpc as pb_grpc
 from stampede.type.v1 import money_pb2
 from tests.support import tokens
+from tests.support.infra import Infra
 from tests.support.ports import free_port
 from tests.support.serving import serving
+from tests.support.waiting import until
 
 KEY, WEBHOOK_SECRET = "sk_test_sandbox", "whsec_for_payments_tests"
 ROOT = Path(__file__).parents[3]
@@ -48,17 +49,8 @@ ORDERS = tokens.as_service("orders")
 State = charge_pb.PaymentStatus.State
 
 
-async def until(fact: Callable[[], Awaitable[Any]], *, seconds: float = 15.0) -> Any:
-    """Waits until `fact` returns something true, and returns it."""
-    deadline = time.monotonic() + seconds
-    while not (found := await fact()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.02)
-    return found
-
-
 class Receiver:
-    """Takes the sandbox's webhooks, and hands them on once a test says where to."""
+    """Receives the sandbox's webhooks; forwards them while a test has set `forward`."""
 
     def __init__(self) -> None:
         self.forward: Callable[[bytes, str], Awaitable[None]] | None = None
@@ -73,7 +65,7 @@ class Receiver:
 
 
 class Sandbox:
-    """The provider's process and its switches."""
+    """The process of the sandbox, and its faults."""
 
     def __init__(self, url: str, receiver: Receiver, http: aiohttp.ClientSession) -> None:
         self.url, self.receiver, self.http = url, receiver, http
@@ -87,7 +79,7 @@ class Sandbox:
         await self.control("POST", "faults", faults)
 
     async def intents(self, *order_ids: str) -> list[dict[str, Any]]:
-        """The provider's own records of these orders."""
+        """Return the provider's records of orders."""
         headers = {"Authorization": f"Bearer {KEY}"}
         found: list[dict[str, Any]] = []
         after = ""
@@ -99,12 +91,19 @@ class Sandbox:
                 return found
             after = f"&starting_after={page['data'][-1]['id']}"
 
-    async def confirm(self, intent: dict[str, Any], card: str) -> None:
-        """What the provider's script does in the buyer's page."""
+    async def confirm(self, intent: dict[str, Any], card: str) -> int:
+        """Confirm an intent as Stripe's script in a browser does; return the status of the answer."""
         form = {"client_secret": intent["client_secret"], "payment_method": card}
         headers = {"Authorization": f"Bearer {KEY.replace('sk_', 'pk_')}"}
         url = f"{self.url}/v1/payment_intents/{intent['id']}/confirm"
         async with self.http.post(url, data=form, headers=headers) as answer:
+            return answer.status
+
+    async def refund(self, intent: str, minor: int) -> None:
+        """Refund as staff can in Stripe's dashboard."""
+        form = {"payment_intent": intent, "amount": str(minor)}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with self.http.post(f"{self.url}/v1/refunds", data=form, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
 
     async def refunds(self, intent: str) -> list[dict[str, Any]]:
@@ -148,7 +147,7 @@ async def sandbox_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
 
 @pytest.fixture
 async def sandbox(sandbox_process: Sandbox) -> AsyncIterator[Sandbox]:
-    """The provider without faults, whose webhooks go nowhere yet."""
+    """The provider without faults. Its webhooks are dropped."""
     await sandbox_process.control("DELETE", "faults")
     sandbox_process.receiver.forward = None
     sandbox_process.receiver.seen.clear()
@@ -158,7 +157,7 @@ async def sandbox(sandbox_process: Sandbox) -> AsyncIterator[Sandbox]:
 
 
 class Payments:
-    """One running payments service, without its loops until a test starts them."""
+    """The parts of a payments process. Its background loops run once a test starts them."""
 
     def __init__(self, db: Database, sandbox: Sandbox) -> None:
         self.db, self.sandbox = db, sandbox
@@ -220,7 +219,7 @@ class Payments:
         )
 
     async def send_event(self, event: dict[str, Any]) -> None:
-        """Sends an event as Stripe would."""
+        """Send a signed event as Stripe does."""
         body = json.dumps(event)
         await self.webhook(body.encode(), stripe.WebhookSignature.generate_signature_header(body, WEBHOOK_SECRET))
 
@@ -238,11 +237,11 @@ class Payments:
             return list(result.all()) if result.returns_rows else []
 
     async def published(self, order_id: str) -> list[str]:
-        """The subjects of the events stored about an order, in their order."""
+        """Return the states that were published about an order, in their order."""
         return [subject.rpartition(".")[2] for subject, _ in await self._events(order_id)]
 
     async def published_refunds(self, order_id: str) -> list[int]:
-        """The sums that were told of as paid back, in their order."""
+        """Return the sums that were published as refunded, in their order."""
         events = await self._events(order_id)
         return [event.refunded_minor_units for subject, event in events if subject.endswith(".refunded")]
 
@@ -252,10 +251,27 @@ class Payments:
         return [(subject, event) for subject, event in events if event.order_id == order_id]
 
 
+@pytest.fixture(scope="session")
+async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) -> AsyncIterator[Database]:
+    """One database for all tests here: to empty it costs a tenth of making one."""
+    infra.admin(f"CREATE DATABASE test_all_payments TEMPLATE {await template('payments')}")
+    engine, sessions = connect(infra.database_url("test_all_payments"), pool_size=20)
+    yield sessions
+    await engine.dispose()
+
+
 @pytest.fixture
-async def service(database: Callable[[str], Awaitable[Database]], sandbox: Sandbox) -> AsyncIterator[Payments]:
-    """Payments behind a real channel; only what is called happens."""
-    made = Payments(await database("payments"), sandbox)
+async def db(one_database: Database) -> Database:
+    async with one_database.begin() as tx:
+        await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
+        await tx.execute(text("TRUNCATE payments, refunds, provider_events, requests, outbox RESTART IDENTITY CASCADE"))
+    return one_database
+
+
+@pytest.fixture
+async def service(db: Database, sandbox: Sandbox) -> AsyncIterator[Payments]:
+    """Payments behind a real channel, without background loops."""
+    made = Payments(db, sandbox)
     async with serving("payments", made.add) as channel:
         made.charges = charge_grpc.ChargeServiceStub(channel)
         made.payments = pb_grpc.PaymentServiceStub(channel)
@@ -266,7 +282,7 @@ async def service(database: Callable[[str], Awaitable[Database]], sandbox: Sandb
 
 @pytest.fixture
 async def running(service: Payments, sandbox: Sandbox) -> Payments:
-    """Payments with its loops, hearing the provider's webhooks."""
+    """Payments with its background loops; it receives the provider's webhooks."""
     sandbox.receiver.forward = service.webhook
     service.start_loops()
     return service

@@ -1,4 +1,4 @@
-"""The rules of payments: which moves exist, what declines are called, and that no fact is ever lost or undone."""
+"""The rules of payments: the moves that exist, and that no provider result is lost or undone."""
 
 import dataclasses
 import uuid
@@ -42,13 +42,13 @@ def a_payment(**changes: object) -> Payment:
     return dataclasses.replace(payment, **changes)  # type: ignore[arg-type]
 
 
-def a_fact(kind: ChargeStatus, reference: str = "pi_1", **more: object) -> ChargeResult:
+def a_result(kind: ChargeStatus, reference: str = "pi_1", **more: object) -> ChargeResult:
     reason = "CARD_DECLINED" if kind in (ChargeStatus.DECLINED, ChargeStatus.REFUSED) else ""
-    fact = ChargeResult(
+    result = ChargeResult(
         payment_id=_ID, status=kind, reference=reference, client_secret="secret", amount_minor=1999, currency="usd",
         reason=reason,
     )  # fmt: skip
-    return dataclasses.replace(fact, **more)  # type: ignore[arg-type]
+    return dataclasses.replace(result, **more)  # type: ignore[arg-type]
 
 
 def test_the_moves_that_exist() -> None:
@@ -77,37 +77,37 @@ def test_the_moves_that_exist() -> None:
         (False, State.REFUNDED, ChargeStatus.SUCCEEDED, State.REFUNDED),
     ],
 )
-def test_what_a_fact_makes_of_a_payment(customer_pays: bool, state: State, kind: ChargeStatus, after: State) -> None:
-    payment, verdict = decide(a_payment(state=state, customer_pays=customer_pays), a_fact(kind))
+def test_the_state_after_a_result(customer_pays: bool, state: State, kind: ChargeStatus, after: State) -> None:
+    payment, verdict = decide(a_payment(state=state, customer_pays=customer_pays), a_result(kind))
     assert (payment.state, verdict) == (after, Verdict.ACCEPTED)
 
 
-@pytest.mark.parametrize("sum_", [{"amount_minor": 1}, {"currency": "eur"}])
+@pytest.mark.parametrize("changed", [{"amount_minor": 1}, {"currency": "eur"}])
 @pytest.mark.parametrize("kind", [kind for kind in ChargeStatus if kind is not ChargeStatus.UNKNOWN])
-def test_another_sum_is_not_believed(kind: ChargeStatus, sum_: dict[str, object]) -> None:
+def test_a_result_with_another_amount_is_rejected(kind: ChargeStatus, changed: dict[str, object]) -> None:
     before = a_payment()
-    assert decide(before, a_fact(kind, **sum_)) == (before, Verdict.OTHER_AMOUNT)
+    assert decide(before, a_result(kind, **changed)) == (before, Verdict.OTHER_AMOUNT)
 
 
-def test_secrets_and_cards_are_gone_once_a_payment_rests() -> None:
+def test_secrets_and_cards_are_removed_at_the_end() -> None:
     for kind in (ChargeStatus.SUCCEEDED, ChargeStatus.DECLINED, ChargeStatus.CANCELLED):
-        payment, _ = decide(a_payment(client_secret="secret"), a_fact(kind))
+        payment, _ = decide(a_payment(client_secret="secret"), a_result(kind))
         assert (payment.client_secret, payment.payment_method) == (None, None)
 
 
 @pytest.mark.parametrize("kind", list(ChargeStatus))
-def test_only_who_is_awaited_is_authenticating(kind: ChargeStatus) -> None:
-    asked, _ = decide(a_payment(customer_pays=True), a_fact(ChargeStatus.AWAITING_CUSTOMER, authenticating=True))
+def test_only_awaited_payments_are_authenticating(kind: ChargeStatus) -> None:
+    asked, _ = decide(a_payment(customer_pays=True), a_result(ChargeStatus.AWAITING_CUSTOMER, authenticating=True))
     assert asked.authenticating
-    after, _ = decide(asked, a_fact(kind))
-    assert after.authenticating == (kind is ChargeStatus.UNKNOWN), "nothing was said, so nothing has changed"
-    after, _ = decide(a_payment(), a_fact(kind, authenticating=True))
+    after, _ = decide(asked, a_result(kind))
+    assert after.authenticating == (kind is ChargeStatus.UNKNOWN), "an unknown result changes nothing"
+    after, _ = decide(a_payment(), a_result(kind, authenticating=True))
     assert after.authenticating == (kind is ChargeStatus.AWAITING_CUSTOMER)
 
 
-_FACTS = st.lists(
+_RESULTS = st.lists(
     st.builds(
-        a_fact,
+        a_result,
         st.sampled_from(ChargeStatus),
         st.sampled_from(["pi_1", "pi_1", "pi_1", "pi_2"]),
         amount_minor=st.sampled_from([1999, 1999, 1999, 1]),
@@ -116,23 +116,25 @@ _FACTS = st.lists(
 )
 
 
-@given(_FACTS, st.booleans(), st.booleans())
-def test_no_sequence_of_facts_moves_backwards_or_loses_money(
-    facts: list[ChargeResult], customer_pays: bool, cancelling: bool
+@given(_RESULTS, st.booleans(), st.booleans())
+def test_no_sequence_of_results_moves_back_or_loses_money(
+    results: list[ChargeResult], customer_pays: bool, cancelling: bool
 ) -> None:
     payment = a_payment(customer_pays=customer_pays, cancel_requested=cancelling)
     counted: set[str] = set()
-    for fact in facts:
-        after, verdict = decide(payment, fact)
+    for result in results:
+        after, verdict = decide(payment, result)
         assert after.state == payment.state or after.state in MOVES[payment.state]
         assert _RANK[after.state] >= _RANK[payment.state]
         assert payment.provider_reference in (None, after.provider_reference)
-        if fact.status is ChargeStatus.SUCCEEDED and fact.amount_minor == payment.amount_minor:
-            # Money that arrived is the payment's, or goes back: there is no third way.
-            taken = after.state in (State.SUCCEEDED, State.REFUNDED) and after.provider_reference == fact.reference
-            assert taken != (verdict is Verdict.STRAY_CHARGE)
-            if taken:
-                counted.add(fact.reference or "")
+        if result.status is ChargeStatus.SUCCEEDED and result.amount_minor == payment.amount_minor:
+            # Money that arrived is either counted or refunded as a stray charge.
+            is_counted = (
+                after.state in (State.SUCCEEDED, State.REFUNDED) and after.provider_reference == result.reference
+            )
+            assert is_counted != (verdict is Verdict.STRAY_CHARGE)
+            if is_counted:
+                counted.add(result.reference or "")
         else:
             assert verdict is not Verdict.STRAY_CHARGE
         payment = after
@@ -174,7 +176,7 @@ def test_refunds_add_up(parts: list[tuple[int, bool]]) -> None:
         (None, None, "CARD_DECLINED"),
     ],
 )
-def test_declines_have_our_names(code: str | None, decline_code: str | None, reason: str) -> None:
+def test_declines_get_our_reasons(code: str | None, decline_code: str | None, reason: str) -> None:
     assert decline_reason(code, decline_code) == reason
 
 
@@ -188,7 +190,7 @@ def test_the_next_operation() -> None:
     assert next_operation(a_payment(provider_reference="pi_1", cancel_requested=True)) is Operation.CANCEL
 
 
-def test_a_payment_at_rest_is_not_checked_and_pauses_grow_to_a_limit() -> None:
+def test_ended_payments_are_not_checked_and_pauses_are_bounded() -> None:
     assert all((domain.check_seconds(a_payment(state=state)) is None) == (state not in OPEN) for state in State)
     pauses = [domain.check_seconds(a_payment(checks=n)) or 0 for n in range(40)]
     assert pauses == sorted(pauses)
