@@ -1,6 +1,7 @@
-"""Checks that units and money add up, over all databases and the payment provider.
+"""Checks that units and money add up, over all databases and the payment provider. It reads only.
 
-`python -m deploy.audit` for operators; `audit` for programs. Everything is read, nothing is changed.
+`python -m deploy.audit` for operators; `audit` for programs. `sources` opens connections, `fetch` reads `rows`, `merge`
+joins them by order id, `units` and `money` check them, `findings` lists the invariants, `show` prints the report.
 """
 
 from deploy.audit.audit import Report, audit

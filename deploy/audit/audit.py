@@ -1,4 +1,4 @@
-"""Carries an audit out: reads, checks, and reads again what may only have been seen half done."""
+"""Runs an audit: reads and checks, and reads again as long as something is wrong or in progress."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -17,7 +17,6 @@ from deploy.audit.units import (
     check_sagas,
     check_sales,
     check_stock,
-    check_tickets,
     check_units,
 )
 
@@ -26,7 +25,7 @@ _PAUSE_SECONDS = 1.0
 
 @dataclass
 class Report:
-    """What one audit found, and the numbers behind it."""
+    """The findings of one audit, and the numbers behind them."""
 
     findings: Findings = field(default_factory=Findings)
     books: Books = field(default_factory=Books)
@@ -46,7 +45,7 @@ class Report:
         return not self.wrong
 
     def of(self, invariant: Invariant) -> list[Finding]:
-        """What was found of one invariant, warnings included."""
+        """The findings of one invariant, warnings included."""
         return [finding for finding in self.findings.kept if finding.invariant == invariant]
 
 
@@ -57,16 +56,16 @@ def audit(
     patience_seconds: float = 15.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Report:
-    """Checks everything, or what has to do with `products`. Raises `Unreachable`.
+    """Checks everything, or only what concerns `products`. Raises `Unreachable`.
 
-    Six places cannot be read in one instant. So what looks wrong or is in flight is read again for up to
-    `patience_seconds`, and only what is wrong in two readings in a row counts.
+    Five databases and a ledger cannot be read at the same instant. So while something is wrong or in progress, all is
+    read again for up to `patience_seconds`. Only what is wrong in two consecutive readings is a finding.
     """
     began = time.monotonic()
     report = _read(sources, products)
     suspects = {finding.key for finding in report.wrong}
     passes = 1
-    while (suspects or report.books.moving) and time.monotonic() - began < patience_seconds:
+    while (suspects or report.books.ending_soon) and time.monotonic() - began < patience_seconds:
         sleep(_PAUSE_SECONDS)
         report = _read(sources, products)
         passes += 1
@@ -91,21 +90,20 @@ def _read(sources: Sources, products: Collection[str]) -> Report:
             report.findings.add(report.books.enter(case))
         report.findings.add(report.books.check_totals())
         report.findings.add(check_sagas(fetch.sagas(connections["orders"])))
-        report.findings.add(check_tickets(fetch.tickets(connections["inventory"])))
         report.outboxes = fetch.outboxes(connections)
         report.findings.add(check_outboxes(report.outboxes))
-        report.findings.add(_check_known(connections))
+        report.findings.add(_check_references(connections))
     return report
 
 
 def _check_units(report: Report, inventory: Connection, products: Collection[str]) -> None:
     sales, stocks, pools = fetch.sales(inventory), fetch.stocks(inventory), fetch.pools(inventory)
-    allowances = fetch.allowances(inventory)
+    customer_units = fetch.customer_units(inventory)
     if products:
         sales = [sale for sale in sales if sale.product_id in products]
         stocks = [stock for stock in stocks if stock.product_id in products]
         mine = {sale.id for sale in sales}
-        allowances = [row for row in allowances if row.sale_id in mine]
+        customer_units = [row for row in customer_units if row.sale_id in mine]
         pools = Pools(
             {id_: units for id_, units in pools.sales.items() if id_ in mine},
             {id_: units for id_, units in pools.stock.items() if id_ in products},
@@ -114,7 +112,7 @@ def _check_units(report: Report, inventory: Connection, products: Collection[str
     report.findings.add(check_sales(sales, pools))
     report.findings.add(check_stock(stocks, pools))
     report.findings.add(check_units(stocks, sales))
-    report.findings.add(check_limits(allowances))
+    report.findings.add(check_limits(customer_units))
     sales_of: dict[str, list[Sale]] = {}
     for sale in sales:
         sales_of.setdefault(sale.product_id, []).append(sale)
@@ -123,21 +121,22 @@ def _check_units(report: Report, inventory: Connection, products: Collection[str
 
 
 def concerns(case: Case, products: Collection[str]) -> bool:
-    """Whether the order or its reservation has one of these products."""
+    """Whether the order or its reservation has a line with one of these products."""
     lines = (*(case.order.lines if case.order else ()), *(case.reservation.lines if case.reservation else ()))
     return any(product in products for product, _, _ in lines)
 
 
-def _check_known(connections: dict[str, Connection]) -> Iterator[Finding]:
+def _check_references(connections: dict[str, Connection]) -> Iterator[Finding]:
+    """Products and customers of orders exist in catalog and identity."""
     orders = connections["orders"]
     ids = fetch.products_of_orders(orders)
     unknown = sorted(set(ids) - fetch.known_products(connections["catalog"], ids))
     yield from _unknown("product", unknown)
-    strangers = missing(fetch.customers_of_orders(orders), fetch.users(connections["identity"]))
-    yield from _unknown("customer", strangers)
+    customers = missing(fetch.customers_of_orders(orders), fetch.users(connections["identity"]))
+    yield from _unknown("customer", customers)
 
 
 def _unknown(what: str, ids: Iterable[str]) -> Iterator[Finding]:
     for id_ in ids:
-        text = f"orders name {what} {id_}, which does not exist"
-        yield Finding(Invariant.KNOWN, (id_,), text, warning=True)
+        text = f"orders refer to {what} {id_}, which does not exist"
+        yield Finding(Invariant.REFERENCES, (id_,), text, warning=True)

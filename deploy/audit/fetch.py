@@ -1,4 +1,4 @@
-"""Reads rows for the checks. Sums are made by the databases; what must be compared row by row is streamed, sorted."""
+"""Reads rows for the checks. Databases compute the sums; other rows are streamed, sorted by order id."""
 
 import uuid
 from collections import Counter, defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from deploy.audit.rows import (
-    Allowance,
+    CustomerUnits,
     LineKey,
     Order,
     Outbox,
@@ -16,7 +16,6 @@ from deploy.audit.rows import (
     Saga,
     Sale,
     Stock,
-    Tickets,
     Units,
 )
 from deploy.audit.sources import Connection
@@ -24,7 +23,7 @@ from deploy.audit.units import STUCK_SECONDS
 
 _AT_ONCE = 2_000
 _ROWS_MOST = 1_000
-"""Suspicious rows read for one check; so many are enough to know that something is wrong."""
+"""Suspicious rows read for one check; so many are enough for a report."""
 _OVERDUE_SECONDS = 60
 
 _TAKEN = """
@@ -43,7 +42,7 @@ _STOCK = """
         FROM (SELECT product_id, kind, sum(delta) AS units FROM stock_movements GROUP BY 1, 2) k GROUP BY 1
     ) m USING (product_id) ORDER BY s.product_id
 """
-_ALLOWANCES = """
+_CUSTOMER_LIMITS = """
     WITH bought AS (
         SELECT (l.value->>'sale_id')::uuid AS sale_id, t.customer_id,
             sum(t.sign * (l.value->>'quantity')::bigint) AS units, bool_or(t.late) AS late
@@ -93,9 +92,6 @@ _PAYMENTS = """
 _OUTBOX = """
     SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(create_time)), 0)::float FROM outbox
 """
-_TICKETS = """
-    SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(create_time)), 0)::float FROM tickets
-"""
 _PRODUCTS_ORDERED = """
     SELECT DISTINCT l.value->>'product_id' FROM orders o CROSS JOIN LATERAL jsonb_array_elements(o.lines) l
 """
@@ -128,32 +124,26 @@ def _units(pools: dict[str, dict[str, int]]) -> dict[str, Units]:
     }
 
 
-def allowances(inventory: Connection) -> list[Allowance]:
-    """Only those that look wrong."""
+def customer_units(inventory: Connection) -> list[CustomerUnits]:
+    """Only the rows that look wrong."""
     return [
-        Allowance(
+        CustomerUnits(
             sale_id=str(a), customer_id=str(b), limit=c, counted=d, reserved=e, terms_changed=f, paid_late=g
         )
-        for a, b, c, d, e, f, g in inventory.execute(_ALLOWANCES, [_ROWS_MOST])
+        for a, b, c, d, e, f, g in inventory.execute(_CUSTOMER_LIMITS, [_ROWS_MOST])
     ]  # fmt: skip
 
 
 def sagas(orders: Connection) -> list[Saga]:
-    """Only those that look stuck, oldest first."""
+    """Only the sagas that look stuck, the oldest first."""
     return [
         Saga(order_id=str(a), phase=b, attempts=c, age_seconds=d, waits_for_customer=e)
         for a, b, c, d, e in orders.execute(_SAGAS, [STUCK_SECONDS, _ROWS_MOST])
     ]
 
 
-def tickets(inventory: Connection) -> Tickets:
-    row = inventory.execute(_TICKETS).fetchone()
-    assert row is not None
-    return Tickets(*row)
-
-
 def outboxes(connections: dict[str, Connection]) -> list[Outbox]:
-    """Those of the services that have one."""
+    """The outboxes of the services that have one."""
     found = []
     for service, connection in connections.items():
         if _single(connection, "SELECT to_regclass('outbox') IS NOT NULL"):
@@ -174,7 +164,7 @@ def orders(connection: Connection) -> Iterator[Order]:
 def reservations(connection: Connection) -> Iterator[Reservation]:
     for a, b, c, d, e, f in _stream(connection, _RESERVATIONS, _OVERDUE_SECONDS):
         yield Reservation(
-            id=str(a), customer_id=str(b), state=c, lines=_lines(d), returned=_added_up(e), overdue=f
+            id=str(a), customer_id=str(b), state=c, lines=_lines(d), returned=_summed(e), overdue=f
         )  # fmt: skip
 
 
@@ -189,13 +179,13 @@ def payments(connection: Connection) -> Iterator[Payment]:
 
 
 def customers_of_orders(connection: Connection) -> Iterator[str]:
-    """Sorted."""
+    """The customers of all orders, sorted."""
     for (id_,) in _stream(connection, "SELECT DISTINCT customer_id FROM orders ORDER BY 1"):
         yield str(id_)
 
 
 def users(identity: Connection) -> Iterator[str]:
-    """Sorted."""
+    """All users, sorted."""
     for (id_,) in _stream(identity, "SELECT id FROM users ORDER BY id"):
         yield str(id_)
 
@@ -205,12 +195,12 @@ def products_of_orders(connection: Connection) -> list[str]:
 
 
 def known_products(catalog: Connection, ids: Iterable[str]) -> set[str]:
-    """Those of `ids` that exist, deleted ones too."""
+    """The products among `ids` that exist, also deleted ones."""
     return {str(row[0]) for row in catalog.execute("SELECT id FROM products WHERE id = ANY(%s::uuid[])", [list(ids)])}
 
 
 def _stream(connection: Connection, query: str, *arguments: Any) -> Iterator[tuple[Any, ...]]:
-    # A cursor of the server's: rows come by the thousand, so that memory does not grow with the data.
+    # A server-side cursor: rows arrive in batches, so that memory does not grow with the data.
     with connection.cursor(name=f"audit_{uuid.uuid4().hex}") as cursor:
         cursor.itersize = _AT_ONCE
         cursor.execute(query, arguments or None)
@@ -227,8 +217,8 @@ def _lines(lines: list[dict[str, Any]]) -> tuple[LineKey, ...]:
     return tuple(sorted((line["product_id"], line["sale_id"] or "", line["quantity"]) for line in lines))
 
 
-def _added_up(lines: list[dict[str, Any]]) -> tuple[LineKey, ...]:
-    """One line for each product and sale."""
+def _summed(lines: list[dict[str, Any]]) -> tuple[LineKey, ...]:
+    """The lines summed up to one for each product and sale."""
     units: Counter[tuple[str, str]] = Counter()
     for product_id, sale_id, quantity in _lines(lines):
         units[product_id, sale_id] += quantity

@@ -1,4 +1,4 @@
-"""What an audit says."""
+"""The invariants that an audit checks, and its findings."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 KEPT_MOST = 1_000
-"""Findings kept for each invariant; the rest is only counted."""
+"""Findings kept for each invariant; further ones are only counted."""
 
 
 class Invariant(StrEnum):
-    """What must hold. The value is the name people read."""
+    """What must hold; the value is the name in reports."""
 
     SALES = "sales"
     STOCK = "stock"
@@ -20,31 +20,31 @@ class Invariant(StrEnum):
     LIMITS = "limits"
     SAGAS = "sagas"
     OUTBOX = "outbox"
-    KNOWN = "known"
+    REFERENCES = "references"
 
 
 MEANING = {
-    Invariant.SALES: "each sale's held and sold are its reservations less returns, within its allocation",
-    Invariant.STOCK: "on hand is the sum of the ledger; held, sold and restocked are reservations and returns",
-    Invariant.UNITS: "on hand + remaining + held + sold = units ever put in",
-    Invariant.ORDERS: "each paid order has its confirmed reservation, and each of these its order",
-    Invariant.MONEY: "captured - refunded = paid orders - refunds, payment by payment",
-    Invariant.LIMITS: "no customer holds or has bought more than a sale allows",
-    Invariant.SAGAS: "no order is stuck",
-    Invariant.OUTBOX: "events are on their way",
-    Invariant.KNOWN: "orders name products and customers that exist",
+    Invariant.SALES: "held and sold of each sale are its reservations less returns, within its allocation",
+    Invariant.STOCK: "on hand is the sum of movements; held, sold and restocked are reservations and returns",
+    Invariant.UNITS: "on hand + remaining + held + sold = all units ever put in",
+    Invariant.ORDERS: "each paid order has one confirmed reservation, and each confirmed reservation an order",
+    Invariant.MONEY: "captured - refunded = paid orders - refunds, for each payment and in sum",
+    Invariant.LIMITS: "no customer has more units of a sale than its limit",
+    Invariant.SAGAS: "no saga is stuck",
+    Invariant.OUTBOX: "events are published within seconds",
+    Invariant.REFERENCES: "products and customers of orders exist",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that does not add up. `ids` say where, and with the invariant tell one finding from another."""
+    """Something that does not add up. The invariant and the `ids` identify a finding."""
 
     invariant: Invariant
     ids: tuple[str, ...]
     text: str
     warning: bool = False
-    """Worth a look, but nothing is lost."""
+    """No unit and no money is lost, but an operator should look."""
 
     @property
     def key(self) -> tuple[Invariant, tuple[str, ...]]:
@@ -53,13 +53,13 @@ class Finding:
 
 @dataclass
 class Findings:
-    """All findings of one pass, in bounded memory."""
+    """The findings of one reading, in bounded memory."""
 
     kept: list[Finding] = field(default_factory=list)
     counts: Counter[Invariant] = field(default_factory=Counter)
 
     def add(self, findings: Iterable[Finding]) -> None:
-        """Keeps findings while there is room, and counts all of them."""
+        """Counts all findings, and keeps up to `KEPT_MOST` of each invariant."""
         for finding in findings:
             self.counts[finding.invariant] += 1
             if self.counts[finding.invariant] <= KEPT_MOST:

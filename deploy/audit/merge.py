@@ -1,4 +1,4 @@
-"""Puts rows of several streams together by order id. All streams are sorted, so one row of each is kept at a time."""
+"""Joins several streams of rows by order id. Streams are sorted, so only one row of each is in memory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class _Stream(Generic[T]):
-    """A sorted stream from which rows are taken key by key."""
+    """A sorted stream, read key by key."""
 
     def __init__(self, name: str, rows: Iterable[T], key: Callable[[T], str]) -> None:
         self._name, self._rows, self._key = name, iter(rows), key
@@ -18,7 +18,7 @@ class _Stream(Generic[T]):
         self._next()
 
     def take(self, key: str) -> tuple[T, ...]:
-        """The rows under `key`, if the stream stands there."""
+        """Takes the rows with `key`, if the stream has reached it."""
         taken = []
         while self.key == key:
             assert self._row is not None
@@ -29,7 +29,7 @@ class _Stream(Generic[T]):
     def _next(self) -> None:
         before, self._row = self.key, next(self._rows, None)
         self.key = None if self._row is None else self._key(self._row)
-        # What is out of order would be missed, and an audit that misses things is worse than none.
+        # A row out of order would be missed, so the audit fails instead.
         assert before is None or self.key is None or self.key >= before, f"{self._name} are not sorted"
 
 
@@ -39,7 +39,7 @@ def cases(
     payments: Iterable[Payment],
     captures: Iterable[Capture],
 ) -> Iterator[Case]:
-    """All that is known of each order id. Every stream must be sorted by it; captures may share one."""
+    """Joins the rows of each order id. Every stream must be sorted by it; several captures may have the same."""
     o = _Stream("orders", orders, lambda row: row.id)
     r = _Stream("reservations", reservations, lambda row: row.id)
     p = _Stream("payments", payments, lambda row: row.order_id)
@@ -50,7 +50,7 @@ def cases(
 
 
 def missing(wanted: Iterable[str], known: Iterable[str]) -> Iterator[str]:
-    """Those of `wanted` that are not among `known`; both sorted."""
+    """The items of `wanted` that `known` lacks; both are sorted."""
     stream = _Stream("known ids", known, lambda row: row)
     for key in wanted:
         while stream.key is not None and stream.key < key:

@@ -1,4 +1,4 @@
-"""What the checks look at: plain rows, as the databases and the provider have them. Ids are strings."""
+"""The rows that the checks compare, as the databases and the provider have them. Ids are strings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Sale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stock:
-    """The ordinary stock of one product, and the sums of its ledger by kind of movement."""
+    """The ordinary stock of one product, and the sums of its movements by kind."""
 
     product_id: str
     on_hand: int
@@ -31,7 +31,7 @@ class Stock:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Units in reservations that are `HELD`, and that are `CONFIRMED`; and those of the latter that came back."""
+    """Units of reservations that are `HELD` or `CONFIRMED`, and of the latter those that were returned."""
 
     held: int = 0
     confirmed: int = 0
@@ -40,16 +40,15 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """What all reservations take, by sale, and by product where it is ordinary stock."""
+    """The units that reservations take, by sale, or by product for ordinary stock."""
 
     sales: Mapping[str, Units]
     stock: Mapping[str, Units]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allowance:
-    """What one customer has of one sale with a limit: as counted by the sale, and as their reservations say,
-    less what came back of them."""
+class CustomerUnits:
+    """The units of one customer in one sale with a limit: as the sale counts them, and as reservations do."""
 
     sale_id: str
     customer_id: str
@@ -58,7 +57,7 @@ class Allowance:
     reserved: int
     terms_changed: bool
     paid_late: bool
-    """They paid after their hold had ended, and were given units again; the limit is not asked then."""
+    """They paid after their hold had ended, and the units were retaken, which ignores the limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +83,14 @@ class Reservation:
     state: str
     lines: tuple[LineKey, ...]
     returned: tuple[LineKey, ...] = ()
-    """What came back of `lines`, after a refund; all returns together."""
+    """The sum of all returns of `lines`."""
     overdue: bool
-    """It should have expired a while ago."""
+    """It is past its expiry by more than a minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
-    """One order's payment, as the payments service knows it."""
+    """The payment of one order, in the payments database."""
 
     id: str
     order_id: str
@@ -107,7 +106,7 @@ class Payment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """One payment that succeeded, as the provider knows it."""
+    """One successful payment in the provider's ledger."""
 
     id: str
     order_id: str
@@ -119,7 +118,7 @@ class Capture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """All that is known of one order id, from everywhere."""
+    """All rows of one order id."""
 
     id: str
     order: Order | None = None
@@ -130,7 +129,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saga:
-    """An order on its way."""
+    """A saga that looks stuck."""
 
     order_id: str
     phase: str
@@ -141,16 +140,8 @@ class Saga:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbox:
-    """Events of one service that nobody was told of yet."""
+    """The events of one service that are not published yet."""
 
     service: str
     waiting: int
     oldest_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Tickets:
-    """Orders that were accepted with their hold, and that nobody has written yet."""
-
-    kept: int = 0
-    oldest_seconds: float = 0.0

@@ -1,26 +1,26 @@
-"""An audit's report as lines to read."""
+"""Formats the report of an audit as lines for people."""
 
 from collections.abc import Iterator
 
 from deploy.audit.audit import Report
 from deploy.audit.findings import MEANING, Invariant
 
-FINE, WRONG, ODD = "✓", "✗", "!"
+FINE, WRONG, WARNING = "✓", "✗", "!"
 _SHOWN_MOST = 10
 
 
 def mark(report: Report, invariant: Invariant) -> str:
-    """How the invariant fares, in one sign."""
+    """The sign of an invariant: holds, broken, or only warnings."""
     found = report.of(invariant)
     if any(not finding.warning for finding in found):
         return WRONG
-    return ODD if found else FINE
+    return WARNING if found else FINE
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The whole report: a line for each invariant, its findings under it, and the verdict last."""
+    """The report: a line for each invariant, with its findings, and the verdict as the last line."""
     for invariant in Invariant:
-        yield f"{mark(report, invariant)} {invariant:<7} {numbers(report, invariant)}"
+        yield f"{mark(report, invariant)} {invariant:<10} {numbers(report, invariant)}"
         found = report.of(invariant)
         if found:
             yield f"    must hold: {MEANING[invariant]}"
@@ -30,7 +30,7 @@ def lines(report: Report) -> Iterator[str]:
             yield f"    … and {len(found) - _SHOWN_MOST:,} more"
     if report.books.in_flight_count:
         some = ", ".join(report.books.in_flight[:3]) + (", …" if report.books.in_flight_count > 3 else "")
-        yield f"  in flight, not judged: {count(report.books.in_flight_count, 'order')} or hold still to end ({some})"
+        yield f"  in progress, not checked: {count(report.books.in_flight_count, 'order')} or hold ({some})"
     yield f"  read in {report.seconds:.1f} s, {count(report.passes, 'time')}"
     yield verdict(report)
 
@@ -44,13 +44,13 @@ def verdict(report: Report) -> str:
 
 
 def numbers(report: Report, invariant: Invariant) -> str:
-    """What was compared."""
+    """The numbers that were compared."""
     books = report.books
     if invariant is Invariant.SALES:
         held, sold = sum(sale.held for sale in report.sales), sum(sale.sold for sale in report.sales)
-        return f"{count(len(report.sales), 'sale')}: {held:,} held, {sold:,} sold, as reserved"
+        return f"{count(len(report.sales), 'sale')}: {held:,} held, {sold:,} sold, as in their reservations"
     if invariant is Invariant.STOCK:
-        return f"{count(len(report.stocks), 'product')}: stock is the sum of its ledger"
+        return f"{count(len(report.stocks), 'product')}: on hand is the sum of the movements"
     if invariant is Invariant.UNITS:
         return str(report.units)
     if invariant is Invariant.ORDERS:
@@ -58,20 +58,20 @@ def numbers(report: Report, invariant: Invariant) -> str:
     if invariant is Invariant.MONEY:
         return money(report)
     if invariant is Invariant.LIMITS:
-        return "limits per customer" if report.of(invariant) else "no customer above a sale's limit"
+        return "customer limits" if report.of(invariant) else "no customer is above a sale's limit"
     if invariant is Invariant.SAGAS:
-        return f"{count(books.in_flight_count, 'order')} under way, {len(report.of(invariant)):,} stuck"
+        return f"{count(books.in_flight_count, 'order')} in progress, {len(report.of(invariant)):,} stuck"
     if invariant is Invariant.OUTBOX:
-        return f"{count(sum(outbox.waiting for outbox in report.outboxes), 'event')} waiting to be told"
-    return "orders' products and customers exist"
+        return f"{count(sum(outbox.waiting for outbox in report.outboxes), 'event')} not published yet"
+    return "products and customers of orders exist"
 
 
 def money(report: Report) -> str:
     """The totals, per currency."""
     books = report.books
-    whose = "captured" if books.with_ledger else "captured, by our own word (this provider has no ledger to read),"
+    whose = "captured" if books.with_ledger else "captured, as in payments (the provider has no ledger to read),"
     sums = [
-        f"{currency} {amount(books.captured[currency])} {whose} - {amount(books.given_back[currency])} refunded,"
+        f"{currency} {amount(books.captured[currency])} {whose} - {amount(books.provider_refunds[currency])} refunded,"
         f" paid orders {amount(books.ordered[currency])} - {amount(books.refunded[currency])}"
         for currency in sorted(books.captured.keys() | books.ordered.keys())
     ]
@@ -79,10 +79,10 @@ def money(report: Report) -> str:
 
 
 def amount(minor: int) -> str:
-    """Minor units, as the provider counts them."""
+    """An amount in minor units, as the provider counts them."""
     return f"{minor:,} minor units"
 
 
 def count(number: int, noun: str) -> str:
-    """So many of something, in words."""
+    """A number with its noun, in the plural unless it is 1."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -1,4 +1,4 @@
-"""Where an audit reads: five databases and the provider's ledger, none of which it can change."""
+"""Opens what an audit reads: five databases and the provider's ledger. It can change none of them."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from deploy.local.ports import SERVICES
 _CONNECT_SECONDS = 5
 _LEDGER_SECONDS = 30
 _BATCH = 2_000
-# Said by the session rather than by us, so that no statement of ours could write by mistake.
+# The session enforces this, so that no statement can write by mistake.
 _OPTIONS = (
     "-c default_transaction_read_only=on -c default_transaction_isolation=repeatable\\ read"
     " -c statement_timeout=10min -c idle_in_transaction_session_timeout=10min"
@@ -31,42 +31,42 @@ Connection = psycopg.Connection[TupleRow]
 
 
 class Unreachable(Exception):
-    """A database or the provider cannot be read. Says which, and why."""
+    """A database or the provider cannot be read. The message names it and the reason."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Addresses of all that is read."""
+    """The addresses of the databases and the ledger."""
 
     databases: Mapping[str, str] = field(repr=False)
     """By service."""
     ledger_url: str | None = None
-    """The sandbox provider's address. None where the provider keeps no ledger that can be read."""
+    """The address of the sandbox. None if the provider has no ledger to read."""
 
     @classmethod
     def of(cls, site: Site) -> "Sources":
-        """Those of a local mesh."""
+        """The sources of a local mesh."""
         return cls({name: site.database_url(name) for name in SERVICES}, site.sandbox_url)
 
     @classmethod
     def here(cls, environ: Mapping[str, str] = os.environ) -> "Sources":
-        """As `CATALOG_DATABASE_URL` and so on and `SANDBOX_URL` say; those of the local mesh where none is set.
+        """The sources at `CATALOG_DATABASE_URL` and so on, and `SANDBOX_URL`; those of the local mesh if none is set.
 
-        Raises `Unreachable` where only some are set: half of two systems adds up to nothing.
+        Raises `Unreachable` if only some are set: the halves of two systems do not add up.
         """
         named = {name: environ.get(f"{name.upper()}_DATABASE_URL", "") for name in SERVICES}
         if not any(named.values()):
             return cls.of(Site.here())
         if lacking := [f"{name.upper()}_DATABASE_URL" for name, url in named.items() if not url]:
-            raise Unreachable(f"some databases are named, but not all: set {', '.join(lacking)} too")
+            raise Unreachable(f"some databases are set, but not all: set {', '.join(lacking)} too")
         return cls(named, environ.get("SANDBOX_URL") or None)
 
     @contextlib.contextmanager
     def connections(self) -> Iterator[dict[str, Connection]]:
-        """One read-only session for each database, each with one snapshot, taken as close together as can be."""
+        """Opens a read-only session for each database, with one snapshot each, taken right after each other."""
         with contextlib.ExitStack() as stack:
             opened = {name: stack.enter_context(_connect(name, url)) for name, url in self.databases.items()}
-            # Orders first: what the others know of an order that is not there yet is recognised as such.
+            # Orders first: rows of an order that is not there yet are recognised as in progress.
             for name in sorted(opened, key=lambda name: name != "orders"):
                 opened[name].execute("SELECT 1")
             yield opened
@@ -86,16 +86,16 @@ def _connect(name: str, url: str) -> Iterator[Connection]:
     try:
         yield connection
     except psycopg.OperationalError as error:
-        raise Unreachable(f"a database broke off: {str(error).splitlines()[0]}") from None
+        raise Unreachable(f"a connection was lost: {str(error).splitlines()[0]}") from None
     finally:
         connection.close()
 
 
 @contextlib.contextmanager
 def captures(ledger_url: str | None) -> Iterator[Iterator[Capture]]:
-    """The provider's successful payments, sorted by order id; none where there is no ledger.
+    """The provider's successful payments, sorted by order id; none without a ledger.
 
-    The ledger comes in the provider's own order and may be large, so it is sorted on disk.
+    The ledger has an order of its own and may be large, so it is sorted on disk.
     """
     if ledger_url is None:
         yield iter(())

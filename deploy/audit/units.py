@@ -1,10 +1,10 @@
-"""Do units add up? Pure checks over rows of the inventory database."""
+"""Pure checks over rows of inventory, sagas and outboxes: units are conserved, nothing is stuck."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from deploy.audit.findings import Finding, Invariant
-from deploy.audit.rows import Allowance, Outbox, Pools, Saga, Sale, Stock, Tickets, Units
+from deploy.audit.rows import CustomerUnits, Outbox, Pools, Saga, Sale, Stock, Units
 
 STUCK_SECONDS = 120
 OUTBOX_SECONDS = 10
@@ -13,16 +13,16 @@ _NONE = Units()
 
 
 def check_sales(sales: Iterable[Sale], pools: Pools) -> Iterator[Finding]:
-    """Counters of sales against the reservations that take from them."""
+    """Compares the counters of sales with the reservations that take from them."""
     seen = set()
     for sale in sales:
         seen.add(sale.id)
         wrong = []
         units = pools.sales.get(sale.id, _NONE)
         if sale.held != units.held:
-            wrong.append(f"held says {sale.held}, its reservations hold {units.held}")
+            wrong.append(f"held is {sale.held}, but its reservations hold {units.held}")
         if sale.sold != units.confirmed - units.returned:
-            wrong.append(f"sold says {sale.sold}, its reservations confirm {_confirmed(units)}")
+            wrong.append(f"sold is {sale.sold}, but its reservations confirm {_confirmed(units)}")
         if min(sale.held, sale.sold, sale.returned) < 0 or sale.held + sale.sold + sale.returned > sale.allocation:
             wrong.append(f"{sale.held} held + {sale.sold} sold + {sale.returned} returned of {sale.allocation}")
         if wrong:
@@ -32,11 +32,11 @@ def check_sales(sales: Iterable[Sale], pools: Pools) -> Iterator[Finding]:
 
 
 def _confirmed(units: Units) -> str:
-    return f"{units.confirmed}, of which {units.returned} came back" if units.returned else str(units.confirmed)
+    return f"{units.confirmed}, of which {units.returned} were returned" if units.returned else str(units.confirmed)
 
 
 def check_stock(stocks: Iterable[Stock], pools: Pools) -> Iterator[Finding]:
-    """Ordinary stock against its ledger and the reservations that take from it."""
+    """Compares ordinary stock with its movements and with the reservations that take from it."""
     seen = set()
     for stock in stocks:
         seen.add(stock.product_id)
@@ -44,24 +44,24 @@ def check_stock(stocks: Iterable[Stock], pools: Pools) -> Iterator[Finding]:
         units = pools.stock.get(stock.product_id, _NONE)
         ledger, sold, restocked = sum(stock.moved.values()), -stock.moved.get(_SOLD, 0), stock.moved.get(_RESTOCKED, 0)
         if stock.on_hand != ledger:
-            wrong.append(f"on hand says {stock.on_hand}, the ledger {ledger}")
+            wrong.append(f"on hand is {stock.on_hand}, but the sum of its movements {ledger}")
         if stock.held != units.held:
-            wrong.append(f"held says {stock.held}, its reservations hold {units.held}")
+            wrong.append(f"held is {stock.held}, but its reservations hold {units.held}")
         if sold != units.confirmed:
-            wrong.append(f"the ledger says {sold} sold, its reservations confirm {units.confirmed}")
+            wrong.append(f"movements sold {sold}, but its reservations confirm {units.confirmed}")
         if restocked != units.returned:
-            wrong.append(f"the ledger says {restocked} restocked, {units.returned} came back")
+            wrong.append(f"movements restocked {restocked}, but {units.returned} were returned")
         if not 0 <= stock.held <= stock.on_hand:
             wrong.append(f"{stock.held} held of {stock.on_hand} on hand")
         if wrong:
             yield Finding(Invariant.STOCK, (stock.product_id,), f"product {stock.product_id}: {'; '.join(wrong)}")
     for product_id in pools.stock.keys() - seen:
-        text = f"reservations take from the stock of product {product_id}, which has none"
+        text = f"reservations take from the stock of product {product_id}, which has no stock"
         yield Finding(Invariant.STOCK, (product_id,), text)
 
 
 def check_units(stocks: Iterable[Stock], sales: Iterable[Sale]) -> Iterator[Finding]:
-    """Every unit ever put in is somewhere."""
+    """Checks that every unit ever put in is on hand, in a sale, held or sold."""
     sales_of: dict[str, list[Sale]] = defaultdict(list)
     for sale in sales:
         sales_of[sale.product_id].append(sale)
@@ -72,7 +72,7 @@ def check_units(stocks: Iterable[Stock], sales: Iterable[Sale]) -> Iterator[Find
 
 
 class Account:
-    """Where the units of one product, or of several, are."""
+    """Where the units of one or several products are."""
 
     def __init__(self) -> None:
         self.put_in = self.on_hand = self.remaining = self.held = self.sold = 0
@@ -84,7 +84,7 @@ class Account:
         return account
 
     def add(self, stock: Stock, sales: Sequence[Sale]) -> None:
-        """Counts one more product. `held` is what sales hold: what stock holds is still on hand."""
+        """Adds one product. `held` counts only units of sales: held units of ordinary stock are still on hand."""
         moved = stock.moved
         sold = -moved.get(_SOLD, 0) - moved.get(_RESTOCKED, 0)
         inner = (_SOLD, _RESTOCKED, _ALLOCATED, _RETURNED)
@@ -106,38 +106,33 @@ class Account:
         )
 
 
-def check_limits(allowances: Iterable[Allowance]) -> Iterator[Finding]:
-    """No customer has more of a sale than it allows, and the sale counts what they have."""
-    for row in allowances:
+def check_limits(customer_units: Iterable[CustomerUnits]) -> Iterator[Finding]:
+    """Checks that no customer is above the limit of a sale, and that the sale counts their units right."""
+    for row in customer_units:
         wrong = []
         if row.counted != row.reserved:
-            wrong.append(f"{row.counted} are counted, {row.reserved} reserved")
+            wrong.append(f"the sale counts {row.counted} units, reservations have {row.reserved}")
         if max(row.counted, row.reserved) > row.limit and not row.paid_late:
-            wrong.append(f"has {max(row.counted, row.reserved)} of {row.limit} allowed")
+            wrong.append(f"has {max(row.counted, row.reserved)} units, the limit is {row.limit}")
         if wrong:
-            # Terms that changed while the sale ran leave customers above them who were not above the old ones.
+            # A limit that was lowered during the sale leaves customers above it who were not above the old one.
             text = f"customer {row.customer_id} in sale {row.sale_id}: {'; '.join(wrong)}"
             yield Finding(Invariant.LIMITS, (row.sale_id, row.customer_id), text, warning=row.terms_changed)
 
 
 def check_sagas(sagas: Iterable[Saga]) -> Iterator[Finding]:
-    """No order is stuck, unless it is its customer who takes long."""
+    """Checks that no saga is stuck; time spent waiting for a customer does not count."""
     for saga in sagas:
         if saga.age_seconds > STUCK_SECONDS and not saga.waits_for_customer:
             text = f"order {saga.order_id}: {saga.phase} for {saga.age_seconds:.0f} s, {saga.attempts} attempts"
             yield Finding(Invariant.SAGAS, (saga.order_id,), text)
 
 
-def check_tickets(tickets: Tickets) -> Iterator[Finding]:
-    """Orders that were accepted are written soon after."""
-    if tickets.oldest_seconds > STUCK_SECONDS:
-        number, age = tickets.kept, f"{tickets.oldest_seconds:.0f} s"
-        yield Finding(Invariant.SAGAS, ("tickets",), f"{number} orders accepted, not written, the oldest for {age}")
-
-
 def check_outboxes(outboxes: Iterable[Outbox]) -> Iterator[Finding]:
-    """Events leave within seconds. If they do not, others hear of things late; nothing is lost."""
+    """Checks that events are published within seconds. Late events lose nothing, so this is a warning."""
     for outbox in outboxes:
         if outbox.oldest_seconds > OUTBOX_SECONDS:
-            text = f"{outbox.service}: {outbox.waiting} events wait, the oldest for {outbox.oldest_seconds:.0f} s"
+            text = (
+                f"{outbox.service}: {outbox.waiting} events unpublished, the oldest for {outbox.oldest_seconds:.0f} s"
+            )
             yield Finding(Invariant.OUTBOX, (outbox.service,), text, warning=True)

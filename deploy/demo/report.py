@@ -57,7 +57,7 @@ class Outcome:
 
     def _money(self) -> Check:
         books = self.ours.books
-        has = books.captured[CURRENCY] - books.given_back[CURRENCY]
+        has = books.captured[CURRENCY] - books.provider_refunds[CURRENCY]
         due = self.sale["sold"] * SALE_PRICE_MINOR
         paid = books.ordered[CURRENCY] - books.refunded[CURRENCY]
         numbers = (

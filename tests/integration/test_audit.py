@@ -1,4 +1,4 @@
-"""The audit on real databases with the services' own schemas: it sees what was tampered with."""
+"""The audit on real databases with the services' schemas finds each row that was tampered with."""
 
 import http.server
 import json
@@ -47,7 +47,7 @@ GOOD = {
 }
 
 
-# One of the two came back, with half of the money: on sale again, and no longer counted against the limit.
+# One of the two units was returned, with a refund of half the price: on sale again, and not counted for the limit.
 _ONE = json.dumps([LINE | {"quantity": 1}])
 RETURNED = {
     "inventory": f"""
@@ -60,7 +60,7 @@ RETURNED = {
 
 @dataclass
 class Shop:
-    """Five databases and a provider's ledger that add up, until somebody tampers with them."""
+    """Five databases and a provider's ledger that add up, until a test tampers with them."""
 
     sources: Sources
     ledger: list[dict[str, object]]
@@ -78,7 +78,7 @@ class Shop:
 
 @pytest.fixture
 def ledger() -> Iterator[tuple[str, list[dict[str, object]]]]:
-    """The address of a provider's ledger, and what stands in it."""
+    """The address of a provider's ledger, and its entries."""
     entries: list[dict[str, object]] = [ENTRY]
 
     class Ledger(http.server.BaseHTTPRequestHandler):
@@ -88,7 +88,7 @@ def ledger() -> Iterator[tuple[str, list[dict[str, object]]]]:
             self.wfile.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ledger) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -110,7 +110,7 @@ async def shop(database: Callable[[str], Awaitable[Database]], ledger: tuple[str
     return made
 
 
-async def test_what_adds_up_is_found_to(shop: Shop) -> None:
+async def test_untouched_databases_add_up(shop: Shop) -> None:
     report = shop.audit()
     assert report.findings.kept == []
     assert str(report.units) == "90 on hand + 8 in sales + 0 held + 2 sold = 100 put in"
@@ -130,19 +130,13 @@ async def test_what_adds_up_is_found_to(shop: Shop) -> None:
         ("orders", "UPDATE orders SET total_minor = 1", {Invariant.MONEY}),
         ("payments", "UPDATE payments SET refunded_minor = 1", {Invariant.MONEY}),
         ("payments", "DELETE FROM payments", {Invariant.MONEY}),
-        ("catalog", "DELETE FROM products", {Invariant.KNOWN}),
-        ("identity", "DELETE FROM users", {Invariant.KNOWN}),
+        ("catalog", "DELETE FROM products", {Invariant.REFERENCES}),
+        ("identity", "DELETE FROM users", {Invariant.REFERENCES}),
         (
             "orders",
             f"INSERT INTO sagas (order_id, phase, steps_done, payment_method, next_time, create_time)"
             f" SELECT '{ORDER}', 'FORWARD', 1, '', now(), now() - interval '1 hour';"
             f" UPDATE orders SET state = 'PENDING', update_time = now() - interval '1 hour'",
-            {Invariant.SAGAS},
-        ),
-        (
-            "inventory",
-            f"INSERT INTO tickets (reservation_id, ticket, create_time)"
-            f" VALUES ('{ORDER}', '', now() - interval '1 hour'), ('{ANN}', '', now())",
             {Invariant.SAGAS},
         ),
         (
@@ -153,9 +147,7 @@ async def test_what_adds_up_is_found_to(shop: Shop) -> None:
         ),
     ],
 )
-async def test_what_was_tampered_with_is_found(
-    shop: Shop, service: str, statement: str, broken: set[Invariant]
-) -> None:
+async def test_a_tampered_row_is_found(shop: Shop, service: str, statement: str, broken: set[Invariant]) -> None:
     shop.tamper(service, statement)
     assert shop.broken() == broken
 
@@ -171,7 +163,7 @@ async def test_what_was_tampered_with_is_found(
             {Invariant.SALES, Invariant.STOCK, Invariant.LIMITS, Invariant.ORDERS}),
     ],
 )  # fmt: skip
-async def test_units_that_came_back_are_counted(shop: Shop, statement: str, broken: set[Invariant]) -> None:
+async def test_returned_units_are_counted(shop: Shop, statement: str, broken: set[Invariant]) -> None:
     for service, statements in RETURNED.items():
         shop.tamper(service, statements)
     shop.ledger[0] = {**ENTRY, "amount_refunded": 1999}
@@ -179,7 +171,7 @@ async def test_units_that_came_back_are_counted(shop: Shop, statement: str, brok
     assert shop.broken() == broken
 
 
-async def test_units_of_stock_that_came_back_are_neither_sold_nor_put_in(shop: Shop) -> None:
+async def test_returned_stock_is_neither_sold_nor_put_in(shop: Shop) -> None:
     lines = json.dumps([LINE | {"sale_id": None, "quantity": 3}])
     other = str(uuid.UUID(int=9))
     shop.tamper(
@@ -196,21 +188,21 @@ async def test_units_of_stock_that_came_back_are_neither_sold_nor_put_in(shop: S
     assert str(report.units) == "90 on hand + 8 in sales + 0 held + 2 sold = 100 put in"
 
 
-async def test_a_provider_that_has_more_or_less_is_found(shop: Shop) -> None:
+async def test_more_or_less_money_at_the_provider_is_found(shop: Shop) -> None:
     shop.ledger.append({**ENTRY, "id": "pi_2", "metadata": {}})
     assert shop.broken() == {Invariant.MONEY}
     shop.ledger.clear()
     assert shop.broken() == {Invariant.MONEY}
 
 
-async def test_only_what_has_to_do_with_a_product_is_judged_if_asked_for(shop: Shop) -> None:
+async def test_an_audit_of_one_product_ignores_others(shop: Shop) -> None:
     shop.tamper("inventory", "UPDATE flash_sales SET sold = 3")
     other = str(uuid.UUID(int=99))
     assert audit(shop.sources, products={other}, patience_seconds=0).adds_up
     assert not audit(shop.sources, products={SHOE}, patience_seconds=0).adds_up
 
 
-async def test_what_mends_itself_meanwhile_is_not_called_wrong(shop: Shop) -> None:
+async def test_a_problem_that_ends_meanwhile_is_no_finding(shop: Shop) -> None:
     shop.tamper("orders", "UPDATE orders SET state = 'FAILED'")
 
     def mend(_: float) -> None:
@@ -225,12 +217,12 @@ async def test_the_audit_cannot_write(shop: Shop) -> None:
         connections["orders"].execute("DELETE FROM orders")
 
 
-async def test_what_cannot_be_reached_is_named() -> None:
+async def test_an_unreachable_database_is_named() -> None:
     urls = dict.fromkeys(SERVICES, "postgresql+psycopg://nobody@127.0.0.1:9/nothing")
     with pytest.raises(Unreachable, match="the catalog database cannot be reached"):
         audit(Sources(urls))
 
 
-def test_half_of_the_addresses_are_refused() -> None:
+def test_only_some_addresses_are_refused() -> None:
     with pytest.raises(Unreachable, match="set CATALOG_DATABASE_URL, IDENTITY_DATABASE_URL"):
         Sources.here({"ORDERS_DATABASE_URL": "postgresql://x/orders"})

@@ -58,7 +58,7 @@ def read(site: Site, sale_id: str) -> SaleRecords:
                 for row in fetch.orders(orders)
                 if any(sale == sale_id for _, sale, _ in row.lines)
             },
-            miscounted=sum(1 for row in fetch.allowances(inventory) if row.sale_id == sale_id),
+            miscounted=sum(1 for row in fetch.customer_units(inventory) if row.sale_id == sale_id),
         )
 
 

@@ -1,4 +1,4 @@
-"""Each invariant of orders and money holds on a good case, and fails on tampered ones."""
+"""The invariants of orders and money hold on good cases, and fail on each tampered one."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ REFUNDED = Case(
     payment=replace(PAYMENT, state="REFUNDED", refunded_minor=1999),
     captures=(replace(CAPTURE, refunded_minor=1999),),
 )
-PARTLY = Case(
+PARTLY_REFUNDED = Case(
     id="o",
     order=replace(ORDER, state="PARTIALLY_REFUNDED"),
     reservation=RESERVATION,
@@ -39,9 +39,9 @@ PARTLY = Case(
     captures=(replace(CAPTURE, refunded_minor=500),),
 )
 RESTOCKED = replace(REFUNDED, reservation=replace(RESERVATION, returned=LINES))
-# Paid, and called off by staff: all the money went back, and the units or not.
-CALLED_OFF = replace(REFUNDED, order=replace(ORDER, state="CANCELLED"))
-# Money came after the order had expired, and went back.
+# Paid, then cancelled by staff: all of the money was refunded, and the units were returned or not.
+CANCELLED_BY_STAFF = replace(REFUNDED, order=replace(ORDER, state="CANCELLED"))
+# A stray charge, after the order had expired, and refunded.
 STRAY = replace(
     FAILED, order=replace(ORDER, state="EXPIRED"), captures=(replace(CAPTURE, refunded_minor=CAPTURE.amount_minor),)
 )
@@ -56,7 +56,7 @@ ORPHANED_HOLD = Case(id="o", reservation=replace(RESERVATION, state="HELD"))
 
 
 def found(case: Case) -> set[Invariant]:
-    """What a case breaks, sums included; each finding names the order or the currency."""
+    """The invariants that a case breaks, sums included; each finding has the id of the order or the currency."""
     books = Books()
     findings = [*books.enter(case), *books.check_totals()]
     assert all(finding.ids in ((case.id,), ("USD",), ("EUR",)) for finding in findings)
@@ -70,16 +70,19 @@ def found(case: Case) -> set[Invariant]:
         replace(PAID, order=replace(ORDER, state="SHIPPED")),
         FAILED,
         REFUNDED,
-        PARTLY,
+        PARTLY_REFUNDED,
         RESTOCKED,
-        replace(PARTLY, reservation=replace(RESERVATION, returned=LINES)),
-        CALLED_OFF,
-        replace(CALLED_OFF, reservation=RESTOCKED.reservation),
-        # An operator took the confirmation back.
+        replace(PARTLY_REFUNDED, reservation=replace(RESERVATION, returned=LINES)),
+        CANCELLED_BY_STAFF,
+        replace(CANCELLED_BY_STAFF, reservation=RESTOCKED.reservation),
+        # An operator compensated the confirmation.
         replace(FAILED, reservation=RESTOCKED.reservation),
-        # What cost nothing has no money to go back.
+        # An order of amount 0 has no money to refund.
         replace(
-            CALLED_OFF, payment=replace(PAYMENT, amount_minor=0), captures=(), order=replace(ORDER, state="CANCELLED")
+            CANCELLED_BY_STAFF,
+            payment=replace(PAYMENT, amount_minor=0),
+            captures=(),
+            order=replace(ORDER, state="CANCELLED"),
         ),
         STRAY,
         PENDING,
@@ -102,7 +105,7 @@ def test_good_cases_add_up(case: Case) -> None:
         replace(REFUNDED, reservation=replace(RESERVATION, returned=(("shoe", "sale", 2),))),
         replace(REFUNDED, reservation=replace(RESERVATION, returned=(("shoe", "", 1),))),
         replace(FAILED, reservation=replace(RESERVATION, state="RELEASED", returned=LINES)),
-        replace(CALLED_OFF, reservation=replace(RESERVATION, state="HELD"), payment=None, captures=()),
+        replace(CANCELLED_BY_STAFF, reservation=replace(RESERVATION, state="HELD"), payment=None, captures=()),
         replace(FAILED, reservation=RESERVATION),
         replace(FAILED, order=replace(ORDER, state="CANCELLED"), reservation=RESERVATION),
         replace(FAILED, reservation=replace(RESERVATION, state="HELD")),
@@ -111,7 +114,7 @@ def test_good_cases_add_up(case: Case) -> None:
         replace(FAILED, order=replace(ORDER, state="PENDING")),
     ],
 )
-def test_an_order_and_a_reservation_that_disagree_are_found(case: Case) -> None:
+def test_a_reservation_that_contradicts_its_order_is_found(case: Case) -> None:
     assert found(case) == {Invariant.ORDERS}
 
 
@@ -127,11 +130,11 @@ def test_an_order_and_a_reservation_that_disagree_are_found(case: Case) -> None:
         replace(FAILED, payment=PAYMENT, captures=(CAPTURE,)),
         replace(FAILED, payment=replace(PAYMENT, state="PROCESSING")),
         replace(REFUNDED, payment=replace(REFUNDED.payment or PAYMENT, refunded_minor=1998)),
-        replace(PARTLY, payment=PAYMENT, captures=(CAPTURE,)),
+        replace(PARTLY_REFUNDED, payment=PAYMENT, captures=(CAPTURE,)),
         Case(id="o", payment=PAYMENT, captures=(CAPTURE,)),
     ],
 )
-def test_an_order_and_a_payment_that_disagree_are_found(case: Case) -> None:
+def test_a_payment_that_contradicts_its_order_is_found(case: Case) -> None:
     assert found(case) == {Invariant.MONEY}
 
 
@@ -147,33 +150,33 @@ def test_an_order_and_a_payment_that_disagree_are_found(case: Case) -> None:
         (CAPTURE, replace(CAPTURE, id="twice")),
     ],
 )
-def test_a_provider_that_says_otherwise_is_found(captures: tuple[Capture, ...]) -> None:
+def test_a_ledger_that_contradicts_the_payment_is_found(captures: tuple[Capture, ...]) -> None:
     assert found(replace(PAID, captures=captures)) == {Invariant.MONEY}
 
 
-def test_money_of_no_order_is_found() -> None:
+def test_a_capture_without_an_order_is_found() -> None:
     assert found(Case(id="", captures=(replace(CAPTURE, order_id=""),))) == {Invariant.MONEY}
 
 
-def test_money_for_a_declined_order_is_found() -> None:
+def test_a_capture_for_a_declined_order_is_found() -> None:
     assert found(replace(FAILED, captures=(CAPTURE,))) == {Invariant.MONEY}
 
 
-def test_what_is_in_flight_is_counted_apart_and_not_judged() -> None:
+def test_orders_in_flight_are_counted_but_not_checked() -> None:
     books = Books()
     for case in (PAID, PENDING, replace(PAID, payment=replace(PAYMENT, refunds_pending=1))):
         assert books.enter(case) == []
     assert (books.in_flight_count, books.captured["USD"], books.ordered["USD"]) == (2, 1999, 1999)
 
 
-def test_without_a_ledger_the_word_of_payments_is_taken() -> None:
+def test_without_a_ledger_payments_count_as_captured() -> None:
     books = Books(with_ledger=False)
     assert books.enter(replace(PAID, captures=())) == []
     assert list(books.check_totals()) == []
     assert books.captured["USD"] == 1999
 
 
-def test_streams_are_put_together_by_order() -> None:
+def test_streams_are_joined_by_order_id() -> None:
     orders = [replace(ORDER, id=id_) for id_ in ("a", "c")]
     reservations = [replace(RESERVATION, id=id_) for id_ in ("a", "b")]
     payments = [replace(PAYMENT, order_id=id_) for id_ in ("c", "d")]
@@ -187,10 +190,10 @@ def test_streams_are_put_together_by_order() -> None:
     assert not third.reservation
 
 
-def test_a_stream_out_of_order_is_refused_rather_than_misread() -> None:
+def test_an_unsorted_stream_fails() -> None:
     with pytest.raises(AssertionError, match="orders are not sorted"):
         list(cases([replace(ORDER, id="b"), ORDER, replace(ORDER, id="a")], [], [], []))
 
 
-def test_ids_that_are_not_known_are_found() -> None:
+def test_missing_ids_are_found() -> None:
     assert list(missing(["a", "c", "d"], ["b", "c"])) == ["a", "d"]

@@ -1,0 +1,1 @@
+"""The REST client, against servers of the tests."""
