@@ -1,11 +1,13 @@
 """Databases of a session: each is made once per service, and emptied after each test."""
 
+import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import psycopg
+from sqlalchemy import text
 
 from services.chassis.data import db
 from tests.support.infra import Infra
@@ -32,6 +34,21 @@ _TERMINATE = """
 """
 
 
+_POOL_SIZE = 20
+
+
+async def fill_pool(sessions: db.Database) -> None:
+    """Open all connections of a pool, so that concurrent calls of a test start together and not one by one."""
+    all_open = asyncio.Barrier(_POOL_SIZE)
+
+    async def connect() -> None:
+        async with sessions() as tx:
+            await tx.execute(text("SELECT 1"))
+            await all_open.wait()
+
+    await asyncio.gather(*(connect() for _ in range(_POOL_SIZE)))
+
+
 class Databases:
     """All databases that the tests of one session have used."""
 
@@ -56,7 +73,7 @@ class Databases:
     async def opened(self, service: str) -> AsyncIterator[db.Database]:
         """An empty database of this service, which nobody else uses until the block ends."""
         name = self._free[service].pop() if self._free[service] else await self._copied(service)
-        engine, sessions = db.connect(self._infra.database_url(name), pool_size=20)
+        engine, sessions = db.connect(self._infra.database_url(name), pool_size=_POOL_SIZE)
         try:
             yield sessions
         finally:

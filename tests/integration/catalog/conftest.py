@@ -1,12 +1,10 @@
-"""A catalog behind the real guard, on a database of its own."""
+"""A catalog behind the real guard, with its own database."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import pytest
-from sqlalchemy import text
 
 from services.catalog.rpc import CatalogService, SnapshotService
 from services.chassis.data.db import Database
@@ -15,6 +13,7 @@ from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub, add_CatalogServiceServicer_to_server
 from stampede.catalog.v1.snapshot_service_pb2_grpc import add_SnapshotServiceServicer_to_server
 from stampede.type.v1.money_pb2 import Money
+from tests.support.databases import fill_pool
 from tests.support.serving import serving
 from tests.support.tokens import as_staff
 
@@ -23,15 +22,12 @@ Create = Callable[..., Awaitable[pb.Product]]
 
 @pytest.fixture
 async def db(database: Callable[[str], Awaitable[Database]]) -> Database:
-    opened: Database = await database("catalog")
-    # Connections that are still being made would let the first of many calls finish before the others begin.
-    await asyncio.gather(*(_hold(opened) for _ in range(20)))
-    return opened
+    return await database("catalog")
 
 
-async def _hold(opened: Database) -> None:
-    async with opened() as tx:
-        await tx.execute(text("SELECT pg_sleep(0.05)"))
+@pytest.fixture
+async def full_pool(db: Database) -> None:
+    await fill_pool(db)
 
 
 @pytest.fixture

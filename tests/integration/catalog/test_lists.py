@@ -1,4 +1,4 @@
-"""Finding products: paging, orders, filters, search."""
+"""Lists of products: pages, sort orders, filters, search."""
 
 import uuid
 from typing import Any
@@ -17,7 +17,7 @@ ORDERS = ("", "newest", "price", "-price", "name")
 
 
 async def many(db: Database, count: int) -> None:
-    """Products with many ties: in the time they were made, in price, and in name."""
+    """Insert products with many equal creation times, prices and names."""
     async with db.begin() as tx:
         await tx.execute(
             text("""
@@ -32,7 +32,7 @@ async def many(db: Database, count: int) -> None:
 
 
 def position(product: pb.Product, order_by: str) -> Any:
-    """What the order sorts by, ascending."""
+    """Return the sort key, ascending."""
     match order_by:
         case "price":
             return product.price.minor_units
@@ -85,7 +85,7 @@ async def test_a_page_holds_50_unless_asked_and_200_at_most(db: Database, catalo
     assert len((await catalog.ListProducts(pb.ListProductsRequest(page_size=1000))).products) == 200
 
 
-async def test_a_page_token_of_another_query_or_hand_is_refused(db: Database, catalog: Any) -> None:
+async def test_a_page_token_of_another_query_or_secret_is_refused(db: Database, catalog: Any) -> None:
     await many(db, 5)
     token = (await catalog.ListProducts(pb.ListProductsRequest(page_size=2))).next_page_token
     for request in (
@@ -160,7 +160,7 @@ async def test_a_search_finds_words_of_name_description_and_sku(catalog: Any, cr
 @pytest.mark.parametrize(
     "query", ["'", '"', "\\", "a & b | !c", "(((", "x:*", "a'b", "-", "or", "%_", "!!!", "a\nb", "😀"]
 )
-async def test_no_search_is_too_odd(catalog: Any, create: Create, query: str) -> None:
+async def test_every_search_text_is_accepted(catalog: Any, create: Create, query: str) -> None:
     await create()
     await catalog.ListProducts(pb.ListProductsRequest(query=query))
 
@@ -190,7 +190,7 @@ async def test_every_order_has_an_index(db: Database, order_by: str, index: str)
         assert index in "\n".join(plan)
 
 
-async def test_a_deleted_product_is_nowhere(db: Database, catalog: Any, create: Create) -> None:
+async def test_a_deleted_product_is_not_found_or_listed(db: Database, catalog: Any, create: Create) -> None:
     made = await create()
     async with db.begin() as tx:
         await tx.execute(text("UPDATE products SET deleted_time = now()"))

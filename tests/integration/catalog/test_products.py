@@ -16,6 +16,7 @@ from stampede.type.v1.money_pb2 import Money
 from tests.integration.catalog.conftest import Create
 from tests.support.serving import refusal
 from tests.support.tokens import as_staff, as_user
+from tests.support.waiting import until
 
 USD_20 = Money(currency_code="USD", minor_units=2000)
 
@@ -71,7 +72,8 @@ async def test_a_sku_or_slug_that_is_taken_is_refused(catalog: Any, create: Crea
     assert await catalog.GetProduct(pb.GetProductRequest(product_id=second.id)) == second
 
 
-async def test_of_many_creations_with_one_sku_exactly_one_wins(db: Database, create: Create) -> None:
+@pytest.mark.usefixtures("full_pool")
+async def test_exactly_one_of_many_creations_with_one_sku_succeeds(db: Database, create: Create) -> None:
     outcomes = await asyncio.gather(*(create("RUSH") for _ in range(20)), return_exceptions=True)
     refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
     assert len(refused) == 19
@@ -80,6 +82,7 @@ async def test_of_many_creations_with_one_sku_exactly_one_wins(db: Database, cre
         assert await tx.scalar(select(func.count()).select_from(Product)) == 1
 
 
+@pytest.mark.usefixtures("full_pool")
 async def test_a_repeated_creation_returns_the_first_product(catalog: Any, db: Database) -> None:
     caller, request_id = as_staff(), str(uuid.uuid4())
     request = pb.CreateProductRequest(sku="A", name="A", price=USD_20, request_id=request_id)
@@ -161,7 +164,14 @@ async def test_a_stale_etag_is_refused_and_nothing_changes(catalog: Any, create:
     assert await catalog.GetProduct(pb.GetProductRequest(product_id=made.id)) == now
 
 
-async def test_of_many_updates_of_one_version_exactly_one_wins(db: Database, catalog: Any, create: Create) -> None:
+async def test_exactly_one_of_many_updates_of_one_version_succeeds(db: Database, catalog: Any, create: Create) -> None:
+    async def all_wait() -> bool:
+        query = (
+            "SELECT count(*) = 15 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        async with db() as probe:
+            return bool(await probe.scalar(text(query)))
+
     made = await create()
     async with db.begin() as tx:
         await tx.execute(select(Product).with_for_update())
@@ -171,9 +181,7 @@ async def test_of_many_updates_of_one_version_exactly_one_wins(db: Database, cat
             )
             for n in range(15)
         ]
-        # Only when all of them stand in line may the first go on.
-        while await tx.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")) < 15:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(all_wait)  # so that none of them starts after the lock is released
     outcomes = await asyncio.gather(*updates, return_exceptions=True)
     refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
     assert [error.code() for error in refused] == [grpc.StatusCode.ABORTED] * 14

@@ -1,4 +1,4 @@
-"""What other services are told of products."""
+"""Snapshots of products for other services."""
 
 import uuid
 from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ def snapshots(channel: grpc.aio.Channel) -> Snapshots:
     return get
 
 
-async def test_unknown_ids_are_left_out_and_repeated_ones_come_once(snapshots: Snapshots, create: Create) -> None:
+async def test_unknown_ids_are_omitted_and_repeated_ids_returned_once(snapshots: Snapshots, create: Create) -> None:
     made = await create("A", 1999, name="Mug")
     found = await snapshots(made.id, str(uuid.uuid4()), made.id)
     assert list(found.snapshots) == [
@@ -41,13 +41,15 @@ async def test_unknown_ids_are_left_out_and_repeated_ones_come_once(snapshots: S
     assert not (await snapshots(str(uuid.uuid4()))).snapshots
 
 
-async def test_an_inactive_product_is_told_as_such(catalog: Any, snapshots: Snapshots, create: Create) -> None:
+async def test_the_snapshot_of_an_inactive_product_is_inactive(
+    catalog: Any, snapshots: Snapshots, create: Create
+) -> None:
     made = await create()
     await catalog.DeactivateProduct(pb.DeactivateProductRequest(product_id=made.id), metadata=as_staff())
     assert [snapshot.active for snapshot in (await snapshots(made.id)).snapshots] == [False]
 
 
-async def test_a_thousand_are_answered_and_more_refused(snapshots: Snapshots, create: Create) -> None:
+async def test_a_thousand_ids_are_accepted_and_more_refused(snapshots: Snapshots, create: Create) -> None:
     made = await create()
     others = [str(uuid.uuid4()) for _ in range(999)]
     assert len((await snapshots(made.id, *others)).snapshots) == 1
@@ -56,7 +58,7 @@ async def test_a_thousand_are_answered_and_more_refused(snapshots: Snapshots, cr
     assert (await refusal(snapshots("x"))).fields == ["productIds[0]"]
 
 
-async def test_only_named_services_may_ask(channel: grpc.aio.Channel, snapshots: Snapshots) -> None:
+async def test_only_named_services_may_get_snapshots(channel: grpc.aio.Channel, snapshots: Snapshots) -> None:
     product = str(uuid.uuid4())
     assert (await refusal(snapshots(product, caller="payments"))).code == "PERMISSION_DENIED"
     await snapshots(product, caller="orders")

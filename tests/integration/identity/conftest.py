@@ -1,13 +1,11 @@
-"""Identity behind the real guard, its own gatekeeper believing its own tokens."""
+"""Identity behind the real guard, which accepts identity's own tokens."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import pytest
-from sqlalchemy import text
 
 from services.chassis.data.db import Database
 from services.chassis.server.access import Gatekeeper, MeshIdentity
@@ -20,6 +18,7 @@ from services.identity.rpc import IdentityService
 from services.identity.tokens import Keyring, KeySealer
 from stampede.identity.v1 import identity_service_pb2 as pb
 from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub, add_IdentityServiceServicer_to_server
+from tests.support.databases import fill_pool
 from tests.support.tokens import MESH_SECRET
 
 PASSWORD = "correct horse battery"
@@ -28,7 +27,7 @@ LIFETIMES = Lifetimes()
 
 @dataclass
 class Replica:
-    """One process's part of identity."""
+    """The parts of one process of identity."""
 
     db: Database
     keyring: Keyring
@@ -41,15 +40,12 @@ class Replica:
 
 @pytest.fixture
 async def db(database: Callable[[str], Awaitable[Database]]) -> Database:
-    opened: Database = await database("identity")
-    # Connections that are still being made would let the first of many calls finish before the others begin.
-    await asyncio.gather(*(_hold(opened) for _ in range(20)))
-    return opened
+    return await database("identity")
 
 
-async def _hold(opened: Database) -> None:
-    async with opened() as tx:
-        await tx.execute(text("SELECT pg_sleep(0.05)"))
+@pytest.fixture
+async def full_pool(db: Database) -> None:
+    await fill_pool(db)
 
 
 @pytest.fixture

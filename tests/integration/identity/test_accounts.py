@@ -1,4 +1,4 @@
-"""Registering, signing in, and who one is then."""
+"""Registration, sign-in, and the signed-in user."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,9 @@ from tests.integration.identity.conftest import PASSWORD, Register, SignIn, bear
 from tests.support.serving import refusal
 
 
-async def test_who_registers_can_sign_in_and_see_themself(identity: Any, register: Register, sign_in: SignIn) -> None:
+async def test_a_registered_user_can_sign_in_and_get_themself(
+    identity: Any, register: Register, sign_in: SignIn
+) -> None:
     user = await register("Ada@Example.com", display_name="Ada")
     assert uuid.UUID(user.id).version == 7
     assert (user.email, user.display_name, list(user.roles), user.email_verified) == (
@@ -35,13 +37,14 @@ async def test_who_registers_can_sign_in_and_see_themself(identity: Any, registe
     assert await identity.GetMe(pb.GetMeRequest(), metadata=bearer(tokens.access_token)) == user
 
 
-async def test_an_address_is_taken_however_it_is_capitalised(identity: Any, register: Register) -> None:
+async def test_an_address_is_taken_in_upper_and_lower_case(identity: Any, register: Register) -> None:
     await register("ada@example.com")
     refused = await refusal(register("ADA@Example.com"))
     assert (refused.code, refused.reason, refused.domain) == ("ALREADY_EXISTS", "EMAIL_TAKEN", "identity.stampede")
 
 
-async def test_of_many_registrations_of_one_address_exactly_one_wins(db: Database, register: Register) -> None:
+@pytest.mark.usefixtures("full_pool")
+async def test_exactly_one_of_many_registrations_of_an_address_succeeds(db: Database, register: Register) -> None:
     spellings = ["ada@example.com", "Ada@example.com", "ADA@EXAMPLE.COM", "ada@Example.com"] * 3
     outcomes = await asyncio.gather(*(register(email) for email in spellings), return_exceptions=True)
     refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
@@ -50,6 +53,7 @@ async def test_of_many_registrations_of_one_address_exactly_one_wins(db: Databas
         assert await tx.scalar(select(func.count()).select_from(User)) == 1
 
 
+@pytest.mark.usefixtures("full_pool")
 async def test_a_repeated_registration_returns_the_first_user(db: Database, register: Register) -> None:
     request_id = str(uuid.uuid4())
     users = await asyncio.gather(*(register(request_id=request_id) for _ in range(5)))
@@ -59,8 +63,8 @@ async def test_a_repeated_registration_returns_the_first_user(db: Database, regi
         assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
 
 
-async def test_the_stored_request_does_not_let_anyone_try_passwords(db: Database, register: Register) -> None:
-    """Its digest covers the password, so it must not be one that the table's reader can compute."""
+async def test_the_stored_digest_of_a_registration_is_keyed(db: Database, register: Register) -> None:
+    """The digest covers the password. With a plain hash, a reader of the table could try passwords."""
     await register(request_id=str(uuid.uuid4()))
     content = pb.RegisterRequest(email="ada@example.com", password=PASSWORD).SerializeToString(deterministic=True)
     async with db() as tx:
@@ -96,7 +100,7 @@ async def test_an_invalid_registration_names_its_field(register: Register, field
     assert set(refused.fields) == {named}
 
 
-async def test_an_odd_sign_in_is_refused_and_breaks_nothing(sign_in: SignIn) -> None:
+async def test_a_malformed_sign_in_is_refused(sign_in: SignIn) -> None:
     assert (await refusal(sign_in("nul\0@example.com"))).fields == ["email"]
     assert (await refusal(sign_in(password="ä" * 37))).fields == ["password"]
     assert (await refusal(sign_in("not an address"))).code == "UNAUTHENTICATED"
@@ -121,7 +125,7 @@ async def test_passwords_are_in_no_answer_no_log_and_no_table(
         assert user.password_hash not in place
 
 
-async def test_a_sign_in_renews_a_hash_of_other_rounds(db: Database, register: Register, sign_in: SignIn) -> None:
+async def test_a_sign_in_replaces_a_hash_of_other_rounds(db: Database, register: Register, sign_in: SignIn) -> None:
     await register()
     old = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(5)).decode()
     async with db.begin() as tx:
@@ -132,7 +136,8 @@ async def test_a_sign_in_renews_a_hash_of_other_rounds(db: Database, register: R
     await sign_in()
 
 
-async def test_replicas_that_start_together_make_one_first_administrator(
+@pytest.mark.usefixtures("full_pool")
+async def test_concurrent_replicas_create_one_first_administrator(
     db: Database, passwords: Passwords, sign_in: SignIn
 ) -> None:
     await asyncio.gather(*(actions.ensure_first_admin(db, passwords, PASSWORD) for _ in range(8)))
@@ -144,7 +149,7 @@ async def test_replicas_that_start_together_make_one_first_administrator(
     assert (await refusal(sign_in(FIRST_ADMIN, "a password set later"))).code == "UNAUTHENTICATED"
 
 
-async def test_a_missing_first_administrator_is_warned_of(db: Database, passwords: Passwords) -> None:
+async def test_a_missing_first_administrator_is_logged_as_a_warning(db: Database, passwords: Passwords) -> None:
     with capture_logs() as logs:
         await actions.ensure_first_admin(db, passwords, None)
     assert [entry["log_level"] for entry in logs] == ["warning"]

@@ -46,7 +46,7 @@ async def assert_refused(call: Any) -> None:
 
 
 def with_shared_secret(claims: dict[str, Any], key: SigningKey) -> str:
-    """A token signed by HMAC with the public key, which a careless verifier would take for a shared secret."""
+    """Return a token signed by HMAC with the public key, which a careless verifier accepts as a shared secret."""
     said = ".".join(
         base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
         for part in ({"alg": "HS256", "typ": "JWT", "kid": key.kid}, claims)
@@ -59,7 +59,7 @@ def kid(token: str) -> str:
     return str(jwt.get_unverified_header(token)["kid"])
 
 
-async def test_an_access_token_says_who_for_how_long_and_verifies_with_the_published_keys(
+async def test_an_access_token_verifies_with_the_published_keys(
     identity: Any, register: Register, sign_in: SignIn
 ) -> None:
     user = await register()
@@ -77,7 +77,9 @@ async def test_the_key_set_has_no_private_part(identity: Any) -> None:
         assert (key["kty"], key["crv"], key["alg"], key["use"]) == ("EC", "P-256", "ES256", "sig")
 
 
-async def test_a_refresh_token_buys_the_next_pair(identity: Any, register: Register, sign_in: SignIn) -> None:
+async def test_a_refresh_token_is_exchanged_for_the_next_pair(
+    identity: Any, register: Register, sign_in: SignIn
+) -> None:
     user = await register()
     first = await sign_in()
     second = await refresh(identity, first.refresh_token)
@@ -99,7 +101,8 @@ async def test_a_token_used_twice_ends_its_session_and_no_other(
     await refresh(identity, elsewhere.refresh_token)
 
 
-async def test_of_many_refreshes_with_one_token_one_wins_and_the_session_ends(
+@pytest.mark.usefixtures("full_pool")
+async def test_one_of_many_refreshes_succeeds_and_the_session_ends(
     identity: Any, register: Register, sign_in: SignIn
 ) -> None:
     await register()
@@ -128,7 +131,7 @@ async def test_a_refresh_token_that_is_unknown_or_expired_is_refused(
         assert (await tx.scalars(select(Session.revoke_time))).all() == [None]
 
 
-async def test_a_session_ends_however_often_it_is_refreshed(
+async def test_a_refreshed_session_still_expires(
     db: Database, identity: Any, register: Register, sign_in: SignIn
 ) -> None:
     await register()
@@ -203,7 +206,7 @@ async def test_a_forged_expired_or_foreign_access_token_is_refused(
     await assert_refused(identity.GetMe(pb.GetMeRequest()))
 
 
-async def test_a_token_of_an_account_that_is_gone_is_refused(
+async def test_a_token_of_a_deleted_account_is_refused(
     db: Database, identity: Any, register: Register, sign_in: SignIn
 ) -> None:
     await register()
@@ -214,7 +217,7 @@ async def test_a_token_of_an_account_that_is_gone_is_refused(
     await assert_refused(refresh(identity, tokens.refresh_token))
 
 
-async def test_a_full_queue_of_passwords_sends_callers_away(
+async def test_a_full_password_queue_refuses_calls(
     replica: Replica, passwords: Any, register: Register, sign_in: SignIn
 ) -> None:
     passwords._pending_max = 0
@@ -223,7 +226,8 @@ async def test_a_full_queue_of_passwords_sends_callers_away(
         assert (refused.code, refused.reason, refused.retry_seconds) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED", 1)
 
 
-async def test_replicas_that_start_together_make_one_key(db: Database) -> None:
+@pytest.mark.usefixtures("full_pool")
+async def test_concurrent_replicas_create_one_key(db: Database) -> None:
     replicas = [Replica(db, Keyring(LIFETIMES), KeySealer("a secret for keys")) for _ in range(6)]
     await asyncio.gather(*(replica.follow_keys() for replica in replicas))
     assert len({await replica.keyring.jwks() for replica in replicas}) == 1
@@ -231,7 +235,7 @@ async def test_replicas_that_start_together_make_one_key(db: Database) -> None:
         assert len((await tx.scalars(select(SigningKey))).all()) == 1
 
 
-async def test_a_new_key_is_published_before_it_signs_and_old_tokens_stay_good(
+async def test_a_new_key_is_published_before_it_signs(
     db: Database, identity: Any, replica: Replica, register: Register, sign_in: SignIn
 ) -> None:
     async def age(interval: str) -> None:
@@ -262,11 +266,12 @@ async def test_a_new_key_is_published_before_it_signs_and_old_tokens_stay_good(
     for token in (before, during, after):
         await me(identity, token)
 
-    await age("3 hours")  # the last token of the first key has expired long since
+    await age("3 hours")  # the last token of the first key has expired
     assert set(await jwks(identity)) == {kid(after)}
 
 
-async def test_replicas_that_rotate_together_make_one_new_key(db: Database) -> None:
+@pytest.mark.usefixtures("full_pool")
+async def test_concurrent_rotations_create_one_key(db: Database) -> None:
     replicas = [Replica(db, Keyring(LIFETIMES), KeySealer("a secret for keys")) for _ in range(5)]
     await replicas[0].follow_keys()
     async with db.begin() as tx:
@@ -306,7 +311,7 @@ async def test_a_replaced_secret_opens_old_keys_and_seals_new_ones(db: Database)
             sealer.open(row.sealed_private_key)
 
 
-async def test_a_process_with_another_secret_makes_no_key(db: Database, replica: Replica) -> None:
+async def test_a_process_with_another_secret_creates_no_key(db: Database, replica: Replica) -> None:
     async with db.begin() as tx:
         await tx.execute(text("UPDATE signing_keys SET sign_from = sign_from - interval '31 days'"))
     with pytest.raises(WrongSecret):

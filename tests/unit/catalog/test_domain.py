@@ -13,7 +13,7 @@ SKUS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 
 
 @given(name=st.text(min_size=1, max_size=200), sku=SKUS)
-def test_a_made_slug_is_always_a_valid_slug(name: str, sku: str) -> None:
+def test_a_derived_slug_is_always_valid(name: str, sku: str) -> None:
     slug = domain.make_slug(name, sku)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug)
     assert len(slug) <= domain.SLUG_LENGTH_MAX
@@ -27,7 +27,7 @@ def test_a_made_slug_is_always_a_valid_slug(name: str, sku: str) -> None:
         ("x" * 200, "S" * 64, "x" * 35 + "-" + "s" * 64),
     ],
 )
-def test_a_slug_reads_like_the_name_and_holds_the_sku(name: str, sku: str, slug: str) -> None:
+def test_a_derived_slug_contains_name_and_sku(name: str, sku: str, slug: str) -> None:
     assert domain.make_slug(name, sku) == slug
 
 
@@ -48,7 +48,7 @@ def test_only_a_bare_last_word_is_still_being_typed(query: str, split: tuple[str
 
 
 @given(st.text(max_size=200))
-def test_a_last_word_never_holds_what_a_text_query_would_interpret(query: str) -> None:
+def test_a_last_word_has_no_operators_of_text_queries(query: str) -> None:
     head, last = domain.split_last_word(query)
     assert head + last == query.removesuffix("\n") or not last
     assert not set(last) & set("'\\&|!():* ")

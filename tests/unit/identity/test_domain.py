@@ -25,22 +25,22 @@ def test_the_very_first_key_signs_at_once() -> None:
     assert domain.next_sign_from(None, NOW, LIFETIMES) == NOW
 
 
-def test_no_key_is_made_before_its_lead() -> None:
+def test_no_key_is_created_before_its_lead() -> None:
     newest = NOW - 30 * DAY + HOUR + timedelta(seconds=1)
     assert domain.next_sign_from(newest, NOW, LIFETIMES) is None
     assert domain.next_sign_from(NOW + HOUR, NOW, LIFETIMES) is None  # the next one waits already
 
 
-def test_a_key_is_made_an_hour_before_it_signs() -> None:
+def test_a_key_is_created_an_hour_before_it_signs() -> None:
     newest = NOW - 30 * DAY + HOUR
     assert domain.next_sign_from(newest, NOW, LIFETIMES) == newest + 30 * DAY == NOW + HOUR
 
 
-def test_an_overdue_key_is_published_as_long_before_it_signs() -> None:
+def test_an_overdue_key_is_published_for_its_whole_lead() -> None:
     assert domain.next_sign_from(NOW - 300 * DAY, NOW, LIFETIMES) == NOW + HOUR
 
 
-def test_the_newest_key_whose_time_has_come_signs() -> None:
+def test_the_newest_key_that_may_sign_signs() -> None:
     old, current, coming = Key(NOW - DAY), Key(NOW), Key(NOW + HOUR)
     assert domain.choose_signing_key([coming, old, current], NOW) is current
     assert domain.choose_signing_key([coming, old, current], NOW + HOUR) is coming
@@ -56,11 +56,11 @@ def test_a_refresh_token_does_not_outlive_its_session() -> None:
 
 
 @pytest.mark.parametrize("error", [domain.WrongCredentials, domain.RefreshTokenRefused])
-def test_whoever_is_not_let_in_gets_one_reason(error: type[AppError]) -> None:
+def test_all_refused_sign_ins_have_one_reason(error: type[AppError]) -> None:
     assert (error.code, error.reason) == ("UNAUTHENTICATED", "UNAUTHENTICATED")
 
 
-def test_a_taken_address_is_refused_without_repeating_it() -> None:
+def test_the_refusal_of_a_taken_address_omits_it() -> None:
     assert (domain.EmailTaken.reason, domain.EmailTaken().metadata) == ("EMAIL_TAKEN", {})
 
 
@@ -80,7 +80,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_production_needs_nothing_but_its_secrets(environment: pytest.MonkeyPatch) -> None:
+def test_production_needs_only_its_secrets(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("ADMIN_PASSWORD", "")
     config = settings.load(Settings)
     assert (config.password_rounds, config.admin_password, config.lifetimes()) == (12, None, Lifetimes())

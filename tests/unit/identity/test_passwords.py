@@ -60,13 +60,13 @@ async def test_a_full_queue_refuses_at_once_and_then_recovers(
     gate = threading.Event()
     real = bcrypt.hashpw
     monkeypatch.setattr(bcrypt, "hashpw", lambda *given: gate.wait(10) and real(*given))
-    waiting = [asyncio.create_task(passwords.hash(f"password {n}")) for n in range(5)]  # 2 threads and 3 places
+    waiting = [asyncio.create_task(passwords.hash(f"password {n}")) for n in range(5)]  # 2 threads and a queue of 3
     await asyncio.sleep(0)
     with pytest.raises(RateLimited) as caught:
         await passwords.hash("one too many")
     assert caught.value.retry_seconds
 
-    waiting[-1].cancel()  # whoever gives up makes room
+    waiting[-1].cancel()  # a cancelled call leaves the queue
     await asyncio.gather(waiting[-1], return_exceptions=True)
     waiting[-1] = asyncio.create_task(passwords.hash("the next one"))
     await asyncio.sleep(0)
