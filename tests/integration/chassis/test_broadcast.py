@@ -1,4 +1,4 @@
-"""Live views over several replicas: told by events, and without them by looks."""
+"""Live views of several replicas: updated by events, and without NATS by their own rounds."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,12 @@ from tests.support.broker import Broker, a_broker
 from tests.support.waiting import until
 
 SUBJECT = "stampede.orders.order.*"
-# Looks so rare that no test lives to see one, unless it wants to.
+# Rounds so rare that none happens during a test.
 NEVER = 3600.0
 
 
 @pytest.fixture
-def nats_of_its_own() -> Iterator[Broker]:
+def broker_of_its_own() -> Iterator[Broker]:
     with a_broker() as broker:
         yield broker
 
@@ -36,32 +36,32 @@ async def orders(db: Database) -> Database:
 
 
 class Replica:
-    """What a process of orders has of all this."""
+    """A process of orders: its watch and its subscription."""
 
     def __init__(self, db: Database, connection: Any, *, seconds: float) -> None:
         self.db, self.connection = db, connection
-        self.looks, self.heard = 0, 0
+        self.fetches, self.received = 0, 0
         self.watch: Watch[uuid.UUID, int] = Watch(
             self._fetch, interval_seconds=seconds, safety_seconds=NEVER, watchers_max=10
         )
 
     async def _fetch(self, keys: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
-        self.looks += 1
+        self.fetches += 1
         async with self.db.begin() as tx:
             rows = await tx.execute(text("SELECT id, version FROM orders WHERE id = ANY(:ids)"), {"ids": list(keys)})
             return {row.id: row.version for row in rows}
 
-    def hear(self, payload: bytes) -> None:
-        self.heard += 1
+    def receive(self, payload: bytes) -> None:
+        self.received += 1
         changed = OrderChanged.FromString(payload)
         self.watch.nudge(uuid.UUID(changed.order_id), unless=lambda version: version >= changed.version)
 
     async def change(self, order_id: uuid.UUID, version: int) -> None:
         change = "INSERT INTO orders VALUES (:id, :version) ON CONFLICT (id) DO UPDATE SET version = :version"
-        told = OrderChanged(order_id=str(order_id), version=version)
+        changed = OrderChanged(order_id=str(order_id), version=version)
         async with self.db.begin() as tx:
             await tx.execute(text(change), {"id": order_id, "version": version})
-            await outbox.publish(tx, [Event("stampede.orders.order.changed", told.order_id, told)])
+            await outbox.publish(tx, [Event("stampede.orders.order.changed", changed.order_id, changed)])
 
     async def is_live(self) -> bool:
         return self.watch.live
@@ -78,7 +78,7 @@ async def replica(db: Database, broker: Broker, *, seconds: float = NEVER) -> As
     replica = Replica(db, connection, seconds=seconds)
     works = (
         replica.watch.run(),
-        broadcast.listen(connection, SUBJECT, replica.hear, replica.watch),
+        broadcast.listen(connection, SUBJECT, replica.receive, replica.watch),
         Relay(db).run(connection),
     )
     tasks = [asyncio.create_task(work) for work in works]
@@ -98,88 +98,82 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcast, "_LINGER_SECONDS", 0.05)
 
 
-async def test_what_one_replica_changes_the_others_tell_their_watchers(
-    orders: Database, nats_of_its_own: Broker
-) -> None:
+async def test_change_of_one_replica_reaches_watchers_of_others(orders: Database, broker_of_its_own: Broker) -> None:
     order, another = uuid.uuid4(), uuid.uuid4()
-    async with replica(orders, nats_of_its_own) as one, replica(orders, nats_of_its_own) as other:
+    async with replica(orders, broker_of_its_own) as one, replica(orders, broker_of_its_own) as other:
         await one.change(order, 1)
         with other.watch.subscribe(order, at_once=True) as changes:
             assert await anext(changes) == 1
             await until(other.is_live)
-            looks = other.looks
+            fetches = other.fetches
             await one.change(another, 1)
             await one.change(order, 2)
             assert await anext(changes) == 2
-            assert other.looks == looks + 1, "for what is watched, and once"
+            assert other.fetches == fetches + 1, "once, and only for the watched order"
 
 
-async def test_nothing_is_asked_of_the_database_while_nothing_changes(
-    orders: Database, nats_of_its_own: Broker
-) -> None:
+async def test_idle_watch_sends_no_queries(orders: Database, broker_of_its_own: Broker) -> None:
     order = uuid.uuid4()
-    async with replica(orders, nats_of_its_own, seconds=0.005) as idle, replica(orders, nats_of_its_own) as busy:
+    async with replica(orders, broker_of_its_own, seconds=0.005) as idle, replica(orders, broker_of_its_own) as busy:
         await busy.change(order, 1)
         with idle.watch.subscribe(order, at_once=True) as changes:
             assert await anext(changes) == 1
             await until(idle.is_live)
             await busy.change(order, 2)
             assert await anext(changes) == 2
-            looks = idle.looks
-            for _ in range(20):  # each as long as some of its rounds
+            fetches = idle.fetches
+            for _ in range(20):  # each takes as long as several of its rounds
                 await busy.change(uuid.uuid4(), 1)
-            assert idle.looks == looks
+            assert idle.fetches == fetches
 
 
-async def test_who_is_watched_by_nobody_hears_nothing(orders: Database, nats_of_its_own: Broker) -> None:
+async def test_unwatched_replica_receives_no_events(orders: Database, broker_of_its_own: Broker) -> None:
     order = uuid.uuid4()
-    async with replica(orders, nats_of_its_own) as one, replica(orders, nats_of_its_own) as other:
+    async with replica(orders, broker_of_its_own) as one, replica(orders, broker_of_its_own) as other:
         with one.watch.subscribe(order):
             await until(one.is_live)
         await until(one.is_not_live)
-        heard = one.heard
+        received = one.received
         with other.watch.subscribe(order) as changes:
             await until(other.is_live)
             await one.change(order, 1)
             assert await anext(changes) == 1
-        assert one.heard == heard
+        assert one.received == received
 
 
-@pytest.mark.parametrize("paused", [False, True], ids=["gone", "silent"])
-async def test_while_nats_is_away_watchers_are_told_by_looks_and_then_by_events_again(
-    orders: Database, nats_of_its_own: Broker, monkeypatch: pytest.MonkeyPatch, paused: bool
+@pytest.mark.parametrize("paused", [False, True], ids=["killed", "silent"])
+async def test_watchers_are_updated_while_nats_is_unavailable(
+    orders: Database, broker_of_its_own: Broker, monkeypatch: pytest.MonkeyPatch, paused: bool
 ) -> None:
-    """A server that is silent still looks connected."""
+    """Also by a silent server, whose connections stay open. After it is back, events update them again."""
     monkeypatch.setattr(broadcast, "_ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(subscriber, "_PING_SECONDS", NEVER)  # which would find out too, later
+    monkeypatch.setattr(subscriber, "_PING_SECONDS", NEVER)  # pings would notice it too, later
     order = uuid.uuid4()
-    async with replica(orders, nats_of_its_own, seconds=0.05) as one, replica(orders, nats_of_its_own) as other:
+    async with replica(orders, broker_of_its_own, seconds=0.05) as one, replica(orders, broker_of_its_own) as other:
         await other.change(order, 1)
         with one.watch.subscribe(order, at_once=True) as changes:
             assert await anext(changes) == 1
             await until(one.is_live)
-            _ = nats_of_its_own.pause() if paused else nats_of_its_own.kill()
+            _ = broker_of_its_own.pause() if paused else broker_of_its_own.kill()
             await until(one.is_not_live)
             await other.change(order, 2)
             assert await anext(changes) == 2
-            _ = nats_of_its_own.go_on() if paused else nats_of_its_own.start()
+            _ = broker_of_its_own.go_on() if paused else broker_of_its_own.start()
             await until(one.is_live)
             await other.change(order, 3)
             assert await anext(changes) == 3
 
 
-async def test_what_was_missed_while_the_connection_was_away_is_caught_up_with(
-    orders: Database, nats_of_its_own: Broker
-) -> None:
+async def test_missed_events_are_made_up_for_after_a_reconnect(orders: Database, broker_of_its_own: Broker) -> None:
     order = uuid.uuid4()
-    async with replica(orders, nats_of_its_own) as one:
+    async with replica(orders, broker_of_its_own) as one:
         await one.change(order, 1)
         with one.watch.subscribe(order, at_once=True) as changes:
             assert await anext(changes) == 1
             await until(one.is_live)
-            nats_of_its_own.kill()
+            broker_of_its_own.kill()
             await until(one.is_not_live)
-            async with one.db.begin() as tx:  # a change whose event nobody will hear
+            async with one.db.begin() as tx:  # a change whose event is not published
                 await tx.execute(text("UPDATE orders SET version = 2"))
-            nats_of_its_own.start()
+            broker_of_its_own.start()
             assert await anext(changes) == 2

@@ -1,4 +1,4 @@
-"""Calls to other services: bounded in time, repeated where that is sound, and given up on what is down."""
+"""Calls to other services: deadlines, retries of UNAVAILABLE, and the circuit breaker."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ ORDERS = MeshIdentity("orders", tokens.MESH_SECRET)
 class Catalog(SnapshotServiceServicer):
     def __init__(self) -> None:
         self.answers: list[Exception | grpc.StatusCode] = []
-        """What the next calls fail with; those after them succeed."""
+        """The failures of the next calls; later ones succeed."""
         self.calls: list[request_context.Call] = []
         self.attempts = 0
         self.hangs = False
@@ -49,7 +49,7 @@ class Catalog(SnapshotServiceServicer):
 
 
 class Served:
-    """A target with a server behind it that can be stopped and started on the same port."""
+    """A target and its server, which can be stopped and started on the same port."""
 
     def __init__(self, *, guarded: bool) -> None:
         self.catalog, self._guarded, self.port = Catalog(), guarded, 0
@@ -80,7 +80,7 @@ async def guarded() -> AsyncIterator[Served]:
 
 @pytest.fixture
 async def bare() -> AsyncIterator[Served]:
-    """Without the guard, so that the servicer can answer with any status."""
+    """Without the guard, so that the servicer can return any status."""
     served = Served(guarded=False)
     await served.start()
     yield served
@@ -95,14 +95,14 @@ def _no_call() -> Any:
     request_context.enter(None)  # type: ignore[arg-type]
 
 
-async def test_a_service_shows_who_it_is_and_for_which_call(guarded: Served) -> None:
+async def test_call_carries_service_name_and_request_id(guarded: Served) -> None:
     request_context.enter(request_context.Call(method="/m", request_id="trace-me"))
     await guarded.get()
     assert guarded.catalog.calls[0].caller.service == "orders"
     assert guarded.catalog.calls[0].request_id == "trace-me"
 
 
-async def test_a_call_lasts_no_longer_than_its_caller_waits(guarded: Served) -> None:
+async def test_deadline_of_the_current_call_limits_the_call(guarded: Served) -> None:
     request_context.enter(request_context.Call(method="/m", request_id="r", deadline=time.monotonic() + 20))
     await guarded.get(seconds=60)
     left = guarded.catalog.calls[0].seconds_left()
@@ -110,7 +110,7 @@ async def test_a_call_lasts_no_longer_than_its_caller_waits(guarded: Served) -> 
     assert left < 21, "gRPC rounds a timeout up"
 
 
-async def test_a_call_whose_caller_has_gone_is_not_made(guarded: Served) -> None:
+async def test_call_after_the_deadline_is_not_sent(guarded: Served) -> None:
     request_context.enter(request_context.Call(method="/m", request_id="r", deadline=time.monotonic() - 1))
     with pytest.raises(Unavailable):
         await guarded.get()
@@ -123,7 +123,7 @@ async def test_no_answer_in_time_is_unavailable(guarded: Served) -> None:
         await guarded.get(seconds=0.05)
 
 
-async def test_a_refusal_is_passed_on_as_it_came(guarded: Served) -> None:
+async def test_refusal_is_passed_on_unchanged(guarded: Served) -> None:
     guarded.catalog.answers = [WrongState(resource="product", state="OLD", wanted="NEW")]
     with pytest.raises(Refused) as refused:
         await guarded.get()
@@ -132,52 +132,52 @@ async def test_a_refusal_is_passed_on_as_it_came(guarded: Served) -> None:
     assert error.metadata == {"resource": "product", "state": "OLD", "wanted": "NEW"}
 
 
-async def test_a_bug_over_there_is_no_refusal(guarded: Served) -> None:
+async def test_bug_of_another_service_is_not_a_refusal(guarded: Served) -> None:
     guarded.catalog.answers = [ZeroDivisionError()]
     with pytest.raises(grpc.aio.AioRpcError):
         await guarded.get()
 
 
-async def test_unavailable_is_tried_again(bare: Served) -> None:
+async def test_unavailable_is_retried(bare: Served) -> None:
     bare.catalog.answers = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
     await bare.get()
     assert bare.catalog.attempts == 3
 
 
-async def test_nothing_else_is_tried_again(bare: Served) -> None:
+async def test_other_codes_are_not_retried(bare: Served) -> None:
     bare.catalog.answers = [grpc.StatusCode.ABORTED]
     with pytest.raises(grpc.aio.AioRpcError):
         await bare.get()
     assert bare.catalog.attempts == 1
 
 
-async def test_a_circuit_opens_and_closes(guarded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_circuit_opens_and_closes(guarded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(target.time, "monotonic", lambda: now)
     guarded.catalog.answers = [Unavailable(part="database")] * 1000
     for _ in range(10):
         with pytest.raises(Unavailable):
             await guarded.get()
-    asked = guarded.catalog.attempts
+    sent = guarded.catalog.attempts
     for _ in range(5):
         with pytest.raises(Unavailable):
             await guarded.get()
-    assert guarded.catalog.attempts == asked, "an open circuit asks nobody"
+    assert guarded.catalog.attempts == sent, "an open circuit sends no call"
 
     now += 1.1
     outcomes = await asyncio.gather(*(guarded.get() for _ in range(5)), return_exceptions=True)
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
-    assert 1 <= guarded.catalog.attempts - asked <= 3, "one call probes, with its repeats; the others wait"
+    assert 1 <= guarded.catalog.attempts - sent <= 3, "one call probes, with its retries; the others are refused"
 
     guarded.catalog.answers = []
-    asked = guarded.catalog.attempts
+    sent = guarded.catalog.attempts
     now += 1.1
     await guarded.get()
     await asyncio.gather(*(guarded.get() for _ in range(5)))
-    assert guarded.catalog.attempts == asked + 6
+    assert guarded.catalog.attempts == sent + 6
 
 
-async def test_a_service_that_is_gone_is_unavailable_and_found_again(bare: Served) -> None:
+async def test_restarted_service_is_found_again(bare: Served) -> None:
     await bare.get()
     await bare.stop()
     with pytest.raises(Unavailable):

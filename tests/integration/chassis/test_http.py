@@ -1,4 +1,4 @@
-"""The gateway's side of a service: a real uvicorn, real servicers behind the real guard, and a plain HTTP client."""
+"""The HTTP server for the gateway: a real uvicorn, servicers behind the real guard, and a plain HTTP client."""
 
 import asyncio
 import base64
@@ -48,7 +48,7 @@ REQUEST = pb.CreateProductRequest(
 
 
 class Catalog(CatalogServiceServicer):
-    """Does what a test tells it to, and remembers what arrived and how it ended."""
+    """Does what a test sets, and records the call and how it ended."""
 
     def __init__(self) -> None:
         self.raises: BaseException | None = None
@@ -73,14 +73,14 @@ class Catalog(CatalogServiceServicer):
 
 
 class Stubborn(Catalog):
-    """Finishes what it has begun, whoever waits for it."""
+    """Finishes its work also when it is cancelled."""
 
     async def CreateProduct(self, request: Any, context: Any) -> Any:  # type: ignore[override]
         return await asyncio.shield(asyncio.ensure_future(super().CreateProduct(request, context)))
 
 
 class FlashSales(FlashSaleServiceServicer):
-    """Answers with what a test puts in; None ends the stream, an exception fails it."""
+    """Sends what a test puts in; None ends the stream, an exception fails it."""
 
     def __init__(self) -> None:
         self.news: asyncio.Queue[sales_pb.FlashSale | Exception | None] = asyncio.Queue()
@@ -98,14 +98,14 @@ class FlashSales(FlashSaleServiceServicer):
 
 
 class Server:
-    """A client of the HTTP side of one service."""
+    """A client of the HTTP server of one service."""
 
     def __init__(self, http: HttpServer, port: int, client: aiohttp.ClientSession) -> None:
         self.http, self.port, self.client = http, port, client
 
     @property
     def state(self) -> Any:
-        """What uvicorn knows of its connections, and of the tasks that answer."""
+        """uvicorn's connections and the tasks that answer."""
         return self.http._server.server_state
 
     async def post(self, path: str, body: bytes, *metadata: tuple[str, str]) -> "Reply":
@@ -128,7 +128,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A bare connection; leaving the block hangs up."""
+        """A bare connection; leaving the block closes it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             yield reader, writer
@@ -139,7 +139,7 @@ class Server:
 
 
 class Reply:
-    """A whole answer. Raises nothing, whatever it says."""
+    """A whole answer, decoded."""
 
     def __init__(self, reply: aiohttp.ClientResponse, body: bytes) -> None:
         self.http, self.headers, self.body = reply.status, reply.headers, body
@@ -194,14 +194,14 @@ def servicer() -> Catalog:
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> Any:
-    """However a call ends, uvicorn has nothing to complain about."""
+    """However a call ends, uvicorn logs nothing."""
     yield
     records = [record for when in ("setup", "call", "teardown") for record in caplog.get_records(when)]
     assert [record.getMessage() for record in records if record.name.startswith("uvicorn")] == []
 
 
 class Stage(CatalogServiceServicer):
-    """Lets one server outlive the servicers of many tests: to stop it takes uvicorn a fifth of a second."""
+    """Lets many tests share a server, because stopping one takes uvicorn a fifth of a second."""
 
     now: Catalog
 
@@ -240,7 +240,7 @@ async def sales() -> AsyncIterator[tuple[Server, FlashSales]]:
 # -- one answer --------------------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_is_one_frame_without_a_length(catalog: Server) -> None:
+async def test_answer_is_one_frame_without_content_length(catalog: Server) -> None:
     reply = await catalog.create()
     assert reply.body == frame(pb.Product(name="Clock"))
     assert (reply.http, reply.headers["content-type"]) == (200, "application/grpc")
@@ -248,19 +248,19 @@ async def test_an_answer_is_one_frame_without_a_length(catalog: Server) -> None:
     assert "content-length" not in reply.headers
 
 
-async def test_a_refusal_arrives_whole_and_in_the_headers(catalog: Server, servicer: Catalog) -> None:
+async def test_refusal_arrives_whole_in_the_headers(catalog: Server, servicer: Catalog) -> None:
     servicer.raises = WrongState(resource="50 % größe\n", state="OLD", wanted="NEW")
     reply = await catalog.create()
     assert reply.refused == (9, "WRONG_STATE")
-    said = "The 50 % größe\n is OLD; it cannot become NEW."
-    assert (reply.message, reply.status.message, reply.status.code) == (said, said, 9)
+    message = "The 50 % größe\n is OLD; it cannot become NEW."
+    assert (reply.message, reply.status.message, reply.status.code) == (message, message, 9)
     assert reply.info.domain == "catalog.stampede"
     assert reply.info.metadata == {"resource": "50 % größe\n", "state": "OLD", "wanted": "NEW"}
     assert reply.headers["grpc-message"].isascii()
     assert "%25" in reply.headers["grpc-message"]
 
 
-async def test_a_refusal_that_invites_a_repeat_says_when(catalog: Server, servicer: Catalog) -> None:
+async def test_retryable_refusal_has_retry_after(catalog: Server, servicer: Catalog) -> None:
     servicer.raises = Unavailable(part="database")
     reply = await catalog.create()
     assert reply.refused == (14, "UNAVAILABLE")
@@ -268,22 +268,20 @@ async def test_a_refusal_that_invites_a_repeat_says_when(catalog: Server, servic
 
 
 @pytest.mark.parametrize("error", [ValueError(SECRET), KeyError(SECRET), AssertionError(SECRET)])
-async def test_a_bug_tells_nothing(catalog: Server, servicer: Catalog, error: Exception) -> None:
+async def test_bug_is_internal_without_details(catalog: Server, servicer: Catalog, error: Exception) -> None:
     servicer.raises = error
     reply = await catalog.create()
     assert (reply.refused, reply.message) == ((13, ""), "Internal error.")
     assert SECRET not in str(reply.headers)
 
 
-async def test_an_answer_that_is_no_message_tells_nothing(catalog: Server, servicer: Catalog) -> None:
+async def test_answer_that_cannot_be_encoded_is_internal(catalog: Server, servicer: Catalog) -> None:
     servicer.answers = SECRET
     reply = await catalog.create()
     assert (reply.refused, reply.message) == ((13, ""), "Internal error.")
 
 
-async def test_something_cancelled_that_a_handler_waits_for_is_a_bug_and_no_hang_up(
-    catalog: Server, servicer: Catalog
-) -> None:
+async def test_cancellation_inside_a_handler_is_internal(catalog: Server, servicer: Catalog) -> None:
     servicer.raises = asyncio.CancelledError()
     assert (await catalog.create()).refused == (13, "")
 
@@ -303,14 +301,14 @@ async def test_something_cancelled_that_a_handler_waits_for_is_a_bug_and_no_hang
     ],
     ids=["nothing", "no-header", "short", "long", "two", "lies", "compressed", "garbage", "not-utf-8"],
 )
-async def test_a_body_that_is_not_one_message_is_refused(catalog: Server, servicer: Catalog, body: bytes) -> None:
+async def test_malformed_body_is_refused(catalog: Server, servicer: Catalog, body: bytes) -> None:
     reply = await catalog.post(CREATE, body, *tokens.as_staff())
     assert reply.refused == (3, "INVALID_FIELDS")
     assert [violation.field for violation in reply.fields.field_violations] == ["request"]
     assert servicer.call is None
 
 
-async def test_a_body_that_is_too_long_is_refused_and_the_connection_goes_on(catalog: Server) -> None:
+async def test_too_long_body_is_refused_and_the_connection_stays(catalog: Server) -> None:
     async with catalog.connected() as (reader, writer):
         for body, code in ((bytes(4 * 1024 * 1024 + 1), b"3"), (frame(REQUEST), b"16")):
             writer.write(request(CREATE, body))
@@ -319,13 +317,13 @@ async def test_a_body_that_is_too_long_is_refused_and_the_connection_goes_on(cat
     assert (violation.field, violation.description) == ("request", "must have at most 4194304 bytes")
 
 
-async def test_a_body_without_end_is_refused_before_its_end(catalog: Server) -> None:
+async def test_endless_body_is_refused_before_its_end(catalog: Server) -> None:
     async with asyncio.timeout(10), catalog.connected() as (reader, writer):
         writer.write(request(CREATE, b"").replace(b"length: 0", b"length: 99999999") + bytes(5 * 1024 * 1024))
         assert b"grpc-status: 3" in await reader.readuntil(b"\r\n\r\n")
 
 
-async def test_the_longest_body_is_read(catalog: Server) -> None:
+async def test_longest_allowed_body_is_read(catalog: Server) -> None:
     reply = await catalog.post(CREATE, b"\0" * (4 * 1024 * 1024), *tokens.as_staff())
     assert [violation.description for violation in reply.fields.field_violations] == [
         "is not a message of this method, or contains text that is not UTF-8"
@@ -337,7 +335,7 @@ def request(path: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
-async def test_calls_that_come_at_once_on_a_connection_are_answered_in_turn(catalog: Server, servicer: Catalog) -> None:
+async def test_pipelined_calls_are_answered_in_order(catalog: Server, servicer: Catalog) -> None:
     bodies = [frame(pb.CreateProductRequest(request_id="1")), b"", frame(REQUEST)]
     async with catalog.connected() as (reader, writer):
         writer.write(b"".join(request(CREATE, body) for body in bodies))
@@ -348,30 +346,30 @@ async def test_calls_that_come_at_once_on_a_connection_are_answered_in_turn(cata
 @pytest.mark.parametrize(
     "path", ["/", "/metrics", "/healthz/", CREATE.lower(), CREATE + "/", CREATE.rpartition("/")[0]]
 )
-async def test_nothing_else_is_here(catalog: Server, path: str) -> None:
+async def test_unknown_path_is_404(catalog: Server, path: str) -> None:
     assert (await catalog.post(path, frame(REQUEST), *tokens.as_staff())).http == 404
 
 
-async def test_what_is_for_the_mesh_is_not_served(catalog: Server) -> None:
+async def test_mesh_method_is_not_served(catalog: Server) -> None:
     body = frame(snapshot_pb.GetSnapshotsRequest(product_ids=[SALE]))
     assert (await catalog.post(SNAPSHOTS, body, *tokens.as_service("orders"))).http == 404
 
 
-async def test_health_is_what_the_process_says(catalog: Server) -> None:
+async def test_health_follows_readiness(catalog: Server) -> None:
     before = await catalog.get("/healthz"), await catalog.get("/livez")
     catalog.http.ready = True
     after = await catalog.get("/healthz"), await catalog.get("/livez")
     assert (before, after) == ((503, 200), (200, 200))
 
 
-# -- what comes along --------------------------------------------------------------------------------------------------
+# -- metadata ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("timeout", "seconds"),
     [("1H", 3600), ("2M", 120), ("14S", 14), ("14000m", 14), ("14000000u", 14), ("99999999n", 0.1), ("0S", 0)],
 )
-async def test_a_deadline_reaches_the_handler(catalog: Server, servicer: Catalog, timeout: str, seconds: float) -> None:
+async def test_deadline_reaches_the_handler(catalog: Server, servicer: Catalog, timeout: str, seconds: float) -> None:
     began = time.monotonic()
     await catalog.create(("grpc-timeout", timeout))
     ended = time.monotonic()
@@ -384,21 +382,21 @@ async def test_a_deadline_reaches_the_handler(catalog: Server, servicer: Catalog
 @pytest.mark.parametrize(
     "rubbish", ["", "S", "14", "14s", "-1S", "1.5S", "123456789S", "\u00b2S", "1e3S", "٣S", " 1S1"]
 )
-async def test_a_deadline_that_is_none_is_no_limit(catalog: Server, servicer: Catalog, rubbish: str) -> None:
+async def test_malformed_deadline_is_no_limit(catalog: Server, servicer: Catalog, rubbish: str) -> None:
     reply = await catalog.create(("grpc-timeout", rubbish))
     assert (reply.http, reply.code) == (200, 0)
     assert servicer.call
     assert servicer.call.deadline is None
 
 
-async def test_metadata_may_hold_any_byte(catalog: Server, servicer: Catalog) -> None:
+async def test_metadata_may_contain_any_byte(catalog: Server, servicer: Catalog) -> None:
     reply = await catalog.create(("x-note", "größe \u20ac"), ("idempotency-key", "größe \u20ac"))
     assert reply.code == 0
     assert servicer.call
     assert str(servicer.call.metadata["x-note"]).encode("latin-1").decode() == "größe \u20ac"
 
 
-async def test_what_is_passed_on_to_other_services_is_what_grpc_can_pass_on(catalog: Server, servicer: Catalog) -> None:
+async def test_metadata_that_grpc_cannot_carry_is_not_forwarded(catalog: Server, servicer: Catalog) -> None:
     await catalog.create(("x-request-id", "größe"), ("traceparent", "größe"))
     assert servicer.call
     assert uuid.UUID(servicer.call.request_id)
@@ -407,15 +405,15 @@ async def test_what_is_passed_on_to_other_services_is_what_grpc_can_pass_on(cata
     assert (servicer.call.request_id, servicer.call.traceparent) == ("trace-me", "00-1-2-01")
 
 
-async def test_a_token_that_is_no_text_is_no_token(catalog: Server) -> None:
+async def test_token_that_is_not_ascii_is_refused(catalog: Server) -> None:
     reply = await catalog.post(CREATE, frame(REQUEST), ("authorization", "Bearer größe.größe.größe"))
     assert reply.refused == (16, "UNAUTHENTICATED")
 
 
-async def test_who_cancels_a_call_without_reason_hears_of_it(
+async def test_cancellation_without_a_reason_is_reported(
     catalog: Server, servicer: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only hanging up and the end of the process are reasons."""
+    """Only a disconnect and the end of the process are reasons."""
     servicer.gate.clear()
     call = asyncio.create_task(catalog.create())
     await servicer.entered.wait()
@@ -426,11 +424,11 @@ async def test_who_cancels_a_call_without_reason_hears_of_it(
     caplog.clear()
 
 
-# -- hanging up --------------------------------------------------------------------------------------------------------
+# -- disconnects -------------------------------------------------------------------------------------------------------
 
 
-async def hang_up_on(server: Server, servicer: Catalog) -> None:
-    """Calls, and has gone by the time the handler is at work."""
+async def call_and_disconnect(server: Server, servicer: Catalog) -> None:
+    """Sends a call, and disconnects when the handler has begun."""
     servicer.gate.clear()
     async with server.connected() as (_, writer):
         token = "\r\n".join(": ".join(pair) for pair in tokens.as_staff())
@@ -438,38 +436,38 @@ async def hang_up_on(server: Server, servicer: Catalog) -> None:
         await servicer.entered.wait()
 
 
-async def test_a_handler_that_waits_is_cancelled_when_nobody_waits_for_it(
+async def test_disconnect_cancels_a_slow_handler(
     catalog: Server, servicer: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "_DISCONNECT_POLL_SECONDS", 0.01)
     async with asyncio.timeout(10):
-        await hang_up_on(catalog, servicer)
+        await call_and_disconnect(catalog, servicer)
         assert await servicer.ended.get() == "cancelled"
     servicer.gate.set()
     assert (await catalog.create()).code == 0
 
 
-async def test_a_handler_finishes_what_it_shields(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_handler_finishes_what_it_shields(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "_DISCONNECT_POLL_SECONDS", 0.01)
     servicer = Stubborn()
     async with asyncio.timeout(10), serving("catalog", add_CatalogServiceServicer_to_server, servicer) as server:
-        await hang_up_on(server, servicer)
+        await call_and_disconnect(server, servicer)
         await until(lambda: not server.state.tasks)
         servicer.gate.set()
         assert await servicer.ended.get() == "finished"
 
 
-async def test_a_handler_that_is_quick_is_not_disturbed(catalog: Server, servicer: Catalog) -> None:
-    """To ask costs more than to finish for nobody."""
+async def test_disconnect_does_not_cancel_a_fast_handler(catalog: Server, servicer: Catalog) -> None:
+    """Polling for the disconnect would cost more than finishing."""
     async with asyncio.timeout(10):
         others = catalog.state.connections.copy()
-        await hang_up_on(catalog, servicer)
+        await call_and_disconnect(catalog, servicer)
         await until(lambda: catalog.state.connections <= others)
         servicer.gate.set()
         assert await servicer.ended.get() == "finished"
 
 
-async def test_half_a_request_is_no_call(catalog: Server, servicer: Catalog) -> None:
+async def test_incomplete_request_is_not_a_call(catalog: Server, servicer: Catalog) -> None:
     async with asyncio.timeout(10):
         async with catalog.connected() as (_, writer):
             writer.write(request(CREATE, frame(REQUEST))[:-1])
@@ -481,7 +479,7 @@ async def test_half_a_request_is_no_call(catalog: Server, servicer: Catalog) -> 
 # -- many answers ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_brings_each_message_when_it_is_there(sales: tuple[Server, FlashSales]) -> None:
+async def test_stream_sends_each_message_at_once(sales: tuple[Server, FlashSales]) -> None:
     server, servicer = sales
     servicer.news.put_nowait(sales_pb.FlashSale(remaining=2))
     async with server.watching() as reply:
@@ -494,14 +492,14 @@ async def test_a_stream_brings_each_message_when_it_is_there(sales: tuple[Server
     assert servicer.freed.is_set()
 
 
-async def test_a_stream_may_be_empty(sales: tuple[Server, FlashSales]) -> None:
+async def test_stream_may_be_empty(sales: tuple[Server, FlashSales]) -> None:
     server, servicer = sales
     servicer.news.put_nowait(None)
     async with server.watching() as reply:
         assert (reply.status, await reply.read(), "grpc-status" in reply.headers) == (200, b"", False)
 
 
-async def test_a_stream_is_refused_before_its_first_message(sales: tuple[Server, FlashSales]) -> None:
+async def test_stream_is_refused_before_its_first_message(sales: tuple[Server, FlashSales]) -> None:
     server, servicer = sales
     async with server.watching("no id") as reply:
         assert Reply(reply, await reply.read()).refused == (3, "INVALID_FIELDS")
@@ -514,7 +512,7 @@ async def test_a_stream_is_refused_before_its_first_message(sales: tuple[Server,
 
 
 @pytest.mark.parametrize("error", [WrongState(resource="sale", state="ENDED", wanted="LIVE"), ValueError(SECRET)])
-async def test_a_stream_that_fails_in_its_middle_just_ends(sales: tuple[Server, FlashSales], error: Exception) -> None:
+async def test_stream_that_fails_after_a_message_ends(sales: tuple[Server, FlashSales], error: Exception) -> None:
     server, servicer = sales
     servicer.news.put_nowait(sales_pb.FlashSale(remaining=2))
     servicer.news.put_nowait(error)
@@ -524,7 +522,7 @@ async def test_a_stream_that_fails_in_its_middle_just_ends(sales: tuple[Server, 
     assert servicer.freed.is_set()
 
 
-async def test_a_watcher_who_hangs_up_frees_the_stream_at_once(sales: tuple[Server, FlashSales]) -> None:
+async def test_disconnect_closes_the_stream_at_once(sales: tuple[Server, FlashSales]) -> None:
     server, servicer = sales
     for begun in (True, False):
         servicer.entered.clear()
@@ -539,8 +537,8 @@ async def test_a_watcher_who_hangs_up_frees_the_stream_at_once(sales: tuple[Serv
             await servicer.freed.wait()
 
 
-async def test_who_leaves_a_stream_has_closed_it() -> None:
-    """Not at some time later, when its generator is found to be garbage."""
+async def test_closed_stream_closes_its_generator_at_once() -> None:
+    """Not at some later garbage collection."""
     servicer = FlashSales()
     stream = guard.Guard("inventory", tokens.gatekeeper("inventory")).stream(WATCH, servicer.WatchFlashSale)
     servicer.news.put_nowait(sales_pb.FlashSale())
@@ -551,48 +549,48 @@ async def test_who_leaves_a_stream_has_closed_it() -> None:
 
 
 class Flood(FlashSaleServiceServicer):
-    """Brings as much as is taken."""
+    """Sends as much as the client reads."""
 
     def __init__(self) -> None:
-        self.brought, self.freed = 0, asyncio.Event()
+        self.sent, self.freed = 0, asyncio.Event()
 
     async def WatchFlashSale(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         try:
             while True:
                 yield sales_pb.FlashSale(title="x" * 100_000)
-                self.brought += 1
+                self.sent += 1
                 await asyncio.sleep(0)
         finally:
             self.freed.set()
 
 
-async def stands_still(flood: Flood) -> int:
-    """How much was brought, once no more is."""
+async def until_blocked(flood: Flood) -> int:
+    """Returns how much was sent when sending has stopped."""
     before = -1
-    while flood.brought != before:
-        before = flood.brought
+    while flood.sent != before:
+        before = flood.sent
         for _ in range(1000):
             await asyncio.sleep(0)
     return before
 
 
-async def test_a_stream_waits_for_a_slow_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stream_waits_for_a_slow_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     flood = Flood()
     async with asyncio.timeout(20), serving("inventory", add_FlashSaleServiceServicer_to_server, flood) as server:
         async with server.watching() as reply:
-            brought = await stands_still(flood)
-            for _ in range(brought + 10):
+            sent = await until_blocked(flood)
+            for _ in range(sent + 10):
                 await next_sale(reply)
-            assert flood.brought > brought
-            await stands_still(flood)
+            assert flood.sent > sent
+            await until_blocked(flood)
             assert not flood.freed.is_set()
         await flood.freed.wait()
 
 
-# -- the end -----------------------------------------------------------------------------------------------------------
+# -- the drain ---------------------------------------------------------------------------------------------------------
 
 
-async def test_at_the_end_streams_end_and_calls_finish(
+async def test_drain_ends_streams_and_finishes_calls(
     sales: tuple[Server, FlashSales], ending: Server, servicer: Catalog
 ) -> None:
     shop, watched = sales
@@ -606,7 +604,7 @@ async def test_at_the_end_streams_end_and_calls_finish(
         assert await reply.read() == b""
         assert watched.freed.is_set()
         with pytest.raises(aiohttp.ClientConnectorError):
-            while True:  # until nobody listens there any more
+            while True:  # until nothing listens there
                 await ending.get("/healthz")
         assert not call.done()
         servicer.gate.set()
@@ -614,7 +612,7 @@ async def test_at_the_end_streams_end_and_calls_finish(
         await asyncio.gather(*ends)
 
 
-async def test_a_stream_that_has_said_nothing_yet_is_sent_elsewhere(sales: tuple[Server, FlashSales]) -> None:
+async def test_drain_refuses_streams_without_a_message_as_unavailable(sales: tuple[Server, FlashSales]) -> None:
     server, servicer = sales
     async with asyncio.timeout(10):
         watching = asyncio.create_task(server.post(WATCH, frame(sales_pb.WatchFlashSaleRequest(sale_id=SALE))))
@@ -622,14 +620,14 @@ async def test_a_stream_that_has_said_nothing_yet_is_sent_elsewhere(sales: tuple
         async with server.connected() as (reader, writer):
             end = asyncio.create_task(server.http.stop(5))
             assert (await watching).refused == (14, "UNAVAILABLE")
-            # One that comes in the last moment.
+            # A stream that begins during the drain.
             writer.write(request(WATCH, frame(sales_pb.WatchFlashSaleRequest(sale_id=SALE))))
             assert b"grpc-status: 14\r\n" in await reader.readuntil(b"\r\n\r\n")
         await end
 
 
 class Parting(FlashSaleServiceServicer):
-    """Has something to do when it is left."""
+    """Cleans up when its stream ends."""
 
     def __init__(self) -> None:
         self.entered, self.left, self.gate, self.done = (asyncio.Event() for _ in range(4))
@@ -645,7 +643,7 @@ class Parting(FlashSaleServiceServicer):
             self.done.set()
 
 
-async def test_what_a_stream_does_when_it_is_left_is_not_cut_short_by_the_end() -> None:
+async def test_drain_does_not_interrupt_cleanup_of_a_stream() -> None:
     parting = Parting()
     async with asyncio.timeout(10), serving("inventory", add_FlashSaleServiceServicer_to_server, parting) as server:
         async with server.connected() as (_, writer):
@@ -659,7 +657,7 @@ async def test_what_a_stream_does_when_it_is_left_is_not_cut_short_by_the_end() 
         assert parting.done.is_set()
 
 
-async def test_a_call_that_takes_too_long_at_the_end_is_told_to_come_again(
+async def test_drain_refuses_calls_that_take_too_long_as_unavailable(
     ending: Server, servicer: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
     servicer.gate.clear()
@@ -674,11 +672,11 @@ async def test_a_call_that_takes_too_long_at_the_end_is_told_to_come_again(
     caplog.clear()
 
 
-async def test_a_watcher_who_takes_nothing_does_not_hold_up_the_end(caplog: pytest.LogCaptureFixture) -> None:
+async def test_client_that_does_not_read_does_not_delay_the_drain(caplog: pytest.LogCaptureFixture) -> None:
     flood = Flood()
     add = add_FlashSaleServiceServicer_to_server
     async with asyncio.timeout(10), serving("inventory", add, flood) as server, server.watching():
-        await stands_still(flood)
+        await until_blocked(flood)
         await server.http.stop(0.01)
         await flood.freed.wait()
     assert [record.levelno for record in caplog.records if record.exc_info] == []

@@ -110,7 +110,7 @@ class Wire:
         writer.close()  # the other side hung up
 
 
-async def test_one_leads_and_all_know_the_term(db: Database) -> None:
+async def test_one_process_leads_and_all_know_the_term(db: Database) -> None:
     deeds, first, second = Deeds(), Lease("w"), Lease("w")
     assert (first.term(), second.term()) == (None, None)
     async with leading(first, db, deeds.of("first")):
@@ -122,7 +122,7 @@ async def test_one_leads_and_all_know_the_term(db: Database) -> None:
     assert deeds.done == [("first", "begins", 1), ("first", "ends", 1)]
 
 
-async def test_of_many_who_start_at_once_one_leads(db: Database) -> None:
+async def test_one_of_many_concurrent_processes_leads(db: Database) -> None:
     deeds = Deeds()
     async with contextlib.AsyncExitStack() as stack:
         for number in range(8):
@@ -133,7 +133,7 @@ async def test_of_many_who_start_at_once_one_leads(db: Database) -> None:
     assert deeds.done[1] == (leader, "ends", 1)
 
 
-async def test_a_leader_that_stops_is_followed_at_once(db: Database) -> None:
+async def test_leader_that_stops_releases_its_lease(db: Database) -> None:
     deeds, first, second = Deeds(), Lease("w"), Lease("w")
     async with leading(second, db, deeds.of("second")) as waiting:
         await deeds.until("second", "begins", 1)
@@ -145,7 +145,7 @@ async def test_a_leader_that_stops_is_followed_at_once(db: Database) -> None:
             await deeds.until("first", "begins", 2)
 
 
-async def test_a_leader_that_does_not_renew_in_time_is_followed_under_the_next_term(db: Database) -> None:
+async def test_expired_lease_is_taken_over_under_the_next_term(db: Database) -> None:
     """As after kill -9 or SIGSTOP: it is still in the row, and nothing is heard of it."""
     deeds, dead, heir = Deeds(), Lease("w"), Lease("w")
     assert (await dead._acquire(db))[0] == 1
@@ -155,7 +155,7 @@ async def test_a_leader_that_does_not_renew_in_time_is_followed_under_the_next_t
         assert heir.term() == 2
 
 
-async def test_work_ends_when_the_database_is_cut_off_and_another_takes_over(db: Database, infra: Infra) -> None:
+async def test_work_ends_when_the_database_is_unreachable(db: Database, infra: Infra) -> None:
     deeds, name = Deeds(), db.kw["bind"].url.database
     async with Wire(infra.postgres_port) as wire:
         url = infra.database_url(name).replace(str(infra.postgres_port), str(wire.port))
@@ -173,7 +173,7 @@ async def test_work_ends_when_the_database_is_cut_off_and_another_takes_over(db:
     assert deeds.done.index(("cut off", "ends", 1)) < deeds.done.index(("heir", "begins", 2))
 
 
-async def test_work_goes_on_while_the_lease_is_renewed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_work_continues_while_the_lease_is_renewed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LASTS_SECONDS", 0.5)
     monkeypatch.setattr(leases, "_RENEW_SECONDS", 0.1)
     deeds, lease, renewals = Deeds(), Lease("w"), 0
@@ -192,7 +192,7 @@ async def expires(db: Database) -> Any:
         return (await tx.execute(text("SELECT expire_time FROM leases"))).scalar_one()
 
 
-async def test_a_leader_that_finds_its_lease_gone_ends_its_work(db: Database) -> None:
+async def test_lost_lease_ends_the_work(db: Database) -> None:
     deeds = Deeds()
     async with leading(Lease("w"), db, deeds.of("it")):
         await deeds.until("it", "begins", 1)
@@ -201,7 +201,7 @@ async def test_a_leader_that_finds_its_lease_gone_ends_its_work(db: Database) ->
         await deeds.until("it", "ends", 1)
 
 
-async def test_work_that_fails_gives_the_lease_up(db: Database) -> None:
+async def test_failed_work_releases_the_lease(db: Database) -> None:
     async def fails(term: int) -> None:
         raise ValueError(term)
 
@@ -211,9 +211,7 @@ async def test_work_that_fails_gives_the_lease_up(db: Database) -> None:
     assert [row.lasts for row in await rows(db)] == [False]
 
 
-async def test_what_is_known_of_the_term_is_forgotten_when_nothing_is_heard(
-    db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_term_is_unknown_after_the_lease_expired(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LASTS_SECONDS", 0.0)
     lease = Lease("w")
     assert (await lease._acquire(db))[0] == 1

@@ -32,7 +32,7 @@ SECRET = "password=hunter2"
 
 
 class Catalog(CatalogServiceServicer):
-    """Does what a test tells it to, and remembers what arrived."""
+    """Does what a test sets, and records the call."""
 
     def __init__(self) -> None:
         self.raises: Exception | None = None
@@ -75,7 +75,7 @@ def a_request(**fields: Any) -> pb.CreateProductRequest:
     return pb.CreateProductRequest(**{"sku": "RETRO-CLOCK", "name": "Clock", "price": price, **fields})
 
 
-async def test_a_refusal_arrives_whole(catalog: Any, servicer: Catalog) -> None:
+async def test_refusal_arrives_whole(catalog: Any, servicer: Catalog) -> None:
     servicer.raises = WrongState(resource="product", state="OLD", wanted="NEW")
     refused = await refusal(catalog.CreateProduct(a_request(), metadata=as_staff()))
     assert (refused.code, refused.reason, refused.domain) == ("FAILED_PRECONDITION", "WRONG_STATE", "catalog.stampede")
@@ -83,13 +83,13 @@ async def test_a_refusal_arrives_whole(catalog: Any, servicer: Catalog) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError(SECRET), KeyError(SECRET), RuntimeError(SECRET), AssertionError(SECRET)])
-async def test_a_bug_tells_nothing(catalog: Any, servicer: Catalog, error: Exception) -> None:
+async def test_bug_is_internal_without_details(catalog: Any, servicer: Catalog, error: Exception) -> None:
     servicer.raises = error
     refused = await refusal(catalog.CreateProduct(a_request(), metadata=as_staff()))
     assert (refused.code, refused.message, refused.reason) == ("INTERNAL", "Internal error.", "")
 
 
-async def test_a_refusal_that_invites_a_repeat_says_when_in_the_headers(catalog: Any, servicer: Catalog) -> None:
+async def test_retryable_refusal_has_retry_after_header(catalog: Any, servicer: Catalog) -> None:
     servicer.raises = Unavailable(part="database")
     call = catalog.CreateProduct(a_request(), metadata=as_staff())
     refused = await refusal(call)
@@ -105,8 +105,8 @@ async def test_invalid_fields_are_named_as_clients_write_them(catalog: Any, serv
     assert servicer.request is None
 
 
-async def test_callers_are_judged_before_their_requests(catalog: Any, servicer: Catalog) -> None:
-    """What a method checks is nobody's business who may not call it."""
+async def test_access_is_checked_before_validation(catalog: Any, servicer: Catalog) -> None:
+    """So a caller without access learns nothing of the rules of a request."""
     nobody = await refusal(catalog.CreateProduct(pb.CreateProductRequest()))
     customer = await refusal(catalog.CreateProduct(pb.CreateProductRequest(), metadata=as_user(uuid.uuid4())))
     service = await refusal(catalog.CreateProduct(a_request(), metadata=as_service("orders")))
@@ -114,13 +114,13 @@ async def test_callers_are_judged_before_their_requests(catalog: Any, servicer: 
     assert servicer.request is None
 
 
-async def test_an_idempotency_key_fills_the_request_id(catalog: Any) -> None:
+async def test_idempotency_key_fills_the_request_id(catalog: Any) -> None:
     key = str(uuid.uuid4())
     made = await catalog.CreateProduct(a_request(), metadata=(*as_staff(), ("idempotency-key", key)))
     assert made.id == key
 
 
-async def test_a_key_that_is_no_uuid_stands_for_one_that_is_always_the_same(catalog: Any) -> None:
+async def test_key_that_is_not_a_uuid_maps_to_a_constant_one(catalog: Any) -> None:
     async def id_for(key: str) -> str:
         made = await catalog.CreateProduct(a_request(), metadata=(*as_staff(), ("idempotency-key", key)))
         return str(uuid.UUID(made.id))
@@ -128,19 +128,21 @@ async def test_a_key_that_is_no_uuid_stands_for_one_that_is_always_the_same(cata
     assert await id_for("order #42") == await id_for("order #42") != await id_for("order #43")
 
 
-async def test_the_body_wins_over_the_header(catalog: Any) -> None:
-    said = str(uuid.uuid4())
+async def test_request_id_of_the_body_takes_precedence(catalog: Any) -> None:
+    request_id = str(uuid.uuid4())
     header = ("idempotency-key", str(uuid.uuid4()))
-    assert (await catalog.CreateProduct(a_request(request_id=said), metadata=(*as_staff(), header))).id == said
+    assert (
+        await catalog.CreateProduct(a_request(request_id=request_id), metadata=(*as_staff(), header))
+    ).id == request_id
 
 
-async def test_an_endless_key_is_refused(catalog: Any) -> None:
+async def test_too_long_idempotency_key_is_refused(catalog: Any) -> None:
     header = ("idempotency-key", "k" * 256)
     refused = await refusal(catalog.CreateProduct(a_request(), metadata=(*as_staff(), header)))
     assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", ["Idempotency-Key"])
 
 
-async def test_a_handler_knows_its_call(catalog: Any, servicer: Catalog) -> None:
+async def test_handler_sees_its_call(catalog: Any, servicer: Catalog) -> None:
     user, began = uuid.uuid4(), time.monotonic()
     metadata = (*as_user(user, "staff"), ("x-request-id", "trace-me"))
     await catalog.CreateProduct(a_request(), metadata=metadata, timeout=30)
@@ -151,7 +153,7 @@ async def test_a_handler_knows_its_call(catalog: Any, servicer: Catalog) -> None
     assert 25 < call.deadline - began < 35
 
 
-async def test_a_call_without_a_request_id_gets_one(catalog: Any, servicer: Catalog) -> None:
+async def test_call_without_a_request_id_gets_one(catalog: Any, servicer: Catalog) -> None:
     await catalog.CreateProduct(a_request(), metadata=as_staff())
     assert servicer.call
     assert uuid.UUID(servicer.call.request_id)
@@ -172,7 +174,7 @@ async def test_too_many_calls_in_flight_are_refused(
 
 
 async def watched(error: Exception, sale_id: str = SALE) -> tuple[list[str], Any]:
-    """What a stream brought, and how it failed."""
+    """Returns what a stream sent, and how it failed."""
     seen: list[str] = []
     add = add_FlashSaleServiceServicer_to_server
     async with serving("inventory", lambda s: add(FlashSales(error), s)) as channel:
@@ -185,7 +187,7 @@ async def watched(error: Exception, sale_id: str = SALE) -> tuple[list[str], Any
         return seen, await refusal(read())
 
 
-async def test_a_stream_is_refused_in_its_middle_too() -> None:
+async def test_stream_is_refused_after_a_message() -> None:
     seen, refused = await watched(WrongState(resource="sale", state="ENDED", wanted="LIVE"))
     assert seen == [SALE]
     assert (refused.code, refused.reason, refused.domain) == (
@@ -195,18 +197,18 @@ async def test_a_stream_is_refused_in_its_middle_too() -> None:
     )
 
 
-async def test_a_refusal_in_the_middle_of_a_stream_says_when_to_come_again() -> None:
-    """Not by a header: those have gone out with the first message, and gRPC raises where they are sent again."""
+async def test_refusal_after_a_message_has_retry_info() -> None:
+    """Not as a header: headers were sent with the first message, and gRPC raises if they are sent again."""
     seen, refused = await watched(Unavailable(part="database"))
     assert seen == [SALE]
     assert (refused.code, refused.reason, refused.retry_seconds) == ("UNAVAILABLE", "UNAVAILABLE", 1)
 
 
-async def test_a_bug_in_a_stream_tells_nothing() -> None:
+async def test_bug_in_a_stream_is_internal() -> None:
     _, refused = await watched(ValueError(SECRET))
     assert (refused.code, refused.message) == ("INTERNAL", "Internal error.")
 
 
-async def test_a_streams_request_is_checked() -> None:
+async def test_request_of_a_stream_is_validated() -> None:
     seen, refused = await watched(ValueError(), sale_id="no id")
     assert (seen, refused.code, refused.fields) == ([], "INVALID_ARGUMENT", ["saleId"])

@@ -1,4 +1,4 @@
-"""Clients that stop reading a stream, over real connections: gRPC's and the gateway's."""
+"""Clients that stop reading a stream, over real gRPC and HTTP connections."""
 
 import asyncio
 import uuid
@@ -24,12 +24,12 @@ from tests.support import tokens
 from tests.support.serving import refusal, serving
 
 SALE = pb.WatchFlashSaleRequest(sale_id=str(uuid.UUID(int=1)))
-# Large enough to fill all that lies between server and client, which is some megabytes.
+# Large enough to fill the buffers between server and client, which are some megabytes.
 NEWS = "x" * 200_000
 
 
 class Sales(FlashSaleServiceServicer):
-    """Changes with every look, and takes on two watchers."""
+    """Changes with every fetch, and accepts two watchers."""
 
     def __init__(self) -> None:
         self.sold = 0
@@ -42,8 +42,8 @@ class Sales(FlashSaleServiceServicer):
 
     async def WatchFlashSale(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         try:
-            with self.views.subscribe(request.sale_id) as looks:
-                async for sold in looks:
+            with self.views.subscribe(request.sale_id) as values:
+                async for sold in values:
                     yield pb.FlashSale(sold=sold, title=NEWS)
         finally:
             self.ended.set()
@@ -60,13 +60,13 @@ class Sales(FlashSaleServiceServicer):
 async def sales(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sales]:
     monkeypatch.setattr(watch, "_UNREAD_SECONDS", 0.3)
     sales = Sales()
-    looking = asyncio.create_task(sales.views.run())
+    running = asyncio.create_task(sales.views.run())
     yield sales
-    looking.cancel()
-    await asyncio.gather(looking, return_exceptions=True)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_grpc_client_that_stops_reading_is_dropped_and_told_so_when_it_reads_again(sales: Sales) -> None:
+async def test_grpc_client_that_stops_reading_is_dropped_with_too_slow(sales: Sales) -> None:
     ports: list[int] = []
     async with (
         asyncio.timeout(20),
@@ -95,7 +95,7 @@ async def test_a_grpc_client_that_stops_reading_is_dropped_and_told_so_when_it_r
         assert (await awake.read()).sold > seen[-1].sold
 
 
-async def test_a_client_that_hangs_up_leaves_its_slot_to_others(sales: Sales) -> None:
+async def test_disconnect_frees_the_slot(sales: Sales) -> None:
     async with (
         asyncio.timeout(20),
         serving("inventory", lambda s: add_FlashSaleServiceServicer_to_server(sales, s)) as channel,
@@ -120,7 +120,7 @@ async def connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
             await asyncio.sleep(0)
 
 
-async def test_a_client_of_the_gateway_that_stops_reading_is_dropped_and_cut_off(sales: Sales) -> None:
+async def test_http_client_that_stops_reading_is_disconnected(sales: Sales) -> None:
     http = HttpServer("inventory")
     registry = Registry(Guard("inventory", tokens.gatekeeper("inventory")), grpc.aio.server(), http)
     add_FlashSaleServiceServicer_to_server(sales, registry)  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ async def test_a_client_of_the_gateway_that_stops_reading_is_dropped_and_cut_off
             await awake[0].readexactly(len(NEWS))
 
         await sales.ended.wait()
-        assert not (await asleep[0].read()).endswith(b"0\r\n\r\n"), "the end of the stream, which it is not"
+        assert not (await asleep[0].read()).endswith(b"0\r\n\r\n"), "the stream did not end regularly"
         await awake[0].readexactly(len(NEWS))
         for _, writer in (asleep, awake):
             writer.close()

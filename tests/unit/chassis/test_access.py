@@ -1,4 +1,4 @@
-"""Who is let in: by role and by name, on proof that cannot be forged, borrowed or outlived."""
+"""Access: callers are admitted by role or name, on tokens that cannot be forged, exchanged or outlived."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from grpc_health.v1 import health_pb2  # noqa: F401  # declares a method that says nothing
+from grpc_health.v1 import health_pb2  # noqa: F401  # contains a method without access
 from jwt.algorithms import ECAlgorithm
 
 from services.chassis.errors import PermissionDenied, Unauthenticated
@@ -27,14 +27,14 @@ MESH = Rule(access_pb2.ACCESS_MESH, frozenset({"orders"}))
 
 
 class Identity:
-    """Signs tokens and publishes keys; counts how often it is asked."""
+    """Signs tokens and publishes keys; counts the fetches."""
 
     def __init__(self) -> None:
         self.keys = {"first": ec.generate_private_key(ec.SECP256R1())}
-        self.asked = 0
+        self.fetches = 0
 
     async def jwks(self) -> bytes:
-        self.asked += 1
+        self.fetches += 1
         published = [
             {**json.loads(ECAlgorithm.to_jwk(key.public_key())), "kid": kid, "alg": "ES256", "use": "sig"}
             for kid, key in self.keys.items()
@@ -43,8 +43,8 @@ class Identity:
 
     def claims(self, *roles: str, **other: Any) -> dict[str, Any]:
         now = int(time.time())
-        said = {"iss": ISSUER, "aud": AUDIENCE, "sub": str(ADA), "iat": now, "exp": now + 600, "roles": list(roles)}
-        return {key: value for key, value in {**said, **other}.items() if value is not None}
+        claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": str(ADA), "iat": now, "exp": now + 600, "roles": list(roles)}
+        return {key: value for key, value in {**claims, **other}.items() if value is not None}
 
     def token(self, *roles: str, kid: str = "first", **other: Any) -> str:
         return jwt.encode(self.claims(*roles, **other), self.keys[kid], algorithm="ES256", headers={"kid": kid})
@@ -68,14 +68,14 @@ def mesh(token: str) -> access.Metadata:
     return {"x-mesh-token": token}
 
 
-def part(said: dict[str, Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(said).encode()).decode().rstrip("=")
+def part(content: dict[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
 
 
 # Users
 
 
-async def test_a_signed_in_user_is_known(gate: Gatekeeper, identity: Identity) -> None:
+async def test_signed_in_user_is_admitted(gate: Gatekeeper, identity: Identity) -> None:
     caller = await gate.admit(CUSTOMER, bearer(identity.token("customer", "staff")))
     assert (caller.user_id, caller.roles, caller.service) == (ADA, {"customer", "staff"}, "")
 
@@ -96,33 +96,33 @@ async def test_a_signed_in_user_is_known(gate: Gatekeeper, identity: Identity) -
     ],
     ids=str,
 )
-async def test_a_token_must_say_everything_rightly(
+async def test_token_with_a_wrong_or_missing_claim_is_refused(
     gate: Gatekeeper, identity: Identity, claims: dict[str, Any]
 ) -> None:
     with pytest.raises(Unauthenticated):
         await gate.admit(CUSTOMER, bearer(identity.token("admin", **claims)))
 
 
-async def test_another_key_of_the_same_name_forges_nothing(gate: Gatekeeper) -> None:
+async def test_token_signed_by_another_key_of_the_same_id_is_refused(gate: Gatekeeper) -> None:
     with pytest.raises(Unauthenticated):
         await gate.admit(CUSTOMER, bearer(Identity().token("admin")))
 
 
-async def test_roles_cannot_be_added_to_a_token(gate: Gatekeeper, identity: Identity) -> None:
+async def test_token_with_added_roles_is_refused(gate: Gatekeeper, identity: Identity) -> None:
     header, _, signature = identity.token("customer").split(".")
     with pytest.raises(Unauthenticated):
         await gate.admit(CUSTOMER, bearer(f"{header}.{part(identity.claims('admin'))}.{signature}"))
 
 
-async def test_a_token_without_signature_is_none(gate: Gatekeeper, identity: Identity) -> None:
+async def test_unsigned_token_is_refused(gate: Gatekeeper, identity: Identity) -> None:
     for algorithm in ("none", "None", "NONE"):
         header = part({"alg": algorithm, "typ": "JWT", "kid": "first"})
         with pytest.raises(Unauthenticated):
             await gate.admit(CUSTOMER, bearer(f"{header}.{part(identity.claims('admin'))}."))
 
 
-async def test_the_public_key_is_no_shared_secret(gate: Gatekeeper, identity: Identity) -> None:
-    """HS256 with the published key as its secret: what a verifier that trusts the header would believe."""
+async def test_public_key_as_hmac_secret_is_refused(gate: Gatekeeper, identity: Identity) -> None:
+    """HS256 with the published key as its secret, which a verifier that trusts the header would accept."""
     public = identity.keys["first"].public_key()
     for secret in (
         public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
@@ -137,14 +137,12 @@ async def test_the_public_key_is_no_shared_secret(gate: Gatekeeper, identity: Id
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer a.b.c", "Basic YWRhOmFkYQ==", "a.b.c", "Bearer ü"])
-async def test_what_is_no_bearer_token_is_refused(gate: Gatekeeper, header: str) -> None:
+async def test_malformed_bearer_token_is_refused(gate: Gatekeeper, header: str) -> None:
     with pytest.raises(Unauthenticated):
         await gate.admit(CUSTOMER, {"authorization": header} if header else {})
 
 
-async def test_a_remembered_token_still_expires(
-    gate: Gatekeeper, identity: Identity, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cached_token_expires(gate: Gatekeeper, identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     token = identity.token("customer")
     await gate.admit(CUSTOMER, bearer(token))
     later = time.time() + 3600
@@ -163,7 +161,7 @@ class _Later(jwt.api_jwt.datetime):  # type: ignore[misc, name-defined]
 # Keys
 
 
-async def test_an_unknown_key_is_looked_for_once_in_two_seconds(
+async def test_unknown_key_is_fetched_once_in_two_seconds(
     gate: Gatekeeper, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
@@ -174,14 +172,14 @@ async def test_an_unknown_key_is_looked_for_once_in_two_seconds(
     for _ in range(20):
         with pytest.raises(Unauthenticated):
             await gate.admit(CUSTOMER, bearer(unpublished))
-    assert identity.asked == 1
+    assert identity.fetches == 1
     now += 2.1
     with pytest.raises(Unauthenticated):
         await gate.admit(CUSTOMER, bearer(unpublished))
-    assert identity.asked == 2
+    assert identity.fetches == 2
 
 
-async def test_a_new_key_is_found(gate: Gatekeeper, identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_key_is_fetched(gate: Gatekeeper, identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(access.time, "monotonic", lambda: now)
     await gate.admit(CUSTOMER, bearer(identity.token()))
@@ -189,10 +187,10 @@ async def test_a_new_key_is_found(gate: Gatekeeper, identity: Identity, monkeypa
     now += 2.1
     await gate.admit(CUSTOMER, bearer(identity.token(kid="second")))
     await gate.admit(CUSTOMER, bearer(identity.token()))
-    assert identity.asked == 2
+    assert identity.fetches == 2
 
 
-async def test_known_keys_serve_while_identity_is_away(gate: Gatekeeper, identity: Identity) -> None:
+async def test_known_keys_are_used_while_identity_is_unavailable(gate: Gatekeeper, identity: Identity) -> None:
     await gate.admit(CUSTOMER, bearer(identity.token()))
 
     async def away() -> bytes:
@@ -205,12 +203,12 @@ async def test_known_keys_serve_while_identity_is_away(gate: Gatekeeper, identit
 # Services
 
 
-async def test_a_named_service_is_let_in(gate: Gatekeeper) -> None:
+async def test_named_service_is_admitted(gate: Gatekeeper) -> None:
     caller = await gate.admit(MESH, mesh(MeshIdentity("orders", MESH_SECRET).token()))
     assert (caller.service, caller.user_id) == ("orders", None)
 
 
-async def test_a_service_that_is_not_named_is_not(gate: Gatekeeper) -> None:
+async def test_other_service_is_refused(gate: Gatekeeper) -> None:
     with pytest.raises(PermissionDenied):
         await gate.admit(MESH, mesh(MeshIdentity("payments", MESH_SECRET).token()))
 
@@ -222,19 +220,19 @@ async def test_mesh_secret_is_rotated_with_two_accepted(identity: Identity) -> N
         assert (await gate.admit(MESH, mesh(token))).service == "orders"
 
 
-async def test_another_secret_proves_nothing(gate: Gatekeeper) -> None:
+async def test_mesh_token_of_another_secret_is_refused(gate: Gatekeeper) -> None:
     with pytest.raises(Unauthenticated):
         await gate.admit(MESH, mesh(MeshIdentity("orders", "another secret, just as long as ours").token()))
 
 
-async def test_an_old_proof_is_none(gate: Gatekeeper) -> None:
+async def test_expired_mesh_token_is_refused(gate: Gatekeeper) -> None:
     claims = {"iss": access.MESH_ISSUER, "sub": "orders", "exp": int(time.time()) - 60}
     with pytest.raises(Unauthenticated):
         await gate.admit(MESH, mesh(jwt.encode(claims, MESH_SECRET, algorithm="HS256")))
 
 
-async def test_users_tokens_are_no_services_and_the_reverse(gate: Gatekeeper, identity: Identity) -> None:
-    """Neither fresh nor from the cache, which both kinds share."""
+async def test_tokens_of_users_and_services_are_not_interchangeable(gate: Gatekeeper, identity: Identity) -> None:
+    """Neither at first nor from the cache, which both kinds share."""
     user, service = identity.token("admin", sub=str(ADA)), MeshIdentity("orders", MESH_SECRET).token()
     for _ in range(2):
         with pytest.raises(Unauthenticated):
@@ -258,7 +256,9 @@ async def test_users_tokens_are_no_services_and_the_reverse(gate: Gatekeeper, id
     ],
 )
 @pytest.mark.parametrize("role", ["customer", "staff", "admin", "none"])
-async def test_roles(gate: Gatekeeper, identity: Identity, rule: int, allowed: set[str], role: str) -> None:
+async def test_access_admits_exactly_its_roles(
+    gate: Gatekeeper, identity: Identity, rule: int, allowed: set[str], role: str
+) -> None:
     admitted = gate.admit(Rule(rule, frozenset()), bearer(identity.token(role)))
     if role in allowed:
         await admitted
@@ -267,11 +267,11 @@ async def test_roles(gate: Gatekeeper, identity: Identity, rule: int, allowed: s
             await admitted
 
 
-async def test_a_public_method_looks_at_no_token(gate: Gatekeeper) -> None:
+async def test_public_method_ignores_the_token(gate: Gatekeeper) -> None:
     assert await gate.admit(Rule(access_pb2.ACCESS_PUBLIC, frozenset()), bearer("rubbish")) is ANONYMOUS
 
 
-async def test_a_method_that_declares_nothing_lets_nobody_in(gate: Gatekeeper) -> None:
+async def test_undeclared_method_admits_no_caller(gate: Gatekeeper) -> None:
     undeclared = access.rule_of("/grpc.health.v1.Health/Check")
     with pytest.raises(Unauthenticated):
         await gate.admit(undeclared, mesh(MeshIdentity("orders", MESH_SECRET).token()))

@@ -1,4 +1,4 @@
-"""What is done for a client ends with it, and nothing else does, at whatever moment it hangs up."""
+"""A disconnect ends the call of its client and nothing else, whenever it happens."""
 
 import asyncio
 import socket
@@ -17,10 +17,10 @@ NEVER = 99
 
 
 class Moments:
-    """A call of `length` steps, in a race with a client that hangs up and with somebody who cancels it."""
+    """A call of `length` steps, which races with a disconnect and with a cancellation."""
 
-    def __init__(self, length: int, *, hangs_up: int, cancelled: int = NEVER, cleans_up: int = 0) -> None:
-        self._length, self._hangs_up, self._cancelled, self._cleans_up = length, hangs_up, cancelled, cleans_up
+    def __init__(self, length: int, *, disconnects: int, cancelled: int = NEVER, cleans_up: int = 0) -> None:
+        self._length, self._disconnects, self._cancelled, self._cleans_up = length, disconnects, cancelled, cleans_up
         self.steps, self.left, self.went_on = 0, False, False
 
     async def run(self) -> "asyncio.Task[None]":
@@ -45,7 +45,7 @@ class Moments:
         self.went_on = True
 
     async def _receive(self) -> dict[str, Any]:
-        for _ in range(self._hangs_up):
+        for _ in range(self._disconnects):
             await asyncio.sleep(0)
         return {"type": "http.disconnect"}
 
@@ -56,35 +56,35 @@ class Moments:
 
 
 @pytest.mark.parametrize("cleans_up", [0, 3])
-async def test_to_hang_up_ends_the_call_and_never_what_comes_after_it(cleans_up: int) -> None:
-    cut_short = 0
-    for length, hangs_up in product(range(12), range(12)):
-        moments = Moments(length, hangs_up=hangs_up, cleans_up=cleans_up)
+async def test_disconnect_ends_the_call_and_nothing_after_it(cleans_up: int) -> None:
+    interrupted = 0
+    for length, disconnects in product(range(12), range(12)):
+        moments = Moments(length, disconnects=disconnects, cleans_up=cleans_up)
         call = await moments.run()
-        assert not call.cancelled(), (length, hangs_up)
+        assert not call.cancelled(), (length, disconnects)
         assert call.exception() is None
-        assert moments.went_on, (length, hangs_up)
-        assert call.cancelling() == 0, (length, hangs_up)
-        cut_short += moments.steps < length
-    assert cut_short > 30
+        assert moments.went_on, (length, disconnects)
+        assert call.cancelling() == 0, (length, disconnects)
+        interrupted += moments.steps < length
+    assert interrupted > 30
 
 
 @pytest.mark.parametrize("cleans_up", [0, 3])
-async def test_whoever_else_cancels_a_call_succeeds(cleans_up: int) -> None:
-    for length, hangs_up, cancelled in product(range(8), [*range(12), NEVER], range(12)):
-        moments = Moments(length, hangs_up=hangs_up, cancelled=cancelled, cleans_up=cleans_up)
+async def test_other_cancellation_passes_through(cleans_up: int) -> None:
+    for length, disconnects, cancelled in product(range(8), [*range(12), NEVER], range(12)):
+        moments = Moments(length, disconnects=disconnects, cancelled=cancelled, cleans_up=cleans_up)
         call = await moments.run()
-        assert call.cancelled(), (length, hangs_up, cancelled)
+        assert call.cancelled(), (length, disconnects, cancelled)
         assert not moments.went_on
 
 
-async def test_a_client_that_stays_gets_the_whole_call() -> None:
-    moments = Moments(50, hangs_up=NEVER)
+async def test_call_of_a_connected_client_is_not_cancelled() -> None:
+    moments = Moments(50, disconnects=NEVER)
     call = await moments.run()
     assert (moments.steps, moments.left, call.cancelling()) == (50, True, 0)
 
 
-async def test_a_call_that_goes_on_although_nobody_waits_leaves_nothing_behind() -> None:
+async def test_call_that_survives_a_disconnect_is_not_left_cancelled() -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
@@ -94,7 +94,7 @@ async def test_a_call_that_goes_on_although_nobody_waits_leaves_nothing_behind()
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 await asyncio.sleep(0)
-        # Were it still taken for cancelled, this would not know its own timeout from it.
+        # If the task still counted as cancelled, this timeout would not be recognised as one.
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):
                 await asyncio.Event().wait()
@@ -102,7 +102,7 @@ async def test_a_call_that_goes_on_although_nobody_waits_leaves_nothing_behind()
     await asyncio.ensure_future(stubborn())
 
 
-async def test_what_fails_while_the_client_hangs_up_is_not_hidden() -> None:
+async def test_exception_during_a_disconnect_is_raised() -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
@@ -117,7 +117,7 @@ async def test_what_fails_while_the_client_hangs_up_is_not_hidden() -> None:
         await asyncio.ensure_future(fails())
 
 
-async def test_a_stream_that_cannot_be_sent_is_closed() -> None:
+async def test_stream_that_cannot_be_sent_is_closed() -> None:
     closed = False
 
     async def outcomes(_request: Any, _metadata: Any) -> AsyncGenerator[Any, None]:
@@ -142,7 +142,7 @@ async def test_a_stream_that_cannot_be_sent_is_closed() -> None:
     assert closed
 
 
-async def test_a_server_is_not_closed_while_calls_keep_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_drain_waits_while_calls_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "_CHECK_SECONDS", 0)
     server = HttpServer("catalog")
     silence = asyncio.create_task(server._wait_for_silence())
@@ -154,21 +154,21 @@ async def test_a_server_is_not_closed_while_calls_keep_coming(monkeypatch: pytes
         await silence
 
 
-def test_a_crowd_that_connects_at_once_is_let_in_by_more_than_one_at_a_time() -> None:
-    """On uvloop, as services do: a call whose connection waits to be accepted is late, and lost at the end."""
+def test_concurrent_connections_are_accepted_in_few_turns() -> None:
+    """On uvloop, as in services. A call whose connection waits to be accepted is late, and lost in a drain."""
 
-    async def turns(visitors: int) -> int:
-        server, taken = HttpServer("catalog"), 0
+    async def turns(clients: int) -> int:
+        server, passed = HttpServer("catalog"), 0
         port = server.start("127.0.0.1:0")
         await asyncio.sleep(0)
-        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(visitors)]
-        while len(server._server.server_state.connections) < visitors:
+        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(clients)]
+        while len(server._server.server_state.connections) < clients:
             await asyncio.sleep(0)
-            taken += 1
-        for visitor in crowd:
-            visitor.close()
+            passed += 1
+        for client in connections:
+            client.close()
         await server.stop(1)
-        return taken
+        return passed
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(turns(100)) < 50

@@ -1,4 +1,4 @@
-"""Ids sort by their time, and derived ones are found again."""
+"""Ids sort by creation time; derived ids are constant within a period."""
 
 import uuid
 
@@ -34,17 +34,17 @@ def test_derived_ids_are_of_version_7_and_not_from_the_future(parts: list[str | 
     assert now_ms - PERIOD_MS < made_at_ms(id_) <= now_ms
 
 
-def test_the_same_parts_give_the_same_id_within_a_period() -> None:
+def test_same_parts_derive_the_same_id_within_a_period() -> None:
     begin = NOW_MS // PERIOD_MS * PERIOD_MS
     assert ids.derive_id("ada", "1", now_ms=begin) == ids.derive_id("ada", "1", now_ms=begin + PERIOD_MS - 1)
     assert ids.derive_id("ada", "1", now_ms=begin) != ids.derive_id("ada", "1", now_ms=begin + PERIOD_MS)
 
 
-def test_other_parts_give_another_id() -> None:
-    said = [("ada", "1"), ("ada", "2"), ("bob", "1"), ("ada", "1", "1")]
-    assert len({ids.derive_id(*parts, now_ms=NOW_MS) for parts in said}) == len(said)
+def test_other_parts_derive_another_id() -> None:
+    parts_of_ids = [("ada", "1"), ("ada", "2"), ("bob", "1"), ("ada", "1", "1")]
+    assert len({ids.derive_id(*parts, now_ms=NOW_MS) for parts in parts_of_ids}) == len(parts_of_ids)
 
 
-def test_a_uuid_and_its_text_are_the_same_part() -> None:
+def test_uuid_and_its_text_are_the_same_part() -> None:
     user = uuid.uuid4()
     assert ids.derive_id(user, now_ms=NOW_MS) == ids.derive_id(str(user), now_ms=NOW_MS)

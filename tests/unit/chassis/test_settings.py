@@ -1,4 +1,4 @@
-"""Settings: read once, refused as a whole, and silent about secrets."""
+"""Settings: read once, refused as a whole, and without secrets in any text."""
 
 import pytest
 from pydantic import ValidationError
@@ -36,13 +36,13 @@ def refusal() -> str:
     return str(refused.value)
 
 
-def test_a_sound_environment_is_taken(environment: pytest.MonkeyPatch) -> None:
+def test_valid_environment_is_loaded(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("WORKERS", "8")
     loaded = settings.load(Settings)
     assert (loaded.environment, loaded.workers) == ("production", 8)
 
 
-def test_all_problems_are_named_at_once(environment: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_named_together(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("DATABASE_URL")
     environment.delenv("MESH_SECRET")
     environment.setenv("WORKERS", "many")
@@ -53,13 +53,13 @@ def test_all_problems_are_named_at_once(environment: pytest.MonkeyPatch) -> None
     ] == []
 
 
-def test_secrets_are_in_no_text(environment: pytest.MonkeyPatch) -> None:
+def test_secrets_appear_in_no_text(environment: pytest.MonkeyPatch) -> None:
     loaded = settings.load(Settings)
     for text in (repr(loaded), str(loaded), repr(loaded.model_dump()), loaded.model_dump_json()):
         assert STRONG not in text
 
 
-def test_a_refusal_does_not_repeat_the_secret_it_refuses(environment: pytest.MonkeyPatch) -> None:
+def test_error_does_not_contain_the_refused_secret(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("MESH_SECRET", "hunter2")
     assert "MESH_SECRET: " in (message := refusal())
     assert "hunter2" not in message
@@ -79,20 +79,20 @@ def test_a_refusal_does_not_repeat_the_secret_it_refuses(environment: pytest.Mon
         ("NATS_URL", "nats://nats-server-of-ours:4222"),
     ],
 )
-def test_production_refuses_defaults(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_production_refuses_weak_secrets(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
     environment.setenv(name, value)
     assert f"{name}: " in refusal()
     environment.setenv("ENVIRONMENT", "local")
     settings.load(Settings)
 
 
-def test_production_is_what_is_meant_when_nothing_is_said(environment: pytest.MonkeyPatch) -> None:
+def test_environment_defaults_to_production(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("ENVIRONMENT")
     environment.setenv("MESH_SECRET", "change-me")
     assert "MESH_SECRET: " in refusal()
 
 
-def test_an_address_may_hold_any_word_outside_of_its_password(environment: pytest.MonkeyPatch) -> None:
+def test_url_may_contain_any_word_outside_its_password(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DATABASE_URL", f"postgresql+psycopg://default:{STRONG}@secret.example.com/password")
     settings.load(Settings)
 
@@ -112,7 +112,7 @@ def test_empty_list_of_secrets_is_refused(environment: pytest.MonkeyPatch, value
     assert "KEY_SECRET: " in refusal()
 
 
-def test_settings_do_not_change(environment: pytest.MonkeyPatch) -> None:
+def test_settings_are_immutable(environment: pytest.MonkeyPatch) -> None:
     loaded = settings.load(Settings)
     with pytest.raises(ValidationError):
         loaded.workers = 5

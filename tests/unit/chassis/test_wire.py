@@ -1,4 +1,4 @@
-"""Values as messages and back."""
+"""Conversion of values to protobuf messages and back."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -13,7 +13,7 @@ ZONES = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30)), timezone
 
 
 @given(st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=ZONES))
-def test_times_are_as_protobuf_writes_them(value: datetime) -> None:
+def test_timestamp_equals_protobufs(value: datetime) -> None:
     expected = Timestamp()
     expected.FromDatetime(value)
     assert wire.timestamp(value) == expected
@@ -21,7 +21,7 @@ def test_times_are_as_protobuf_writes_them(value: datetime) -> None:
 
 
 @given(st.timedeltas(timedelta(0), timedelta(days=10_000)))
-def test_spans_are_as_protobuf_writes_them(value: timedelta) -> None:
+def test_duration_equals_protobufs(value: timedelta) -> None:
     expected = Duration()
     expected.FromTimedelta(value)
     assert wire.duration(value) == expected
