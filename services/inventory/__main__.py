@@ -1,4 +1,4 @@
-"""Starts the inventory service: the one place where its parts are put together."""
+"""Starts the inventory service, and composes its parts."""
 
 import contextlib
 
@@ -6,11 +6,11 @@ from services.chassis.data import idempotency
 from services.chassis.data.lease import Lease
 from services.chassis.process import Process, run
 from services.chassis.server.paging import Pages
-from services.inventory import timers
+from services.inventory import leader
 from services.inventory.gate.gate import Gate
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
+from services.inventory.sale_watch import sale_watch
 from services.inventory.settings import Settings
-from services.inventory.watch import sale_watch
 from stampede.inventory.v1.flash_sale_service_pb2_grpc import add_FlashSaleServiceServicer_to_server
 from stampede.inventory.v1.reservation_service_pb2_grpc import add_ReservationServiceServicer_to_server
 from stampede.inventory.v1.stock_service_pb2_grpc import add_StockServiceServicer_to_server
@@ -25,11 +25,11 @@ async def main(config: Settings) -> None:
         db, pages, watch = process.db, Pages(*config.page_secret.values()), sale_watch(process.db)
         add_StockServiceServicer_to_server(StockService(db, pages), process.server)
         add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), process.server)
-        add_ReservationServiceServicer_to_server(ReservationService(db, gate, pages), process.server)
+        add_ReservationServiceServicer_to_server(ReservationService(db, gate, process.relay.nudge), process.server)
         process.exchange_events()
         process.run_cleanups(idempotency.CLEANUP)
-        process.background("timers", lambda: lease.lead(db, lambda _: timers.run(db, gate, process.relay)))
-        process.background("metrics", lambda: timers.measure(db))
+        process.background("timers", lambda: lease.lead(db, lambda _: leader.lead(db, gate, nudge=process.relay.nudge)))
+        process.background("metrics", lambda: leader.measure(db))
         process.background("watch", watch.run)
         await process.serve(
             "stampede.inventory.v1.StockService",

@@ -1,4 +1,4 @@
-"""The rules of stock. Knows nothing of databases, gRPC or the clock."""
+"""The rules of stock, as pure functions and values."""
 
 import uuid
 from collections import defaultdict
@@ -14,7 +14,6 @@ HOLD_SECONDS_DEFAULT = 600
 EXTENSION_SECONDS_MOST = 600
 ON_HAND_MOST = 1_000_000_000
 WATCHERS_MOST = 5_000
-TICKETS_DEFAULT = 100
 
 
 class StockNotFound(AppError):
@@ -38,7 +37,7 @@ class OutOfStock(AppError):
 
 
 class SoldOut(AppError):
-    """Fewer units are left than were asked for; `remaining` says whether others may still get some."""
+    """Fewer units are left than requested; with some `remaining`, a smaller request can still succeed."""
 
     code = "FAILED_PRECONDITION"
     template = "The flash sale {flashSaleId} has {remaining} units left."
@@ -65,14 +64,14 @@ class ReservationLost(AppError):
 
 
 class ReturnTooLarge(AppError):
-    """More units of one product are to come back than are still out; none are out of a product that was not sold."""
+    """A return names more units of a product than the order still has; it has none of a product it did not buy."""
 
     code = "FAILED_PRECONDITION"
-    template = "Of reservation {reservationId}, {out} units of product {productId} are still out."
+    template = "Of reservation {reservationId}, {out} units of product {productId} have not come back."
 
 
 class State(StrEnum):
-    """Where a reservation stands. `HELD` becomes exactly one of the others."""
+    """The state of a reservation. `HELD` becomes exactly one of the others."""
 
     HELD = "HELD"
     CONFIRMED = "CONFIRMED"
@@ -81,7 +80,7 @@ class State(StrEnum):
 
 
 class SaleState(StrEnum):
-    """Where a flash sale stands. Time and units move it between the first three, and on to `ENDED`."""
+    """The state of a flash sale. Time and units move it between the first three, and on to `ENDED`."""
 
     SCHEDULED = "SCHEDULED"
     LIVE = "LIVE"
@@ -94,19 +93,19 @@ CLOSABLE = {
     SaleState.CANCELLED: frozenset({SaleState.SCHEDULED, SaleState.LIVE, SaleState.SOLD_OUT}),
     SaleState.ENDED: frozenset({SaleState.LIVE, SaleState.SOLD_OUT}),
 }
-"""By how a sale is closed before its time: the states in which it can be."""
+"""The states in which a sale can be closed before its time, by the state that it gets."""
 
 SALE_MUTABLE = frozenset(
     {"title", "sale_price", "allocation", "per_customer_limit", "start_time", "end_time", "hold_duration"}
 )
 """The fields that `UpdateFlashSale` can change."""
 SALE_REQUIRED = frozenset({"title", "sale_price", "allocation", "end_time"})
-"""Those of them that have no default."""
+"""The changeable fields without a default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaleChanges:
-    """What an update of a flash sale sets; None leaves a term as it is. A `start_time` in the past means at once."""
+    """New terms of a flash sale; None leaves a term as it is. A `start_time` in the past means at once."""
 
     title: str | None = None
     price: Money | None = None
@@ -117,8 +116,50 @@ class SaleChanges:
     hold_seconds: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlashSale:
+    """A flash sale as it is at `server_time`, by the database's clock."""
+
+    id: uuid.UUID
+    product_id: uuid.UUID
+    title: str
+    price: Money
+    allocation: int
+    per_customer_limit: int
+    start_time: datetime
+    end_time: datetime
+    hold_seconds: int
+    held: int
+    sold: int
+    returned: int
+    """Units that went back to stock."""
+    remaining: int
+    state: SaleState
+    closed_as: str | None
+    """Its final state, once its unsold units went back to stock."""
+    next_hold_expire_time: datetime | None
+    version: int
+    create_time: datetime
+    update_time: datetime
+    server_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSale:
+    """The terms of a flash sale to schedule. `start_time` None means at once."""
+
+    product_id: uuid.UUID
+    title: str
+    price: Money
+    allocation: int
+    per_customer_limit: int
+    start_time: datetime | None
+    end_time: datetime
+    hold_seconds: int
+
+
 Pool = tuple[uuid.UUID, uuid.UUID | None]
-"""A product's ordinary stock, or one of its flash sales. Both ids, so that a sale is never another product's."""
+"""A product's ordinary stock, or one of its flash sales. It has both ids, so a sale never serves another product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +173,18 @@ class Line:
 
     @property
     def pool(self) -> Pool:
-        """What the units are taken from."""
+        """The source of the units."""
         return self.product_id, self.sale_id
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A wish: units for one order. All lines are held, or none."""
+    """A request to hold units for one order. All lines are held, or none."""
 
     id: uuid.UUID
     customer_id: uuid.UUID
     lines: tuple[Line, ...]
     seconds: int
-    ticket: bytes = b""
-    """What orders needs to write the order later; sealed. Empty where it needs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +197,10 @@ class Reservation:
     lines: tuple[Line, ...]
     expire_time: datetime
     repeated: bool = False
-    """Whether it was there before it was asked for."""
-    ticket: bytes = b""
-    """What is still kept for it, where a repeat found it."""
+    """Whether the call found it, and changed nothing."""
 
     def is_for(self, hold: Hold) -> bool:
-        """Whether this is what `hold` asks for, and thus its answer when it is repeated."""
+        """Whether this is the reservation that `hold` requests, and therefore the answer to its repeat."""
         mine = [(line.product_id, line.sale_id, line.quantity) for line in self.lines]
         return self.customer_id == hold.customer_id and mine == [
             (line.product_id, line.sale_id, line.quantity) for line in hold.lines
@@ -171,8 +208,8 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitsBack:
-    """A wish to take sold units back: so many of each product, or, where none is named, all that are still out."""
+class Return:
+    """A request to take sold units back: so many of each product, or all that have not come back if none is named."""
 
     id: uuid.UUID
     reservation_id: uuid.UUID
@@ -181,37 +218,39 @@ class UnitsBack:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What came back under the id of a wish."""
+    """The units that came back under a return's id."""
 
-    wish: UnitsBack
+    request: Return
     lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one pool gave to a batch, in one statement."""
+    """The units that one pool gave to a batch, in one statement."""
 
     units: int
     price: Money | None = None
     hold_seconds: int | None = None
     per_customer_limit: int = 0
+    remaining: int = 0
+    """Units that the pool has left after it."""
 
 
 @dataclass(frozen=True)
 class Allotment:
-    """Who gets what of the units granted to a batch."""
+    """How the units granted to a batch are divided."""
 
     held: tuple[Hold, ...]
     short: tuple[tuple[Hold, Line], ...]
-    """Holds that go away empty, each with the first line that there were too few units for."""
+    """Refused holds, each with the first line that there were too few units for."""
     over: tuple[tuple[Hold, Line], ...]
-    """Holds of customers who would have more than they may, each with the first line that is too much."""
+    """Holds above the customer limit, each with the first line that is above it."""
     leftover: Mapping[Pool, int]
     """Units to give back to their pools."""
 
 
 def demand(holds: Sequence[Hold]) -> dict[Pool, int]:
-    """How many units a batch wants of each pool."""
+    """Count the units that a batch requests of each pool."""
     wanted: dict[Pool, int] = defaultdict(int)
     for hold in holds:
         for line in hold.lines:
@@ -226,11 +265,11 @@ def allot(
     counted: Mapping[tuple[uuid.UUID, uuid.UUID], int],
     known: Collection[uuid.UUID],
 ) -> Allotment:
-    """Deals granted units out, first come first served; each hold gets all of its lines or nothing.
+    """Divide granted units, first come first served; each hold gets all of its lines or nothing.
 
-    `counted` says how many units customers have had, by sale and customer. Holds whose ids are `known`, from before or
-    from earlier in the batch, get nothing: they have their answer. So nobody takes units that he may not have away from
-    somebody who is later.
+    `counted` has the units that customers have already, by sale and customer. Holds whose ids are `known`, from before
+    or from earlier in the batch, get nothing, because they are answered with their reservation. So a hold that must not
+    have units takes none from a later one.
     """
     left = {pool: grant.units for pool, grant in grants.items()}
     counts = defaultdict(int, counted)
@@ -256,13 +295,13 @@ def allot(
 def _above(
     line: Line, hold: Hold, grants: Mapping[Pool, Grant], counts: Mapping[tuple[uuid.UUID, uuid.UUID], int]
 ) -> bool:
-    """Whether the customer would have more units than the line's sale lets one have."""
+    """Whether the line would bring the customer above the limit of its sale."""
     limit = grants[line.pool].per_customer_limit
     return bool(line.sale_id and limit and counts[line.sale_id, hold.customer_id] + line.quantity > limit)
 
 
 def _priced(hold: Hold, grants: Mapping[Pool, Grant]) -> Hold:
-    """`hold` with the sales' prices, and no longer than the shortest of the sales' own times."""
+    """`hold` with the sales' prices, and at most as long as the shortest hold time of its sales."""
     seconds = [grants[line.pool].hold_seconds for line in hold.lines]
     return replace(
         hold,
@@ -271,16 +310,16 @@ def _priced(hold: Hold, grants: Mapping[Pool, Grant]) -> Hold:
     )
 
 
-def coming_back(
-    wish: UnitsBack, reservation: Reservation, before: Mapping[Pool, int]
+def returned_lines(
+    request: Return, reservation: Reservation, before: Mapping[Pool, int]
 ) -> tuple[Line, ...] | ReturnTooLarge:
-    """The units of `reservation` that `wish` takes back, where `before` says how many have come back already."""
-    wanted, lines = dict(wish.quantities), []
+    """The units of `reservation` that `request` takes back; `before` counts the units that have come back already."""
+    wanted, lines = dict(request.quantities), []
     outs: dict[uuid.UUID, int] = defaultdict(int)
     for line in reservation.lines:
         out = line.quantity - before.get(line.pool, 0)
         outs[line.product_id] += out
-        units = min(out, wanted.get(line.product_id, 0)) if wish.quantities else out
+        units = min(out, wanted.get(line.product_id, 0)) if request.quantities else out
         if units:
             wanted[line.product_id] = wanted.get(line.product_id, units) - units
             lines.append(replace(line, quantity=units))

@@ -1,7 +1,7 @@
-"""The gRPC face of inventory: reads a request, calls one function, writes a response."""
+"""The gRPC handlers of inventory: each reads a request, calls one function, and writes a response."""
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from typing import Any
 
@@ -11,15 +11,14 @@ from services.chassis import request_context
 from services.chassis.data import db
 from services.chassis.data.db import Database
 from services.chassis.errors import AppError, InvalidFields
-from services.chassis.money import Money
 from services.chassis.server import masks, paging, statuses, wire
 from services.chassis.server.paging import Pages
-from services.chassis.server.watch import Watch
-from services.inventory import actions, domain, reserving, returning, sales, settling, tickets
-from services.inventory import watch as watching
-from services.inventory.domain import Hold, Line, Reservation, SaleChanges, SaleState, UnitsBack
+from services.inventory import domain, sale_watch, sales, stock
+from services.inventory.domain import FlashSale, Hold, Line, NewSale, Reservation, Return, SaleChanges, SaleState
 from services.inventory.gate.gate import Gate
-from services.inventory.tables import Movement, Stock
+from services.inventory.reservations import reserve, returns, settle
+from services.inventory.sale_watch import SaleWatch
+from services.inventory.sql.schema import Movement, Stock
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
 from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
 from stampede.inventory.v1 import reservation_service_pb2 as pb
@@ -36,26 +35,26 @@ class StockService(stock_grpc.StockServiceServicer):
         self._db, self._pages = database, pages
 
     async def GetStock(self, request: stock_pb.GetStockRequest, context: Any) -> stock_pb.Stock:
-        return _stock(await actions.get_stock(self._db, uuid.UUID(request.product_id)))
+        return _stock(await stock.get_stock(self._db, uuid.UUID(request.product_id)))
 
     async def SetStock(self, request: stock_pb.SetStockRequest, context: Any) -> stock_pb.Stock:
-        stock = await actions.set_stock(
+        changed = await stock.set_stock(
             self._db, uuid.UUID(request.product_id), on_hand=request.on_hand, reason=request.reason,
             actor=request_context.user_id(), key=request_context.request_key(request),
         )  # fmt: skip
-        return _stock(stock)
+        return _stock(changed)
 
     async def AdjustStock(self, request: stock_pb.AdjustStockRequest, context: Any) -> stock_pb.Stock:
-        stock = await actions.adjust_stock(
+        changed = await stock.adjust_stock(
             self._db, uuid.UUID(request.product_id), delta=request.delta, reason=request.reason,
             actor=request_context.user_id(), key=request_context.request_key(request),
         )  # fmt: skip
-        return _stock(stock)
+        return _stock(changed)
 
     async def BatchUpdateStock(
         self, request: stock_pb.BatchUpdateStockRequest, context: Any
     ) -> stock_pb.BatchUpdateStockResponse:
-        stocks = await actions.batch_set_stock(
+        stocks = await stock.batch_set_stock(
             self._db,
             _counted(request),
             reason=request.reason,
@@ -70,13 +69,13 @@ class StockService(stock_grpc.StockServiceServicer):
         size, query = paging.size(request.page_size), {"product": request.product_id}
         position = self._pages.verify(request.page_token, query)
         before = int(position[0]) if position else None
-        rows = await actions.list_movements(self._db, uuid.UUID(request.product_id), before=before, limit=size + 1)
+        rows = await stock.list_movements(self._db, uuid.UUID(request.product_id), before=before, limit=size + 1)
         token = self._pages.sign([str(rows[size - 1].id)], query) if len(rows) > size else ""
         return stock_pb.ListStockMovementsResponse(movements=map(_movement, rows[:size]), next_page_token=token)
 
 
 class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
-    def __init__(self, database: Database, pages: Pages, watch: Watch[uuid.UUID, Any]) -> None:
+    def __init__(self, database: Database, pages: Pages, watch: SaleWatch) -> None:
         self._db, self._pages, self._watch = database, pages, watch
 
     async def CreateFlashSale(self, request: sale_pb.CreateFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
@@ -92,7 +91,7 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
         position = self._pages.verify(request.page_token, query)
         rows = await sales.list_sales(
             self._db,
-            state=sale_pb.FlashSale.State.Name(request.state) if request.state else None,
+            state=SaleState(sale_pb.FlashSale.State.Name(request.state)) if request.state else None,
             product_id=uuid.UUID(request.product_id) if request.product_id else None,
             before=uuid.UUID(position[0]) if position else None,
             limit=size + 1,
@@ -119,28 +118,30 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
     async def WatchFlashSale(
         self, request: sale_pb.WatchFlashSaleRequest, context: Any
     ) -> AsyncIterator[sale_pb.FlashSale]:
-        async for sale in watching.changes(self._watch, uuid.UUID(request.sale_id)):
-            yield _told(sale)
+        async for sale in sale_watch.changes(self._watch, uuid.UUID(request.sale_id)):
+            yield _shared(sale)
 
 
 class ReservationService(pb_grpc.ReservationServiceServicer):
-    def __init__(self, database: Database, gate: Gate, pages: Pages) -> None:
-        self._db, self._gate, self._pages = database, gate, pages
+    def __init__(self, database: Database, gate: Gate, nudge: Callable[[], None]) -> None:
+        """Calls `nudge` when there are events to publish."""
+        self._db, self._gate, self._nudge = database, gate, nudge
 
     async def BatchReserve(self, request: pb.BatchReserveRequest, context: Any) -> pb.BatchReserveResponse:
-        outcomes = await reserving.admit(self._db, self._gate, [_hold(hold) for hold in request.holds])
+        holds = [_hold(hold) for hold in request.holds]
+        outcomes = await reserve.admit(self._db, self._gate, holds, nudge=self._nudge)
         return pb.BatchReserveResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchConfirm(self, request: pb.BatchConfirmRequest, context: Any) -> pb.BatchConfirmResponse:
-        outcomes = await settling.confirm(self._db, db.parse_uuids(list(request.ids)))
+        outcomes = await settle.confirm(self._db, db.parse_uuids(list(request.ids)), nudge=self._nudge)
         return pb.BatchConfirmResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchExtend(self, request: pb.BatchExtendRequest, context: Any) -> pb.BatchExtendResponse:
-        outcomes = await settling.extend(self._db, db.parse_uuids(list(request.ids)))
+        outcomes = await settle.extend(self._db, db.parse_uuids(list(request.ids)))
         return pb.BatchExtendResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchRelease(self, request: pb.BatchReleaseRequest, context: Any) -> pb.BatchReleaseResponse:
-        outcomes = await settling.release(self._db, db.parse_uuids(list(request.ids)))
+        outcomes = await settle.release(self._db, db.parse_uuids(list(request.ids)), nudge=self._nudge)
         released = [o for o in outcomes if isinstance(o, Reservation) and not o.repeated]
         await self._gate.give_back((r, line) for r in released for line in r.lines)
         return pb.BatchReleaseResponse(outcomes=map(_outcome, outcomes))
@@ -148,23 +149,9 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
     async def BatchCreateReturns(
         self, request: pb.BatchCreateReturnsRequest, context: Any
     ) -> pb.BatchCreateReturnsResponse:
-        # The next rebuild of the gate finds the units within a second.
-        outcomes = await returning.take_back(self._db, [_units_back(item) for item in request.returns])
+        # The gate's next rebuild counts the units that are on sale again.
+        outcomes = await returns.take_back(self._db, [_return(item) for item in request.returns], nudge=self._nudge)
         return pb.BatchCreateReturnsResponse(outcomes=map(_return_outcome, outcomes))
-
-    async def ListTickets(self, request: pb.ListTicketsRequest, context: Any) -> pb.ListTicketsResponse:
-        size, position = request.page_size or domain.TICKETS_DEFAULT, self._pages.verify(request.page_token, {})
-        listed = await tickets.oldest(self._db, limit=size + 1, after=int(position[0]) if position else 0)
-        token = self._pages.sign([str(listed[size - 1].number)], {}) if len(listed) > size else ""
-        return pb.ListTicketsResponse(tickets=map(_ticket, listed[:size]), next_page_token=token)
-
-    async def GetTickets(self, request: pb.GetTicketsRequest, context: Any) -> pb.ListTicketsResponse:
-        found = await tickets.of_reservations(self._db, db.parse_uuids(list(request.reservation_ids)))
-        return pb.ListTicketsResponse(tickets=map(_ticket, found))
-
-    async def DropTickets(self, request: pb.DropTicketsRequest, context: Any) -> pb.DropTicketsResponse:
-        await tickets.drop(self._db, db.parse_uuids(list(request.reservation_ids)))
-        return pb.DropTicketsResponse()
 
 
 def _hold(message: pb.Hold) -> Hold:
@@ -172,7 +159,7 @@ def _hold(message: pb.Hold) -> Hold:
         Line(uuid.UUID(line.product_id), uuid.UUID(line.flash_sale_id) if line.flash_sale_id else None, line.quantity)
         for line in message.lines
     )
-    return Hold(uuid.UUID(message.id), uuid.UUID(message.customer_id), lines, message.duration.seconds, message.ticket)
+    return Hold(uuid.UUID(message.id), uuid.UUID(message.customer_id), lines, message.duration.seconds)
 
 
 def _outcome(outcome: Reservation | AppError) -> pb.ReservationOutcome:
@@ -196,36 +183,27 @@ def _reservation(reservation: Reservation) -> pb.Reservation:
             for line in reservation.lines
         ],
         repeated=reservation.repeated,
-        ticket=reservation.ticket,
     )
 
 
-def _ticket(ticket: tickets.Ticket) -> pb.Ticket:
-    return pb.Ticket(
-        ticket=ticket.ticket,
-        create_time=wire.timestamp(ticket.create_time),
-        reservation=_reservation(ticket.reservation),
-    )
-
-
-def _units_back(message: pb.Return) -> UnitsBack:
+def _return(message: pb.Return) -> Return:
     quantities = {uuid.UUID(line.product_id): line.quantity for line in message.lines}
-    return UnitsBack(uuid.UUID(message.return_id), uuid.UUID(message.reservation_id), quantities)
+    return Return(uuid.UUID(message.return_id), uuid.UUID(message.reservation_id), quantities)
 
 
-def _return_outcome(outcome: returning.ReturnOutcome) -> pb.ReturnOutcome:
+def _return_outcome(outcome: returns.ReturnOutcome) -> pb.ReturnOutcome:
     if isinstance(outcome, AppError):
         return pb.ReturnOutcome(refusal=statuses.to_refusal(outcome, _DOMAIN))
     message = pb.Return(
-        return_id=str(outcome.wish.id),
-        reservation_id=str(outcome.wish.reservation_id),
+        return_id=str(outcome.request.id),
+        reservation_id=str(outcome.request.reservation_id),
         lines=[pb.ReturnLine(product_id=str(line.product_id), quantity=line.quantity) for line in outcome.lines],
     )
     return pb.ReturnOutcome(returned=message)
 
 
-def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> sales.NewSale:
-    return sales.NewSale(
+def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> NewSale:
+    return NewSale(
         product_id=uuid.UUID(request.product_id),
         title=request.title,
         price=wire.money_of(request.sale_price),
@@ -247,39 +225,40 @@ def _changes(request: sale_pb.UpdateFlashSaleRequest) -> SaleChanges:
     if "hold_duration" in values:
         values["hold_seconds"] = values.pop("hold_duration").seconds or domain.HOLD_SECONDS_DEFAULT
     for time in values.keys() & {"start_time", "end_time"}:
-        values[time] = wire.datetime_of(values[time])  # where it is not set, long ago
+        values[time] = wire.datetime_of(values[time])  # 1970 if it is not set
     return SaleChanges(**values)
 
 
-def _sale(row: Any) -> sale_pb.FlashSale:
+def _sale(sale: FlashSale) -> sale_pb.FlashSale:
+    next_expiry = sale.next_hold_expire_time
     return sale_pb.FlashSale(
-        id=str(row.id),
-        product_id=str(row.product_id),
-        title=row.title,
-        sale_price=wire.money(Money(row.currency, row.price_minor)),
-        allocation=row.allocation,
-        per_customer_limit=row.per_customer_limit,
-        start_time=wire.timestamp(row.start_time),
-        end_time=wire.timestamp(row.end_time),
-        state=sale_pb.FlashSale.State.Value(row.state),
-        remaining=row.remaining,
-        held=row.held,
-        sold=row.sold,
-        hold_duration=Duration(seconds=row.hold_seconds),
-        create_time=wire.timestamp(row.create_time),
-        update_time=wire.timestamp(row.update_time),
-        server_time=wire.timestamp(row.server_time),
-        starts_in=wire.duration(row.start_time - row.server_time) if row.state == SaleState.SCHEDULED else None,
-        ends_in=wire.duration(row.end_time - row.server_time) if row.state in _TO_END else None,
-        next_hold_expire_time=row.next_hold_expire_time and wire.timestamp(row.next_hold_expire_time),
-        etag=db.etag(row.version),
+        id=str(sale.id),
+        product_id=str(sale.product_id),
+        title=sale.title,
+        sale_price=wire.money(sale.price),
+        allocation=sale.allocation,
+        per_customer_limit=sale.per_customer_limit,
+        start_time=wire.timestamp(sale.start_time),
+        end_time=wire.timestamp(sale.end_time),
+        state=sale_pb.FlashSale.State.Value(sale.state),
+        remaining=sale.remaining,
+        held=sale.held,
+        sold=sale.sold,
+        hold_duration=Duration(seconds=sale.hold_seconds),
+        create_time=wire.timestamp(sale.create_time),
+        update_time=wire.timestamp(sale.update_time),
+        server_time=wire.timestamp(sale.server_time),
+        starts_in=wire.duration(sale.start_time - sale.server_time) if sale.state == SaleState.SCHEDULED else None,
+        ends_in=wire.duration(sale.end_time - sale.server_time) if sale.state in _TO_END else None,
+        next_hold_expire_time=wire.timestamp(next_expiry) if next_expiry else None,
+        etag=db.etag(sale.version),
     )
 
 
 @lru_cache(maxsize=256)
-def _told(row: Any) -> sale_pb.FlashSale:
-    """`_sale`, worked out once for all who are told the same row."""
-    return _sale(row)
+def _shared(sale: FlashSale) -> sale_pb.FlashSale:
+    """`_sale`, worked out once for all who are told the same sale."""
+    return _sale(sale)
 
 
 def _counted(request: stock_pb.BatchUpdateStockRequest) -> dict[uuid.UUID, int]:

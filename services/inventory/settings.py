@@ -1,4 +1,4 @@
-"""What inventory is told by its environment."""
+"""The settings of inventory."""
 
 from pydantic import SecretStr
 
@@ -9,8 +9,8 @@ class Settings(ServiceSettings):
     """See `services/inventory/README.md` for the variables."""
 
     valkey_url: SecretStr
-    """Of the gate: redis://… or rediss://…"""
+    """The address of the gate's Valkey: redis://… or rediss://…"""
     valkey_cluster: bool = False
-    """Whether `valkey_url` names a node of a Valkey Cluster, which tells of the others."""
+    """Whether `valkey_url` names a node of a Valkey Cluster, which lists the others."""
     gate_enabled: bool = True
-    """Without the gate, everybody passes to PostgreSQL."""
+    """If false, everybody passes to PostgreSQL."""

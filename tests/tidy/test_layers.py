@@ -21,6 +21,7 @@ _STATEMENT = re.compile(
 )
 _WRITE = re.compile(r"\b(?:INSERT\s+INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM)\s+(\w+)")
 _CREATED = re.compile(r"\bCREATE TABLE (?:IF NOT EXISTS )?(\w+)")
+_DROPPED = re.compile(r"\bDROP TABLE (\w+)")
 # Each package of the chassis with those that it may import; "" holds the modules directly in the chassis.
 _CHASSIS = {
     "": {""},
@@ -36,8 +37,10 @@ _STRIPE = ("services/payments/providers/", "services/payments/webhooks/")
 
 
 def tables(service: str) -> set[str]:
-    """The tables that a service's migrations create."""
-    return {table for path in modules(f"services/{service}/migrations") for table in _CREATED.findall(text_of(path))}
+    """The tables that a service's migrations create and do not drop."""
+    histories = [text_of(path) for path in modules(f"services/{service}/migrations")]
+    created, dropped = ({table for text in histories for table in verb.findall(text)} for verb in (_CREATED, _DROPPED))
+    return created - dropped
 
 
 def settings_of(service: str) -> type[ServiceSettings]:

@@ -12,11 +12,11 @@ from sqlalchemy import event, text
 from services.chassis import ids
 from services.chassis.data.db import Database, connect
 from services.chassis.money import Money
-from services.inventory import actions, reserving, sales, settling
-from services.inventory.domain import Hold, Line, Reservation
+from services.inventory import sales, stock
+from services.inventory.domain import Hold, Line, NewSale, Reservation
 from services.inventory.gate.gate import Gate, keys_of
 from services.inventory.gate.rebuild import Rebuild
-from services.inventory.sales import NewSale
+from services.inventory.reservations import reserve, settle
 from tests.support.infra import Infra
 
 STAFF = uuid.UUID(int=1)
@@ -36,9 +36,7 @@ async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
         await tx.execute(
-            text(
-                "TRUNCATE stock, flash_sales, reservations, tickets, requests, outbox, leases RESTART IDENTITY CASCADE"
-            )
+            text("TRUNCATE stock, flash_sales, reservations, requests, outbox, leases RESTART IDENTITY CASCADE")
         )
     return one_database
 
@@ -69,7 +67,7 @@ async def holders(gate: Gate, sale: Any) -> dict[uuid.UUID, int]:
 
 async def a_product(db: Database, *, on_hand: int = 10) -> uuid.UUID:
     product_id = ids.new()
-    await actions.set_stock(db, product_id, on_hand=on_hand, reason="counted", actor=STAFF, key=None)
+    await stock.set_stock(db, product_id, on_hand=on_hand, reason="counted", actor=STAFF, key=None)
     return product_id
 
 
@@ -209,7 +207,7 @@ async def run_sql(db: Database, query: str, **arguments: Any) -> None:
 
 async def holding(db: Database, *lines: Line, **fields: Any) -> Reservation:
     """A hold of these lines, which must be there to take."""
-    (outcome,) = await reserving.reserve(db, [a_hold(*lines, **fields)])
+    (outcome,) = await reserve.reserve(db, [a_hold(*lines, **fields)])
     assert isinstance(outcome, Reservation), outcome
     return outcome
 
@@ -218,7 +216,7 @@ async def expired_hold(db: Database, *lines: Line, **fields: Any) -> Reservation
     """A hold whose units went back because it took too long."""
     held = await holding(db, *lines, **fields)
     await hold_ended(db, held.id)
-    assert held.id in {r.id for r in await settling.expire(db)}
+    assert held.id in {r.id for r in await settle.expire(db)}
     return held
 
 

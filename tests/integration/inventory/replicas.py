@@ -154,8 +154,8 @@ class Replicas:
 class Crowd:
     """Buyers of one unit each, who come through both processes until all is sold, and repeat what got no answer."""
 
-    def __init__(self, replicas: Replicas, sale: Any, *, buyers: int = 8, ticket: bytes = b"") -> None:
-        self._replicas, self._sale, self._buyers, self._ticket = replicas, sale, buyers, ticket
+    def __init__(self, replicas: Replicas, sale: Any, *, buyers: int = 8) -> None:
+        self._replicas, self._sale, self._buyers = replicas, sale, buyers
         self.held: list[uuid.UUID] = []
 
     @asynccontextmanager
@@ -179,7 +179,7 @@ class Crowd:
 
     async def _buy(self, number: int) -> None:
         for turn in range(number, sys.maxsize):
-            holds = [a_wish(self._sale, ticket=self._ticket) for _ in range(3)]
+            holds = [a_wish(self._sale) for _ in range(3)]
             outcomes = await self._replicas.both[turn % 2].reserve(holds)
             while outcomes is None:
                 await asyncio.sleep(_PAUSE_SECONDS)
@@ -193,12 +193,10 @@ class Crowd:
             await asyncio.sleep(_PAUSE_SECONDS)
 
 
-def a_wish(sale: Any, *, ticket: bytes = b"") -> pb.Hold:
+def a_wish(sale: Any) -> pb.Hold:
     """One unit of `sale`, for somebody."""
     line = pb.HoldLine(product_id=str(sale.product_id), quantity=1, flash_sale_id=str(sale.id))
-    return pb.Hold(
-        id=str(ids.new()), customer_id=str(ids.new()), lines=[line], duration={"seconds": 600}, ticket=ticket
-    )
+    return pb.Hold(id=str(ids.new()), customer_id=str(ids.new()), lines=[line], duration={"seconds": 600})
 
 
 @asynccontextmanager

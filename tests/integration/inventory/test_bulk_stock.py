@@ -11,8 +11,9 @@ from services.chassis import ids
 from services.chassis.data.db import Database
 from services.chassis.errors import RequestIdReused
 from services.chassis.request_context import RequestKey
-from services.inventory import actions, reserving, settling
+from services.inventory import stock
 from services.inventory.domain import OutOfStock, Reservation
+from services.inventory.reservations import reserve, settle
 from tests.integration.inventory.conftest import (
     STAFF,
     a_hold,
@@ -28,7 +29,7 @@ from tests.integration.inventory.conftest import (
 async def counted(
     db: Database, units: dict[uuid.UUID, int], *, key: RequestKey | None = None, reason: str = "inventory night"
 ) -> list[Any]:
-    return await actions.batch_set_stock(db, units, reason=reason, actor=STAFF, key=key)
+    return await stock.batch_set_stock(db, units, reason=reason, actor=STAFF, key=key)
 
 
 async def on_hand(db: Database) -> dict[uuid.UUID, int]:
@@ -80,7 +81,7 @@ async def test_a_repeat_changes_nothing_and_another_content_is_refused(db: Datab
     product_id, key = await a_product(db, on_hand=10), RequestKey("staff", "/BatchUpdateStock", ids.new(), b"content")
 
     await asyncio.gather(*(counted(db, {product_id: 15}, key=key) for _ in range(6)))
-    await actions.adjust_stock(db, product_id, delta=1, reason="found", actor=STAFF, key=None)
+    await stock.adjust_stock(db, product_id, delta=1, reason="found", actor=STAFF, key=None)
     (again,) = await counted(db, {product_id: 15}, key=key)
 
     assert again.on_hand == 16
@@ -94,7 +95,7 @@ async def test_a_refused_batch_may_be_tried_again_under_its_request_id(db: Datab
     held = await holding(db, of_stock(product_id, 6))
     with pytest.raises(OutOfStock):
         await counted(db, {product_id: 5}, key=key)
-    await settling.release(db, [held.id])
+    await settle.release(db, [held.id])
 
     assert (await counted(db, {product_id: 5}, key=key))[0].on_hand == 5
 
@@ -117,9 +118,9 @@ async def test_overlapping_batches_beside_orders_end_as_one_of_them_and_never_de
     async def order() -> None:
         while not done.is_set():
             lines = [of_stock(product_id, 1) for product_id in chance.sample(known, 3)]
-            (outcome,) = await reserving.reserve(db, [a_hold(*lines)])
+            (outcome,) = await reserve.reserve(db, [a_hold(*lines)])
             if isinstance(outcome, Reservation):
-                await settling.release(db, [outcome.id])
+                await settle.release(db, [outcome.id])
 
     async def count() -> None:
         await asyncio.gather(*(counted(db, batch) for batch in batches))  # most of them begin the new products

@@ -16,12 +16,13 @@ from prometheus_client import REGISTRY
 from services.chassis import ids
 from services.chassis.data.db import Database
 from services.chassis.errors import Unavailable
-from services.inventory import reserving, sales, settling
+from services.inventory import sales
 from services.inventory.domain import CustomerLimit, Line, OutOfStock, Reservation, SaleNotLive, SaleState, SoldOut
 from services.inventory.gate import gate as gates
 from services.inventory.gate import rebuild as rebuilds
 from services.inventory.gate.gate import Gate, keys_of
 from services.inventory.gate.rebuild import Rebuild
+from services.inventory.reservations import reserve, settle
 from tests.integration.inventory.conftest import (
     a_hold,
     a_product,
@@ -78,7 +79,7 @@ async def test_refused_holds_cost_no_statement(db: Database, gate: Gate) -> None
     await rebuild(gate, db)
 
     with statements(db) as seen:
-        outcomes = await reserving.admit(db, gate, [a_hold(of_sale(sale)) for _ in range(50)])
+        outcomes = await reserve.admit(db, gate, [a_hold(of_sale(sale)) for _ in range(50)])
 
     refused = {"flashSaleId": str(sale.id), "remaining": "0"}
     assert all(isinstance(o, SoldOut) and o.metadata == refused for o in outcomes)
@@ -91,7 +92,7 @@ async def test_a_rush_sells_each_unit_once_with_few_statements(db: Database, gat
     crowd = [[a_hold(of_sale(sale)) for _ in range(10)] for _ in range(10)]
 
     with statements(db) as seen:
-        outcomes = await asyncio.gather(*(reserving.admit(db, gate, holds) for holds in crowd))
+        outcomes = await asyncio.gather(*(reserve.admit(db, gate, holds) for holds in crowd))
 
     assert sum(isinstance(outcome, Reservation) for batch in outcomes for outcome in batch) == 10
     assert 1 <= sum("INSERT INTO reservations" in statement for statement in seen) <= 10
@@ -105,7 +106,7 @@ async def test_a_gate_that_promises_too_much_never_oversells(db: Database, gate:
     await rebuild(gate, db)
     await gate.valkey.set(keys_of(sale.id)[0], 12)
 
-    outcomes = [(await reserving.admit(db, gate, [a_hold(of_sale(sale))]))[0] for _ in range(20)]
+    outcomes = [(await reserve.admit(db, gate, [a_hold(of_sale(sale))]))[0] for _ in range(20)]
 
     assert sum(isinstance(outcome, Reservation) for outcome in outcomes) == 5
     assert (await sales.get_sale(db, sale.id)).held == 5
@@ -119,13 +120,13 @@ async def test_a_customer_who_holds_units_passes_a_sold_out_gate(db: Database, g
     sale, other = await a_sale(db, units=1), await a_sale(db, units=1)
     await rebuild(gate, db)
     hold = a_hold(of_sale(other), of_sale(sale))
-    (first,) = await reserving.admit(db, gate, [hold])
+    (first,) = await reserve.admit(db, gate, [hold])
     assert isinstance(first, Reservation)
 
-    again, late = await reserving.admit(db, gate, [hold, a_hold(of_sale(sale))])
-    await settling.confirm(db, [hold.id])
+    again, late = await reserve.admit(db, gate, [hold, a_hold(of_sale(sale))])
+    await settle.confirm(db, [hold.id])
     await rebuild(gate, db)
-    (paid,) = await reserving.admit(db, gate, [hold])
+    (paid,) = await reserve.admit(db, gate, [hold])
 
     assert again == replace(first, repeated=True)
     assert isinstance(late, SoldOut)
@@ -138,8 +139,8 @@ async def test_a_repeat_gives_back_what_it_took_at_the_gate(db: Database, gate: 
     await rebuild(gate, db)
     hold = a_hold(of_sale(sale, 2))
 
-    await reserving.admit(db, gate, [hold])
-    await reserving.admit(db, gate, [hold])
+    await reserve.admit(db, gate, [hold])
+    await reserve.admit(db, gate, [hold])
 
     assert await left(gate, sale) == 3
     assert await holders(gate, sale) == {hold.customer_id: 2}
@@ -151,7 +152,7 @@ async def test_a_refused_hold_gives_its_other_lines_back(db: Database, gate: Gat
     await rebuild(gate, db)
     hold = a_hold(of_sale(plenty, 2), of_stock(plain), of_sale(scarce, 2), of_sale(more, 3))
 
-    (outcome,) = await reserving.admit(db, gate, [hold])
+    (outcome,) = await reserve.admit(db, gate, [hold])
 
     assert isinstance(outcome, SoldOut)
     assert outcome.metadata == {"flashSaleId": str(scarce.id), "remaining": "1"}
@@ -164,7 +165,7 @@ async def test_a_hold_that_postgresql_refuses_gives_its_units_back(db: Database,
     await rebuild(gate, db)
     batch = [a_hold(of_sale(sale), customer_id=(customer := ids.new())), a_hold(of_sale(sale), customer_id=customer)]
 
-    outcomes = await reserving.admit(db, gate, [*batch, a_hold(of_sale(sale), of_stock(empty, 2))])
+    outcomes = await reserve.admit(db, gate, [*batch, a_hold(of_sale(sale), of_stock(empty, 2))])
 
     assert [type(o) for o in outcomes] == [Reservation, CustomerLimit, OutOfStock]
     assert await left(gate, sale) == 4
@@ -179,20 +180,20 @@ async def test_after_a_lost_commit_units_go_on_sale_and_the_rebuild_corrects(
     """The connection broke around the commit: nobody knows whether the unit is held."""
     sale = await a_sale(db, units=1)
     await rebuild(gate, db)
-    hold, reserve = a_hold(of_sale(sale)), reserving.reserve
+    hold, original = a_hold(of_sale(sale)), reserve.reserve
 
-    async def lost(*args: Any) -> Any:
+    async def lost(*args: Any, **_: Any) -> Any:
         if committed:
-            await reserve(*args)
+            await original(*args)
         raise Unavailable(part="database")
 
     with monkeypatch.context() as patched:
-        patched.setattr(reserving, "reserve", lost)
+        patched.setattr(reserve, "reserve", lost)
         with pytest.raises(Unavailable):
-            await reserving.admit(db, gate, [hold])
+            await reserve.admit(db, gate, [hold])
     assert await left(gate, sale) == 1
     await rebuild(gate, db)
-    (outcome,) = await reserving.admit(db, gate, [hold])
+    (outcome,) = await reserve.admit(db, gate, [hold])
 
     assert isinstance(outcome, Reservation)
     assert outcome.repeated is committed
@@ -221,7 +222,7 @@ async def test_a_batch_costs_one_round_trip_for_all_its_sales(
 async def test_without_valkey_everybody_passes_and_nothing_is_oversold(db: Database, no_valkey: Gate) -> None:
     sale = await a_sale(db, units=5)
 
-    outcomes = await asyncio.gather(*(reserving.admit(db, no_valkey, [a_hold(of_sale(sale))]) for _ in range(30)))
+    outcomes = await asyncio.gather(*(reserve.admit(db, no_valkey, [a_hold(of_sale(sale))]) for _ in range(30)))
 
     assert sum(isinstance(batch[0], Reservation) for batch in outcomes) == 5
     assert sum(isinstance(batch[0], SoldOut) for batch in outcomes) == 25
@@ -231,7 +232,7 @@ async def test_without_valkey_everybody_passes_and_nothing_is_oversold(db: Datab
 async def test_with_the_gate_off_everybody_passes(db: Database) -> None:
     sale = await a_sale(db, units=1)
     async with aclosing(Gate("")) as gate:
-        outcomes = [(await reserving.admit(db, gate, [a_hold(of_sale(sale))]))[0] for _ in range(2)]
+        outcomes = [(await reserve.admit(db, gate, [a_hold(of_sale(sale))]))[0] for _ in range(2)]
         assert [type(outcome) for outcome in outcomes] == [Reservation, SoldOut]
         rebuilding = asyncio.create_task(rebuilds.keep_rebuilt(db, gate))
         with statements(db) as seen:
@@ -258,12 +259,12 @@ async def test_a_silent_valkey_costs_the_first_batch_a_timeout_and_others_nothin
     before = bypassed("unavailable")
     async with aclosing(Gate(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")) as gate:
         async with asyncio.timeout(5):
-            (outcome,) = await reserving.admit(db, gate, [a_hold(of_sale(sale))])
+            (outcome,) = await reserve.admit(db, gate, [a_hold(of_sale(sale))])
             assert isinstance(outcome, Reservation)
             assert connections == 1
             with round_trips(gate, monkeypatch) as seen:
                 while connections < 4:  # one task asks again and again
-                    await reserving.admit(db, gate, [a_hold(of_sale(sale))])
+                    await reserve.admit(db, gate, [a_hold(of_sale(sale))])
             assert seen == []
     server.close()
     assert bypassed("unavailable") > before + 1
@@ -307,7 +308,7 @@ async def test_an_emptied_gate_is_rebuilt_with_all_its_holders(
     monkeypatch.setattr(rebuilds, "_SALES_AT_ONCE", 1)
     sale, other, rounds = await a_sale(db, units=8), await a_sale(db, units=3), Rebuild(db, gate)
     holds = [a_hold(of_sale(sale)) for _ in range(5)] + [a_hold(of_sale(sale, 2), of_sale(other, 3))]
-    await reserving.admit(db, gate, holds)
+    await reserve.admit(db, gate, holds)
 
     for lose in (None, gate.valkey.flushall, lambda: gate.valkey.delete(keys_of(sale.id)[1])):
         if lose:
@@ -335,7 +336,7 @@ async def test_a_unit_taken_by_a_process_that_died_is_on_sale_again(db: Database
 
     await rebuild(gate, db)
 
-    assert isinstance((await reserving.admit(db, gate, [a_hold(of_sale(sale, 2))]))[0], Reservation)
+    assert isinstance((await reserve.admit(db, gate, [a_hold(of_sale(sale, 2))]))[0], Reservation)
 
 
 @pytest.mark.parametrize("key", [0, 1], ids=["counter", "hash"])
@@ -350,7 +351,7 @@ async def test_nonsense_in_one_sale_leaves_the_others_alone_until_the_rebuild(
     await gate.valkey.delete(keys_of(sale.id)[key])
     await gate.valkey.lpush(keys_of(sale.id)[key], "nonsense")
 
-    outcomes = await reserving.admit(db, gate, [a_hold(of_sale(sale)), a_hold(of_sale(other))])
+    outcomes = await reserve.admit(db, gate, [a_hold(of_sale(sale)), a_hold(of_sale(other))])
 
     assert [type(outcome) for outcome in outcomes] == [Reservation, SoldOut]
     assert gate.available.is_set()
@@ -384,7 +385,7 @@ async def test_a_sale_that_is_over_is_not_called_sold_out(db: Database, gate: Ga
 
     await rounds.run()
 
-    assert isinstance((await reserving.admit(db, gate, [a_hold(of_sale(sale))]))[0], SaleNotLive)
+    assert isinstance((await reserve.admit(db, gate, [a_hold(of_sale(sale))]))[0], SaleNotLive)
 
 
 async def test_a_sale_that_is_about_to_start_is_rebuilt_in_time(db: Database, gate: Gate) -> None:
@@ -400,7 +401,7 @@ async def test_a_sale_that_is_about_to_start_is_rebuilt_in_time(db: Database, ga
 async def test_keys_that_nobody_rebuilds_expire(db: Database, gate: Gate) -> None:
     sale = await a_sale(db, units=9)
     await rebuild(gate, db)
-    (held,) = await reserving.admit(db, gate, [a_hold(of_sale(sale))])
+    (held,) = await reserve.admit(db, gate, [a_hold(of_sale(sale))])
     assert isinstance(held, Reservation)
     for _ in range(2):
         lifetimes = [await gate.valkey.ttl(key) for key in keys_of(sale.id)]
@@ -418,8 +419,8 @@ async def test_the_gate_works_on_a_cluster(db: Database) -> None:
             first, *others = several = [await a_sale(db, units=4) for _ in range(20)]
             await rebuild(gate, db)
             for each in others[:4]:
-                await reserving.admit(db, gate, [a_hold(of_sale(sale), of_sale(first)) for sale in (each,)])
-            await reserving.admit(db, gate, [a_hold(of_sale(sale, 4)) for sale in others[4:]])
+                await reserve.admit(db, gate, [a_hold(of_sale(sale), of_sale(first)) for sale in (each,)])
+            await reserve.admit(db, gate, [a_hold(of_sale(sale, 4)) for sale in others[4:]])
             remaining = [(await sales.get_sale(db, sale.id)).remaining for sale in several]
             assert [await left(gate, sale) for sale in several] == remaining == [0, *[3] * 4, *[0] * 15]
             assert [await refuses(gate, of_sale(sale)) for sale in several[-2:]] == [True, True]

@@ -24,9 +24,10 @@ from services.chassis import ids
 from services.chassis.data.db import Database, connect
 from services.chassis.errors import AppError, WrongState
 from services.chassis.money import Money
-from services.inventory import actions, domain, reserving, returning, sales, settling
-from services.inventory.domain import Hold, Line, Reservation, Returned, SaleChanges, SaleState, State, UnitsBack
+from services.inventory import domain, sales, stock
+from services.inventory.domain import Hold, Line, NewSale, Reservation, Return, Returned, SaleChanges, SaleState, State
 from services.inventory.gate.gate import Gate
+from services.inventory.reservations import reserve, returns, settle
 from tests.integration.inventory.conftest import (
     STAFF,
     books,
@@ -69,7 +70,7 @@ class Walk(RuleBasedStateMachine):
         self.scheduled: dict[uuid.UUID, uuid.UUID] = {}  # by product: the sale to come
         self.holds: dict[uuid.UUID, tuple[Hold, State]] = {}
         self.back: dict[uuid.UUID, dict[uuid.UUID, int]] = defaultdict(dict)  # units that came back
-        self.returns: dict[uuid.UUID, tuple[UnitsBack, dict[uuid.UUID, int]]] = {}
+        self.returns: dict[uuid.UUID, tuple[Return, dict[uuid.UUID, int]]] = {}
         # A walk that begins in the middle of things gets further.
         for p in range(PRODUCTS):
             self.create_sale(p, 6, 2 * p)
@@ -83,14 +84,14 @@ class Walk(RuleBasedStateMachine):
         self.products = [ids.new() for _ in range(PRODUCTS)]
         self.customers = [ids.new() for _ in range(CUSTOMERS)]
         for product in self.products:
-            await actions.set_stock(self.db, product, on_hand=STOCK, reason="counted", actor=STAFF, key=None)
+            await stock.set_stock(self.db, product, on_hand=STOCK, reason="counted", actor=STAFF, key=None)
 
     # --- what may happen ---
 
     @rule(p=st.integers(0, PRODUCTS - 1), delta=st.sampled_from([-9, -3, -1, 1, 4, 15]))
     def adjust_stock(self, p: int, delta: int) -> None:
         product = self.products[p]
-        call = actions.adjust_stock(self.db, product, delta=delta, reason="found", actor=STAFF, key=None)
+        call = stock.adjust_stock(self.db, product, delta=delta, reason="found", actor=STAFF, key=None)
         if self.stock[product].free + delta < 0:
             with pytest.raises(domain.OutOfStock):
                 self.run(call)
@@ -101,7 +102,7 @@ class Walk(RuleBasedStateMachine):
     @rule(units=st.tuples(*[st.integers(0, 20)] * PRODUCTS))
     def count_stock(self, units: tuple[int, ...]) -> None:
         counted = dict(zip(self.products, units, strict=True))
-        call = actions.batch_set_stock(self.db, counted, reason="counted", actor=STAFF, key=None)
+        call = stock.batch_set_stock(self.db, counted, reason="counted", actor=STAFF, key=None)
         if any(self.stock[product].held > on_hand for product, on_hand in counted.items()):
             with pytest.raises(domain.OutOfStock):
                 self.run(call)
@@ -123,7 +124,7 @@ class Walk(RuleBasedStateMachine):
     ) -> None:
         product, now = self.products[p], self._now()
         opens = now + start if start else None
-        new = sales.NewSale(
+        new = NewSale(
             product_id=product, title="A rush", price=Money("USD", 999), allocation=units, per_customer_limit=limit,
             start_time=opens, end_time=(opens or now) + HOUR, hold_seconds=600,
         )  # fmt: skip
@@ -214,7 +215,7 @@ class Walk(RuleBasedStateMachine):
         batch = data.draw(st.permutations([*fresh, *(self.holds[id_][0] for id_ in known)]))
         if not batch:
             return
-        outcomes = dict(zip((h.id for h in batch), self.run(reserving.reserve(self.db, batch)), strict=True))
+        outcomes = dict(zip((h.id for h in batch), self.run(reserve.reserve(self.db, batch)), strict=True))
         for hold in fresh:
             if isinstance(outcomes[hold.id], Reservation):
                 self._take(hold.lines)
@@ -244,7 +245,7 @@ class Walk(RuleBasedStateMachine):
     def confirm(self, data: st.DataObject) -> None:
         id_ = data.draw(st.sampled_from(list(self.holds)))
         hold, state = self.holds[id_]
-        (outcome,) = self.run(settling.confirm(self.db, [id_]))
+        (outcome,) = self.run(settle.confirm(self.db, [id_]))
         if state is State.RELEASED:
             assert isinstance(outcome, domain.ReservationLost)
             return
@@ -266,7 +267,7 @@ class Walk(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         id_ = data.draw(st.sampled_from(list(self.holds)))
         hold, state = self.holds[id_]
-        (outcome,) = self.run(settling.release(self.db, [id_]))
+        (outcome,) = self.run(settle.release(self.db, [id_]))
         assert isinstance(outcome, WrongState if state is State.CONFIRMED else Reservation)
         if state is State.HELD:
             self._give_back(hold.lines)
@@ -279,10 +280,10 @@ class Walk(RuleBasedStateMachine):
         sold = [id_ for id_, (_, state) in self.holds.items() if state is State.CONFIRMED]
         id_ = data.draw(st.sampled_from(sold or list(self.holds)))
         product = data.draw(st.sampled_from([line.product_id for line in self.holds[id_][0].lines]))
-        wish = UnitsBack(ids.new(), id_, {product: units} if units else {})
+        wish = Return(ids.new(), id_, {product: units} if units else {})
         if self.returns and data.draw(st.integers(0, 3)) == 0:
             wish = data.draw(st.sampled_from([wish for wish, _ in self.returns.values()]))
-        (outcome,) = self.run(returning.take_back(self.db, [wish]))
+        (outcome,) = self.run(returns.take_back(self.db, [wish]))
         hold, state = self.holds[wish.reservation_id]
         back = self.back[wish.reservation_id]
         if wish.id in self.returns:
@@ -315,7 +316,7 @@ class Walk(RuleBasedStateMachine):
     def extend(self, data: st.DataObject) -> None:
         """It moves no unit, whatever became of the hold; twice is once."""
         id_ = data.draw(st.sampled_from(list(self.holds)))
-        first, again = (self.run(settling.extend(self.db, [id_]))[0] for _ in range(2))
+        first, again = (self.run(settle.extend(self.db, [id_]))[0] for _ in range(2))
         assert first == again
         assert first.state is self.holds[id_][1]
 
@@ -325,7 +326,7 @@ class Walk(RuleBasedStateMachine):
         held = [id_ for id_, (_, state) in self.holds.items() if state is State.HELD]
         ended = data.draw(st.lists(st.sampled_from(held), unique=True, min_size=1))
         self.run(hold_ended(self.db, *ended))
-        assert {r.id for r in self.run(settling.expire(self.db))} == set(ended)
+        assert {r.id for r in self.run(settle.expire(self.db))} == set(ended)
         for id_ in ended:
             hold, _ = self.holds[id_]
             self._give_back(hold.lines)
@@ -402,7 +403,7 @@ class Walk(RuleBasedStateMachine):
         self.stock[self.product_of[sale]].free += pool.returned
 
     def _reserved(self, hold: Hold, gated: bool) -> Reservation | AppError:
-        call = reserving.admit(self.db, self.gate, [hold]) if gated else reserving.reserve(self.db, [hold])
+        call = reserve.admit(self.db, self.gate, [hold]) if gated else reserve.reserve(self.db, [hold])
         outcome: Reservation | AppError = self.run(call)[0]
         return outcome
 

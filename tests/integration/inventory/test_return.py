@@ -12,20 +12,21 @@ import pytest
 from services.chassis import ids
 from services.chassis.data.db import Database
 from services.chassis.errors import RequestIdReused, WrongState
-from services.inventory import actions, reserving, returning, sales, settling
+from services.inventory import sales, stock
 from services.inventory.domain import (
     CustomerLimit,
     Line,
     Reservation,
     ReservationNotFound,
+    Return,
     Returned,
     ReturnTooLarge,
     SaleState,
     SoldOut,
-    UnitsBack,
 )
 from services.inventory.gate.gate import Gate
-from services.inventory.returning import ReturnOutcome
+from services.inventory.reservations import reserve, returns, settle
+from services.inventory.reservations.returns import ReturnOutcome
 from tests.integration.inventory.conftest import (
     a_hold,
     a_product,
@@ -48,17 +49,17 @@ MOVEMENTS = "SELECT kind, delta, reference_id FROM stock_movements WHERE product
 async def sold(db: Database, *lines: Line, **fields: Any) -> uuid.UUID:
     """A confirmed reservation of these lines."""
     held = await holding(db, *lines, **fields)
-    (outcome,) = await settling.confirm(db, [held.id])
+    (outcome,) = await settle.confirm(db, [held.id])
     assert isinstance(outcome, Reservation), outcome
     return held.id
 
 
-def a_wish(reservation_id: uuid.UUID, quantities: Mapping[uuid.UUID, int] | None = None) -> UnitsBack:
-    return UnitsBack(ids.new(), reservation_id, quantities or {})
+def a_wish(reservation_id: uuid.UUID, quantities: Mapping[uuid.UUID, int] | None = None) -> Return:
+    return Return(ids.new(), reservation_id, quantities or {})
 
 
-async def take_back(db: Database, wish: UnitsBack) -> ReturnOutcome:
-    return (await returning.take_back(db, [wish]))[0]
+async def take_back(db: Database, wish: Return) -> ReturnOutcome:
+    return (await returns.take_back(db, [wish]))[0]
 
 
 def units(outcome: ReturnOutcome) -> list[int]:
@@ -79,8 +80,8 @@ async def test_ordinary_units_come_back_into_stock_and_the_ledger_says_for_whom(
 
     assert units(await take_back(db, a_wish(order, {product: 2}))) == [2]
 
-    stock = await actions.get_stock(db, product)
-    assert (stock.on_hand, stock.held) == (4, 0)
+    ordinary = await stock.get_stock(db, product)
+    assert (ordinary.on_hand, ordinary.held) == (4, 0)
     assert (await rows_of(db, MOVEMENTS, product=product))[-1] == ("RESTOCKED", 2, order)
     assert await books(db) == []
 
@@ -113,7 +114,7 @@ async def test_units_of_a_sale_that_is_over_go_on_to_stock(db: Database, end: st
     await sales.close_ended_sales(db)
 
     assert await counters(db, sale) == (0, 1, 4, 0)
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 4
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 4
     assert {(kind, id_) for kind, _, id_ in await rows_of(db, MOVEMENTS, product=sale.product_id)} >= {
         ("RETURNED", sale.id)
     }
@@ -130,7 +131,7 @@ async def test_all_that_is_out_of_a_mixed_order_comes_back_each_to_its_own_place
 
     assert await counters(db, running) == (0, 0, 0, 5)
     assert await counters(db, over) == (0, 0, 5, 0)
-    assert [(await actions.get_stock(db, p)).on_hand for p in (plain, running.product_id, over.product_id)] == [5, 0, 5]
+    assert [(await stock.get_stock(db, p)).on_hand for p in (plain, running.product_id, over.product_id)] == [5, 0, 5]
     assert units(await take_back(db, a_wish(order))) == []
     assert await books(db) == []
 
@@ -143,11 +144,11 @@ async def test_a_return_is_done_once_however_often_it_is_sent(db: Database) -> N
 
     first = await asyncio.gather(*(take_back(db, partly) for _ in range(6)))
     everything = await take_back(db, rest)
-    again = await returning.take_back(db, [partly, rest, partly])
+    again = await returns.take_back(db, [partly, rest, partly])
 
     assert {tuple(units(outcome)) for outcome in first} == {(2,)}
     assert (units(everything), [units(outcome) for outcome in again]) == ([7], [[2], [7], [2]])
-    assert (await actions.get_stock(db, product)).on_hand == 9
+    assert (await stock.get_stock(db, product)).on_hand == 9
     assert await books(db) == []
 
 
@@ -157,17 +158,17 @@ async def test_an_id_cannot_be_reused_for_something_else(db: Database) -> None:
     first = a_wish(order, {product: 1})
     nothing = a_wish(order, {product: 3})
 
-    outcomes = await returning.take_back(
+    outcomes = await returns.take_back(
         db,
         [
-            first, UnitsBack(first.id, other, {product: 1}), UnitsBack(first.id, order, {product: 2}),
-            UnitsBack(first.id, order, {}), nothing, UnitsBack(nothing.id, order, {product: 2}),
+            first, Return(first.id, other, {product: 1}), Return(first.id, order, {product: 2}),
+            Return(first.id, order, {}), nothing, Return(nothing.id, order, {product: 2}),
         ],
     )  # fmt: skip
 
     # What was refused is not remembered: its id is free.
     assert [type(o) for o in outcomes] == [Returned, *[RequestIdReused] * 3, ReturnTooLarge, Returned]
-    assert isinstance(await take_back(db, UnitsBack(first.id, other, {product: 1})), RequestIdReused)
+    assert isinstance(await take_back(db, Return(first.id, other, {product: 1})), RequestIdReused)
     assert await books(db) == []
 
 
@@ -178,7 +179,7 @@ async def test_one_id_for_two_reservations_at_once_moves_the_units_of_one(db: Da
         orders = [await sold(db, of_stock(product, 2)) for _ in range(2)]
         id_ = ids.new()
 
-        outcomes = await asyncio.gather(*(take_back(db, UnitsBack(id_, order, {product: 1})) for order in orders))
+        outcomes = await asyncio.gather(*(take_back(db, Return(id_, order, {product: 1})) for order in orders))
 
         assert Counter(map(type, outcomes)) == {Returned: 1, RequestIdReused: 1}
         assert await books(db) == []
@@ -191,7 +192,7 @@ async def test_more_than_is_out_is_refused_and_nothing_of_it_comes_back(db: Data
     before = await rows_of(db, "SELECT * FROM flash_sales"), await rows_of(db, "SELECT * FROM stock")
     wishes = [a_wish(order, q) for q in ({sale.product_id: 1, plain: 3}, {stranger: 1}, {plain: 2, stranger: 1})]
 
-    outcomes = await returning.take_back(db, wishes)
+    outcomes = await returns.take_back(db, wishes)
 
     assert [type(outcome) for outcome in outcomes] == [ReturnTooLarge] * 3
     said = [(o.metadata["productId"], o.metadata["out"]) for o in outcomes if isinstance(o, ReturnTooLarge)]
@@ -204,13 +205,13 @@ async def test_only_what_is_confirmed_comes_back(db: Database) -> None:
     sale = await a_sale(db, units=5)
     held, released = await holding(db, of_sale(sale)), await holding(db, of_sale(sale))
     expired = await expired_hold(db, of_sale(sale))
-    await settling.release(db, [released.id])
+    await settle.release(db, [released.id])
     waits = a_wish(held.id)
 
-    outcomes = await returning.take_back(db, [waits, a_wish(released.id), a_wish(expired.id), a_wish(ids.new())])
+    outcomes = await returns.take_back(db, [waits, a_wish(released.id), a_wish(expired.id), a_wish(ids.new())])
 
     assert [type(o) for o in outcomes] == [WrongState, WrongState, WrongState, ReservationNotFound]
-    await settling.confirm(db, [held.id])
+    await settle.confirm(db, [held.id])
     assert units(await take_back(db, waits)) == [1]
     assert await books(db) == []
 
@@ -224,12 +225,12 @@ async def test_the_last_unit_comes_back_once_whoever_asks_for_it(db: Database, f
         product = sale.product_id if flash else plain
         wishes = [a_wish(order, {product: 1}) for _ in range(4)]
 
-        outcomes = await asyncio.gather(*(returning.take_back(db, wishes[n : n + 1 + turn % 2]) for n in (0, 2)))
+        outcomes = await asyncio.gather(*(returns.take_back(db, wishes[n : n + 1 + turn % 2]) for n in (0, 2)))
 
         kinds = Counter(type(outcome) for answer in outcomes for outcome in answer)
         assert (kinds[Returned], kinds[ReturnTooLarge]) == (1, 1 + 2 * (turn % 2))
     assert await counters(db, sale) == (0, 0, 0, 30)
-    assert (await actions.get_stock(db, plain)).on_hand == 30
+    assert (await stock.get_stock(db, plain)).on_hand == 30
     assert await books(db) == []
 
 
@@ -239,7 +240,7 @@ async def test_a_customer_may_buy_again_what_they_gave_back_and_no_more(db: Data
     await take_back(db, a_wish(order, {sale.product_id: 2}))
 
     outcomes = await asyncio.gather(
-        *(reserving.reserve(db, [a_hold(of_sale(sale), customer_id=customer)]) for _ in range(6))
+        *(reserve.reserve(db, [a_hold(of_sale(sale), customer_id=customer)]) for _ in range(6))
     )
 
     assert Counter(type(outcome) for (outcome,) in outcomes) == {Reservation: 2, CustomerLimit: 4}
@@ -251,17 +252,17 @@ async def test_the_gate_of_a_sale_that_was_sold_out_lets_buyers_in_again(db: Dat
     sale, customer = await a_sale(db, units=2, per_customer_limit=2), ids.new()
     await rebuild(gate, db)
     hold = a_hold(of_sale(sale, 2), customer_id=customer)
-    await reserving.admit(db, gate, [hold])
-    await settling.confirm(db, [hold.id])
+    await reserve.admit(db, gate, [hold])
+    await settle.confirm(db, [hold.id])
     await rebuild(gate, db)
-    assert isinstance((await reserving.admit(db, gate, [a_hold(of_sale(sale))]))[0], SoldOut)
+    assert isinstance((await reserve.admit(db, gate, [a_hold(of_sale(sale))]))[0], SoldOut)
 
     await take_back(db, a_wish(hold.id))
     await rebuild(gate, db)
 
     assert await left(gate, sale) == 2
     wishes = [a_hold(of_sale(sale), customer_id=customer), hold, a_hold(of_sale(sale))]
-    outcomes = await reserving.admit(db, gate, wishes)
+    outcomes = await reserve.admit(db, gate, wishes)
     assert all(isinstance(outcome, Reservation) for outcome in outcomes)
     await rebuild(gate, db)
     assert await left(gate, sale) == 0
@@ -275,7 +276,7 @@ async def test_a_late_payment_finds_what_came_back_from_a_closed_sale(db: Databa
     await sales.close_sale(db, sale.id, SaleState.ENDED, etag_given="", key=None)
     await take_back(db, a_wish(order))
 
-    (outcome,) = await settling.confirm(db, [late.id])
+    (outcome,) = await settle.confirm(db, [late.id])
 
     assert isinstance(outcome, Reservation)
     assert await counters(db, sale) == (0, 2, 0, 0)
@@ -293,10 +294,10 @@ async def test_returns_neither_deadlock_nor_lose_units_beside_all_else_that_move
     batches = [[a_wish(order) for order in chance.sample(orders, 15)] for _ in range(5)]
 
     await asyncio.gather(
-        *(returning.take_back(db, batch) for batch in batches),
-        settling.release(db, [r.id for r in held[:10]]),
-        settling.confirm(db, [r.id for r in held[:4:-1]]),
-        reserving.reserve(db, [a_hold(*lines[:2]) for _ in range(20)]),
+        *(returns.take_back(db, batch) for batch in batches),
+        settle.release(db, [r.id for r in held[:10]]),
+        settle.confirm(db, [r.id for r in held[:4:-1]]),
+        reserve.reserve(db, [a_hold(*lines[:2]) for _ in range(20)]),
         sales.close_sale(db, running.id, SaleState.ENDED, etag_given="", key=None),
     )
 
@@ -317,7 +318,7 @@ async def test_returns_that_meet_crosswise_do_not_deadlock(db: Database) -> None
     for n in range(0, 40, 4):
         await asyncio.gather(*(take_back(db, a_wish(order)) for order in orders[n : n + 4]))
 
-    assert [(await actions.get_stock(db, sale.product_id)).on_hand for sale in closed] == [80, 80]
+    assert [(await stock.get_stock(db, sale.product_id)).on_hand for sale in closed] == [80, 80]
     assert await books(db) == []
 
 
@@ -329,7 +330,7 @@ async def test_a_batch_costs_as_many_statements_as_one(db: Database) -> None:
     asked = []
     for some in (orders[:1], orders[1:]):
         with statements(db) as seen:
-            await returning.take_back(db, [a_wish(order) for order in some])
+            await returns.take_back(db, [a_wish(order) for order in some])
         asked.append(len(seen))
 
     assert asked == [8, 8]

@@ -14,10 +14,11 @@ from google.protobuf.duration_pb2 import Duration
 from services.chassis import ids
 from services.chassis.data.db import Database
 from services.chassis.server.paging import Pages
-from services.inventory import settling
+from services.inventory.events import no_nudge
 from services.inventory.gate.gate import Gate
+from services.inventory.reservations import settle
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
-from services.inventory.watch import sale_watch
+from services.inventory.sale_watch import sale_watch
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
 from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
 from stampede.inventory.v1 import reservation_service_pb2 as pb
@@ -58,7 +59,7 @@ async def inventory(db: Database, gate: Gate) -> AsyncIterator[Inventory]:
     def register(server: Any) -> None:
         stock_grpc.add_StockServiceServicer_to_server(StockService(db, pages), server)
         sale_grpc.add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), server)
-        pb_grpc.add_ReservationServiceServicer_to_server(ReservationService(db, gate, pages), server)
+        pb_grpc.add_ReservationServiceServicer_to_server(ReservationService(db, gate, no_nudge), server)
 
     async with serving("inventory", register) as channel:
         yield Inventory(
@@ -105,7 +106,7 @@ async def a_scheduled_sale(db: Database) -> Any:
 
 @pytest.mark.parametrize(
     "method",
-    ["BatchReserve", "BatchConfirm", "BatchExtend", "BatchRelease", "BatchCreateReturns", "GetTickets", "DropTickets"],
+    ["BatchReserve", "BatchConfirm", "BatchExtend", "BatchRelease", "BatchCreateReturns"],
 )
 async def test_only_orders_moves_reservations(inventory: Inventory, method: str) -> None:
     call, request = getattr(inventory.reservations, method), getattr(pb, f"{method}Request")()
@@ -116,32 +117,6 @@ async def test_only_orders_moves_reservations(inventory: Inventory, method: str)
         assert (await refusal(call(request, metadata=tokens.as_service(who)))).code == "PERMISSION_DENIED"
     for who in ((), tokens.as_staff(), tokens.as_user(ids.new())):
         assert (await refusal(call(request, metadata=who))).code == "UNAUTHENTICATED"
-
-
-async def test_only_orders_lists_tickets(inventory: Inventory) -> None:
-    call = inventory.reservations.ListTickets
-    wrong = await refusal(call(pb.ListTicketsRequest(page_size=501), metadata=ORDERS))
-    assert (wrong.reason, wrong.fields) == ("INVALID_FIELDS", ["pageSize"])
-    assert list((await call(pb.ListTicketsRequest(), metadata=ORDERS)).tickets) == []
-    payments = tokens.as_service("payments")
-    assert (await refusal(call(pb.ListTicketsRequest(), metadata=payments))).code == "PERMISSION_DENIED"
-    assert (await refusal(call(pb.ListTicketsRequest()))).code == "UNAUTHENTICATED"
-
-
-async def test_tickets_are_listed_in_pages(inventory: Inventory, db: Database) -> None:
-    sale = await a_sale(db, units=5)
-    sent = [a_hold(sale, ticket=b"%d" % n) for n in range(5)]
-    await inventory.reservations.BatchReserve(pb.BatchReserveRequest(holds=sent), metadata=ORDERS)
-
-    found, token = [], ""
-    for size in (2, 2, 1):
-        request = pb.ListTicketsRequest(page_size=size, page_token=token)
-        page = await inventory.reservations.ListTickets(request, metadata=ORDERS)
-        found += [(t.ticket, t.reservation.id) for t in page.tickets]
-        token = page.next_page_token
-    assert (found, token) == ([(hold.ticket, hold.id) for hold in sent], "")
-    forged = await refusal(inventory.reservations.ListTickets(pb.ListTicketsRequest(page_token="99"), metadata=ORDERS))
-    assert forged.fields == ["pageToken"]
 
 
 async def test_only_staff_changes_stock_and_sales(inventory: Inventory, db: Database) -> None:
@@ -294,7 +269,6 @@ async def test_a_released_unit_can_be_bought_again_at_once_through_the_gate(
         ({"lines": [pb.HoldLine(product_id=str(uuid.uuid4()), quantity=0)]}, "holds[0].lines[0].quantity"),
         ({"lines": [pb.HoldLine(product_id="y", quantity=1)]}, "holds[0].lines[0].productId"),
         ({"duration": Duration(seconds=3601)}, "holds[0].duration"),
-        ({"ticket": bytes(16_385)}, "holds[0].ticket"),
     ],
 )
 async def test_a_wrong_field_is_named(inventory: Inventory, db: Database, changes: dict[str, Any], field: str) -> None:
@@ -494,7 +468,7 @@ async def test_a_watcher_sees_the_sale_as_it_is_then_its_changes_then_its_end(
         assert (seen.state, seen.held, seen.remaining) == (State.SOLD_OUT, 2, 0)
 
         await hold_ended(db, held.id)
-        await settling.expire(db)
+        await settle.expire(db)
         seen = await stream.read()
         assert (seen.state, seen.remaining) == (State.LIVE, 2)
 

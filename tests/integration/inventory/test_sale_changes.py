@@ -15,8 +15,9 @@ from services.chassis.data.db import Database, etag
 from services.chassis.errors import InvalidFields, RequestIdReused, StaleEtag, WrongState
 from services.chassis.money import Money
 from services.chassis.request_context import RequestKey
-from services.inventory import actions, domain, reserving, sales, settling
-from services.inventory.domain import Reservation, SaleChanges, SaleState
+from services.inventory import domain, sales, stock
+from services.inventory.domain import NewSale, Reservation, SaleChanges, SaleState
+from services.inventory.reservations import reserve, settle
 from tests.integration.inventory.conftest import (
     STAFF,
     a_hold,
@@ -90,8 +91,8 @@ async def test_every_term_of_a_scheduled_sale_can_be_changed(db: Database) -> No
         start_time=opens, end_time=opens + 2 * HOUR, hold_seconds=30,
     )  # fmt: skip
 
-    terms = (now.title, now.price_minor, now.currency, now.allocation, now.per_customer_limit, now.hold_seconds)
-    assert terms == ("Another rush", 5, "EUR", 20, 3, 30)
+    terms = (now.title, now.price, now.allocation, now.per_customer_limit, now.hold_seconds)
+    assert terms == ("Another rush", Money("EUR", 5), 20, 3, 30)
     assert (now.start_time, now.end_time, now.state) == (opens, opens + 2 * HOUR, "SCHEDULED")
     assert now.version == sale.version + 1
     assert now.update_time > sale.update_time
@@ -103,7 +104,7 @@ async def test_what_is_not_named_stays(db: Database) -> None:
 
     now = await changed(db, sale, title="Another rush")
 
-    differs = {name for name in sale._fields if getattr(now, name) != getattr(sale, name)}
+    differs = {name for name in sale.__slots__ if getattr(now, name) != getattr(sale, name)}
     assert differs == {"title", "version", "update_time", "server_time"}
 
 
@@ -121,9 +122,9 @@ async def test_a_larger_allocation_takes_units_out_of_stock_and_a_smaller_one_gi
     sale = await scheduled(db, units=10, stock=30)
 
     assert (await changed(db, sale, allocation=25)).remaining == 25
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 5
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 5
     assert (await changed(db, sale, allocation=4)).remaining == 4
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 26
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 26
 
     assert await rows_of(db, MOVEMENTS, sale=sale.id) == [("ALLOCATED", -10), ("ALLOCATED", -15), ("RETURNED", 21)]
     assert await books(db) == []
@@ -144,7 +145,7 @@ async def test_held_units_do_not_go_to_a_larger_allocation_and_nothing_else_is_c
 
 async def test_a_sale_is_not_moved_into_another_of_its_product_but_may_overlap_what_it_was(db: Database) -> None:
     sale = await scheduled(db, units=5, stock=50)
-    new = sales.NewSale(
+    new = NewSale(
         product_id=sale.product_id, title="Next", price=Money("USD", 1), allocation=5, per_customer_limit=0,
         start_time=sale.end_time, end_time=sale.end_time + HOUR, hold_seconds=60,
     )  # fmt: skip
@@ -243,7 +244,7 @@ async def test_a_repeated_change_takes_its_units_once_and_is_answered_though_the
     late = await changed(db, sale, key=key, etag_given=etag(sale.version), allocation=30)
 
     assert {(o.allocation, o.version) for o in (*outcomes, late)} == {(30, sale.version + 1)}
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 20
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 20
     with pytest.raises(RequestIdReused):
         await changed(db, sale, key=RequestKey(key.caller, key.method, key.request_id, b"other"), allocation=31)
 
@@ -263,9 +264,9 @@ async def test_changes_at_once_leave_the_allocation_that_the_ledger_says(db: Dat
     wanted = [20, 35, 5, 60, 10, 44, 3, 28]
     await asyncio.gather(*(changed(db, sale, allocation=units) for units in wanted))
 
-    now, stock = await sales.get_sale(db, sale.id), await actions.get_stock(db, sale.product_id)
+    now, ordinary = await sales.get_sale(db, sale.id), await stock.get_stock(db, sale.product_id)
     assert now.allocation in wanted
-    assert stock.on_hand == 200 - now.allocation
+    assert ordinary.on_hand == 200 - now.allocation
     assert await books(db) == []
 
 
@@ -273,7 +274,7 @@ async def test_sales_moved_at_once_into_the_same_hour_do_not_all_get_there(db: D
     first = await scheduled(db, units=5, stock=50)
     others = []
     for n in range(1, 4):
-        new = sales.NewSale(
+        new = NewSale(
             product_id=first.product_id, title="Next", price=Money("USD", 1), allocation=5, per_customer_limit=0,
             start_time=first.start_time + 10 * n * HOUR, end_time=first.end_time + 10 * n * HOUR, hold_seconds=60,
         )  # fmt: skip
@@ -283,7 +284,7 @@ async def test_sales_moved_at_once_into_the_same_hour_do_not_all_get_there(db: D
     moves = [changed(db, sale, start_time=there, end_time=there + HOUR) for sale in (first, *others)]
     outcomes = await asyncio.gather(*moves, return_exceptions=True)
 
-    assert Counter(type(o).__name__ for o in outcomes) == {"Row": 1, "SaleOverlaps": 3}
+    assert Counter(type(o).__name__ for o in outcomes) == {"FlashSale": 1, "SaleOverlaps": 3}
 
 
 async def test_changes_in_the_moment_that_a_sale_opens_lose_no_unit(db: Database) -> None:
@@ -293,7 +294,7 @@ async def test_changes_in_the_moment_that_a_sale_opens_lose_no_unit(db: Database
     async def buy() -> int:
         got = 0
         while True:
-            (outcome,) = await reserving.reserve(db, [a_hold(of_sale(sale, 3))])
+            (outcome,) = await reserve.reserve(db, [a_hold(of_sale(sale, 3))])
             if isinstance(outcome, Reservation):
                 got += 1
             elif not isinstance(outcome, domain.SaleNotLive):
@@ -315,7 +316,7 @@ async def test_changes_in_the_moment_that_a_sale_opens_lose_no_unit(db: Database
     assert agreed, "the sale was open before it could be changed"
     assert now.allocation == agreed[-1]
     assert now.held == 3 * sum(bought) == 3 * (now.allocation // 3)
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 100 - now.allocation
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 100 - now.allocation
     assert await books(db) == []
 
 
@@ -330,7 +331,7 @@ async def test_a_scheduled_sale_is_called_off_and_its_units_are_back(db: Databas
     assert (now.state, now.closed_as, now.version) == ("CANCELLED", "CANCELLED", sale.version + 1)
     assert counters(now) == (0, 0, 0, 10)
     assert (now.start_time, now.end_time) == (sale.start_time, sale.end_time)
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 15
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 15
     assert await rows_of(db, MOVEMENTS, sale=sale.id) == [("ALLOCATED", -10), ("RETURNED", 10)]
     assert await books(db) == []
 
@@ -339,7 +340,7 @@ async def test_a_scheduled_sale_is_called_off_and_its_units_are_back(db: Databas
 async def test_a_live_sale_closes_with_what_is_sold_sold_and_what_is_held_held(db: Database, close: Close) -> None:
     sale = await a_sale(db, units=10)
     bought, held = await holding(db, of_sale(sale, 3)), await holding(db, of_sale(sale, 2))
-    await settling.confirm(db, [bought.id])
+    await settle.confirm(db, [bought.id])
 
     now = await close(db, sale)
 
@@ -347,7 +348,7 @@ async def test_a_live_sale_closes_with_what_is_sold_sold_and_what_is_held_held(d
     assert counters(now) == (0, 2, 3, 5)
     assert (now.end_time <= now.server_time) == (close is ended)
     assert await state_of(db, held.id) == "HELD"
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 5
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 5
     assert await books(db) == []
 
 
@@ -368,7 +369,7 @@ async def test_after_a_close_nobody_can_buy_and_is_told_why(db: Database, close:
         await holding(db, of_sale(sale, taken))
         state = (await close(db, sale)).state
 
-        (refused,) = await reserving.reserve(db, [a_hold(of_sale(sale))])
+        (refused,) = await reserve.reserve(db, [a_hold(of_sale(sale))])
 
         assert isinstance(refused, domain.SaleNotLive)
         assert refused.metadata == {"flashSaleId": str(sale.id), "state": state}
@@ -383,14 +384,14 @@ async def test_those_who_held_units_may_still_pay_and_what_others_give_back_goes
     pays, leaves, forgets = [await holding(db, of_sale(sale, units)) for units in (1, 2, 4)]
     await close(db, sale)
 
-    (paid,) = await settling.confirm(db, [pays.id])
-    await settling.release(db, [leaves.id])
+    (paid,) = await settle.confirm(db, [pays.id])
+    await settle.release(db, [leaves.id])
     await hold_ended(db, forgets.id)
-    await settling.expire(db)
+    await settle.expire(db)
 
     assert isinstance(paid, Reservation)
     assert counters(await sales.get_sale(db, sale.id)) == (0, 0, 1, 9)
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 9
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 9
     returned = [("RETURNED", 3), ("RETURNED", 2), ("RETURNED", 4)]
     assert await rows_of(db, MOVEMENTS, sale=sale.id) == [("ALLOCATED", -10), *returned]
     assert await books(db) == []
@@ -402,11 +403,11 @@ async def test_who_pays_too_late_gets_what_a_closed_sale_gave_back(db: Database,
     late = await expired_hold(db, of_sale(sale, 3))
     await close(db, sale)
 
-    (paid,) = await settling.confirm(db, [late.id])
+    (paid,) = await settle.confirm(db, [late.id])
 
     assert isinstance(paid, Reservation)
     assert counters(await sales.get_sale(db, sale.id)) == (0, 0, 3, 1)
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 1
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 1
     assert await books(db) == []
 
 
@@ -452,7 +453,7 @@ async def test_a_sale_is_closed_once_however_many_want_to(db: Database) -> None:
 
     await sales.close_ended_sales(db)  # those before may have passed by a sale that was busy
 
-    assert Counter(type(o).__name__ for o in outcomes) == {"Row": 4, "WrongState": 20, "int": 3}
+    assert Counter(type(o).__name__ for o in outcomes) == {"FlashSale": 4, "WrongState": 20, "int": 3}
     assert {(await sales.get_sale(db, sale.id)).version for sale in several} == {2}
     assert Counter(await rows_of(db, "SELECT on_hand FROM stock")) == {(5,): 8}
     assert await books(db) == []
@@ -461,7 +462,7 @@ async def test_a_sale_is_closed_once_however_many_want_to(db: Database) -> None:
 async def test_a_sale_that_was_called_off_is_in_nobodys_way(db: Database) -> None:
     sale = await scheduled(db, units=5)
     await cancelled(db, sale)
-    new = sales.NewSale(
+    new = NewSale(
         product_id=sale.product_id, title="Next", price=Money("USD", 1), allocation=5, per_customer_limit=0,
         start_time=sale.start_time, end_time=sale.end_time, hold_seconds=60,
     )  # fmt: skip
@@ -482,18 +483,18 @@ async def test_a_close_in_the_middle_of_a_rush_loses_no_unit_and_nobody_buys_aft
         while True:
             was_closed = closed.is_set()
             hold = a_hold(of_sale(sale, 1 + n % 2), of_stock(sale.product_id), customer_id=customers[n % 10])
-            (outcome,) = await reserving.reserve(db, [hold])
+            (outcome,) = await reserve.reserve(db, [hold])
             if was_closed:
                 after.append(outcome)
                 return
             if isinstance(outcome, Reservation):
-                settle = (settling.confirm, settling.release, None)[n % 3]
-                if settle:
-                    await settle(db, [hold.id])
+                act = (settle.confirm, settle.release, None)[n % 3]
+                if act:
+                    await act(db, [hold.id])
 
     async def rule() -> None:
         while (await sales.get_sale(db, sale.id)).sold < 5:
-            await actions.adjust_stock(db, sale.product_id, delta=1, reason="found", actor=STAFF, key=None)
+            await stock.adjust_stock(db, sale.product_id, delta=1, reason="found", actor=STAFF, key=None)
         await close(db, sale)
         closed.set()
 

@@ -13,9 +13,9 @@ from services.chassis.data.db import Database
 from services.chassis.errors import RequestIdReused
 from services.chassis.money import Money
 from services.chassis.request_context import RequestKey
-from services.inventory import actions, sales, settling
-from services.inventory.domain import FlashSaleNotFound, OutOfStock, SaleOverlaps, StockNotFound
-from services.inventory.sales import NewSale
+from services.inventory import sales, stock
+from services.inventory.domain import FlashSaleNotFound, NewSale, OutOfStock, SaleOverlaps, SaleState, StockNotFound
+from services.inventory.reservations import settle
 from tests.integration.inventory.conftest import (
     a_product,
     a_sale,
@@ -53,7 +53,7 @@ async def test_a_sale_takes_its_allocation_out_of_available_stock(db: Database) 
     sale = await sales.create_sale(db, await terms(db, product_id, allocation=7), key=None)
 
     assert (sale.state, sale.remaining, sale.held, sale.sold) == ("LIVE", 7, 0, 0)
-    assert (await actions.get_stock(db, product_id)).on_hand == 3
+    assert (await stock.get_stock(db, product_id)).on_hand == 3
     query = "SELECT kind, delta, reference_id FROM stock_movements WHERE kind <> 'ADJUSTED'"
     assert await rows_of(db, query) == [("ALLOCATED", -7, sale.id)]
     assert await books(db) == []
@@ -96,7 +96,7 @@ async def test_two_sales_of_a_product_do_not_run_at_the_same_time(db: Database) 
     await sales.create_sale(db, await terms(db, product_id, start_time=start - hour / 2, end_time=start), key=None)
     other = await a_product(db)
     await sales.create_sale(db, await terms(db, other, start_time=start, end_time=start + hour), key=None)
-    assert (await actions.get_stock(db, product_id)).on_hand == 85
+    assert (await stock.get_stock(db, product_id)).on_hand == 85
 
 
 async def test_a_closed_sale_is_in_nobodys_way(db: Database) -> None:
@@ -120,7 +120,7 @@ async def test_sales_created_at_once_never_allocate_what_is_not_there(db: Databa
     outcomes = await asyncio.gather(*(sales.create_sale(db, w, key=None) for w in wanted), return_exceptions=True)
 
     assert sum(isinstance(o, OutOfStock) for o in outcomes) == 6
-    assert (await actions.get_stock(db, product_id)).on_hand == 2
+    assert (await stock.get_stock(db, product_id)).on_hand == 2
     assert await books(db) == []
 
 
@@ -133,7 +133,7 @@ async def test_sales_created_at_once_for_the_same_hour_are_one(db: Database) -> 
     )
 
     assert sum(isinstance(o, SaleOverlaps) for o in outcomes) == 9
-    assert (await actions.get_stock(db, product_id)).on_hand == 95
+    assert (await stock.get_stock(db, product_id)).on_hand == 95
 
 
 async def test_a_repeated_creation_finds_the_first_sale(db: Database) -> None:
@@ -143,7 +143,7 @@ async def test_a_repeated_creation_finds_the_first_sale(db: Database) -> None:
     several = await asyncio.gather(*(sales.create_sale(db, wanted, key=key) for _ in range(6)))
 
     assert len({sale.id for sale in several}) == 1
-    assert (await actions.get_stock(db, product_id)).on_hand == 5
+    assert (await stock.get_stock(db, product_id)).on_hand == 5
 
 
 async def test_a_request_id_does_not_stand_for_two_sales(db: Database) -> None:
@@ -160,7 +160,7 @@ async def test_a_refused_creation_may_be_tried_again_under_its_request_id(db: Da
     wanted = await terms(db, product_id)
     with pytest.raises(OutOfStock):
         await sales.create_sale(db, wanted, key=key)
-    await actions.set_stock(db, product_id, on_hand=5, reason="delivery", actor=ids.new(), key=None)
+    await stock.set_stock(db, product_id, on_hand=5, reason="delivery", actor=ids.new(), key=None)
 
     assert (await sales.create_sale(db, wanted, key=key)).remaining == 5
 
@@ -174,7 +174,7 @@ async def test_time_and_units_decide_where_a_sale_stands(db: Database) -> None:
 
     held = await holding(db, of_sale(sale, 2))
     assert (await sales.get_sale(db, sale.id)).state == "SOLD_OUT"
-    await settling.release(db, [held.id])
+    await settle.release(db, [held.id])
     assert (await sales.get_sale(db, sale.id)).state == "LIVE"
 
     await sale_ended(db, sale.id)
@@ -200,7 +200,7 @@ async def test_an_unknown_sale_is_not_found(db: Database) -> None:
 async def test_closing_returns_what_was_not_sold_and_says_so_in_the_ledger(db: Database) -> None:
     sale = await a_sale(db, units=10)
     bought, held = await holding(db, of_sale(sale, 3)), await holding(db, of_sale(sale, 2))
-    await settling.confirm(db, [bought.id])
+    await settle.confirm(db, [bought.id])
     await sale_ended(db, sale.id)
 
     assert await sales.close_ended_sales(db) == 1
@@ -211,16 +211,16 @@ async def test_closing_returns_what_was_not_sold_and_says_so_in_the_ledger(db: D
     assert now.version == sale.version + 1
     query = "SELECT delta FROM stock_movements WHERE kind = 'RETURNED' AND reference_id = :sale"
     assert await rows_of(db, query, sale=sale.id) == [(5,)]
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 5
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 5
     assert await books(db) == []
     await hold_ended(db, held.id)
-    await settling.expire(db)
+    await settle.expire(db)
     assert await rows_of(db, query, sale=sale.id) == [(5,), (2,)]
 
 
 async def test_a_sale_that_sold_everything_closes_without_a_movement(db: Database) -> None:
     sale = await a_sale(db, units=1)
-    await settling.confirm(db, [(await holding(db, of_sale(sale))).id])
+    await settle.confirm(db, [(await holding(db, of_sale(sale))).id])
     await sale_ended(db, sale.id)
 
     assert await sales.close_ended_sales(db) == 1
@@ -246,13 +246,13 @@ async def test_a_close_in_the_middle_of_a_rush_loses_no_unit(db: Database) -> No
 
     await asyncio.gather(
         sales.close_ended_sales(db),
-        *(settling.confirm(db, [r.id]) if n % 2 else settling.release(db, [r.id]) for n, r in enumerate(held)),
+        *(settle.confirm(db, [r.id]) if n % 2 else settle.release(db, [r.id]) for n, r in enumerate(held)),
     )
     await sales.close_ended_sales(db)  # the first may have passed by a sale that was busy
 
     now = await sales.get_sale(db, sale.id)
     assert (now.held, now.sold, now.returned) == (0, 10, 20)
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 20
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 20
     assert await books(db) == []
 
 
@@ -268,8 +268,8 @@ async def test_lists_are_newest_first_in_pages_and_filtered(db: Database) -> Non
     assert await listed() == newest_first
     assert await listed(limit=2) == newest_first[:2]
     assert await listed(limit=2, before=newest_first[1]) == newest_first[2:4]
-    assert await listed(state="SOLD_OUT") == [several[1].id]
-    assert len(await listed(state="LIVE")) == 4
-    assert await listed(state="CANCELLED") == []
+    assert await listed(state=SaleState.SOLD_OUT) == [several[1].id]
+    assert len(await listed(state=SaleState.LIVE)) == 4
+    assert await listed(state=SaleState.CANCELLED) == []
     assert await listed(product_id=several[3].product_id) == [several[3].id]
     assert await listed(product_id=ids.new()) == []

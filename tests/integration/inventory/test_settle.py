@@ -15,9 +15,10 @@ from sqlalchemy import text
 from services.chassis import ids
 from services.chassis.data.db import Database
 from services.chassis.errors import WrongState
-from services.inventory import actions, sales, settling
+from services.inventory import sales, stock
 from services.inventory.domain import Line, Reservation, ReservationLost, ReservationNotFound, State
-from services.inventory.reservations import Outcome
+from services.inventory.reservations import settle
+from services.inventory.reservations.reserve import Outcome
 from stampede.inventory.v1.events_pb2 import ReservationExpired
 from tests.integration.inventory.conftest import (
     a_product,
@@ -36,18 +37,18 @@ from tests.integration.inventory.conftest import (
 
 
 async def confirm(db: Database, reservation_id: uuid.UUID) -> Outcome:
-    return (await settling.confirm(db, [reservation_id]))[0]
+    return (await settle.confirm(db, [reservation_id]))[0]
 
 
 async def release(db: Database, reservation_id: uuid.UUID) -> Outcome:
-    return (await settling.release(db, [reservation_id]))[0]
+    return (await settle.release(db, [reservation_id]))[0]
 
 
-async def told(db: Database) -> list[uuid.UUID]:
-    """The reservations whose end orders will hear of, in order."""
-    rows = await rows_of(db, "SELECT subject, payload FROM outbox ORDER BY id")
-    assert {subject for subject, _ in rows} <= {"stampede.inventory.reservation.expired"}
-    return [uuid.UUID(ReservationExpired.FromString(bytes(payload)).reservation_id) for _, payload in rows]
+async def published(db: Database) -> list[uuid.UUID]:
+    """The reservations whose expiry is published, in order."""
+    query = "SELECT payload FROM outbox WHERE subject = 'stampede.inventory.reservation.expired' ORDER BY id"
+    rows = await rows_of(db, query)
+    return [uuid.UUID(ReservationExpired.FromString(bytes(payload)).reservation_id) for (payload,) in rows]
 
 
 async def test_confirmed_units_are_sold_once_however_often_it_is_said(db: Database) -> None:
@@ -57,9 +58,9 @@ async def test_confirmed_units_are_sold_once_however_often_it_is_said(db: Databa
     outcomes = [await confirm(db, held.id) for _ in range(3)]
 
     assert all(isinstance(o, Reservation) and o.state is State.CONFIRMED for o in outcomes)
-    now, stock = await sales.get_sale(db, sale.id), await actions.get_stock(db, plain)
+    now, ordinary = await sales.get_sale(db, sale.id), await stock.get_stock(db, plain)
     assert (now.held, now.sold, now.remaining) == (0, 2, 3)
-    assert (stock.held, stock.on_hand) == (0, 2)
+    assert (ordinary.held, ordinary.on_hand) == (0, 2)
     # A sale's units left the ledger when they were allocated; ordinary ones leave it when sold.
     query = "SELECT product_id, delta, reference_id FROM stock_movements WHERE kind = 'SOLD'"
     assert await rows_of(db, query) == [(plain, -3, held.id)]
@@ -74,8 +75,8 @@ async def test_released_units_go_back_once_however_often_it_is_said(db: Database
 
     assert all(isinstance(o, Reservation) and o.state is State.RELEASED for o in outcomes)
     assert (await sales.get_sale(db, sale.id)).remaining == 5
-    stock = await actions.get_stock(db, plain)
-    assert (stock.held, stock.on_hand) == (0, 5)
+    ordinary = await stock.get_stock(db, plain)
+    assert (ordinary.held, ordinary.on_hand) == (0, 5)
     assert await books(db) == []
 
 
@@ -100,7 +101,7 @@ async def test_the_first_of_three_ends_is_the_only_one(db: Database, moves: tupl
             elif expected is State.HELD:
                 expected = State.RELEASED
         else:
-            await settling.expire(db)
+            await settle.expire(db)
             expected = State.EXPIRED if expected is State.HELD else expected
         assert await state_of(db, held.id) == expected
         assert await books(db) == []
@@ -112,7 +113,7 @@ async def test_confirm_release_and_expiry_at_once_end_in_exactly_one(db: Databas
     held = [await holding(db, of_sale(sale, 2), of_stock(plain)) for _ in range(30)]
     await hold_ended(db, *(r.id for r in held))
     calls = [call for r in held for call in (confirm(db, r.id), release(db, r.id))]
-    calls += [settling.expire(db) for _ in range(5)]  # type: ignore[misc]
+    calls += [settle.expire(db) for _ in range(5)]  # type: ignore[misc]
     random.Random(7).shuffle(calls)
 
     await asyncio.gather(*calls)
@@ -120,9 +121,9 @@ async def test_confirm_release_and_expiry_at_once_end_in_exactly_one(db: Databas
     ends = dict(await rows_of(db, "SELECT state, count(*) FROM reservations GROUP BY 1"))
     assert "HELD" not in ends
     assert sum(ends.values()) == 30
-    now, stock = await sales.get_sale(db, sale.id), await actions.get_stock(db, plain)
+    now, ordinary = await sales.get_sale(db, sale.id), await stock.get_stock(db, plain)
     sold = ends.get("CONFIRMED", 0)
-    assert (now.held, now.sold, stock.held, stock.on_hand) == (0, 2 * sold, 0, 60 - sold)
+    assert (now.held, now.sold, ordinary.held, ordinary.on_hand) == (0, 2 * sold, 0, 60 - sold)
     assert await books(db) == []
 
 
@@ -159,7 +160,7 @@ async def test_overlapping_batches_in_parallel_neither_deadlock_nor_count_twice(
     batches = [chance.sample([r.id for r in held], 18) for _ in range(6)]
 
     await asyncio.gather(
-        *(settling.confirm(db, batch) if n % 2 else settling.release(db, batch) for n, batch in enumerate(batches))
+        *(settle.confirm(db, batch) if n % 2 else settle.release(db, batch) for n, batch in enumerate(batches))
     )
 
     assert await books(db) == []
@@ -173,8 +174,8 @@ async def test_outcomes_come_in_the_order_asked_and_one_refusal_leaves_the_other
     unknown = ids.new()
     await release(db, gone.id)
 
-    confirmed = await settling.confirm(db, [unknown, good.id, gone.id, again.id, good.id])
-    released = await settling.release(db, [good.id, unknown, gone.id])
+    confirmed = await settle.confirm(db, [unknown, good.id, gone.id, again.id, good.id])
+    released = await settle.release(db, [good.id, unknown, gone.id])
 
     assert [type(o) for o in confirmed] == [
         ReservationNotFound, Reservation, ReservationLost, Reservation, Reservation,
@@ -205,7 +206,7 @@ async def test_a_late_payment_retakes_after_the_sales_end_before_anybody_closed_
 
     assert isinstance(await confirm(db, late.id), Reservation)
     assert await sales.close_ended_sales(db) == 1
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 3
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 3
     assert await books(db) == []
 
 
@@ -217,8 +218,8 @@ async def test_a_late_payment_retakes_from_stock_after_the_sale_was_closed(db: D
 
     assert isinstance(await confirm(db, late.id), Reservation)
 
-    now, stock = await sales.get_sale(db, sale.id), await actions.get_stock(db, sale.product_id)
-    assert (now.held, now.sold, now.returned, stock.on_hand) == (0, 2, 3, 3)
+    now, ordinary = await sales.get_sale(db, sale.id), await stock.get_stock(db, sale.product_id)
+    assert (now.held, now.sold, now.returned, ordinary.on_hand) == (0, 2, 3, 3)
     query = "SELECT kind, delta FROM stock_movements ORDER BY id"
     assert await rows_of(db, query) == [("ADJUSTED", 5), ("ALLOCATED", -5), ("RETURNED", 5), ("ALLOCATED", -2)]
     assert await books(db) == []
@@ -232,7 +233,7 @@ async def test_a_late_payment_is_lost_where_the_units_went_to_others(db: Databas
     await holding(db, of_stock(plain))
     before = await rows_of(db, "SELECT * FROM flash_sales"), await rows_of(db, "SELECT * FROM stock")
 
-    outcomes = await settling.confirm(db, [of_flash.id, ordinary.id])
+    outcomes = await settle.confirm(db, [of_flash.id, ordinary.id])
 
     assert [type(o) for o in outcomes] == [ReservationLost, ReservationLost]
     assert (await rows_of(db, "SELECT * FROM flash_sales"), await rows_of(db, "SELECT * FROM stock")) == before
@@ -289,7 +290,7 @@ async def test_late_payments_race_for_the_last_units_and_take_each_once(db: Data
         sale = await a_sale(db, units=10)
         late = [await holding(db, of_sale(sale)) for _ in range(10)]
         await hold_ended(db, *(r.id for r in late))
-        await settling.expire(db)
+        await settle.expire(db)
         for _ in range(0 if closed else 6):
             await holding(db, of_sale(sale))
         if closed:
@@ -314,7 +315,7 @@ async def test_late_payments_of_crossed_lines_do_not_deadlock(db: Database) -> N
         late.append(await holding(db, *(lines if n % 2 else lines[::-1])))
         fresh.append(await holding(db, *(lines[::-1] if n % 2 else lines)))
     await hold_ended(db, *(r.id for r in late))
-    await settling.expire(db)
+    await settle.expire(db)
     await sale_ended(db, first.id)
     await sales.close_ended_sales(db)
 
@@ -334,16 +335,16 @@ async def test_two_who_are_late_share_what_a_closed_sale_gave_back(db: Database)
     sale = await a_sale(db, units=4)
     sold = [await holding(db, of_sale(sale, 2)) for _ in range(2)]
     await hold_ended(db, *(r.id for r in sold))
-    await settling.expire(db)
+    await settle.expire(db)
     winner = await holding(db, of_sale(sale, 2))
     await confirm(db, winner.id)
     await sale_ended(db, sale.id)
     await sales.close_ended_sales(db)
-    stock = await actions.get_stock(db, sale.product_id)
-    await actions.adjust_stock(
+    ordinary = await stock.get_stock(db, sale.product_id)
+    await stock.adjust_stock(
         db, sale.product_id, delta=50, reason="delivery", actor=ids.new(), key=None
     )  # ordinary units that the sale never had
-    assert stock.on_hand == 2
+    assert ordinary.on_hand == 2
 
     outcomes = await asyncio.gather(*(confirm(db, r.id) for r in sold))
 
@@ -355,7 +356,7 @@ async def test_two_who_are_late_share_what_a_closed_sale_gave_back(db: Database)
 
 
 async def extend(db: Database, reservation_id: uuid.UUID) -> Outcome:
-    return (await settling.extend(db, [reservation_id]))[0]
+    return (await settle.extend(db, [reservation_id]))[0]
 
 
 async def expire_time(db: Database, reservation_id: uuid.UUID) -> datetime:
@@ -405,7 +406,7 @@ async def test_what_is_not_held_is_returned_as_it_is(db: Database) -> None:
     gone, alive, unknown = await expired_hold(db, of_sale(sale)), await holding(db, of_sale(sale)), ids.new()
     before = await rows_of(db, "SELECT * FROM reservations WHERE state <> 'HELD' ORDER BY id")
 
-    outcomes = await settling.extend(db, [sold.id, unknown, back.id, alive.id, gone.id, alive.id])
+    outcomes = await settle.extend(db, [sold.id, unknown, back.id, alive.id, gone.id, alive.id])
 
     states = [o.state if isinstance(o, Reservation) else type(o) for o in outcomes]
     assert states == ["CONFIRMED", ReservationNotFound, "RELEASED", "HELD", "EXPIRED", "HELD"]
@@ -421,10 +422,10 @@ async def test_an_extended_hold_outlives_its_first_time_and_ends_at_its_second(d
     query = "UPDATE reservations SET expire_time = expire_time - interval '61 seconds'"
 
     await run_sql(db, query)
-    assert [r.id for r in await settling.expire(db)] == [other.id]
+    assert [r.id for r in await settle.expire(db)] == [other.id]
 
     await run_sql(db, query)
-    assert [r.id for r in await settling.expire(db)] == [extended.id]
+    assert [r.id for r in await settle.expire(db)] == [extended.id]
     assert isinstance(await extend(db, extended.id), Reservation)
     assert await state_of(db, extended.id) == "EXPIRED"
     assert await books(db) == []
@@ -437,14 +438,14 @@ async def test_extension_and_expiry_at_the_same_moment_end_in_one_of_the_two(db:
     await run_sql(db, "UPDATE reservations SET create_time = create_time - interval '61 seconds',"
                       " expire_time = expire_time - interval '61 seconds'")  # fmt: skip
     calls: list[Awaitable[Any]] = [extend(db, r.id) for r in held]
-    calls[5:5] = calls[20:20] = [settling.expire(db)]
-    calls = [settling.extend(db, [r.id for r in held[:10]]), settling.expire(db), *calls]
+    calls[5:5] = calls[20:20] = [settle.expire(db)]
+    calls = [settle.extend(db, [r.id for r in held[:10]]), settle.expire(db), *calls]
 
     await asyncio.gather(*calls)
 
     rows = await rows_of(db, "SELECT id, state, extended, expire_time > clock_timestamp() FROM reservations")
     assert {row[1:] for row in rows} <= {("EXPIRED", False, False), ("HELD", True, True)}
-    assert sorted(await told(db)) == sorted(row[0] for row in rows if row[1] == "EXPIRED")
+    assert sorted(await published(db)) == sorted(row[0] for row in rows if row[1] == "EXPIRED")
     assert await books(db) == []
 
 
@@ -458,12 +459,12 @@ async def test_an_expired_hold_returns_its_units_and_tells_orders_once(db: Datab
     alive = await holding(db, of_sale(sale))
     await hold_ended(db, held.id)
 
-    assert [r.id for r in await settling.expire(db)] == [held.id]
-    assert await settling.expire(db) == []
+    assert [r.id for r in await settle.expire(db)] == [held.id]
+    assert await settle.expire(db) == []
 
-    assert await told(db) == [held.id]
+    assert await published(db) == [held.id]
     assert (await sales.get_sale(db, sale.id)).held == 1
-    assert (await actions.get_stock(db, plain)).held == 0
+    assert (await stock.get_stock(db, plain)).held == 0
     assert await state_of(db, alive.id) == "HELD"
     await holding(db, of_sale(sale, 2), customer_id=customer)  # the allowance is back too
     assert await books(db) == []
@@ -474,10 +475,10 @@ async def test_two_workers_expire_each_hold_once_and_tell_it_once(db: Database) 
     held = [await holding(db, of_sale(sale)) for _ in range(40)]
     await hold_ended(db, *(r.id for r in held))
 
-    rounds = await asyncio.gather(*(settling.expire(db) for _ in range(4)))
+    rounds = await asyncio.gather(*(settle.expire(db) for _ in range(4)))
 
     assert sorted(r.id for batch in rounds for r in batch) == sorted(r.id for r in held)
-    assert sorted(await told(db)) == sorted(r.id for r in held)
+    assert sorted(await published(db)) == sorted(r.id for r in held)
     assert (await sales.get_sale(db, sale.id)).remaining == 40
     assert await books(db) == []
 
@@ -489,18 +490,18 @@ async def test_expiry_passes_by_a_hold_that_is_just_being_settled(db: Database) 
 
     async with db.begin() as other, asyncio.timeout(3):
         await other.execute(text("SELECT id FROM reservations WHERE id = :id FOR UPDATE"), {"id": busy.id})
-        assert [r.id for r in await settling.expire(db)] == [idle.id]
+        assert [r.id for r in await settle.expire(db)] == [idle.id]
 
-    assert [r.id for r in await settling.expire(db)] == [busy.id]
+    assert [r.id for r in await settle.expire(db)] == [busy.id]
 
 
 async def test_expiry_takes_no_more_than_its_share_at_once(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "EXPIRE_MOST", 3)
+    monkeypatch.setattr(settle, "EXPIRE_MOST", 3)
     sale = await a_sale(db, units=7)
     held = [await holding(db, of_sale(sale)) for _ in range(7)]
     await hold_ended(db, *(r.id for r in held))
 
-    assert [len(await settling.expire(db)) for _ in range(4)] == [3, 3, 1, 0]
+    assert [len(await settle.expire(db)) for _ in range(4)] == [3, 3, 1, 0]
 
 
 @pytest.mark.parametrize("end", ["release", "expire"])
@@ -509,17 +510,17 @@ async def test_units_that_come_back_after_the_close_go_on_to_stock(db: Database,
     held = await holding(db, of_sale(sale, 2), of_stock(plain))
     await sale_ended(db, sale.id)
     await sales.close_ended_sales(db)
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 3
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 3
 
     if end == "release":
         await release(db, held.id)
     else:
         await hold_ended(db, held.id)
-        await settling.expire(db)
+        await settle.expire(db)
 
     now = await sales.get_sale(db, sale.id)
     assert (now.held, now.returned, now.remaining, now.state) == (0, 5, 0, "ENDED")
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 5
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 5
     query = "SELECT delta FROM stock_movements WHERE kind = 'RETURNED' AND reference_id = :sale ORDER BY id"
     assert await rows_of(db, query, sale=sale.id) == [(3,), (2,)]
     assert await books(db) == []
@@ -535,7 +536,7 @@ async def test_a_hold_confirmed_after_the_close_is_sold_by_the_sale(db: Database
 
     now = await sales.get_sale(db, sale.id)
     assert (now.held, now.sold, now.returned) == (0, 2, 3)
-    assert (await actions.get_stock(db, sale.product_id)).on_hand == 3
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 3
     assert await books(db) == []
 
 
@@ -547,11 +548,11 @@ async def test_a_batch_that_returns_two_closed_sales_of_one_product_restocks_the
     held = [await holding(db, Line(product_id, sale.id, 3)) for sale in several]
     await sale_ended(db, *(sale.id for sale in several))
     await sales.close_ended_sales(db)
-    assert (await actions.get_stock(db, product_id)).on_hand == 12
+    assert (await stock.get_stock(db, product_id)).on_hand == 12
 
-    await settling.release(db, [r.id for r in held])
+    await settle.release(db, [r.id for r in held])
 
-    assert (await actions.get_stock(db, product_id)).on_hand == 18
+    assert (await stock.get_stock(db, product_id)).on_hand == 18
 
 
 async def test_units_of_closed_sales_come_back_beside_orders_of_the_same_products(db: Database) -> None:
@@ -564,7 +565,7 @@ async def test_units_of_closed_sales_come_back_beside_orders_of_the_same_product
     await sales.close_ended_sales(db)
 
     await asyncio.gather(
-        *(release(db, r.id) for r in returning), *(confirm(db, r.id) for r in ordinary), settling.expire(db)
+        *(release(db, r.id) for r in returning), *(confirm(db, r.id) for r in ordinary), settle.expire(db)
     )
 
     assert await books(db) == []

@@ -10,16 +10,17 @@ from services.chassis import ids
 from services.chassis.data.db import Database, violated_constraint
 from services.chassis.errors import RequestIdReused
 from services.chassis.request_context import RequestKey
-from services.inventory import actions, settling
+from services.inventory import stock
 from services.inventory.domain import OutOfStock, StockNotFound
+from services.inventory.reservations import settle
 from tests.integration.inventory.conftest import STAFF, a_product, books, holding, of_stock, rows_of
 
 
 async def test_setting_stock_writes_the_difference_to_the_ledger(db: Database) -> None:
     product_id = ids.new()
     for on_hand in (10, 4, 4, 0, 7):
-        stock = await actions.set_stock(db, product_id, on_hand=on_hand, reason="counted", actor=STAFF, key=None)
-        assert stock.on_hand == on_hand
+        ordinary = await stock.set_stock(db, product_id, on_hand=on_hand, reason="counted", actor=STAFF, key=None)
+        assert ordinary.on_hand == on_hand
 
     query = "SELECT delta, kind, reason, reference_id FROM stock_movements ORDER BY id"
     expected = [(delta, "ADJUSTED", "counted", STAFF) for delta in (10, -6, -4, 7)]
@@ -32,19 +33,19 @@ async def test_stock_is_never_set_or_adjusted_below_what_is_held(db: Database) -
     await holding(db, of_stock(product_id, 6))
 
     with pytest.raises(OutOfStock):
-        await actions.set_stock(db, product_id, on_hand=5, reason="counted", actor=STAFF, key=None)
+        await stock.set_stock(db, product_id, on_hand=5, reason="counted", actor=STAFF, key=None)
     with pytest.raises(OutOfStock):
-        await actions.adjust_stock(db, product_id, delta=-5, reason="broken", actor=STAFF, key=None)
+        await stock.adjust_stock(db, product_id, delta=-5, reason="broken", actor=STAFF, key=None)
 
-    assert (await actions.set_stock(db, product_id, on_hand=6, reason="counted", actor=STAFF, key=None)).on_hand == 6
+    assert (await stock.set_stock(db, product_id, on_hand=6, reason="counted", actor=STAFF, key=None)).on_hand == 6
     assert await books(db) == []
 
 
 async def test_an_adjustment_needs_stock(db: Database) -> None:
     for call in (
-        actions.adjust_stock(db, ids.new(), delta=1, reason="found", actor=STAFF, key=None),
-        actions.get_stock(db, ids.new()),
-        actions.list_movements(db, ids.new(), before=None, limit=5),
+        stock.adjust_stock(db, ids.new(), delta=1, reason="found", actor=STAFF, key=None),
+        stock.get_stock(db, ids.new()),
+        stock.list_movements(db, ids.new(), before=None, limit=5),
     ):
         with pytest.raises(StockNotFound):
             await call
@@ -54,12 +55,12 @@ async def test_adjustments_at_once_all_count_and_never_go_below_zero(db: Databas
     product_id = await a_product(db, on_hand=10)
 
     outcomes = await asyncio.gather(
-        *(actions.adjust_stock(db, product_id, delta=-1, reason="lost", actor=STAFF, key=None) for _ in range(25)),
+        *(stock.adjust_stock(db, product_id, delta=-1, reason="lost", actor=STAFF, key=None) for _ in range(25)),
         return_exceptions=True,
     )
 
     assert sum(isinstance(o, OutOfStock) for o in outcomes) == 15
-    assert (await actions.get_stock(db, product_id)).on_hand == 0
+    assert (await stock.get_stock(db, product_id)).on_hand == 0
     assert await books(db) == []
 
 
@@ -67,10 +68,10 @@ async def test_a_product_counted_for_the_first_time_by_many_at_once_has_one_stoc
     product_id = ids.new()
 
     await asyncio.gather(
-        *(actions.set_stock(db, product_id, on_hand=9, reason="counted", actor=STAFF, key=None) for _ in range(8))
+        *(stock.set_stock(db, product_id, on_hand=9, reason="counted", actor=STAFF, key=None) for _ in range(8))
     )
 
-    assert (await actions.get_stock(db, product_id)).on_hand == 9
+    assert (await stock.get_stock(db, product_id)).on_hand == 9
     assert await books(db) == []
 
 
@@ -78,12 +79,12 @@ async def test_a_repeat_changes_stock_once_and_another_content_is_refused(db: Da
     product_id, key = await a_product(db, on_hand=10), RequestKey("staff", "/AdjustStock", ids.new(), b"content")
 
     await asyncio.gather(
-        *(actions.adjust_stock(db, product_id, delta=5, reason="found", actor=STAFF, key=key) for _ in range(6))
+        *(stock.adjust_stock(db, product_id, delta=5, reason="found", actor=STAFF, key=key) for _ in range(6))
     )
 
-    assert (await actions.get_stock(db, product_id)).on_hand == 15
+    assert (await stock.get_stock(db, product_id)).on_hand == 15
     with pytest.raises(RequestIdReused):
-        await actions.adjust_stock(
+        await stock.adjust_stock(
             db, product_id, delta=6, reason="found", actor=STAFF,
             key=RequestKey(key.caller, key.method, key.request_id, b"other"),
         )  # fmt: skip
@@ -91,11 +92,11 @@ async def test_a_repeat_changes_stock_once_and_another_content_is_refused(db: Da
 
 async def test_movements_are_listed_newest_first_in_pages(db: Database) -> None:
     product_id = await a_product(db, on_hand=10)
-    await settling.confirm(db, [(await holding(db, of_stock(product_id, 3))).id])
-    await actions.adjust_stock(db, product_id, delta=1, reason="found", actor=STAFF, key=None)
+    await settle.confirm(db, [(await holding(db, of_stock(product_id, 3))).id])
+    await stock.adjust_stock(db, product_id, delta=1, reason="found", actor=STAFF, key=None)
 
-    first = await actions.list_movements(db, product_id, before=None, limit=2)
-    second = await actions.list_movements(db, product_id, before=first[-1].id, limit=2)
+    first = await stock.list_movements(db, product_id, before=None, limit=2)
+    second = await stock.list_movements(db, product_id, before=first[-1].id, limit=2)
 
     assert [(m.kind, m.delta) for m in (*first, *second)] == [("ADJUSTED", 1), ("SOLD", -3), ("ADJUSTED", 10)]
 

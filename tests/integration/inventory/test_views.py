@@ -15,9 +15,11 @@ from sqlalchemy import event, text
 from services.chassis.data.db import Database
 from services.chassis.errors import Unavailable
 from services.chassis.server.watch import Watch
-from services.inventory import reserving, sales, settling
-from services.inventory import watch as watching
+from services.inventory import sale_watch as watching
+from services.inventory import sales
 from services.inventory.domain import FlashSaleNotFound, SaleState
+from services.inventory.reservations import reserve, settle
+from services.inventory.sql import reservations
 from tests.integration.inventory.conftest import (
     a_hold,
     a_product,
@@ -93,12 +95,12 @@ async def test_the_next_hold_to_expire_is_the_earliest_of_those_that_are_held(db
     await holding(db, of_sale(other), seconds=10)
     assert await next_hold(db, sale) == sooner.expire_time
 
-    await settling.confirm(db, [sooner.id])
+    await settle.confirm(db, [sooner.id])
     assert await next_hold(db, sale) == soon.expire_time
-    await settling.release(db, [soon.id])
+    await settle.release(db, [soon.id])
     assert await next_hold(db, sale) == late.expire_time
     await hold_ended(db, late.id)
-    await settling.expire(db)
+    await settle.expire(db)
     assert await next_hold(db, sale) is None
 
 
@@ -184,10 +186,11 @@ async def many_sales(db: Database, *, to_come: int) -> None:
 
 async def test_a_list_of_one_state_looks_at_few_sales_of_the_others(db: Database) -> None:
     await many_sales(db, to_come=300)
-    product_id = (await sales.list_sales(db, state="LIVE", product_id=None, before=None, limit=1))[0].product_id
+    product_id = (await sales.list_sales(db, state=SaleState.LIVE, product_id=None, before=None, limit=1))[0].product_id
 
     for state, expected in (
-        ("LIVE", 5), ("SOLD_OUT", 1), ("ENDED", 2), ("SCHEDULED", 21), ("CANCELLED", 21), (None, 21),
+        (SaleState.LIVE, 5), (SaleState.SOLD_OUT, 1), (SaleState.ENDED, 2), (SaleState.SCHEDULED, 21),
+        (SaleState.CANCELLED, 21), (None, 21),
     ):  # fmt: skip
         rows = await sales.list_sales(db, state=state, product_id=None, before=None, limit=21)
         assert len(rows) == expected, state
@@ -208,10 +211,10 @@ async def test_the_sale_clock_looks_at_ended_sales_only_and_expiry_at_expired_ho
 
     assert touched(await plan_of(db, sales.close_ended_sales(db)), "flash_sales") <= 1
     async with db() as tx:
-        plan = await plan_of(db, tx.execute(settling.LOCK_EXPIRED, {"most": 500}))
+        plan = await plan_of(db, reservations.lock_expired(tx, most=500))
     assert touched(plan, "reservations") == 0
     await hold_ended(db, held[0].id)
-    assert [r.id for r in await settling.expire(db)] == [held[0].id]
+    assert [r.id for r in await settle.expire(db)] == [held[0].id]
 
 
 # --- live views ---
@@ -247,7 +250,7 @@ async def test_two_thousand_watchers_of_a_hot_sale_all_see_its_end_at_the_price_
         crowd = [asyncio.create_task(follow(number)) for number in range(2000)]
         await everybody.wait()
         for _ in range(40):  # it stays hot
-            await reserving.reserve(db, [a_hold(of_sale(sale)) for _ in range(10)])
+            await reserve.reserve(db, [a_hold(of_sale(sale)) for _ in range(10)])
         await sales.close_sale(db, sale.id, SaleState.ENDED, etag_given="", key=None)
         async with asyncio.timeout(20):
             last = await asyncio.gather(*crowd)
@@ -293,12 +296,12 @@ async def test_a_watcher_sees_all_that_becomes_of_a_sale(db: Database, watch: Wa
         assert (sold_out.state, sold_out.held, sold_out.remaining) == ("SOLD_OUT", 2, 0)
         assert sold_out.next_hold_expire_time == held.expire_time
 
-        await settling.release(db, [held.id])
+        await settle.release(db, [held.id])
         back = await anext(seen)
         assert (back.state, back.held, back.remaining, back.next_hold_expire_time) == ("LIVE", 0, 2, None)
 
         bought = await holding(db, of_sale(sale))
-        await settling.confirm(db, [bought.id])
+        await settle.confirm(db, [bought.id])
         while (latest := await anext(seen)).sold == 0:
             pass
         assert (latest.state, latest.remaining) == ("LIVE", 1)

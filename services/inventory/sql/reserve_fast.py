@@ -1,7 +1,7 @@
-"""The everyday case of reserving, in one statement: each hold is one line of a flash sale, and all of them fit.
+"""Reserve a batch in one statement: each hold is one line of a flash sale, and all of them fit.
 
-Whatever else there is (somebody goes away empty, comes a second time, wants several lines) changes nothing here, and is
-`reserving`'s.
+In every other case (a hold is refused, is repeated, or has several lines) the statement changes nothing, and
+`reservations.reserve` takes the slow path. A property test proves that both paths do the same.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,13 @@ from sqlalchemy.exc import IntegrityError
 from services.chassis.data import db
 from services.chassis.data.db import Database
 from services.chassis.money import Money
-from services.inventory import tickets
 from services.inventory.domain import Hold, Reservation, State
+from services.inventory.events import SOLD_OUT, availability_event
 
-# `open` locks the sales, in order, and sees them as they are then, not as they were when the statement began. Customers
-# whom another batch has counted in between may be over the limit all the same: then an id is null, and nothing stays.
-_RESERVE = """
+# `open` locks the sales, in order, and reads them as they are then, not as they were when the statement began. Another
+# batch can count the same customer in between. Then the id becomes NULL, the NOT NULL constraint fails, and the
+# statement rolls back. `sold_out` stores the event of each sale whose last unit is taken.
+_RESERVE = text("""
     WITH h AS MATERIALIZED (
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:customers AS uuid[]), CAST(:sales AS uuid[]), CAST(:products AS uuid[]),
@@ -30,7 +31,8 @@ _RESERVE = """
     ), customers AS MATERIALIZED (
         SELECT sale_id, customer_id, sum(units)::integer AS units FROM h GROUP BY sale_id, customer_id
     ), open AS MATERIALIZED (
-        SELECT s.id, s.price_minor, s.currency, s.hold_seconds, s.per_customer_limit AS most
+        SELECT s.id, s.price_minor, s.currency, s.hold_seconds, s.per_customer_limit AS most,
+            s.allocation - s.held - s.sold - s.returned - w.units AS remaining
         FROM flash_sales s JOIN wanted w ON s.id = w.sale_id AND s.product_id = w.product_id
         WHERE s.closed_as IS NULL AND s.start_time <= clock_timestamp() AND s.end_time > clock_timestamp()
             AND s.allocation - s.held - s.sold - s.returned >= w.units
@@ -62,19 +64,27 @@ _RESERVE = """
         FROM fits, h JOIN open o ON o.id = h.sale_id LEFT JOIN counted c USING (sale_id, customer_id)
         ORDER BY h.id
         RETURNING id, expire_time
-    ){keep}
-    SELECT held.id, held.expire_time, o.price_minor, o.currency, o.hold_seconds
+    ), sold_out AS (
+        INSERT INTO outbox (event_id, subject, key, payload)
+        SELECT gen_random_uuid(), :subject, o.id::text, e.payload
+        FROM fits, open o JOIN unnest(CAST(:event_sales AS uuid[]), CAST(:payloads AS bytea[])) AS e (id, payload)
+            USING (id)
+        WHERE o.remaining = 0
+    )
+    SELECT held.id, held.expire_time, o.price_minor, o.currency, o.remaining
     FROM held JOIN h USING (id) JOIN open o ON o.id = h.sale_id
-"""
-_WITHOUT_TICKETS = text(_RESERVE.format(keep=""))
-_WITH_TICKETS = text(_RESERVE.format(keep=f", kept AS ({tickets.KEEP.format(which='JOIN held USING (id)')})"))
+""")
 
 
-async def reserve(database: Database, holds: Sequence[Hold]) -> list[Reservation] | None:
-    """Holds units for all of `holds`, in one statement, or changes nothing and returns None."""
+async def reserve(database: Database, holds: Sequence[Hold]) -> tuple[list[Reservation], bool] | None:
+    """Hold units for all of `holds`, in one statement, or change nothing and return None.
+
+    The flag says whether a sale sold out, so that there is an event to publish.
+    """
     if any(len(hold.lines) > 1 or not hold.lines[0].sale_id for hold in holds):
         return None
     lines = [hold.lines[0] for hold in holds]
+    sales = list({line.sale_id for line in lines if line.sale_id})
     arguments = {
         "ids": [hold.id for hold in holds],
         "customers": [hold.customer_id for hold in holds],
@@ -82,14 +92,17 @@ async def reserve(database: Database, holds: Sequence[Hold]) -> list[Reservation
         "products": [line.product_id for line in lines],
         "units": [line.quantity for line in lines],
         "seconds": [hold.seconds for hold in holds],
+        "subject": SOLD_OUT,
+        "event_sales": sales,
+        "payloads": [availability_event(sale_id, sold_out=True).message.SerializeToString() for sale_id in sales],
     }
-    brought = tickets.bearers(holds)
-    statement = _WITH_TICKETS if brought else _WITHOUT_TICKETS
     try:
-        rows = {row.id: row for row in await db.run_autocommit(database, statement, arguments | brought)}
+        rows = {row.id: row for row in await db.run_autocommit(database, _RESERVE, arguments)}
     except IntegrityError:
         return None  # another batch was faster with the same customer or reservation
-    return [_reservation(hold, rows[hold.id]) for hold in holds] if rows else None
+    if not rows:
+        return None
+    return [_reservation(hold, rows[hold.id]) for hold in holds], any(row.remaining == 0 for row in rows.values())
 
 
 def _reservation(hold: Hold, row: Any) -> Reservation:

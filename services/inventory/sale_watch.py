@@ -3,29 +3,29 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 from services.chassis.data.db import Database
 from services.chassis.server.watch import Watch
 from services.inventory import sales
-from services.inventory.domain import WATCHERS_MOST, FlashSaleNotFound, SaleState
+from services.inventory.domain import WATCHERS_MOST, FlashSale, FlashSaleNotFound, SaleState
 
+SaleWatch = Watch[uuid.UUID, FlashSale | None]
 _LOOK_SECONDS = 0.25
 _OVER = (SaleState.ENDED, SaleState.CANCELLED)
 
 
-def sale_watch(db: Database) -> Watch[uuid.UUID, Any]:
-    """Looks at all watched sales four times a second. What does not exist is None."""
+def sale_watch(db: Database) -> SaleWatch:
+    """Read all watched sales four times a second. A sale that does not exist is None."""
 
-    async def fetch(sale_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Any]:
+    async def fetch(sale_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, FlashSale | None]:
         found = {sale.id: sale for sale in await sales.get_sales(db, sale_ids)}
         return {sale_id: found.get(sale_id) for sale_id in sale_ids}
 
     return Watch(fetch, interval_seconds=_LOOK_SECONDS, watchers_max=WATCHERS_MOST, compare=_shown)
 
 
-async def changes(watch: Watch[uuid.UUID, Any], sale_id: uuid.UUID) -> AsyncIterator[Any]:
-    """The sale as it is, then as it is after changes, until it is over; raises `FlashSaleNotFound`."""
+async def changes(watch: SaleWatch, sale_id: uuid.UUID) -> AsyncIterator[FlashSale]:
+    """Yield the sale, then again after each change, until it is over. Raises `FlashSaleNotFound`."""
     with watch.subscribe(sale_id, at_once=True) as looks:
         async for sale in looks:
             if sale is None:
@@ -33,10 +33,10 @@ async def changes(watch: Watch[uuid.UUID, Any], sale_id: uuid.UUID) -> AsyncIter
             yield sale
             if sale.state in _OVER:
                 return
-            # The first look may follow the first message at once; then, too, it is at most four a second.
+            # The first look can follow the first message at once; with this pause, messages are at most four a second.
             await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _shown(sale: Any) -> object:
-    """What a watcher wants to hear of. Neither the clock nor the countdown: they change with every look."""
+def _shown(sale: FlashSale | None) -> object:
+    """The fields whose change is worth a message: neither the clock nor the countdowns, which change in every look."""
     return sale and (sale.state, sale.held, sale.sold, sale.remaining, sale.next_hold_expire_time, sale.version)

@@ -1,4 +1,4 @@
-"""The inventory database, as SQLAlchemy sees it."""
+"""The tables of inventory, as SQLAlchemy maps them."""
 
 import uuid
 from datetime import datetime
@@ -12,7 +12,7 @@ from services.chassis.data.db import Base
 
 
 class Stock(Base):
-    """Ordinary units of one product. Those allocated to a flash sale stand there until it ends."""
+    """Ordinary units of one product. A flash sale counts its allocation itself until it ends."""
 
     __tablename__ = "stock"
     __table_args__ = (
@@ -41,8 +41,8 @@ class Movement(Base):
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
 
 
-class FlashSale(Base):
-    """Units of one product at a special price. What is neither held, sold nor returned can be bought."""
+class FlashSaleRow(Base):
+    """Units of one product at a sale price. Units that are neither held, sold nor returned can be bought."""
 
     __tablename__ = "flash_sales"
     __table_args__ = (
@@ -85,7 +85,7 @@ class SaleCustomer(Base):
 
 
 class ReservationRow(Base):
-    """Units set aside for one order. `lines` is a list of what `domain.Line` holds, `sale_id` the first sale in it."""
+    """Units set aside for one order. `lines` lists `domain.Line` values; `sale_id` is the first sale in it."""
 
     __tablename__ = "reservations"
 
@@ -100,8 +100,8 @@ class ReservationRow(Base):
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
 
 
-class Return(Base):
-    """Sold units that came back: what was asked for under the id, by product, and the lines that it came to."""
+class ReturnRow(Base):
+    """Sold units that came back: the units requested under the id, by product, and the lines that came back."""
 
     __tablename__ = "returns"
 
@@ -110,14 +110,3 @@ class Return(Base):
     asked: Mapped[dict[str, int]] = mapped_column(JSONB)
     lines: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
-
-
-class Ticket(Base):
-    """What orders needs to write an order later; sealed. Older ones have lower ids, but for a moment."""
-
-    __tablename__ = "tickets"
-
-    id: Mapped[int] = mapped_column(Identity(), init=False)
-    reservation_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
-    ticket: Mapped[bytes]
-    create_time: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp(), init=False)

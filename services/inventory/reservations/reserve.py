@@ -1,0 +1,141 @@
+"""Holds units for orders: the hot path. A batch is one statement, or one transaction of a dozen statements at most."""
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeGuard
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis.data.db import Database
+from services.chassis.errors import AppError, RequestIdReused
+from services.chassis.events import outbox
+from services.inventory import domain
+from services.inventory.domain import Grant, Hold, Line, Pool, Reservation, SaleState
+from services.inventory.events import availability_event, no_nudge
+from services.inventory.gate.gate import Gate
+from services.inventory.sql import reservations, reserve_fast, sale_customers, sales, stock
+
+Outcome = Reservation | AppError
+"""The outcome of one item of a batch."""
+
+
+async def admit(
+    db: Database, gate: Gate, holds: Sequence[Hold], *, nudge: Callable[[], None] = no_nudge
+) -> list[Outcome]:
+    """`reserve` for the holds that pass the gate; the gate refuses the others without touching PostgreSQL."""
+    taken, refused = await gate.take(holds)
+    admitted = [hold for hold in holds if hold.id not in refused]
+    decided: dict[uuid.UUID, Outcome] = {}
+    if admitted:
+        try:
+            outcomes = await reserve(db, admitted, nudge=nudge)
+            decided.update(zip([hold.id for hold in admitted], outcomes, strict=True))
+        finally:
+            # After an error nobody knows what was committed. A counter that is too high does no harm.
+            held = {id_ for id_, o in decided.items() if isinstance(o, Reservation) and not o.repeated}
+            sold_out = {uuid.UUID(o.metadata["flashSaleId"]) for o in decided.values() if _is_sold_out(o)}
+            await gate.give_back((item for item in taken if item[0].id not in held), sold_out=sold_out)
+    return [refused.get(hold.id) or decided[hold.id] for hold in holds]
+
+
+def _is_sold_out(outcome: Outcome) -> TypeGuard[domain.SoldOut]:
+    return isinstance(outcome, domain.SoldOut) and outcome.metadata["remaining"] == "0"
+
+
+async def reserve(db: Database, holds: Sequence[Hold], *, nudge: Callable[[], None] = no_nudge) -> list[Outcome]:
+    """Hold units for orders; one outcome per hold, in order. See `ReservationService.BatchReserve`.
+
+    Calls `nudge` once there is an event to publish.
+    """
+    if fast := await reserve_fast.reserve(db, holds):
+        held, is_sold_out = fast
+        outcomes: dict[uuid.UUID, Outcome] = {reservation.id: reservation for reservation in held}
+    else:
+        async with db.begin() as tx:
+            outcomes, is_sold_out = await reserve_slowly(tx, holds)
+    if is_sold_out:
+        nudge()
+    return [outcomes[hold.id] for hold in holds]
+
+
+async def reserve_slowly(tx: AsyncSession, holds: Sequence[Hold]) -> tuple[dict[uuid.UUID, Outcome], bool]:
+    """Hold units in every case. Returns the outcomes by id, and whether a sale sold out."""
+    wanted = domain.demand(holds)
+    grants = await _take(tx, wanted)
+    # The pools are locked from here on: the counts of their customers stay as they are read now.
+    counted = await sale_customers.counted(tx, holds, grants)
+    enough = all(pool in grants and grants[pool].units == units for pool, units in wanted.items())
+    # With enough units for all, a repeat takes nothing from anybody: the insert finds it.
+    known = set() if enough else await reservations.known(tx, [hold.id for hold in holds])
+    dealt = domain.allot(holds, grants, counted=counted, known=known)
+    held = await reservations.insert(tx, dealt.held)
+    await sale_customers.count(tx, [hold for hold in dealt.held if hold.id in held], grants)
+    back = Counter(dealt.leftover)
+    back.update(domain.demand([hold for hold in dealt.held if hold.id not in held]))
+    await _undo(tx, back)
+    empty = [pool[1] for pool, grant in grants.items() if pool[1] and grant.remaining + back[pool] == 0]
+    await outbox.publish(tx, [availability_event(sale_id, sold_out=True) for sale_id in empty])
+    outcomes: dict[uuid.UUID, Outcome] = dict(held)
+    if len(held) < len(holds):  # the rare case: a hold is refused, or repeated
+        refused: dict[uuid.UUID, AppError] = {
+            hold.id: domain.CustomerLimit(flashSaleId=line.sale_id, limit=grants[line.pool].per_customer_limit)
+            for hold, line in dealt.over
+        }
+        refused.update(await _why_short(tx, dealt.short))
+        outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
+    return outcomes, bool(empty)
+
+
+async def _take(tx: AsyncSession, wanted: Mapping[Pool, int]) -> dict[Pool, Grant]:
+    grants = await sales.hold(tx, wanted)
+    ordinary = await stock.hold(
+        tx, {product_id: units for (product_id, sale_id), units in wanted.items() if not sale_id}
+    )
+    return grants | {(product_id, None): grant for product_id, grant in ordinary.items()}
+
+
+async def _undo(tx: AsyncSession, units: Mapping[Pool, int]) -> None:
+    """Give units back that this very transaction took."""
+    await sales.undo_hold(tx, {sale_id: n for (_, sale_id), n in units.items() if sale_id})
+    await stock.unhold(tx, {product_id: n for (product_id, sale_id), n in units.items() if not sale_id})
+
+
+async def _why_short(tx: AsyncSession, short: Sequence[tuple[Hold, Line]]) -> dict[uuid.UUID, AppError]:
+    if not short:
+        return {}
+    found = await sales.availability(tx, {line.sale_id for _, line in short if line.sale_id})
+    products = [line.product_id for _, line in short if not line.sale_id]
+    stocked = await stock.stocked(tx, products) if products else set()
+    why: dict[uuid.UUID, AppError] = {}
+    for hold, line in short:
+        if line.sale_id is None:
+            kind = domain.OutOfStock if line.product_id in stocked else domain.StockNotFound
+            why[hold.id] = kind(productId=line.product_id)
+            continue
+        sale = found.get(line.sale_id)
+        if sale is None or sale.product_id != line.product_id:
+            why[hold.id] = domain.FlashSaleNotFound(flashSaleId=line.sale_id)
+        elif sale.state is not SaleState.LIVE:
+            why[hold.id] = domain.SaleNotLive(flashSaleId=line.sale_id, state=sale.state)
+        else:
+            why[hold.id] = domain.SoldOut(flashSaleId=line.sale_id, remaining=sale.remaining)
+    return why
+
+
+async def _repeats(
+    tx: AsyncSession, holds: Sequence[Hold], refused: Mapping[uuid.UUID, AppError]
+) -> dict[uuid.UUID, Outcome]:
+    """Answer holds that got nothing new: with their reservation if there is one, otherwise with the refusal."""
+    found = await reservations.find(tx, [hold.id for hold in holds])
+    outcomes: dict[uuid.UUID, Outcome] = {}
+    for hold in holds:
+        reservation = found.get(hold.id)
+        if reservation is None:
+            outcomes[hold.id] = refused[hold.id]
+        elif reservation.is_for(hold):
+            outcomes[hold.id] = replace(reservation, repeated=True)
+        else:
+            outcomes[hold.id] = RequestIdReused(requestId=hold.id)
+    return outcomes

@@ -1,0 +1,72 @@
+"""Reads and counts ordinary stock, for shoppers and staff. Each function is one transaction."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.chassis import ids
+from services.chassis.data import idempotency
+from services.chassis.data.db import Database
+from services.chassis.errors import InvalidFields
+from services.chassis.request_context import RequestKey
+from services.inventory.domain import ON_HAND_MOST, OutOfStock
+from services.inventory.sql import stock as sql
+from services.inventory.sql.schema import Movement, Stock
+
+
+async def get_stock(db: Database, product_id: uuid.UUID) -> Stock:
+    """Return the stock of a product. Raises `StockNotFound`."""
+    async with db() as tx:
+        return await sql.find_stock(tx, product_id)
+
+
+async def set_stock(
+    db: Database, product_id: uuid.UUID, *, on_hand: int, reason: str, actor: uuid.UUID, key: RequestKey | None
+) -> Stock:
+    """Set the units on hand, and write the difference to the ledger."""
+    async with db.begin() as tx:
+        if await idempotency.find_repeat(tx, key, product_id):
+            return await sql.find_stock(tx, product_id)
+        await sql.begin_stock(tx, product_id)
+        stock = await sql.find_stock(tx, product_id, lock=True)
+        return await _change(tx, stock, on_hand - stock.on_hand, reason, actor)
+
+
+async def batch_set_stock(
+    db: Database, counted: Mapping[uuid.UUID, int], *, reason: str, actor: uuid.UUID, key: RequestKey | None
+) -> list[Stock]:
+    """Set the units on hand of many products, all or none. Returns their stocks, in the order given."""
+    async with db.begin() as tx:
+        if not await idempotency.find_repeat(tx, key, ids.new()):
+            held = await sql.begin_stocks(tx, list(counted))
+            for product_id, on_hand in counted.items():
+                if held[product_id] > on_hand:
+                    raise OutOfStock(productId=product_id)
+            await sql.set_stocks(tx, counted, reason=reason, actor=actor)
+        return await sql.find_stocks(tx, list(counted))
+
+
+async def adjust_stock(
+    db: Database, product_id: uuid.UUID, *, delta: int, reason: str, actor: uuid.UUID, key: RequestKey | None
+) -> Stock:
+    """Add `delta` units to ordinary stock; a negative `delta` takes units out."""
+    async with db.begin() as tx:
+        if await idempotency.find_repeat(tx, key, product_id):
+            return await sql.find_stock(tx, product_id)
+        return await _change(tx, await sql.find_stock(tx, product_id, lock=True), delta, reason, actor)
+
+
+async def _change(tx: AsyncSession, stock: Stock, delta: int, reason: str, actor: uuid.UUID) -> Stock:
+    if delta and stock.on_hand + delta > ON_HAND_MOST:
+        raise InvalidFields({"delta": f"would bring the stock above {ON_HAND_MOST} units"})
+    if delta:
+        await sql.adjust(tx, stock, delta, reason=reason, actor=actor)
+    return stock
+
+
+async def list_movements(db: Database, product_id: uuid.UUID, *, before: int | None, limit: int) -> Sequence[Movement]:
+    """Return the changes of a product's stock, newest first, from the one before id `before` on."""
+    async with db() as tx:
+        await sql.find_stock(tx, product_id)
+        return await sql.list_movements(tx, product_id, before=before, limit=limit)
