@@ -1,4 +1,4 @@
-"""Runs the demo from beginning to end; see `deploy.demo.options` for what it does."""
+"""Runs the demo from start to end; `deploy.demo.options` describes it."""
 
 import asyncio
 import contextlib
@@ -21,12 +21,12 @@ from deploy.demo.rush import Rush
 from deploy.demo.tally import Tally
 from deploy.local import Site, control
 
-ADDS_UP, DOES_NOT, COULD_NOT, INTERRUPTED = 0, 1, 2, 130
+ADDS_UP, DOES_NOT_ADD_UP, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 _STAFF_CONNECTIONS = 16
 
 
 class CannotRun(Exception):
-    """The demo cannot run. Holds the reason and what to do."""
+    """The demo cannot run; the message has the reason."""
 
 
 def main() -> int:
@@ -39,20 +39,20 @@ def main() -> int:
             outcome = _play(site, options, console)
     except (CannotRun, RestError, Unreachable) as problem:
         print(f"could not run: {problem}", file=sys.stderr)
-        print("`make status` shows the parts of the mesh, `make logs` what they say.", file=sys.stderr)
-        return COULD_NOT
+        print("`make status` shows the parts of the mesh, `make logs` their logs.", file=sys.stderr)
+        return NOT_RUN
     except KeyboardInterrupt:
-        console.print("stopped by you; nothing was proved", style="yellow")
+        console.print("interrupted; nothing was checked", style="yellow")
         return INTERRUPTED
-    console.print(f"took {time.monotonic() - began:.0f} s in all", style="dim")
+    console.print(f"total time: {time.monotonic() - began:.0f} s", style="dim")
     _print(outcome, console)
     if options.json:
         options.json.write_text(json.dumps(report.as_json(outcome), indent=2) + "\n")
-    return DOES_NOT if outcome.broken else ADDS_UP
+    return DOES_NOT_ADD_UP if outcome.broken else ADDS_UP
 
 
 def _print(outcome: report.Outcome, console: Console) -> None:
-    """Prints the report; the verdict is the last line of all."""
+    """Prints the report; its last line is the verdict."""
     for line in report.lines(outcome):
         sign = line.strip()[:1]
         style = {report.FINE: "green", report.WRONG: "red"}.get(sign, "bold" if line[:1].isalpha() else None)
@@ -63,9 +63,9 @@ def _print(outcome: report.Outcome, console: Console) -> None:
 
 @contextlib.contextmanager
 def _mesh(site: Site, console: Console, *, keep: bool) -> Iterator[None]:
-    """The mesh, up; left as it was found. Raises `CannotRun`."""
-    found_up = control.running(site) is not None
-    if found_up:
+    """Starts the mesh unless it is up, and stops it after the block, unless `keep`. Raises `CannotRun`."""
+    was_up = control.running(site) is not None
+    if was_up:
         console.print(f"the mesh is up at {site.url}")
     else:
         console.print("the mesh is not up: starting it")
@@ -73,15 +73,15 @@ def _mesh(site: Site, console: Console, *, keep: bool) -> Iterator[None]:
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
-            raise CannotRun("the mesh did not start; what it said stands above")
+            raise CannotRun("the mesh did not start; see its messages above")
     try:
         yield
     finally:
-        if found_up or keep:
+        if was_up or keep:
             console.print(f"the mesh stays up at {site.url}; `make down` stops it")
         else:
-            console.print("stopping the mesh, as it was found; its data stays")
-            with _undisturbed():
+            console.print("stopping the mesh, because it was not up before; its data stays")
+            with _without_interrupts():
                 control.down(site)
 
 
@@ -95,21 +95,21 @@ def _play(site: Site, options: Options, console: Console) -> report.Outcome:
         tally=tally,
         sale=sale,
         stock=stock,
-        ours=audit(sources, products={product_id}),
+        own=audit(sources, products={product_id}),
         all=audit(sources),
         retries=retries,
     )
 
 
 async def _rush(site: Site, options: Options, tally: Tally, console: Console) -> tuple[Json, Json, str, Counter[str]]:
-    """Everything that happens through the gateway. Returns the sale, the stock, the product's id and the retries."""
+    """Does all that goes through the gateway; returns the sale, the stock, the product's id and the retries."""
     async with (
         Rest.open(site.url, connections=options.connections) as opened,
         Rest.open(site.url, connections=_STAFF_CONNECTIONS) as for_staff,
         screen.progress(tally, console),
     ):
         rest = replace(opened, patience=Patience())
-        # Another process may have started the mesh just now.
+        # Another process may be starting the mesh.
         (await rest.get("/readyz")).expect()
         staff = await replace(for_staff, patience=Patience()).sign_in(User(ADMIN_EMAIL, site.secrets["admin"]))
         try:
@@ -124,7 +124,7 @@ async def _rush(site: Site, options: Options, tally: Tally, console: Console) ->
 
 
 def _first(problems: BaseExceptionGroup[RestError]) -> RestError:
-    """The first of many failures; concurrent tasks fail for one reason."""
+    """The first of many failures: concurrent tasks fail for the same reason."""
     inner: BaseException = problems
     while isinstance(inner, BaseExceptionGroup):
         inner = inner.exceptions[0]
@@ -133,8 +133,8 @@ def _first(problems: BaseExceptionGroup[RestError]) -> RestError:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C while things are being stopped would leave them half stopped."""
+def _without_interrupts() -> Iterator[None]:
+    """Ignores Ctrl-C, which would leave the mesh half stopped."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -1,4 +1,4 @@
-"""How the demo ended: what was sold, what was not and why, how fast, and whether it adds up."""
+"""The report of a demo: units sold, refusals by reason, speed, and whether all adds up."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ _FINDINGS_SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that must add up."""
+    """One condition that must hold."""
 
     name: str
     holds: bool
@@ -26,16 +26,16 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Everything that is known when all is over."""
+    """All results of a demo."""
 
     options: Options
     tally: Tally
     sale: dict[str, Any]
     stock: dict[str, Any]
-    ours: Audit
-    """Of the demo's product."""
+    own: Audit
+    """The audit of the demo's product."""
     all: Audit
-    """Of all that is in the databases."""
+    """The audit of all data."""
     retries: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -53,10 +53,10 @@ class Outcome:
             f"{on_hand:,} on hand + {sale['remaining']:,} on sale + {sale['held']:,} held + {sale['sold']:,} sold"
             f" = {found:,} of {self.options.units:,}"
         )
-        return Check("units", found == self.options.units == self.ours.units.put_in, numbers)
+        return Check("units", found == self.options.units == self.own.units.put_in, numbers)
 
     def _money(self) -> Check:
-        books = self.ours.books
+        books = self.own.books
         has = books.captured[CURRENCY] - books.provider_refunds[CURRENCY]
         due = self.sale["sold"] * SALE_PRICE_MINOR
         paid = books.ordered[CURRENCY] - books.refunded[CURRENCY]
@@ -66,25 +66,25 @@ class Outcome:
         return Check("money", has == due == paid, numbers)
 
     def _orders(self) -> Check:
-        books = self.ours.books
-        holds = books.paid == books.confirmed == self.sale["sold"] and self.ours.adds_up
+        books = self.own.books
+        holds = books.paid == books.confirmed == self.sale["sold"] and self.own.adds_up
         numbers = f"{books.paid} paid orders have {books.confirmed} confirmed reservations"
         if books.in_flight_count:
-            numbers += f"; {books.in_flight_count} still under way"
-        return Check("orders", holds, numbers, tuple(finding.text for finding in self.ours.wrong))
+            numbers += f"; {books.in_flight_count} still in progress"
+        return Check("orders", holds, numbers, tuple(finding.text for finding in self.own.wrong))
 
     def _answers(self) -> Check:
-        told, sold, open_ = self.tally.paid.total(), self.sale["sold"], self.tally.pending
-        # Who got no answer may have bought all the same: then customers know of fewer, never of more.
-        unknown = self.tally.unanswered + open_
-        numbers = f"customers were told of {told} paid orders"
+        paid, sold = self.tally.paid.total(), self.sale["sold"]
+        # An attempt without an answer may have bought a unit: customers then know of fewer orders, never of more.
+        unknown = self.tally.unanswered + self.tally.pending
+        numbers = f"customers saw {paid} paid orders"
         if unknown:
-            numbers += f", {unknown} do not know yet"
-        return Check("answers", told <= sold <= told + unknown, numbers)
+            numbers += f"; {unknown} attempts have no known end"
+        return Check("answers", paid <= sold <= paid + unknown, numbers)
 
     def _limit(self) -> Check:
         most = max(self.tally.paid.values(), default=0)
-        return Check("limit", most <= PER_CUSTOMER, f"nobody bought more than {most}, {PER_CUSTOMER} are allowed")
+        return Check("limit", most <= PER_CUSTOMER, f"no customer bought more than {most}; the limit is {PER_CUSTOMER}")
 
     def _everything(self) -> Check:
         books = self.all.books
@@ -96,14 +96,14 @@ class Outcome:
 
 
 def verdict(outcome: Outcome) -> str:
-    """The last line."""
+    """The last line of the report."""
     if not outcome.broken:
         return "IT ADDS UP"
     return f"IT DOES NOT ADD UP: {', '.join(check.name for check in outcome.broken)}"
 
 
 def lines(outcome: Outcome) -> list[str]:
-    """The report to read."""
+    """The report for people."""
     return [
         *_sold(outcome),
         *_refused(outcome),
@@ -127,39 +127,39 @@ def _sold(outcome: Outcome) -> list[str]:
     ]
     if tally.second_chances:
         found.append(
-            f"  {count(tally.second_chances, 'attempt')} more by buyers without, in a second chance of"
+            f"  {count(tally.second_chances, 'more attempt')} for units of declined cards, in"
             f" {count(tally.second_waves, 'wave')}"
         )
     if left := options.units - sold:
-        found.append(f"  {left:,} are not sold: {outcome.sale['remaining']:,} on sale, {outcome.sale['held']:,} held")
+        found.append(f"  {left:,} not sold: {outcome.sale['remaining']:,} on sale, {outcome.sale['held']:,} held")
     return found
 
 
 _MEANING = {
-    "SOLD_OUT": "nothing left at that moment",
-    "CUSTOMER_LIMIT": f"had their {PER_CUSTOMER} already",
-    "NO_ANSWER": "asked for a minute, heard nothing",
+    "SOLD_OUT": "no unit was left",
+    "CUSTOMER_LIMIT": f"had {PER_CUSTOMER} units already",
+    "NO_ANSWER": "no answer for a minute",
 }
 
 
 def _refused(outcome: Outcome) -> list[str]:
     refused = outcome.tally.refused
-    found = ["", "Refused and why"]
+    found = ["", "Refused"]
     found += [
         f"  {count:>7,}  {reason:<16} {_MEANING.get(reason, '')}".rstrip() for reason, count in refused.most_common()
     ]
     if not refused:
-        found.append("  nobody")
+        found.append("  none")
     if outcome.retries:
         causes = ", ".join(f"{count:,} after {cause}" for cause, count in outcome.retries.most_common())
-        found.append(f"  asked again under the same request id: {causes}")
+        found.append(f"  retried under the same request id: {causes}")
     return found
 
 
 def _declined(outcome: Outcome) -> list[str]:
     tally = outcome.tally
-    found = ["", "Declined and put back"]
-    found.append(f"  {tally.declined:>7,}  declined cards, each unit went back on sale")
+    found = ["", "Declined"]
+    found.append(f"  {tally.declined:>7,}  declined cards; each unit went back on sale")
     found += [
         f"  {count:>7,}  orders ended as {reason}"
         for reason, count in tally.ended.most_common()
@@ -185,8 +185,8 @@ def _speed(outcome: Outcome) -> list[str]:
         found.append(
             f"  {per_second:,.0f} orders a second, {outcome.options.units:,} in {tally.sold_out_seconds:.2f} s"
         )
-    found.append(f"  every answer  p50 {_ms(every, 50)}  p99 {_ms(every, 99)}")
-    found.append(f"  an order      p50 {_ms(placed, 50)}  p99 {_ms(placed, 99)}")
+    found.append(f"  all answers    p50 {_ms(every, 50)}  p99 {_ms(every, 99)}")
+    found.append(f"  orders placed  p50 {_ms(placed, 50)}  p99 {_ms(placed, 99)}")
     return found
 
 
@@ -200,7 +200,7 @@ def _checks(outcome: Outcome) -> list[str]:
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-    """The report for programs. Amounts are minor units, times are seconds."""
+    """The report for programs, with amounts in minor units and times in seconds."""
     tally, every, placed = outcome.tally, sorted(outcome.tally.latencies), sorted(outcome.tally.order_latencies)
     return {
         "options": {name: str(value) if name == "json" else value for name, value in vars(outcome.options).items()},

@@ -1,4 +1,4 @@
-"""The rush: who comes when with which card, and what becomes of their orders."""
+"""The rush: the attempts in their order, and the orders that result."""
 
 import asyncio
 import contextlib
@@ -24,14 +24,14 @@ _WAVES_MOST = 20
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try to buy one unit."""
+    """One attempt to buy one unit."""
 
     buyer: int
     card: str
 
 
 def cards(percent: float, generator: random.Random) -> Iterator[str]:
-    """Cards without end, of which `percent` are declined: spread evenly, so that even few attempts meet some."""
+    """Endless cards, of which `percent` are declined; these are spread evenly, so that even few attempts have some."""
     share, owed = percent / 100, generator.random()
     while True:
         owed += share
@@ -40,10 +40,10 @@ def cards(percent: float, generator: random.Random) -> Iterator[str]:
 
 
 def plan(options: Options) -> list[Attempt]:
-    """All attempts in the order in which they come; the same for the same seed.
+    """All attempts in their order; the same for the same seed.
 
-    A few greedy customers are at the door first and try all at once, so that the limit per customer is met while there
-    is something left; everybody else comes in any order.
+    A few greedy customers make all of their attempts first, so that the customer limit applies while units are left.
+    All others come in random order.
     """
     generator = random.Random(options.seed)  # noqa: S311 - to be repeatable
     buyers = list(range(options.buyers))
@@ -59,7 +59,7 @@ def plan(options: Options) -> list[Attempt]:
 
 
 class Rush:
-    """Sends attempts, and follows the orders that come of them."""
+    """Sends attempts, and follows the orders that result."""
 
     def __init__(self, rest: Rest, staff: Rest, stage: Stage, options: Options, tally: Tally) -> None:
         """`staff` reads orders over connections of its own, so that customers' requests do not delay it."""
@@ -67,7 +67,7 @@ class Rush:
         self._pending: dict[str, User] = {}
 
     async def run(self) -> None:
-        """Sends all attempts, then those of second chances, until every order has ended."""
+        """Sends all attempts, then second chances, and returns when every order has ended."""
         watching = asyncio.create_task(self._watch_sale())
         following = asyncio.create_task(self._follow_orders())
         try:
@@ -85,9 +85,9 @@ class Rush:
         waiting = iter(attempts)
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self._options.connections, len(attempts))):
-                group.create_task(self._stand_in_line(waiting))
+                group.create_task(self._buy(waiting))
 
-    async def _stand_in_line(self, waiting: Iterable[Attempt]) -> None:
+    async def _buy(self, waiting: Iterable[Attempt]) -> None:
         for attempt in waiting:
             customer = self._stage.buyers[attempt.buyer]
             answer = await self._rest.as_(customer).post("/v1/orders", self._order(attempt))
@@ -105,6 +105,7 @@ class Rush:
         tally.done += 1
         tally.latencies.append(answer.seconds)
         if not answer.ok:
+            tally.unanswered += answer.status == 0 or answer.status >= 500
             tally.refused[answer.reason or f"HTTP_{answer.status}"] += 1
             return
         tally.placed += 1
@@ -115,17 +116,17 @@ class Rush:
         tally.pending = len(self._pending)
 
     async def _settle(self, phase: str) -> None:
-        """Waits until every order has ended, for a while."""
+        """Waits until every order has ended, for at most two minutes."""
         self._tally.begin(phase, len(self._pending), "orders")
-        give_up = time.monotonic() + _SETTLE_SECONDS
-        while self._pending and time.monotonic() < give_up:
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while self._pending and time.monotonic() < deadline:
             self._tally.done = max(self._tally.of - len(self._pending), 0)
             await asyncio.sleep(0.05)
 
     async def _second_chances(self) -> None:
-        """Offers what declined cards put back to customers who got nothing."""
+        """Offers the units of declined cards to customers who have none."""
         if self._options.attempts < self._options.units:
-            return  # so few came that units are left anyway
+            return  # units are left anyway
         generator = random.Random(self._options.seed + 1)  # noqa: S311 - to be repeatable
         pay = cards(self._options.decline_percent, generator)
         for _ in range(_WAVES_MOST):
@@ -140,7 +141,7 @@ class Rush:
             await self._send([Attempt(buyer, next(pay)) for buyer in wave])
             await self._settle("orders settle")
             if not wave:
-                await asyncio.sleep(1.0)  # units are still held for somebody
+                await asyncio.sleep(1.0)  # units are still held
 
     async def _watch_sale(self) -> None:
         now, path = self._tally.sale, f"/v1/flash-sales/{self._stage.sale_id}:watch"
@@ -154,10 +155,10 @@ class Rush:
             await asyncio.sleep(_REOPEN_SECONDS)
 
     async def _follow_orders(self) -> None:
-        places = asyncio.Semaphore(_LOOKS_AT_ONCE)
+        slots = asyncio.Semaphore(_LOOKS_AT_ONCE)
 
         async def look(order_id: str) -> None:
-            async with places:
+            async with slots:
                 answer = await self._staff.get(f"/v1/orders/{order_id}")
             if answer.ok and answer.json["state"] != "PENDING":
                 self._ended(order_id, answer.json)

@@ -1,4 +1,4 @@
-"""Progress while it happens: one live panel on a terminal, else a plain line a second."""
+"""Shows progress: a live panel on a terminal, otherwise a line a second."""
 
 import asyncio
 import os
@@ -21,20 +21,20 @@ _LINE_SECONDS = 1.0
 
 
 class _Console(Console):
-    """Goes on in silence when nobody reads any more, as in `make demo | head`: the mesh must still be stopped."""
+    """Continues without output when its reader is gone, as in `make demo | head`: the mesh must still be stopped."""
 
     def on_broken_pipe(self) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console() -> Console:
-    """Where everything is printed; no colours and no cursor movement unless it is a terminal."""
+    """The console of the demo, with colours and cursor movement only on a terminal."""
     return _Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 @asynccontextmanager
 async def progress(tally: Tally, screen: Console) -> AsyncIterator[None]:
-    """Shows `tally` as it grows."""
+    """Shows `tally` within the block."""
     if screen.is_terminal:
         live = Live(get_renderable=lambda: panel(tally), console=screen, refresh_per_second=_REFRESH_A_SECOND)
         with live:
@@ -50,7 +50,7 @@ async def progress(tally: Tally, screen: Console) -> AsyncIterator[None]:
 async def _lines(tally: Tally, screen: Console) -> None:
     shown, began = "", 0.0
     while True:
-        # A new phase is told at once; one that lasts, each second.
+        # A new phase is printed at once, a phase that lasts each second.
         if tally.phase != shown or time.monotonic() - began >= _LINE_SECONDS:
             shown, began = tally.phase, time.monotonic()
             screen.print(line(tally), markup=False)
@@ -58,7 +58,7 @@ async def _lines(tally: Tally, screen: Console) -> None:
 
 
 def line(tally: Tally) -> str:
-    """All of it in less than 80 characters."""
+    """The progress in one line of less than 80 characters."""
     text = tally.phase
     if tally.of:
         text += f" {tally.done}/{tally.of} {tally.per_second:.0f}/s"
@@ -70,11 +70,11 @@ def line(tally: Tally) -> str:
 
 
 def panel(tally: Tally) -> RenderableType:
-    """The same for a terminal."""
+    """The progress as a panel for a terminal."""
     head = Text.assemble((tally.phase, "bold"), f"  {tally.done:,}/{tally.of:,} {tally.unit}" if tally.of else " …")
     if tally.of and tally.done:
         head.append(f"  {tally.per_second:,.0f}/s", style="dim")
-    # In a table of its own: alone it ends without a line break, and swallows what comes after it.
+    # In a table of its own: a bare progress bar ends without a line break.
     bar = Table.grid(expand=True)
     bar.add_row(ProgressBar(total=tally.of or 1, completed=tally.done, pulse=not tally.of))
     numbers = Table.grid(padding=(0, 2), expand=False)

@@ -1,4 +1,4 @@
-"""What has happened so far: written by the rush, read by the screen and the report."""
+"""The counters of a demo: the rush writes them, the screen and the report read them."""
 
 import math
 import time
@@ -13,7 +13,7 @@ DECLINED = frozenset(
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The smallest of the sorted values that `percent` of them do not exceed; 0 where there are none."""
+    """The smallest of the sorted values that `percent` of them do not exceed; 0 without values."""
     if not ordered:
         return 0.0
     return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)]
@@ -21,7 +21,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 @dataclass(slots=True)
 class SaleNow:
-    """The sale's numbers, as its watchers see them."""
+    """The numbers of the sale, from its event stream."""
 
     state: str = ""
     remaining: int = 0
@@ -42,7 +42,7 @@ class Tally:
     began: float = 0.0
     rush_seconds: float = 0.0
     sold_out_seconds: float = 0.0
-    """From the opening until as many orders were placed as there are units; 0: never."""
+    """From the opening until as many orders were placed as there are units; 0 if that did not happen."""
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     order_latencies: "array[float]" = field(default_factory=lambda: array("d"))
     placed: int = 0
@@ -50,7 +50,9 @@ class Tally:
     paid: Counter[str] = field(default_factory=Counter)
     """Paid orders by customer."""
     ended: Counter[str] = field(default_factory=Counter)
-    """Orders that were not paid in the end, by reason."""
+    """Orders that ended without payment, by reason."""
+    unanswered: int = 0
+    """Attempts that may have bought a unit, because their last answer was missing or a server error."""
     pending: int = 0
     second_chances: int = 0
     second_waves: int = 0
@@ -67,17 +69,13 @@ class Tally:
         return sum(count for reason, count in self.ended.items() if reason in DECLINED)
 
     @property
-    def unanswered(self) -> int:
-        return self.refused["NO_ANSWER"] + sum(n for reason, n in self.refused.items() if reason.startswith("HTTP_5"))
-
-    @property
     def per_second(self) -> float:
-        """How fast the phase goes, on the whole."""
+        """The average speed of the phase."""
         seconds = time.monotonic() - self.began
         return self.done / seconds if seconds > 0.01 else 0.0
 
     def recent(self) -> tuple[float, float]:
-        """p50 and p99 so far, in milliseconds; counted anew once there are noticeably more values."""
+        """p50 and p99 so far, in milliseconds; computed again after every tenth more values."""
         if len(self.latencies) > self._measured * 1.1:
             ordered = sorted(self.latencies)
             self._recent = percentile(ordered, 50) * 1000, percentile(ordered, 99) * 1000

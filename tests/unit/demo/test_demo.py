@@ -1,4 +1,4 @@
-"""The demo's own arithmetic: who comes and pays how, how fast it was, and what the report says of it."""
+"""The demo's plan of attempts, its options, its counters and its report."""
 
 import random
 from collections import Counter
@@ -31,31 +31,29 @@ from deploy.demo.tally import SaleNow, Tally, percentile
         ([float(n) for n in range(1, 101)], 100, 100.0),
     ],
 )
-def test_a_percentile_is_a_value_that_so_many_do_not_exceed(
-    values: list[float], percent: float, expected: float
-) -> None:
+def test_percentile(values: list[float], percent: float, expected: float) -> None:
     assert percentile(values, percent) == expected
 
 
 @pytest.mark.parametrize(("percent", "declined"), [(0, 0), (10, 100), (33.3, 333), (100, 1000)])
-def test_so_many_cards_are_declined_as_asked_for(percent: float, declined: int) -> None:
+def test_the_requested_share_of_cards_is_declined(percent: float, declined: int) -> None:
     drawn = Counter(islice(cards(percent, random.Random(3)), 1000))
     assert abs(drawn[BAD_CARD] - declined) <= 1
 
 
-def test_the_plan_is_the_same_for_the_same_seed_and_gives_everybody_a_turn() -> None:
+def test_a_seed_fixes_the_plan_and_every_buyer_has_a_turn() -> None:
     options = Options(buyers=50, attempts=300, units=5)
     assert plan(options) == plan(options) != plan(replace(options, seed=2))
     turns = Counter(attempt.buyer for attempt in plan(options))
     assert turns == dict.fromkeys(range(50), 6)
 
 
-def test_greedy_customers_come_first_so_that_the_limit_is_met() -> None:
+def test_greedy_customers_come_first() -> None:
     first = plan(Options())[:50]
     assert len({attempt.buyer for attempt in first}) == 5
 
 
-def test_fewer_attempts_than_buyers_are_no_problem() -> None:
+def test_fewer_attempts_than_buyers_are_allowed() -> None:
     assert len(plan(Options(buyers=500, attempts=3))) == 3
 
 
@@ -63,16 +61,16 @@ def test_fewer_attempts_than_buyers_are_no_problem() -> None:
     ("arguments", "said"),
     [
         (["--buyers", "0"], "must be 1 to 100,000"),
-        (["--attempts", "many"], "'many' is no whole number"),
+        (["--attempts", "many"], "'many' is not a whole number"),
         (["--units", "-1"], "must be 1 to 1,000,000"),
         (["--connections", "99999"], "must be 1 to 4,096"),
         (["--decline-percent", "101"], "must be 0 to 100"),
-        (["--decline-percent", "few"], "'few' is no number"),
-        (["--json", "/no/such/folder/file"], "there is no folder /no/such/folder"),
+        (["--decline-percent", "few"], "'few' is not a number"),
+        (["--json", "/no/such/folder/file"], "no such folder: /no/such/folder"),
         (["--unknown"], "unrecognized arguments"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_with_a_reason(
+def test_invalid_options_are_refused_with_a_reason(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
@@ -81,13 +79,13 @@ def test_arguments_that_make_no_sense_are_refused_with_a_reason(
     assert said in capsys.readouterr().err
 
 
-def test_no_arguments_mean_the_demo_of_the_readme() -> None:
+def test_options_have_defaults_and_accept_separators() -> None:
     assert parse([]) == Options()
     assert parse(["--attempts", "1_000", "--decline-percent", "25%"]) == Options(attempts=1000, decline_percent=25)
 
 
 def outcome(**changes: Any) -> Outcome:
-    """A demo in which all went well: 3 units, two sold after one decline, one left."""
+    """A demo without a problem: 3 units, two sold after one decline, one left."""
     sale = Sale(id="sale", product_id="shoe", allocation=3, held=0, sold=2, returned=0)
     stock = Stock(product_id="shoe", on_hand=0, held=0, moved={"ADJUSTED": 3, "ALLOCATED": -3})
     books = Books(captured=Counter(USD=3998), ordered=Counter(USD=3998), states=Counter(PAID=2, FAILED=1), confirmed=2)
@@ -102,24 +100,24 @@ def outcome(**changes: Any) -> Outcome:
         "tally": tally,
         "sale": {"remaining": 1, "held": 0, "sold": 2},
         "stock": {"onHand": 0},
-        "ours": audit,
+        "own": audit,
         "all": audit,
     }
     return Outcome(**known | changes)
 
 
-def test_a_report_of_what_adds_up_says_so_last() -> None:
-    told = report.lines(outcome())
-    assert told[-1] == "IT ADDS UP"
-    assert [line for line in told if line[:1].isalpha()] == [
+def test_a_report_ends_with_its_verdict() -> None:
+    shown = report.lines(outcome())
+    assert shown[-1] == "IT ADDS UP"
+    assert [line for line in shown if line[:1].isalpha()] == [
         "Sold",
-        "Refused and why",
-        "Declined and put back",
+        "Refused",
+        "Declined",
         "Speed",
         "Does it add up?",
         "IT ADDS UP",
     ]
-    assert max(map(len, told)) <= 80
+    assert max(map(len, shown)) <= 80
     assert report.as_json(outcome())["addsUp"] is True
 
 
@@ -138,18 +136,18 @@ BAD_AUDIT.findings.add([Finding(Invariant.MONEY, ("o",), "order o: it is PAID, b
         ({"all": BAD_AUDIT}, ["all data"]),
     ],
 )
-def test_what_does_not_add_up_is_named_last(changes: dict[str, Any], broken: list[str]) -> None:
-    told = report.lines(outcome(**changes))
-    assert told[-1] == f"IT DOES NOT ADD UP: {', '.join(broken)}"
-    assert sum(line.startswith("  ✗") for line in told) == len(broken)
+def test_the_verdict_names_broken_checks(changes: dict[str, Any], broken: list[str]) -> None:
+    shown = report.lines(outcome(**changes))
+    assert shown[-1] == f"IT DOES NOT ADD UP: {', '.join(broken)}"
+    assert sum(line.startswith("  ✗") for line in shown) == len(broken)
 
 
-def test_a_finding_of_the_audit_is_shown_where_it_broke() -> None:
+def test_a_broken_check_shows_the_findings_of_the_audit() -> None:
     assert "      order o: it is PAID, but has no payment" in report.lines(outcome(all=BAD_AUDIT))
 
 
-def test_customers_who_got_no_answer_may_have_bought() -> None:
-    tally = Tally(paid=Counter(ann=1), refused=Counter(NO_ANSWER=1))
+def test_an_attempt_without_an_answer_may_have_bought() -> None:
+    tally = Tally(paid=Counter(ann=1), refused=Counter(NO_ANSWER=1), unanswered=1)
     assert not outcome(tally=tally).broken
 
 
