@@ -1,15 +1,13 @@
 """The processes that the bench measures: a mesh of its own, and the two processes of E, the baseline."""
 
-import asyncio
 import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
-from deploy.client import Patience, Rest
-from deploy.local import EVERYTHING, Mesh, Site, free_base
+from deploy.client import Rest
+from deploy.local import EVERYTHING, Mesh, Part, Site, free_base
 from deploy.local.parts import service_environment
 from deploy.local.ports import HOST
 from deploy.local.wheels import envoy
@@ -62,22 +60,24 @@ class Baseline:
     @contextlib.asynccontextmanager
     async def running(cls, folder: Path) -> AsyncIterator["Baseline"]:
         """Start both processes on free ports, and stop them after the block."""
-        port = free_base(*_PORTS_OF_E)
+        site = Site.at(folder / "baseline", free_base(*_PORTS_OF_E))
+        port, server_port = site.ports.gateway, site.ports.http("identity")
         service = "stampede.identity.v1.IdentityService"
-        config = bare(_ROOT / "protos/gen/gateway.binpb", Address(HOST, port), Address(HOST, port + 1), [service])
+        config = bare(_ROOT / "protos/gen/gateway.binpb", Address(HOST, port), Address(HOST, server_port), [service])
         command = (str(envoy()), "--config-path", str(write(config, folder)), "--concurrency", "1")
         quiet = ("--log-level", "error", "--use-dynamic-base-id")
-        server = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.bench.empty_rpc", str(port + 1), cwd=_ROOT
+
+        async def answers() -> bool:
+            async with Rest.open(site.url, connections=1) as rest:
+                return (await rest.post("/v1/auth/logout")).ok
+
+        server = (sys.executable, "-m", "tests.bench.empty_rpc", str(server_port))
+        parts = (
+            Part(name="empty RPC", command=server, ports=(server_port,), ready=answers),
+            Part(name="gateway", command=(*command, *quiet), ports=(port,), ready=answers),
         )
-        gateway = await asyncio.create_subprocess_exec(*command, *quiet)
-        try:
-            await _wait_for_answer(f"http://{HOST}:{port}")
-            yield cls(port, {"gateway": gateway.pid, "empty RPC": server.pid})
-        finally:
-            for process in (gateway, server):
-                process.terminate()
-                await process.wait()
+        async with Mesh(site, parts=parts) as running:
+            yield cls(port, {part.name: running.pid(part.name) for part in parts})
 
     async def measure(self, *, connections: int, requests: int) -> Measured:
         """Measure E. Raises `RuntimeError` if any answer is not 200."""
@@ -88,9 +88,3 @@ class Baseline:
 
     def job(self, *, connections: int, requests: int) -> Job:
         return Job(self._port, "/v1/auth/logout", ["{}"], [], connections, requests)
-
-
-async def _wait_for_answer(url: str) -> None:
-    async with Rest.open(url, connections=1) as rest:
-        patient = replace(rest, patience=Patience(seconds=30, longest_pause=0.1))
-        (await patient.post("/v1/auth/logout")).expect()
