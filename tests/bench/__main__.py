@@ -17,7 +17,7 @@ from tests.bench.mesh import Baseline, BenchMesh
 from tests.bench.report import Verdict, table
 from tests.bench.rivals.rival import CELERY, DBOS, PYTHON, Rival
 from tests.bench.rows.paying import PayingPlan, PayingRows
-from tests.bench.rows.placing import PlacingRows
+from tests.bench.rows.placing import BACKLOG_MAX, PlacingRows
 from tests.bench.rows.rush import RushPlan, rush, rush_gate_off
 
 _SAGAS = 512
@@ -43,7 +43,7 @@ async def bench(only: Collection[str], requests: int, plan: RushPlan) -> list[Ve
 
 
 async def _placing(e: Baseline, home: Path, requests: int, plan: RushPlan) -> list[Verdict]:
-    """Measure placing alone: no saga runs. The gate is turned off for the last rows."""
+    """Measure placing alone: no saga runs. The last rows need other settings of a service, and restart it."""
     rows = PlacingRows(e, requests)
     await rows.warm_up()
     async with BenchMesh.running(home / PLACING, sagas_at_once=0) as mesh:
@@ -52,9 +52,13 @@ async def _placing(e: Baseline, home: Path, requests: int, plan: RushPlan) -> li
         await rows.spread(shop, mesh.pids)
         sold_out = await rows.sold_out(shop, mesh.pids)
         rushed = await rush(shop, mesh.pids, plan)
-        await mesh.turn_gate_off()
+        await mesh.restart("inventory", GATE_ENABLED="false")
         await rows.gate_off(shop, mesh.pids, placed=placed, sold_out=sold_out)
-        return [*rows.verdicts, *rushed, *await rush_gate_off(shop, mesh.pids, plan)]
+        rushed += await rush_gate_off(shop, mesh.pids, plan)
+        await mesh.restart("inventory")
+        await mesh.restart("orders", BACKLOG_MAX=str(BACKLOG_MAX))
+        await rows.backlog_full(shop, mesh.pids)
+        return [*rows.verdicts, *rushed]
 
 
 async def _paying(e: Baseline, home: Path, requests: int) -> list[Verdict]:

@@ -39,11 +39,11 @@ class BenchMesh:
     def pids(self) -> Pids:
         return pids_of(self._running)
 
-    async def turn_gate_off(self) -> None:
-        """Restart inventory without its gate; it keeps its data."""
-        environment = service_environment(self._running.site, "inventory") | {"GATE_ENABLED": "false"}
-        self._running.alter("inventory", environment=environment)
-        await self._running.restart("inventory")
+    async def restart(self, service: str, **settings: str) -> None:
+        """Restart a service with these settings beside its usual ones; it keeps its data."""
+        environment = service_environment(self._running.site, service) | settings
+        self._running.alter(service, environment=environment)
+        await self._running.restart(service)
 
 
 def pids_of(running: Mesh) -> Pids:

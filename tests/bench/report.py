@@ -68,6 +68,15 @@ def against_unwatched(row: Measured, alone: Measured, bar: float, by: str) -> Ve
     return Verdict(f"{row.name} by {by}", f"{share:.0%}", f"at least {bar:.0%}", share >= bar, more)
 
 
+def bounded(row: Measured) -> Verdict:
+    """Require that a full backlog places orders and refuses others, and answers nothing else."""
+    others = {kind: count for kind, count in row.others.items() if kind != "200"}
+    met = not others and bool(row.others) and row.per_second > 0
+    answers, cpu = count_list(row.result.answers), f"{row.total_us:,.0f} µs of CPU a refusal"
+    name = f"{row.name}, {row.connections} connections"
+    return Verdict(name, answers, "200 and 429 only", met, f"{row.per_second:,.0f} refusals/s, {cpu}")
+
+
 def median_pair(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[Measured, Measured]:
     """Return the pair with the median ratio of rates."""
     return sorted(pairs, key=lambda pair: pair[0].per_second / pair[1].per_second)[len(pairs) // 2]

@@ -7,14 +7,17 @@ from deploy.client import Json
 from tests.bench.load.generator import Job
 from tests.bench.measure.jobs import Measured, Pids, load, measure, print_line
 from tests.bench.mesh import Baseline
-from tests.bench.report import Verdict, against_e, cheaper, median_pair, side_by_side, without_gate
+from tests.bench.report import Verdict, against_e, bounded, cheaper, median_pair, side_by_side, without_gate
 from tests.bench.shop import Shop
 
 FEW, SOME, MANY = CONNECTIONS = (16, 64, 256)
 CUSTOMERS = 64
 PRODUCTS = 100
+BACKLOG_MAX = 32
+"""The bound of the row with a full backlog: an eighth of the connections."""
 _PAIRS = 3
 PLACED, SPREAD, SOLD_OUT = "order placed", "order placed, spread", "sold out"
+BACKLOG_FULL, RATE_LIMITED = "backlog full", "429 RATE_LIMITED"
 BARS = {(PLACED, MANY): 0.5, (SPREAD, MANY): 0.45, (SOLD_OUT, SOME): 0.9, (SOLD_OUT, MANY): 0.9}
 
 
@@ -70,6 +73,11 @@ class PlacingRows:
             sale = await (shop.sale() if units is None else shop.sale(units=units))
             row, e, others = await self._measure(f"{name}, gate off", shop, pids, MANY, sale, expects=expects)
             self.verdicts.append(without_gate(row, e, with_gate, others))
+
+    async def backlog_full(self, shop: Shop, pids: Pids) -> None:
+        """Orders on a mesh whose orders service has the bound `BACKLOG_MAX`: placed, or refused with 429."""
+        job = shop.job(await shop.sale(), tokens=await shop.tokens(CUSTOMERS), connections=MANY, requests=self.requests)
+        self.verdicts.append(bounded(await measure(BACKLOG_FULL, job, pids, expects=RATE_LIMITED)))
 
     async def _add(
         self, name: str, shop: Shop, pids: Pids, connections: int, *sales: Json, expects: str = "200"

@@ -11,6 +11,7 @@ from tests.bench.report import (
     against_e,
     against_rival,
     against_unwatched,
+    bounded,
     cheaper,
     columns,
     median_pair,
@@ -79,6 +80,21 @@ def test_a_row_with_the_gate_off_names_the_row_with_it() -> None:
     verdict = without_gate(row(1_800, orders_us=750.0), E, (row(2_000), E), {})
     assert (verdict.found, verdict.bar, verdict.met) == ("0.45 E", "", True)
     assert verdict.more.startswith("with the gate 0.50 E; 850 µs of CPU, with the gate 800;")
+
+
+@pytest.mark.parametrize(
+    ("answers", "met"),
+    [
+        ({"429 RATE_LIMITED": 900, "200": 100}, True),
+        ({"429 RATE_LIMITED": 900, "200": 99, "503 UNAVAILABLE": 1}, False),
+        ({"200": 1_000}, False),
+        ({"429 RATE_LIMITED": 1_000}, False),
+    ],
+    ids=["bounded", "unavailable", "unbounded", "nothing placed"],
+)
+def test_a_full_backlog_must_place_and_refuse_and_nothing_else(answers: dict[str, int], met: bool) -> None:
+    full = Measured("backlog full", 256, Result(1.0, 0.1, answers), "429 RATE_LIMITED", {"orders": 100.0})
+    assert bounded(full).met is met
 
 
 def test_the_median_pair_counts() -> None:
