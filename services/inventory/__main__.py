@@ -28,7 +28,7 @@ async def main(config: Settings) -> None:
         add_ReservationServiceServicer_to_server(ReservationService(db, gate, process.relay.nudge), process.server)
         process.exchange_events()
         process.run_cleanups(idempotency.CLEANUP)
-        process.background("timers", lambda: lease.lead(db, lambda _: leader.lead(db, gate, nudge=process.relay.nudge)))
+        process.background("timers", lambda: lease.lead(db, lambda: leader.lead(db, gate, nudge=process.relay.nudge)))
         process.background("metrics", lambda: leader.measure(db))
         process.background("watch", watch.run)
         await process.serve(

@@ -4,8 +4,8 @@ A row in the service's database holds the leader's name and the end of its lease
 renews the lease every second. One that is killed, paused or disconnected does not, and after three seconds another
 process takes over. An advisory lock would not do: the session of a paused leader keeps it.
 
-Each takeover raises `term`. Nobody can stop a leader that is paused between its last look at the clock and its next
-write. So what it writes elsewhere must carry the term, and be refused where a later term is known.
+A leader that is paused just before a write can write after another process took over. So its work must do no harm if
+two processes do it at once.
 """
 
 import asyncio
@@ -39,7 +39,6 @@ class LeaseRow(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     holder: Mapped[str]
-    term: Mapped[int]
     expire_time: Mapped[datetime]
 
 
@@ -47,27 +46,27 @@ TABLE = """
 CREATE TABLE leases (
     name        text PRIMARY KEY,
     holder      text NOT NULL,
-    term        bigint NOT NULL,
     expire_time timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 """
 
+# For databases from before; nothing reads the column any more.
+DROP_TERM = "ALTER TABLE leases DROP COLUMN IF EXISTS term"
+
 # The other processes only read: writing would lock the row once a second for each of them.
 _LOOK = text("""
-    SELECT term, extract(epoch FROM expire_time - clock_timestamp())::double precision AS seconds_left
+    SELECT extract(epoch FROM expire_time - clock_timestamp())::double precision AS seconds_left
     FROM leases WHERE name = :name
 """)
 _ACQUIRE = text("""
-    INSERT INTO leases AS l (name, holder, term, expire_time)
-    VALUES (:name, :holder, 1, clock_timestamp() + make_interval(secs => :seconds))
-    ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expire_time = excluded.expire_time,
-        term = l.term + CASE WHEN l.expire_time > clock_timestamp() THEN 0 ELSE 1 END
+    INSERT INTO leases AS l (name, holder, expire_time)
+    VALUES (:name, :holder, clock_timestamp() + make_interval(secs => :seconds))
+    ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expire_time = excluded.expire_time
     WHERE l.expire_time <= clock_timestamp() OR l.holder = excluded.holder
-    RETURNING term
+    RETURNING holder
 """)
 _RELEASE = text("""
-    UPDATE leases SET expire_time = clock_timestamp() WHERE name = :name AND holder = :holder AND term = :term
-    RETURNING term
+    UPDATE leases SET expire_time = clock_timestamp() WHERE name = :name AND holder = :holder RETURNING holder
 """)
 
 
@@ -78,57 +77,41 @@ class Lease:
         self.name = name
         self.holder = f"{socket.gethostname()}/{os.getpid()}/{ids.new()}"
         """Readable, and different from that of every other process, earlier or later."""
-        self._seen, self._seen_until = 0, 0.0
 
-    def term(self) -> int | None:
-        """The latest term that this process has heard of, its own or another's; None where it knows nothing recent.
+    async def lead(self, db: Database, work: Callable[[], Awaitable[None]]) -> None:
+        """Runs `work` whenever this process leads; until cancelled.
 
-        It may be behind by a second, never ahead.
-        """
-        return self._seen if time.monotonic() < self._seen_until else None
-
-    async def lead(self, db: Database, work: Callable[[int], Awaitable[None]]) -> None:
-        """Runs `work(term)` whenever this process leads; until cancelled.
-
-        `work` is cancelled when the lease could not be renewed in time. When it ends or raises, the lease is given up,
-        so that another may try; what it raises is raised here.
+        `work` is cancelled when the lease could not be renewed in time. When it ends or raises, the lease is released,
+        so that another process can try; this raises what `work` raised.
         """
         while True:
             try:
-                term, until, pause = await self._look(db)
+                until, pause = await self._look(db)
             except SQLAlchemyError as error:
-                term, until, pause = None, 0.0, _RENEW_SECONDS
+                until, pause = None, _RENEW_SECONDS
                 log.warning("the lease cannot be read", lease=self.name, cause=repr(error)[:200])
-            if term is not None:
-                await self._work(db, term, until, work)
+            if until is not None:
+                await self._work(db, until, work)
             await asyncio.sleep(pause)
 
-    async def _look(self, db: Database) -> tuple[int | None, float, float]:
-        """What `_acquire` returns, where nobody else leads; and when to look again, in seconds."""
-        asked = time.monotonic()
+    async def _look(self, db: Database) -> tuple[float | None, float]:
+        """Returns the result of `_acquire` if no other process leads, and the seconds until the next look."""
         for row in await run_autocommit(db, _LOOK, {"name": self.name}):
             if row.seconds_left > 0:
-                self._know(row.term, asked)
-                return None, 0.0, min(row.seconds_left, _RENEW_SECONDS)
-        return *await self._acquire(db), _RENEW_SECONDS
+                return None, min(row.seconds_left, _RENEW_SECONDS)
+        return await self._acquire(db), _RENEW_SECONDS
 
-    async def _acquire(self, db: Database) -> tuple[int | None, float]:
-        """Acquires or renews the lease: its term, and until when by the monotonic clock. None: somebody else has it."""
+    async def _acquire(self, db: Database) -> float | None:
+        """Acquires or renews the lease. Returns its end by the monotonic clock, or None if another process has it."""
         asked = time.monotonic()
         arguments = {"name": self.name, "holder": self.holder, "seconds": LASTS_SECONDS}
-        for row in await run_autocommit(db, _ACQUIRE, arguments):
-            self._know(row.term, asked)
-            return row.term, asked + LASTS_SECONDS
-        return None, 0.0
+        return asked + LASTS_SECONDS if await run_autocommit(db, _ACQUIRE, arguments) else None
 
-    def _know(self, term: int, asked: float) -> None:
-        self._seen, self._seen_until = term, asked + LASTS_SECONDS
-
-    async def _work(self, db: Database, term: int, until: float, work: Callable[[int], Awaitable[None]]) -> None:
-        log.info("leads", lease=self.name, term=term)
+    async def _work(self, db: Database, until: float, work: Callable[[], Awaitable[None]]) -> None:
+        log.info("leads", lease=self.name)
         _LEADER.labels(self.name).set(1)
-        working = asyncio.ensure_future(work(term))
-        keeping = asyncio.create_task(self._keep(db, term, until, working))
+        working = asyncio.ensure_future(work())
+        keeping = asyncio.create_task(self._keep(db, until, working))
         try:
             await asyncio.wait([working])
         finally:
@@ -136,35 +119,34 @@ class Lease:
             working.cancel()
             await asyncio.gather(keeping, working, return_exceptions=True)
             _LEADER.labels(self.name).set(0)
-            log.info("leads no more", lease=self.name, term=term)
-            await self._release(db, term)
+            log.info("leads no more", lease=self.name)
+            await self._release(db)
         if not working.cancelled() and (error := working.exception()):
             raise error
 
-    async def _keep(self, db: Database, term: int, until: float, working: "asyncio.Future[None]") -> None:
+    async def _keep(self, db: Database, until: float, working: "asyncio.Future[None]") -> None:
         """Renews the lease, and cancels `working` when that fails for too long."""
-        # A timer of its own: a database that is cut off may hold a statement, and thus this coroutine, for long.
+        # A timer of its own: a disconnected database can hold a statement, and thus this coroutine, for long.
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(until - time.monotonic(), working.cancel)
         try:
             while True:
                 await asyncio.sleep(_RENEW_SECONDS)
                 try:
-                    renewed, until = await self._acquire(db)
+                    renewed = await self._acquire(db)
                 except SQLAlchemyError as error:
                     log.warning("a lease is not renewed", lease=self.name, cause=repr(error)[:200])
                     continue
-                if renewed != term:
-                    return  # it had run out, and others may have led since
+                if renewed is None:
+                    return  # another process has taken over
                 alarm.cancel()
-                alarm = loop.call_later(until - time.monotonic(), working.cancel)
+                alarm = loop.call_later(renewed - time.monotonic(), working.cancel)
         finally:
             alarm.cancel()
             working.cancel()
 
-    async def _release(self, db: Database, term: int) -> None:
-        arguments = {"name": self.name, "holder": self.holder, "term": term}
-        releasing = asyncio.create_task(run_autocommit(db, _RELEASE, arguments))
+    async def _release(self, db: Database) -> None:
+        releasing = asyncio.create_task(run_autocommit(db, _RELEASE, {"name": self.name, "holder": self.holder}))
         await asyncio.wait([releasing], timeout=_RELEASE_SECONDS)
         if not releasing.done() or releasing.exception():
             releasing.cancel()  # then it expires
