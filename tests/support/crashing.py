@@ -33,7 +33,7 @@ _FOLDER = "CRASHING"
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 _SERVICES = f"{os.sep}services{os.sep}"
 # What has nothing to do with an order: leases, clocks, metrics. Events on their way have.
-_COUNTED_OF_CHASSIS = ("outbox", "events", "once")
+_COUNTED_OF_CHASSIS = ("outbox", "subscriber", "idempotency")
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _caller() -> str:
     while frame is not None:
         path, name = frame.f_code.co_filename, frame.f_code.co_name
         frame = frame.f_back
-        if _SERVICES not in path or path.endswith(f"{os.sep}chassis{os.sep}db.py"):
+        if _SERVICES not in path or path.endswith(f"{os.sep}chassis{os.sep}data{os.sep}db.py"):
             continue
         module = Path(path).stem
         if f"{os.sep}chassis{os.sep}" in path and module not in _COUNTED_OF_CHASSIS:
