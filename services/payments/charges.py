@@ -31,7 +31,7 @@ class Begun:
 
 
 class Charges:
-    """What orders calls: it commits the intention, calls the provider, and returns in time what is known."""
+    """The actions behind `ChargeService`: commit the intention, call the provider, return the known state in time."""
 
     def __init__(
         self, db: Database, dispatcher: ChargeDispatcher, published: Callable[[], None], *, provider: str
@@ -85,7 +85,7 @@ class Charges:
         for one in begun:
             if one.call_provider:
                 self._dispatcher.advance(one.payment)
-        # Charges in flight are not awaited: the caller calls again, and can do other work until then.
+        # Charges in progress are not awaited: the caller calls again, and can do other work until then.
         called = [one.payment for one in begun if one.call_provider]
         results = iter(await self._dispatcher.wait(called, seconds=deadline.seconds_left()))
         return [next(results) if one.call_provider else one.payment for one in begun]

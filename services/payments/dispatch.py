@@ -17,7 +17,7 @@ from services.chassis.errors import RateLimited
 from services.payments import settle
 from services.payments.domain import (
     ANSWER_SECONDS,
-    IN_FLIGHT_MOST,
+    IN_PROGRESS_MOST,
     OPEN,
     ChargeResult,
     ChargeStatus,
@@ -51,7 +51,7 @@ class Deadline:
 
 
 class ChargeDispatcher:
-    """The payments and refunds in flight at providers, from this process. Each is in flight at most once."""
+    """The payments and refunds in progress at providers, from this process. Each is in progress at most once."""
 
     def __init__(self, db: Database, providers: Mapping[str, PaymentProvider], published: Callable[[], None]) -> None:
         """`published` is called after a commit that stored events."""
@@ -60,42 +60,42 @@ class ChargeDispatcher:
         self._refunds: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
         self._settle: Batcher[tuple[Payment, ChargeResult], Payment] = Batcher(
-            "payments.settle", self._settle_all, lanes=1, queue_max=IN_FLIGHT_MOST
+            "payments.settle", self._settle_all, lanes=1, queue_max=IN_PROGRESS_MOST
         )
         self._settle_refund: Batcher[RefundResult, Refund] = Batcher("payments.refund", self._settle_refunds, lanes=1)
         self.draining = False
 
     @property
     def payment_ids(self) -> list[uuid.UUID]:
-        """The payments in flight."""
+        """The payments in progress."""
         return list(self._payments)
 
     @property
     def refund_ids(self) -> list[uuid.UUID]:
-        """The refunds in flight."""
+        """The refunds in progress."""
         return list(self._refunds)
 
     def check_capacity(self) -> None:
-        """Raise `RateLimited` if too much is in flight to begin more."""
-        if len(self._payments) + len(self._refunds) >= IN_FLIGHT_MOST:
+        """Raise `RateLimited` if too much is in progress to begin more."""
+        if len(self._payments) + len(self._refunds) >= IN_PROGRESS_MOST:
             raise RateLimited(what="payments")
 
     def advance(self, payment: Payment, *, key_age: timedelta = _NEW_KEY) -> None:
-        """Start the provider calls that an open payment needs next, unless it is in flight already."""
+        """Start the provider calls that an open payment needs next, unless it is in progress already."""
         if payment.id not in self._payments:
             task = _detached(self._advance(payment, key_age))
             self._payments[payment.id] = task
             task.add_done_callback(lambda _: self._payments.pop(payment.id, None))
 
     def refund(self, refund: Refund, *, key_age: timedelta = _NEW_KEY) -> None:
-        """Start a refund at the provider, unless it is in flight already."""
+        """Start a refund at the provider, unless it is in progress already."""
         if refund.id not in self._refunds:
             task = _detached(self._refund(refund, key_age))
             self._refunds[refund.id] = task
             task.add_done_callback(lambda _: self._refunds.pop(refund.id, None))
 
     async def wait(self, known: Sequence[Payment], *, seconds: float) -> list[Payment]:
-        """Return payments once they are no longer in flight, or as they are `known` after `seconds`."""
+        """Return payments once they are no longer in progress, or as they are `known` after `seconds`."""
         tasks = {p.id: self._payments[p.id] for p in known if p.id in self._payments}
         if tasks:
             await asyncio.wait(tasks.values(), timeout=max(seconds, 0))
@@ -107,12 +107,12 @@ class ChargeDispatcher:
         return now
 
     async def wait_for_refunds(self, refund_ids: Iterable[uuid.UUID], *, seconds: float) -> None:
-        """Wait until refunds are no longer in flight, for at most `seconds`."""
+        """Wait until refunds are no longer in progress, for at most `seconds`."""
         if tasks := [self._refunds[key] for key in refund_ids if key in self._refunds]:
             await asyncio.wait(tasks, timeout=max(seconds, 0))
 
     async def drain(self, *, seconds: float) -> None:
-        """Refuse new work of the reconciler, and wait until nothing is in flight."""
+        """Refuse new work of the reconciler, and wait until nothing is in progress."""
         self.draining = True
         pending: set[asyncio.Task[Any]] = {*self._payments.values(), *self._refunds.values(), *self._others}
         if pending:

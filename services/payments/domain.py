@@ -10,7 +10,7 @@ from services.chassis.errors import AppError, InvalidFields, WrongState
 from services.chassis.money import Money
 
 WEBHOOK_BYTES_MOST = 256 * 1024
-IN_FLIGHT_MOST = 5_000
+IN_PROGRESS_MOST = 5_000
 ANSWER_SECONDS = 3.0
 """A call returns the known state after this long. Its provider calls continue in the background."""
 LEASE_SECONDS = 4.0
@@ -120,7 +120,7 @@ class Payment:
 
     @property
     def is_cancellable(self) -> bool:
-        """Whether the provider can be asked to cancel it; a charge in flight must end first."""
+        """Whether the provider can be asked to cancel it; a charge in progress must end first."""
         return self.state is State.AWAITING_CUSTOMER
 
 
@@ -153,7 +153,7 @@ class NewRefund:
 
 
 class ChargeStatus(enum.Enum):
-    """What a provider can report about a charge."""
+    """The statuses of a charge that a provider can report."""
 
     UNKNOWN = enum.auto()
     """The provider gave no answer: money may or may not have moved."""
@@ -208,13 +208,21 @@ class ProviderEvent:
     amount_minor: int
     currency: str
     charge_status: ChargeStatus | None = None
-    """What the event proves. None if a later event may contradict it: then the provider is asked instead."""
+    """The status that the event proves. None if a later event may contradict it: then the provider is asked instead."""
     refunded_minor: int | None = None
     """The sum of all refunds of the charge; only in events about refunds."""
 
 
+def own_id(value: object) -> uuid.UUID | None:
+    """Return the payment id in a charge's metadata; None if other software has made the charge."""
+    try:
+        return uuid.UUID(str(value))
+    except ValueError:
+        return None
+
+
 class Verdict(enum.Enum):
-    """What `decide` found out about a result, besides the payment's new state."""
+    """The finding of `decide` about a result, besides the payment's new state."""
 
     ACCEPTED = enum.auto()
     OTHER_AMOUNT = enum.auto()

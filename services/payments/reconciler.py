@@ -7,7 +7,7 @@ from prometheus_client import Gauge
 from services.chassis.data.db import Database
 from services.chassis.events.outbox import Relay
 from services.payments.dispatch import ChargeDispatcher
-from services.payments.domain import IN_FLIGHT_MOST, State
+from services.payments.domain import IN_PROGRESS_MOST, State
 from services.payments.sql import payments, refunds
 from services.payments.webhooks import inbox
 
@@ -41,10 +41,10 @@ class Reconciler:
         dispatcher = self._dispatcher
         if dispatcher.draining:
             return False
-        in_flight, refunding = dispatcher.payment_ids, dispatcher.refund_ids
-        capacity = max(min(_BATCH_MOST, IN_FLIGHT_MOST - len(in_flight)), 0)
+        in_progress, refunding = dispatcher.payment_ids, dispatcher.refund_ids
+        capacity = max(min(_BATCH_MOST, IN_PROGRESS_MOST - len(in_progress)), 0)
         async with self._db.begin() as tx:
-            due = await payments.claim_due(tx, besides=in_flight, most=capacity)
+            due = await payments.claim_due(tx, besides=in_progress, most=capacity)
         for payment, key_age in due:
             dispatcher.advance(payment, key_age=key_age)
         async with self._db.begin() as tx:
@@ -54,7 +54,7 @@ class Reconciler:
         return len(due) == _BATCH_MOST or len(due_refunds) == _BATCH_MOST
 
     async def renew_leases(self) -> None:
-        """Renew the leases of what is in flight here, until cancelled. Those of a dead process expire."""
+        """Renew the leases of what is in progress here, until cancelled. Those of a dead process expire."""
         while True:
             await asyncio.sleep(_RENEW_SECONDS)
             paying, refunding = self._dispatcher.payment_ids, self._dispatcher.refund_ids

@@ -29,7 +29,7 @@ class RefundLine:
 
 
 class Refunds:
-    """Commits refunds, calls the provider, and returns in time what is known."""
+    """The actions behind both refund methods: commit, call the provider, return the known state in time."""
 
     def __init__(self, db: Database, dispatcher: ChargeDispatcher) -> None:
         self._db, self._dispatcher = db, dispatcher

@@ -1,4 +1,4 @@
-"""Whether a customer is in the middle of paying."""
+"""Payments store whether the bank is authenticating their customer."""
 
 from alembic import op
 

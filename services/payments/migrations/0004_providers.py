@@ -1,4 +1,4 @@
-"""Refunds name their provider, and waiting provider events say in our words what they prove."""
+"""Refunds store their provider; waiting provider events store the charge status that they prove."""
 
 from alembic import op
 

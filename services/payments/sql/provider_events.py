@@ -1,6 +1,5 @@
 """Statements on `provider_events`, the inbox."""
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import Cleanup
 from services.chassis.data.db import Database, run_autocommit
-from services.payments.domain import ChargeStatus, ProviderEvent, event_seconds
+from services.payments.domain import ChargeStatus, ProviderEvent, event_seconds, own_id
 from services.payments.sql import schema
 
 CLEANUP = Cleanup(
@@ -35,7 +34,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of a waiting event. With an error and not `done`, it is tried again."""
+    """The outcome of a waiting event. With an error and not `done`, it is tried again."""
 
     waiting: Waiting
     error: str | None
@@ -119,13 +118,14 @@ def _to_payload(event: ProviderEvent) -> dict[str, Any]:
 
 
 def _from_payload(provider: str, event_id: str, payload: dict[str, Any]) -> ProviderEvent:
-    payment_id, status = payload["payment_id"], payload["charge_status"]
+    # Processes of the release before store no status. Such an event makes the reconciler ask the provider.
+    status = payload.get("charge_status")
     return ProviderEvent(
         provider=provider,
         id=event_id,
         type=payload["type"],
         reference=payload["reference"],
-        payment_id=uuid.UUID(payment_id) if payment_id else None,
+        payment_id=own_id(payload["payment_id"]),
         amount_minor=payload["amount"],
         currency=payload["currency"],
         charge_status=ChargeStatus[status] if status else None,

@@ -1,6 +1,5 @@
 """Events of Stripe: signature, and reduction to what is used."""
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ import orjson
 import stripe
 
 from services.chassis.errors import InvalidFields
-from services.payments.domain import WEBHOOK_BYTES_MOST, BadSignature, ChargeStatus, ProviderEvent
+from services.payments.domain import WEBHOOK_BYTES_MOST, BadSignature, ChargeStatus, ProviderEvent, own_id
 from services.payments.providers.stripe import charge_status
 
 _TOLERANCE_SECONDS = 300
@@ -54,16 +53,9 @@ def _reduced(event_id: str, kind: str, subject: dict[str, Any]) -> ProviderEvent
         id=event_id,
         type=kind,
         reference=reference,
-        payment_id=_payment_id((subject.get("metadata") or {}).get("payment_id")),
+        payment_id=own_id((subject.get("metadata") or {}).get("payment_id")),
         amount_minor=subject["amount"],
         currency=subject["currency"],
         charge_status=status if status in _FINAL and not is_refund else None,
         refunded_minor=subject["amount_refunded"] if is_refund else None,
     )
-
-
-def _payment_id(value: object) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(str(value))
-    except ValueError:
-        return None

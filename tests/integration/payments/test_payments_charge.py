@@ -176,7 +176,7 @@ async def test_a_call_does_not_wait_for_a_slow_provider(
     item = an_order()
     payment = await service.charged(item)
     assert payment.state == State.PROCESSING
-    await service.dispatcher.drain(seconds=8)  # as at shutdown: calls in flight end first
+    await service.dispatcher.drain(seconds=8)  # as at shutdown: calls in progress end first
     assert (await service.get(payment.payment_id)).state == State.SUCCEEDED
     assert await service.published(item.order_id) == ["succeeded"]
 

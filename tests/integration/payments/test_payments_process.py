@@ -1,4 +1,4 @@
-"""The process itself: killed and started again, and stopped while charges are in flight."""
+"""The process itself: killed and started again, and stopped while charges are in progress."""
 
 import asyncio
 import os
