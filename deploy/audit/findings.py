@@ -10,7 +10,7 @@ KEPT_MOST = 1_000
 
 
 class Invariant(StrEnum):
-    """What must hold; the value is the name in reports."""
+    """A condition that must hold; the value is the name in reports."""
 
     SALES = "sales"
     STOCK = "stock"

@@ -190,5 +190,5 @@ async def _messages(response: aiohttp.ClientResponse) -> AsyncIterator[Json]:
 
 
 def new_id() -> str:
-    """A request id nobody has used."""
+    """A new request id."""
     return str(uuid.uuid4())

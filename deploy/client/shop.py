@@ -1,4 +1,4 @@
-"""What every outside program begins with: accounts, products with stock, live sales, and the lines of an order."""
+"""The first requests of every outside program: accounts, products with stock, live sales, lines of orders."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -75,7 +75,7 @@ class Outcome:
 
     def _answers(self) -> Check:
         paid, sold = self.tally.paid.total(), self.sale["sold"]
-        # An attempt without an answer may have bought a unit: customers then know of fewer orders, never of more.
+        # An attempt without an answer may have bought a unit: customers then see fewer orders, never more.
         unknown = self.tally.unanswered + self.tally.pending
         numbers = f"customers saw {paid} paid orders"
         if unknown:

@@ -1,8 +1,9 @@
 """Runs the whole mesh on one machine, from the servers' Python wheels, without containers.
 
 `supervisor` is the only code that starts and watches parts of a mesh; the demo, the bench and the tests use it.
-`parts` lists the parts, `location` and `ports` say where one mesh lives, `probes` ask whether a part is ready, `files`,
-`postgres` and `wheels` prepare the servers, and `control` is the supervisor as a process of its own.
+`parts` lists the parts. `location` has the folder, the secrets and the addresses of one mesh, `ports` its ports.
+`probes` ask whether a part is ready. `files`, `postgres` and `wheels` prepare the servers. `control` runs the supervisor
+as a process of its own.
 
 For people: `python -m deploy.local up`. For programs:
 

@@ -47,8 +47,8 @@ class _Running:
         self.status = Status(port=part.ports[0] if part.ports else None)
         self.ready = asyncio.Event()
         self.process: asyncio.subprocess.Process | None = None
-        self.wanted = asyncio.Event()
-        self.wanted.set()
+        self.kept_up = asyncio.Event()
+        self.kept_up.set()
 
 
 class Mesh:
@@ -121,20 +121,20 @@ class Mesh:
 
     def keep_down(self, name: str) -> None:
         """From now on, leaves the part down when it ends, until `restart` or `keep_up`."""
-        self._parts[name].wanted.clear()
+        self._parts[name].kept_up.clear()
 
     def keep_up(self, name: str) -> None:
         """From now on, starts the part again when it ends, which is the default."""
-        self._parts[name].wanted.set()
+        self._parts[name].kept_up.set()
 
     async def restart(self, name: str, *, timeout: float = 30) -> None:
         """Stops the part if it runs, starts it, and returns when it is ready. Raises `TimeoutError`."""
         running = self._parts[name]
-        running.wanted.clear()
+        running.kept_up.clear()
         running.ready.clear()
         if running.process is not None:
             await process.stop(running.process, running.part.stop_signal)
-        running.wanted.set()
+        running.kept_up.set()
         await self.ready(name, timeout=timeout)
 
     def alter(self, name: str, **changes: Any) -> Part:
@@ -217,7 +217,7 @@ class Mesh:
             code = await running.process.wait()
             running.ready.clear()
             self._set(running, "down")
-            if running.wanted.is_set():
+            if running.kept_up.is_set():
                 if time.monotonic() - began > _STEADY_SECONDS:
                     pause = shortest
                 self._report(f"{running.part.name:<18} ended with code {code}, starts again in {pause:.1f} s")
@@ -225,7 +225,7 @@ class Mesh:
                 pause = min(pause * 2, longest)
             else:
                 self._report(f"{running.part.name:<18} ended with code {code}, stays down")
-            await running.wanted.wait()
+            await running.kept_up.wait()
             running.status.restarts += 1
             await self._launch(running)
             while running.process.returncode is None and not running.ready.is_set():

@@ -16,7 +16,7 @@ QUICK = Patience(seconds=30, first_pause=0, longest_pause=0)
 
 @dataclass
 class Server:
-    """Gives its answers in turn: status and body; None hangs up without a word."""
+    """Gives its answers in turn: status and body. None closes the connection without an answer."""
 
     answers: list[tuple[int, object] | None]
     bodies: list[Json] = field(default_factory=list)

@@ -58,7 +58,7 @@ def test_fewer_attempts_than_buyers_are_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reason"),
     [
         (["--buyers", "0"], "must be 1 to 100,000"),
         (["--attempts", "many"], "'many' is not a whole number"),
@@ -71,12 +71,12 @@ def test_fewer_attempts_than_buyers_are_allowed() -> None:
     ],
 )
 def test_invalid_options_are_refused_with_a_reason(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
         parse(arguments)
     assert exit_.value.code == 2
-    assert said in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
 
 
 def test_options_have_defaults_and_accept_separators() -> None:

@@ -381,15 +381,15 @@ async def test_the_process_starts_stops_and_says_when_the_port_is_taken(tmp_path
         taken.listen()
         port = taken.getsockname()[1]
         refused = await launch("--listen", f"127.0.0.1:{port}", "--state", str(tmp_path / "a"))
-        _, said = await refused.communicate()
+        _, output = await refused.communicate()
     assert refused.returncode == 2
-    assert b"the port is taken" in said
+    assert b"the port is taken" in output
     running = await launch("--listen", "127.0.0.1:0", "--state", str(tmp_path / "b"))
     assert b'"listening"' in await running.stderr.readline()
     running.send_signal(signal.SIGTERM)
-    _, said = await running.communicate()
+    _, output = await running.communicate()
     assert running.returncode == 0
-    assert b'"stopped"' in said
+    assert b'"stopped"' in output
 
 
 async def test_an_answered_payment_survives_kill_9(tmp_path, order):
