@@ -33,16 +33,10 @@ async def create_product(db: Database, draft: Draft, *, key: RequestKey | None) 
         return await products.insert_product(tx, {"id": product_id, **values})
 
 
-async def get_product(db: Database, product_id: uuid.UUID) -> Product:
-    """Return the product. Raises `ProductNotFound`."""
+async def get_product(db: Database, name: uuid.UUID | str) -> Product:
+    """Return the product with this id or slug. Raises `ProductNotFound`."""
     async with db.begin() as tx:
-        return await products.get_product(tx, product_id)
-
-
-async def get_product_by_slug(db: Database, slug: str) -> Product:
-    """Return the product. Raises `ProductNotFound`."""
-    async with db.begin() as tx:
-        return await products.get_product_by_slug(tx, slug)
+        return await products.get_product(tx, name)
 
 
 async def update_product(
@@ -61,19 +55,6 @@ async def update_product(
         return await products.update_product(tx, product, _columns(product, changes))
 
 
-async def set_active(
-    db: Database, product_id: uuid.UUID, active: bool, *, etag_given: str, key: RequestKey | None
-) -> Product:
-    """Put a product on sale or take it off. Raises `ProductNotFound` or `StaleEtag`."""
-    async with db.begin() as tx:
-        repeat = await idempotency.find_repeat(tx, key, product_id)
-        product = await products.get_product(tx, product_id, lock=True)
-        if repeat:
-            return product
-        check_etag(etag_given, etag(product.version))
-        return await products.update_product(tx, product, {"active": active})
-
-
 async def list_products(db: Database, wanted: Filter, *, position: list[str] | None, size: int) -> Page:
     """Return one page of the active products that match, beginning after `position`."""
     async with db.begin() as tx:
@@ -88,7 +69,7 @@ async def get_snapshots(db: Database, product_ids: Sequence[uuid.UUID]) -> list[
 
 def _columns(product: Product, changes: Changes) -> dict[str, Any]:
     """Return the column values that `changes` sets."""
-    fields = ("sku", "slug", "name", "description", "category", "attributes")
+    fields = ("sku", "slug", "name", "description", "category", "attributes", "active")
     values = {field: value for field in fields if (value := getattr(changes, field)) is not None}
     if changes.slug == "":
         values["slug"] = domain.make_slug(values.get("name", product.name), values.get("sku", product.sku))

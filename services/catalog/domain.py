@@ -60,6 +60,7 @@ class Changes:
     category: str | None = None
     price: Money | None = None
     attributes: Mapping[str, str] | None = None
+    active: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
         return to_proto(await actions.get_product(self._db, uuid.UUID(request.product_id)))
 
     async def GetProductBySlug(self, request: pb.GetProductBySlugRequest, context: Context) -> pb.Product:
-        return to_proto(await actions.get_product_by_slug(self._db, request.slug))
+        return to_proto(await actions.get_product(self._db, request.slug))
 
     async def ListProducts(self, request: pb.ListProductsRequest, context: Context) -> pb.ListProductsResponse:
         wanted = Filter(
@@ -64,26 +64,21 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
         )
 
     async def UpdateProduct(self, request: pb.UpdateProductRequest, context: Context) -> pb.Product:
-        product = await actions.update_product(
-            self._db,
-            uuid.UUID(request.product_id),
-            _changes(request),
-            etag_given=request.etag,
-            key=request_context.request_key(request),
-        )
-        return to_proto(product)
+        return await self._update(request, _changes(request))
 
     async def ActivateProduct(self, request: pb.ActivateProductRequest, context: Context) -> pb.Product:
-        return await self._set_active(request, True)
+        return await self._update(request, Changes(active=True))
 
     async def DeactivateProduct(self, request: pb.DeactivateProductRequest, context: Context) -> pb.Product:
-        return await self._set_active(request, False)
+        return await self._update(request, Changes(active=False))
 
-    async def _set_active(
-        self, request: pb.ActivateProductRequest | pb.DeactivateProductRequest, active: bool
+    async def _update(
+        self,
+        request: pb.UpdateProductRequest | pb.ActivateProductRequest | pb.DeactivateProductRequest,
+        changes: Changes,
     ) -> pb.Product:
         product_id, key = uuid.UUID(request.product_id), request_context.request_key(request)
-        return to_proto(await actions.set_active(self._db, product_id, active, etag_given=request.etag, key=key))
+        return to_proto(await actions.update_product(self._db, product_id, changes, etag_given=request.etag, key=key))
 
 
 class SnapshotService(snapshot_pb_grpc.SnapshotServiceServicer):

@@ -10,6 +10,7 @@ from services.identity import actions, keys
 from services.identity.passwords import Passwords
 from services.identity.rpc import IdentityService
 from services.identity.settings import Settings
+from services.identity.sql import sessions
 from services.identity.tokens import Keyring, KeySealer
 from stampede.identity.v1.identity_service_pb2_grpc import add_IdentityServiceServicer_to_server
 
@@ -26,9 +27,8 @@ async def main(config: Settings) -> None:
             await keys.rotate_keys(process.db, sealer, lifetimes)
             await keys.load_keys(process.db, sealer, keyring)
             await actions.ensure_first_admin(process.db, passwords, admin_password)
-            process.run_cleanups(idempotency.CLEANUP)
+            process.run_cleanups(idempotency.CLEANUP, sessions.DELETE_EXPIRED)
             process.background("keys", partial(keys.follow_keys, process.db, sealer, keyring))
-            process.background("hourly", partial(keys.run_hourly, process.db, sealer, lifetimes))
             pepper = derive_key(secrets[0], "stampede request digests")
             service = IdentityService(process.db, passwords, keyring, pepper=pepper)
             add_IdentityServiceServicer_to_server(service, process.server)

@@ -10,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis import ids
 from services.chassis.data import idempotency
 from services.chassis.data.db import Database
-from services.chassis.errors import Unauthenticated
 from services.chassis.request_context import RequestKey
 from services.identity import domain, tokens
 from services.identity.domain import EmailTaken, RefreshTokenRefused, WrongCredentials
@@ -20,8 +19,6 @@ from services.identity.sql.schema import Session, User
 from services.identity.tokens import Keyring
 
 log = structlog.get_logger()
-
-_SWEEP_BATCH_SIZE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +42,8 @@ async def register(
         if first := await idempotency.find_repeat(tx, key, user_id):
             return await users.get_user(tx, first)
         return await users.insert_user(
-            tx, user_id, email=domain.normalize_email(email), password_hash=password_hash,
-            display_name=display_name, role="customer",
+            tx, id=user_id, email=domain.normalize_email(email), password_hash=password_hash,
+            display_name=display_name, roles=["customer"], email_verified=False,
         )  # fmt: skip
 
 
@@ -62,7 +59,7 @@ async def login(db: Database, passwords: Passwords, keyring: Keyring, *, email: 
         if new_hash:
             await users.replace_password_hash(tx, user, new_hash)
         session = await sessions.insert_session(tx, ids.new(), user.id, seconds=keyring.lifetimes.session_seconds)
-        return await _issue_tokens(tx, keyring, user, session, session.create_time)
+        return await _issue_tokens(tx, keyring, session, user, session.create_time)
 
 
 async def refresh(db: Database, keyring: Keyring, *, refresh_token: str) -> TokenPair:
@@ -77,8 +74,7 @@ async def refresh(db: Database, keyring: Keyring, *, refresh_token: str) -> Toke
         if used := await sessions.use_refresh_token(tx, digest):
             session_id, now = used
             if live := await sessions.find_live_session(tx, session_id):
-                session, user = live
-                pair = await _issue_tokens(tx, keyring, user, session, now)
+                pair = await _issue_tokens(tx, keyring, *live, now)
         else:
             await sessions.revoke_session(tx, digest, only_if_used=True)
     # Raised after the commit: an error inside the transaction would roll back the end of the session.
@@ -96,10 +92,7 @@ async def logout(db: Database, *, refresh_token: str) -> None:
 async def get_user(db: Database, user_id: uuid.UUID) -> User:
     """Return the signed-in user. Raises `Unauthenticated` if the account of a valid token was deleted."""
     async with db.begin() as tx:
-        user = await users.find_user(tx, user_id)
-    if user is None:
-        raise Unauthenticated()
-    return user
+        return await users.get_user(tx, user_id)
 
 
 async def ensure_first_admin(db: Database, passwords: Passwords, password: str | None) -> None:
@@ -115,21 +108,15 @@ async def ensure_first_admin(db: Database, passwords: Passwords, password: str |
     try:
         async with db.begin() as tx:
             admin = await users.insert_user(
-                tx, ids.new(), email=domain.FIRST_ADMIN, password_hash=password_hash, display_name="Administrator",
-                role="admin", email_verified=True,
+                tx, id=ids.new(), email=domain.FIRST_ADMIN, password_hash=password_hash,
+                display_name="Administrator", roles=["admin"], email_verified=True,
             )  # fmt: skip
     except EmailTaken:
         return  # another replica created the account meanwhile
     log.info("first administrator created", user_id=str(admin.id))
 
 
-async def sweep_sessions(db: Database) -> int:
-    """Delete one batch of expired sessions with their tokens and return its size."""
-    async with db.begin() as tx:
-        return await sessions.delete_expired_sessions(tx, at_most=_SWEEP_BATCH_SIZE)
-
-
-async def _issue_tokens(tx: AsyncSession, keyring: Keyring, user: User, session: Session, now: datetime) -> TokenPair:
+async def _issue_tokens(tx: AsyncSession, keyring: Keyring, session: Session, user: User, now: datetime) -> TokenPair:
     refresh_token = tokens.new_refresh_token()
     expire_time = domain.refresh_expire_time(now, session.expire_time, keyring.lifetimes)
     await sessions.insert_refresh_token(tx, tokens.digest(refresh_token), session.id, expire_time)

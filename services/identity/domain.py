@@ -1,9 +1,8 @@
 """Rules of accounts, sessions and signing keys. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol, TypeVar
 
 from services.chassis.errors import AppError, Unauthenticated
 
@@ -54,21 +53,11 @@ def refresh_expire_time(now: datetime, session_expire_time: datetime, lifetimes:
     return min(now + timedelta(seconds=lifetimes.refresh_seconds), session_expire_time)
 
 
-class Scheduled(Protocol):
-    """A key that signs from a time on."""
-
-    @property
-    def sign_from(self) -> datetime: ...
-
-
-K = TypeVar("K", bound=Scheduled)
-
-
-def choose_signing_key(keys: Sequence[K], now: datetime) -> K:
-    """Return the newest key whose `sign_from` is reached."""
-    ready = [key for key in keys if key.sign_from <= now]
-    assert ready, "no key may sign yet; identity creates the first one at start"
-    return max(ready, key=lambda key: key.sign_from)
+def current_sign_from(times: Iterable[datetime], now: datetime) -> datetime:
+    """Return the newest of the keys' `sign_from` times that is reached: its key signs at `now`."""
+    reached = [time for time in times if time <= now]
+    assert reached, "no key may sign yet; identity creates the first one at start"
+    return max(reached)
 
 
 def next_sign_from(newest: datetime | None, now: datetime, lifetimes: Lifetimes) -> datetime | None:

@@ -1,11 +1,11 @@
-"""Signing keys: rotation in the database, the copies in the memory of each process, and identity's hourly work."""
+"""Signing keys: their rotation in the database, and their copies in the memory of each process."""
 
 import asyncio
 
 import structlog
 
 from services.chassis.data.db import Database
-from services.identity import actions, domain, tokens
+from services.identity import domain, tokens
 from services.identity.domain import Lifetimes
 from services.identity.sql import signing_keys
 from services.identity.sql.schema import SigningKey
@@ -13,8 +13,7 @@ from services.identity.tokens import Key, Keyring, KeySealer
 
 log = structlog.get_logger()
 
-_LOAD_SECONDS = 30.0
-_HOUR_SECONDS = 3600.0
+_FOLLOW_SECONDS = 30.0
 
 
 async def rotate_keys(db: Database, sealer: KeySealer, lifetimes: Lifetimes) -> None:
@@ -26,8 +25,7 @@ async def rotate_keys(db: Database, sealer: KeySealer, lifetimes: Lifetimes) -> 
     async with db.begin() as tx:
         now = await signing_keys.lock_keys(tx)
         newest = next(reversed(await signing_keys.list_keys(tx)), None)
-        sign_from = domain.next_sign_from(newest.sign_from if newest else None, now, lifetimes)
-        if sign_from:
+        if sign_from := domain.next_sign_from(newest.sign_from if newest else None, now, lifetimes):
             if newest:
                 sealer.open(newest.sealed_private_key)
             made = tokens.new_key(sign_from)
@@ -48,16 +46,8 @@ async def load_keys(db: Database, sealer: KeySealer, keyring: Keyring) -> None:
 
 
 async def follow_keys(db: Database, sealer: KeySealer, keyring: Keyring) -> None:
-    """Load the keys twice a minute, because other replicas create keys too."""
+    """Rotate the keys and load them, twice a minute: other replicas create keys too."""
     while True:
-        await asyncio.sleep(_LOAD_SECONDS)
+        await asyncio.sleep(_FOLLOW_SECONDS)
+        await rotate_keys(db, sealer, keyring.lifetimes)
         await load_keys(db, sealer, keyring)
-
-
-async def run_hourly(db: Database, sealer: KeySealer, lifetimes: Lifetimes) -> None:
-    """Rotate keys and delete expired sessions every hour."""
-    while True:
-        await rotate_keys(db, sealer, lifetimes)
-        while await actions.sweep_sessions(db):
-            pass
-        await asyncio.sleep(_HOUR_SECONDS)

@@ -30,13 +30,9 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
 
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
         user = await actions.register(
-            self._db,
-            self._passwords,
-            email=request.email,
-            password=request.password,
-            display_name=request.display_name,
-            key=self._request_key(request),
-        )
+            self._db, self._passwords, email=request.email, password=request.password,
+            display_name=request.display_name, key=self._request_key(request),
+        )  # fmt: skip
         return pb.RegisterResponse(user=to_proto(user))
 
     async def Login(self, request: pb.LoginRequest, context: Context) -> pb.Tokens:

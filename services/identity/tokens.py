@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 import jwt
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from jwt.algorithms import ECAlgorithm
 
 from services.chassis import ids
@@ -40,16 +40,12 @@ class KeySealer:
         self._sealer = Sealer("stampede signing keys", *secrets)
 
     def seal(self, key: ec.EllipticCurvePrivateKey) -> bytes:
-        return self._sealer.seal(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
+        return self._sealer.seal(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
     def open(self, sealed: bytes) -> ec.EllipticCurvePrivateKey:
         """Return the private key. Raises `WrongSecret` if none of the secrets sealed it."""
         try:
-            key = serialization.load_pem_private_key(self._sealer.open(sealed), password=None)
+            key = load_pem_private_key(self._sealer.open(sealed), password=None)
         except WrongSecret:
             raise WrongSecret("KEY_SECRET does not open the signing keys in the database; see the README") from None
         assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -61,12 +57,12 @@ class Keyring:
 
     def __init__(self, lifetimes: Lifetimes) -> None:
         self.lifetimes = lifetimes
-        self._keys: tuple[Key, ...] = ()
+        self._keys: dict[datetime, Key] = {}
         self._jwks = b""
 
     def hold(self, keys: Sequence[Key]) -> None:
         """Replace all keys."""
-        self._keys = tuple(keys)
+        self._keys = {key.sign_from: key for key in keys}
         self._jwks = json.dumps({"keys": [key.public_jwk for key in keys]}).encode()
 
     async def jwks(self) -> bytes:
@@ -76,7 +72,7 @@ class Keyring:
 
     def sign(self, *, user_id: uuid.UUID, roles: Sequence[str], session_id: uuid.UUID, now: datetime) -> str:
         """Return a signed access token."""
-        key = domain.choose_signing_key(self._keys, now)
+        key = self._keys[domain.current_sign_from(self._keys, now)]
         issued = int(now.timestamp())
         claims = {
             "iss": ISSUER, "aud": AUDIENCE, "sub": str(user_id), "roles": list(roles), "sid": str(session_id),

@@ -52,19 +52,13 @@ async def insert_product(tx: AsyncSession, values: Mapping[str, Any]) -> Product
         return (await tx.scalars(insert(Product).values(**values).returning(Product))).one()
 
 
-async def get_product(tx: AsyncSession, product_id: uuid.UUID, *, lock: bool = False) -> Product:
-    """Return the product; with `lock`, lock its row. Raises `ProductNotFound`."""
-    query = select(Product).where(Product.id == product_id, Product.deleted_time.is_(None))
+async def get_product(tx: AsyncSession, name: uuid.UUID | str, *, lock: bool = False) -> Product:
+    """Return the product with this id or slug; with `lock`, lock its row. Raises `ProductNotFound`."""
+    column = Product.slug if isinstance(name, str) else Product.id
+    query = select(Product).where(column == name, Product.deleted_time.is_(None))
     if product := await tx.scalar(query.with_for_update() if lock else query):
         return product
-    raise ProductNotFound(product=product_id)
-
-
-async def get_product_by_slug(tx: AsyncSession, slug: str) -> Product:
-    """Return the product. Raises `ProductNotFound`."""
-    if product := await tx.scalar(select(Product).where(Product.slug == slug, Product.deleted_time.is_(None))):
-        return product
-    raise ProductNotFound(product=slug)
+    raise ProductNotFound(product=name)
 
 
 async def update_product(tx: AsyncSession, product: Product, values: Mapping[str, Any]) -> Product:

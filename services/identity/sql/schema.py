@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKeyConstraint, LargeBinary, Text, UniqueConstraint, func
+from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, Text, UniqueConstraint, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -36,12 +36,9 @@ class Session(Base):
     """One sign-in and all refresh tokens that follow from it. A revoked session issues no more tokens."""
 
     __tablename__ = "sessions"
-    __table_args__ = (
-        ForeignKeyConstraint(["user_id"], ["users.id"], name="sessions_user_id_fkey", ondelete="CASCADE"),
-    )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
-    user_id: Mapped[uuid.UUID]
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     expire_time: Mapped[datetime]
     revoke_time: Mapped[datetime | None] = mapped_column(init=False)
@@ -51,14 +48,9 @@ class RefreshToken(Base):
     """A refresh token, stored as its SHA-256 only: a reader of the table cannot use it."""
 
     __tablename__ = "refresh_tokens"
-    __table_args__ = (
-        ForeignKeyConstraint(
-            ["session_id"], ["sessions.id"], name="refresh_tokens_session_id_fkey", ondelete="CASCADE"
-        ),
-    )
 
     hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
-    session_id: Mapped[uuid.UUID]
+    session_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     expire_time: Mapped[datetime]
     used_time: Mapped[datetime | None] = mapped_column(init=False)

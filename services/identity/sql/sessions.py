@@ -3,11 +3,16 @@
 import uuid
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.chassis.data.cleanup import Cleanup
 from services.identity.sql.schema import RefreshToken, Session, User
+
+DELETE_EXPIRED = Cleanup(
+    "sessions", "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expire_time < now() LIMIT :most)"
+)
 
 
 async def insert_session(tx: AsyncSession, session_id: uuid.UUID, user_id: uuid.UUID, *, seconds: int) -> Session:
@@ -18,14 +23,9 @@ async def insert_session(tx: AsyncSession, session_id: uuid.UUID, user_id: uuid.
 
 async def find_live_session(tx: AsyncSession, session_id: uuid.UUID) -> tuple[Session, User] | None:
     """Return the session and its user; None if the session was revoked or has expired."""
-    row = (
-        await tx.execute(
-            select(Session, User)
-            .join(User, User.id == Session.user_id)
-            .where(Session.id == session_id, Session.revoke_time.is_(None), Session.expire_time > func.now())
-        )
-    ).one_or_none()
-    return (row.Session, row.User) if row else None
+    query = select(Session, User).join(User, User.id == Session.user_id)
+    is_live = (Session.revoke_time.is_(None), Session.expire_time > func.now())
+    return (await tx.execute(query.where(Session.id == session_id, *is_live))).one_or_none()
 
 
 async def revoke_session(tx: AsyncSession, digest: bytes, *, only_if_used: bool) -> None:
@@ -41,13 +41,6 @@ async def revoke_session(tx: AsyncSession, digest: bytes, *, only_if_used: bool)
     )
 
 
-async def delete_expired_sessions(tx: AsyncSession, *, at_most: int) -> int:
-    """Delete expired sessions with their tokens and return their number."""
-    expired = select(Session.id).where(Session.expire_time < func.now()).limit(at_most)
-    deleted = await tx.scalars(delete(Session).where(Session.id.in_(expired)).returning(Session.id))
-    return len(deleted.all())
-
-
 async def insert_refresh_token(tx: AsyncSession, digest: bytes, session_id: uuid.UUID, expire_time: datetime) -> None:
     await tx.execute(insert(RefreshToken).values(hash=digest, session_id=session_id, expire_time=expire_time))
 
@@ -57,12 +50,6 @@ async def use_refresh_token(tx: AsyncSession, digest: bytes) -> tuple[uuid.UUID,
 
     One statement checks and marks, so concurrent calls cannot use one token twice.
     """
-    row = (
-        await tx.execute(
-            update(RefreshToken)
-            .where(RefreshToken.hash == digest, RefreshToken.used_time.is_(None), RefreshToken.expire_time > func.now())
-            .values(used_time=func.now())
-            .returning(RefreshToken.session_id, func.now().label("now"))
-        )
-    ).one_or_none()
-    return (row.session_id, row.now) if row else None
+    is_usable = (RefreshToken.used_time.is_(None), RefreshToken.expire_time > func.now())
+    use = update(RefreshToken).where(RefreshToken.hash == digest, *is_usable).values(used_time=func.now())
+    return (await tx.execute(use.returning(RefreshToken.session_id, func.now()))).one_or_none()

@@ -1,6 +1,7 @@
 """The table `users`."""
 
 import uuid
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -8,27 +9,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.db import violated_constraint
+from services.chassis.errors import Unauthenticated
 from services.identity.domain import EmailTaken
 from services.identity.sql.schema import EMAIL_KEY, User
 
 
-async def insert_user(
-    tx: AsyncSession,
-    user_id: uuid.UUID,
-    *,
-    email: str,
-    password_hash: str,
-    display_name: str,
-    role: str,
-    email_verified: bool = False,
-) -> User:
-    """Insert a row. Raises `EmailTaken`."""
-    values = {
-        "id": user_id, "email": email, "password_hash": password_hash, "display_name": display_name,
-        "roles": [role], "email_verified": email_verified,
-    }  # fmt: skip
+async def insert_user(tx: AsyncSession, **values: Any) -> User:
+    """Insert a row of these columns. Raises `EmailTaken`."""
     try:
-        return (await tx.scalars(insert(User).values(values).returning(User))).one()
+        return (await tx.scalars(insert(User).values(**values).returning(User))).one()
     except IntegrityError as error:
         if violated_constraint(error) == EMAIL_KEY:
             raise EmailTaken() from error
@@ -36,12 +25,10 @@ async def insert_user(
 
 
 async def get_user(tx: AsyncSession, user_id: uuid.UUID) -> User:
-    """Return a user that exists."""
-    return await tx.get_one(User, user_id)
-
-
-async def find_user(tx: AsyncSession, user_id: uuid.UUID) -> User | None:
-    return await tx.get(User, user_id)
+    """Return the user. Raises `Unauthenticated` if the account was deleted."""
+    if user := await tx.get(User, user_id):
+        return user
+    raise Unauthenticated()
 
 
 async def find_user_by_email(tx: AsyncSession, email: str) -> User | None:

@@ -1,6 +1,5 @@
 """The rules of keys, sessions and settings, without a database."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,11 +13,6 @@ from services.identity.settings import Settings
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 LIFETIMES = Lifetimes()
-
-
-@dataclass(frozen=True)
-class Key:
-    sign_from: datetime
 
 
 def test_the_very_first_key_signs_at_once() -> None:
@@ -41,9 +35,9 @@ def test_an_overdue_key_is_published_for_its_whole_lead() -> None:
 
 
 def test_the_newest_key_that_may_sign_signs() -> None:
-    old, current, coming = Key(NOW - DAY), Key(NOW), Key(NOW + HOUR)
-    assert domain.choose_signing_key([coming, old, current], NOW) is current
-    assert domain.choose_signing_key([coming, old, current], NOW + HOUR) is coming
+    times = [NOW + HOUR, NOW - DAY, NOW]
+    assert domain.current_sign_from(times, NOW) == NOW
+    assert domain.current_sign_from(times, NOW + HOUR) == NOW + HOUR
 
 
 def test_a_key_stays_published_until_its_last_token_has_expired() -> None:
