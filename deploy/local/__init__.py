@@ -2,8 +2,8 @@
 
 `supervisor` is the only code that starts and watches parts of a mesh; the demo, the bench and the tests use it.
 `parts` lists the parts. `location` has the folder, the secrets and the addresses of one mesh, `ports` its ports.
-`probes` ask whether a part is ready. `files`, `postgres` and `wheels` prepare the servers. `control` runs the supervisor
-as a process of its own.
+`probes` ask whether a part is ready. `files`, `postgres` and `wheels` prepare the servers. `control` runs the
+supervisor as a process of its own.
 
 For people: `python -m deploy.local up`. For programs:
 
