@@ -16,21 +16,31 @@ from services.chassis.events import outbox, subscriber
 from tests.support.infra import Infra
 
 _numbers = itertools.count()
+_EMPTY = """
+DROP SCHEMA public CASCADE;
+CREATE SCHEMA public;
+GRANT USAGE ON SCHEMA public TO PUBLIC;
+"""
+
+
+@pytest.fixture(scope="session")
+def database_name(infra: Infra) -> str:
+    """One database for all tests of the chassis; `db` empties it."""
+    infra.admin("CREATE DATABASE test_chassis")
+    return "test_chassis"
 
 
 @pytest.fixture
-async def db(infra: Infra) -> AsyncIterator[Database]:
-    name = f"test_chassis_{next(_numbers)}"
-    infra.admin(f"CREATE DATABASE {name}")
-    engine, sessions = databases.connect(infra.database_url(name), pool_size=20)
+async def db(infra: Infra, database_name: str) -> AsyncIterator[Database]:
+    engine, sessions = databases.connect(infra.database_url(database_name), pool_size=20)
     async with sessions.begin() as tx:
-        for statements in (outbox.TABLE, subscriber.TABLE, idempotency.TABLE, lease.TABLE):
+        for statements in (_EMPTY, outbox.TABLE, subscriber.TABLE, idempotency.TABLE, lease.TABLE):
             for statement in statements.split(";\n"):
                 if statement.strip():
                     await tx.execute(text(statement))
     yield sessions
     await engine.dispose()
-    infra.admin(f"DROP DATABASE {name} WITH (FORCE)")
+    infra.admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database_name}'")
 
 
 @pytest.fixture

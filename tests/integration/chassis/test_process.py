@@ -86,47 +86,37 @@ async def slow(infra: Infra) -> AsyncIterator[Slow]:
     await process.wait()
 
 
-async def test_call_in_flight_finishes_after_health_has_turned(slow: Slow) -> None:
-    async with asyncio.timeout(20):
-        await slow.turns(SERVING)
-        call = asyncio.ensure_future(slow.catalog.GetProduct(pb.GetProductRequest(product_id=PRODUCT), timeout=20))
-        await slow.prints("entered")
-        slow.process.send_signal(signal.SIGTERM)
-        await slow.turns(NOT_SERVING)
-        slow.health.cancel()
-        await slow.refuses_calls()
-        assert not call.done()
-        slow.finish("finished")
-        assert (await call).name == "finished"
-        await slow.prints("closed")
-        assert await slow.process.wait() == 0
-
-
-async def test_gateway_sees_the_drain_first_and_loses_no_call(slow: Slow) -> None:
-    request = pb.GetProductRequest(product_id=PRODUCT).SerializeToString()
-    path, frame = "/stampede.catalog.v1.CatalogService/GetProduct", struct.pack("!BI", 0, len(request)) + request
+async def test_drain_turns_health_first_and_loses_no_call(slow: Slow) -> None:
+    request = pb.GetProductRequest(product_id=PRODUCT)
+    body = request.SerializeToString()
+    path, frame = "/stampede.catalog.v1.CatalogService/GetProduct", struct.pack("!BI", 0, len(body)) + body
     async with asyncio.timeout(20):
         await slow.turns(SERVING)
         while await slow.answers("/healthz") != (200, b""):
             pass
-        call = asyncio.create_task(slow.answers(path, frame))
-        await slow.prints("entered")
+        over_grpc = asyncio.ensure_future(slow.catalog.GetProduct(request, timeout=20))
+        over_http = [asyncio.create_task(slow.answers(path, frame))]
+        for _ in range(2):
+            await slow.prints("entered")
         slow.process.send_signal(signal.SIGTERM)
         await slow.turns(NOT_SERVING)
         slow.health.cancel()
         # It still accepts calls, for a gateway that has not checked readiness yet.
         assert await slow.answers("/healthz") == (503, b"")
         assert await slow.answers("/livez") == (200, b"")
-        late = asyncio.create_task(slow.answers(path, frame))
+        over_http.append(asyncio.create_task(slow.answers(path, frame)))
         await slow.prints("entered")
+        await slow.refuses_calls()
         while (await slow.answers("/livez"))[0]:
             pass
-        assert not call.done()
-        slow.finish("finished")
-        slow.finish("finished")
-        product = pb.Product(id=PRODUCT, name="finished").SerializeToString()
-        whole = struct.pack("!BI", 0, len(product)) + product
-        assert (await call, await late) == ((200, whole), (200, whole))
+        assert not any(call.done() for call in (over_grpc, *over_http))
+        for _ in range(3):
+            slow.finish("finished")
+        product = pb.Product(id=PRODUCT, name="finished")
+        answer = product.SerializeToString()
+        assert await over_grpc == product
+        assert await asyncio.gather(*over_http) == 2 * [(200, struct.pack("!BI", 0, len(answer)) + answer)]
+        await slow.prints("closed")
         assert await slow.process.wait() == 0
 
 
