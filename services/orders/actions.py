@@ -1,7 +1,7 @@
-"""What customers and staff do with orders that were placed. `placing` places them, `saga/operators` helps stuck sagas.
+"""Reads and mutations of orders that were placed. `placing` places them, `saga/operators` helps stuck sagas.
 
-A mutation is one transaction that recognises a repeat by its request id. What takes other services is written for the
-order's saga, which carries it out, so that the order comes to one end whatever dies in between.
+A mutation is one transaction that recognises a repeat by its request id. Effects in other services are left to the
+order's saga, so that the order comes to one end whatever dies in between.
 """
 
 import asyncio

@@ -212,7 +212,7 @@ class Refund:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who or what moves an order, for its log."""
+    """The actor that moves an order, for its log."""
 
     name: str
     """`customer`, `staff:<user>`, `operator:<name>`, or the part of Stampede."""

@@ -29,7 +29,7 @@ async def hold_is_checked(shop: Shop, order_id: str) -> None:
     """Let the saga check now whether the order's hold must be extended."""
     await shop.rows(
         "orders",
-        "UPDATE sagas SET look_time = clock_timestamp(), next_time = clock_timestamp()"
+        "UPDATE sagas SET hold_check_time = clock_timestamp(), next_time = clock_timestamp()"
         f" WHERE order_id = '{order_id}' RETURNING order_id",
     )
 

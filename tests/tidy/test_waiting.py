@@ -9,7 +9,6 @@ _MAY_SLEEP = {
     "tests/support/infra.py": "polls a port until a server that just started listens on it",
     "tests/support/waiting.py": "polls databases and processes, which publish no event",
     "tests/integration/inventory/replicas.py": "has buyers come again and again, with a rest in between",
-    "tests/integration/orders/conftest.py": "polls the database until a saga has made progress",
     "tests/bench/rivals/celery_chain.py": "polls the results of chains, all that are under way at once",
     "tests/bench/shop.py": "polls the database until no saga is left",
     "tests/bench/measure/statements.py": "measures what is done in a time in which nothing is asked for",

@@ -1,4 +1,4 @@
-"""When to look at holds that are about to end, and whether more time was asked for."""
+"""When to check holds that are about to end, and whether they were extended."""
 
 from alembic import op
 
@@ -7,7 +7,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    # Sagas that are under way keep NULL: their holds end when they were to end.
+    # Running sagas keep NULL: their holds are not extended.
     op.execute("""
         ALTER TABLE sagas ADD COLUMN look_time timestamptz, ADD COLUMN extended boolean NOT NULL DEFAULT false
     """)

@@ -1,4 +1,4 @@
-"""What comes after the payment, lists of many orders, and sagas that people look at."""
+"""Shipments and refunds, lists of many orders, and sagas as operators see them."""
 
 from alembic import op
 
@@ -64,7 +64,7 @@ def upgrade() -> None:
         CREATE INDEX order_log_order ON order_log (order_id, id);
     """)
     op.execute(partitions.roll_function("order_log", role="orders"))
-    # What is older than the months that were just made finds one place, which goes when its last month does.
+    # Entries older than the months that were just made share one partition, which goes when its last month does.
     op.execute("""
         DO $$ DECLARE first date; old text; BEGIN
             SELECT date_trunc('month', min(create_time) AT TIME ZONE 'UTC') INTO first FROM old_order_log;

@@ -1,4 +1,4 @@
-"""What operators see of running sagas, and how they help those that are stuck."""
+"""Running sagas as operators see them, and the help for stuck ones."""
 
 import asyncio
 import uuid

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 STARTED = Counter("stampede_sagas_started_total", "Sagas that began in this process.", ["kind"])
 _FINISHED = Counter("stampede_sagas_finished_total", "Sagas that finished in this process.", ["kind", "state"])
 _COMPENSATED = Counter("stampede_sagas_compensated_total", "Sagas that reversed their steps.", ["kind"])
-_CLAIMED = Counter("stampede_sagas_claimed_total", "Sagas woken, or taken over from a process that died.")
+_CLAIMED = Counter("stampede_sagas_claimed_total", "Sagas claimed: paused until now, or left by a process that died.")
 
 _POLL_SECONDS = 0.25
 _CAUSE_MOST = 200

@@ -139,7 +139,7 @@ _MAKE_DUE = text("""
 
 
 async def claim_due(db: Database, most: int, *, slow: int) -> list[Saga]:
-    """Claims up to `most` sagas that are due: woken, paused until now, or left by a process that died.
+    """Claims up to `most` sagas that are due: paused until now, or left by a process that died.
 
     At most `slow` of them are provider-bound, and these come last.
     """
@@ -211,8 +211,8 @@ _LIST = text(f"""
 _ONE = text(f"{_VIEW} WHERE s.order_id = :id")
 _COUNT = text(f"""
     SELECT count(*) AS running, count(*) FILTER (WHERE {_STUCK}) AS stuck,
-        coalesce(extract(epoch FROM clock_timestamp() - min(s.progress_time)
-            FILTER (WHERE NOT coalesce({WAITS_FOR_CUSTOMER}, false))), 0)::float AS oldest
+        coalesce(clock_timestamp() - min(s.progress_time)
+            FILTER (WHERE NOT coalesce({WAITS_FOR_CUSTOMER}, false)), interval '0') AS oldest
     FROM sagas s JOIN orders o ON o.id = s.order_id
 """)  # noqa: S608
 
@@ -240,7 +240,7 @@ async def count(db: Database, *, stuck_seconds: float) -> tuple[int, int, float]
     """
     async with db() as tx:
         row = (await tx.execute(_COUNT, {"stuck": stuck_seconds})).one()
-    return row.running, row.stuck, row.oldest
+    return row.running, row.stuck, row.oldest.total_seconds()
 
 
 # --- rows and values ---

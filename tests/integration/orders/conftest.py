@@ -1,7 +1,6 @@
 """What the tests of orders share: a database, orders to write into it, and the other services, small and in memory."""
 
 import asyncio
-import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -45,6 +44,7 @@ from stampede.type.v1 import money_pb2, refusal_pb2
 from tests.support import tokens
 from tests.support.infra import Infra
 from tests.support.serving import serving
+from tests.support.waiting import until
 
 PRICE = Money("USD", 999)
 
@@ -102,15 +102,6 @@ async def published(db: Database, order_id: uuid.UUID) -> list[tuple[str, int]]:
     rows = await rows_of(db, "SELECT subject, payload FROM outbox ORDER BY id")
     events = [(subject, events_pb2.OrderChanged.FromString(bytes(payload))) for subject, payload in rows]
     return [(s.rpartition(".")[2], e.version) for s, e in events if e.order_id == str(order_id)]
-
-
-async def until(fact: Callable[[], Awaitable[Any]], *, seconds: float = 10.0) -> Any:
-    """Waits until `fact` returns something true, and returns it."""
-    deadline = time.monotonic() + seconds
-    while not (found := await fact()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.01)
-    return found
 
 
 @dataclass

@@ -30,10 +30,10 @@ from tests.integration.orders.conftest import (
     rows_of,
     run_sql,
     the_order,
-    until,
 )
 from tests.support import tokens
 from tests.support.serving import refusal
+from tests.support.waiting import until
 
 SALE_PRICE = Money("USD", 100)
 State = pb.Order.State

@@ -8,7 +8,8 @@ from services.chassis.events.outbox import Relay
 from services.orders import actions
 from services.orders.saga.plan import Saga, StepPending
 from services.orders.saga.worker import Worker
-from tests.integration.orders.conftest import an_order, place, until
+from tests.integration.orders.conftest import an_order, place
+from tests.support.waiting import until
 
 
 class SlowProvider:
