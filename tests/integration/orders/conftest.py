@@ -1,4 +1,4 @@
-"""What the tests of orders share: a database, orders to write into it, and the other services, small and in memory."""
+"""A database, orders to write into it, and small versions of the other services in memory."""
 
 import asyncio
 import uuid
@@ -51,7 +51,7 @@ PRICE = Money("USD", 999)
 
 @pytest.fixture(scope="session")
 async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) -> AsyncIterator[Database]:
-    """One for all tests here: to empty it costs a tenth of what a new one does."""
+    """One for all tests: to empty it costs a tenth of a new one."""
     infra.admin(f"CREATE DATABASE test_all_orders TEMPLATE {await template('orders')}")
     engine, sessions = connect(infra.database_url("test_all_orders"), pool_size=20)
     yield sessions
@@ -112,7 +112,7 @@ class Counted:
 
 @contextmanager
 def counted(db: Database) -> Iterator[Counted]:
-    """Transactions and statements on a database meanwhile."""
+    """Counts the transactions and statements on a database."""
     count, engine = Counted(), db.kw["bind"].sync_engine
 
     def begins(_connection: Any) -> None:
@@ -153,7 +153,7 @@ class FakeCatalog(catalog_grpc.SnapshotServiceServicer):
 
 
 class FakeInventory(inventory_grpc.ReservationServiceServicer):
-    """Units by sale or product; `away` refuses calls, `deaf` lets nobody hear the answer."""
+    """Units by sale or product; `unavailable` refuses calls, `loses_answers` fails after the effect."""
 
     def __init__(self) -> None:
         self.units: Counter[str] = Counter()
@@ -162,13 +162,13 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         self.asked: dict[str, Any] = {}
         self.extended: set[str] = set()
         self.not_live: dict[str, str] = {}
-        """States of sales that do not run."""
+        """States of sales that are not live."""
         self.product_of: dict[str, str] = {}
-        """The products of sales, where a test cares."""
-        self.regulars: set[str] = set()
-        """Customers who have had all that one may have."""
+        """The products of sales, if a test needs them."""
+        self.at_limit: set[str] = set()
+        """Customers at the limit."""
         self.calls: Counter[str] = Counter()
-        self.away = self.deaf = False
+        self.unavailable = self.loses_answers = False
 
     def add(self, units: int, *, sale: Money | None = None, key: uuid.UUID | None = None) -> uuid.UUID:
         id_ = key or ids.new()
@@ -179,14 +179,14 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
 
     async def _begin(self, name: str, context: Any) -> None:
         self.calls[name] += 1
-        if self.away:
+        if self.unavailable:
             raise Unavailable(part="here")
 
     async def BatchReserve(self, request: Any, context: Any) -> Any:
         await self._begin("BatchReserve", context)
         assert len({hold.id for hold in request.holds}) == len(request.holds), "an id twice in a batch"
         outcomes = [self._reserve(hold) for hold in request.holds]
-        if self.deaf:
+        if self.loses_answers:
             raise Unavailable(part="here")
         return inventory_pb.BatchReserveResponse(outcomes=outcomes)
 
@@ -204,7 +204,7 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
                 if line.flash_sale_id:
                     return _refused(9, "SOLD_OUT", flashSaleId=line.flash_sale_id, remaining="0")
                 return _refused(9, "OUT_OF_STOCK", productId=line.product_id)
-            if hold.customer_id in self.regulars and line.flash_sale_id:
+            if hold.customer_id in self.at_limit and line.flash_sale_id:
                 return _refused(9, "CUSTOMER_LIMIT", flashSaleId=line.flash_sale_id, limit="1")
         reservation = inventory_pb.Reservation(id=hold.id, state=inventory_pb.Reservation.HELD)
         reservation.expire_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=600))
@@ -260,20 +260,20 @@ def _refused(code: int, reason: str, **metadata: str) -> Any:
 
 
 class FakePayments(payments_grpc.ChargeServiceServicer):
-    """`pm_declined` is declined, `pm_slow` under way; without a method the customer pays by hand."""
+    """`pm_declined` is declined, `pm_slow` stays in progress; without a method the customer pays in the browser."""
 
     def __init__(self) -> None:
         self.payments: dict[str, Any] = {}
         self.calls: Counter[str] = Counter()
-        self.away = False
+        self.unavailable = False
         self.answers = asyncio.Event()
-        """Cleared, calls wait."""
+        """While cleared, calls wait."""
         self.answers.set()
 
     async def _begin(self, name: str, context: Any) -> None:
         self.calls[name] += 1
         await self.answers.wait()
-        if self.away:
+        if self.unavailable:
             raise Unavailable(part="here")
 
     def _payment(self, item: Any, state: str) -> Any:
@@ -399,7 +399,7 @@ async def shop(db: Database) -> AsyncIterator[Shop]:
 
 
 class listening:
-    """Servicers behind the real guard, on a port of the system's choice; gives the address."""
+    """Servicers behind the real guard on a free port; yields the address."""
 
     def __init__(self, service: str, register: Callable[[Any], None]) -> None:
         from services.chassis.server.guard import Guard

@@ -114,7 +114,7 @@ QUERIES = {
 
 @pytest.mark.parametrize("deep", [False, True], ids=["first page", "a page far back"])
 @pytest.mark.parametrize(("query", "blocks_most"), QUERIES.values(), ids=QUERIES)
-async def test_a_page_walks_an_index_and_never_far(
+async def test_page_walks_an_index_and_never_far(
     million: Database, query: OrderFilter, blocks_most: int, deep: bool
 ) -> None:
     seconds = ORDERS // 2 + 3600 if query.since else ORDERS // 3
@@ -128,7 +128,7 @@ async def test_a_page_walks_an_index_and_never_far(
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= blocks_most
 
 
-async def test_the_rare_among_the_many_are_all_found_though_pages_are_short(million: Database) -> None:
+async def test_rare_orders_are_all_found_although_pages_are_short(million: Database) -> None:
     query = OrderFilter(
         customer_id=number(1), state=State.FAILED, since=MIDDLE, until=MIDDLE + timedelta(seconds=20_000)
     )
@@ -144,5 +144,5 @@ async def test_the_rare_among_the_many_are_all_found_though_pages_are_short(mill
     assert pages <= 7
 
 
-async def test_the_latest_ids_are_found_by_an_index(million: Database) -> None:
+async def test_latest_ids_are_found(million: Database) -> None:
     assert await order_lists.recent_ids(million, 3) == [number(ORDERS), number(ORDERS - 1), number(ORDERS - 2)]

@@ -1,4 +1,4 @@
-"""Placing over gRPC, beside real servers of small neighbours: prices, refusals, repeats, crashes."""
+"""Placing over gRPC, with small versions of the other services: prices, refusals, repeats, crashes."""
 
 import asyncio
 import uuid
@@ -63,7 +63,7 @@ async def orders_written(shop: Shop) -> int:
     return len(await rows_of(shop.db, "SELECT 1 FROM orders"))
 
 
-async def test_an_order_is_placed_paid_and_logged(shop: Shop) -> None:
+async def test_order_is_placed_paid_and_logged(shop: Shop) -> None:
     product = stocked(shop)
     order = await shop.place(wanting((product, 2, None)))
     assert (order.state, order.total.minor_units, order.customer_id) == (State.PENDING, 1998, str(shop.customer))
@@ -80,7 +80,7 @@ async def test_an_order_is_placed_paid_and_logged(shop: Shop) -> None:
     assert await published(shop.db, id_) == [("placed", 1), ("paid", 2)]
 
 
-async def test_flash_lines_cost_what_the_sale_says_and_others_what_the_catalog_says(shop: Shop) -> None:
+async def test_flash_lines_have_the_sale_price_and_others_the_catalogs(shop: Shop) -> None:
     (flash, sale), plain = on_sale(shop), stocked(shop)
     order = await shop.place(wanting((flash, 3, sale), (plain, 2, None)))
     assert [line.unit_price.minor_units for line in order.lines] == [100, 999]
@@ -90,8 +90,8 @@ async def test_flash_lines_cost_what_the_sale_says_and_others_what_the_catalog_s
     assert (await shop.ended(order.id)).total == order.total
 
 
-async def test_one_product_in_two_spellings_is_still_one_product(shop: Shop) -> None:
-    """Else the ordinary line would be sold at the sale's price."""
+async def test_one_product_in_two_spellings_is_refused(shop: Shop) -> None:
+    """Otherwise the ordinary line would be sold at the sale price."""
     flash, sale = on_sale(shop)
     shop.inventory.add(100, key=flash)
     request = wanting((flash, 1, sale), (flash, 50, None))
@@ -103,7 +103,7 @@ async def test_one_product_in_two_spellings_is_still_one_product(shop: Shop) -> 
     assert await orders_written(shop) == 0
 
 
-async def test_currencies_do_not_mix_and_the_hold_goes_back(shop: Shop) -> None:
+async def test_mixed_currencies_are_refused_and_the_hold_released(shop: Shop) -> None:
     dollars, yen = stocked(shop), stocked(shop, price=Money("JPY", 500))
     refused = await refusal(shop.place(wanting((dollars, 1, None), (yen, 1, None))))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "CURRENCY_MISMATCH")
@@ -111,7 +111,7 @@ async def test_currencies_do_not_mix_and_the_hold_goes_back(shop: Shop) -> None:
     assert await orders_written(shop) == 0
 
 
-async def test_an_order_that_no_provider_takes_goes_back(shop: Shop) -> None:
+async def test_order_above_the_payable_total_is_refused_and_released(shop: Shop) -> None:
     dear = stocked(shop, price=Money("USD", MINOR_UNITS_MAX))
     refused = await refusal(shop.place(wanting((dear, 2, None))))
     assert refused.reason == "ORDER_TOO_LARGE"
@@ -119,7 +119,7 @@ async def test_an_order_that_no_provider_takes_goes_back(shop: Shop) -> None:
     assert await orders_written(shop) == 0
 
 
-async def test_products_that_are_unknown_or_off_sale_cost_inventory_nothing(shop: Shop) -> None:
+async def test_unknown_or_inactive_products_cost_no_call_of_inventory(shop: Shop) -> None:
     off = shop.catalog.add(active=False)
     assert (await refusal(shop.place(wanting((off, 1, None))))).reason == "PRODUCT_NOT_ACTIVE"
     unknown = await refusal(shop.place(wanting((ids.new(), 1, None))))
@@ -127,7 +127,7 @@ async def test_products_that_are_unknown_or_off_sale_cost_inventory_nothing(shop
     assert shop.inventory.calls == Counter()
 
 
-async def test_inventorys_refusals_come_through_as_they_are(shop: Shop) -> None:
+async def test_refusals_of_inventory_are_passed_on(shop: Shop) -> None:
     product = stocked(shop, units=1)
     refused = await refusal(shop.place(wanting((product, 2, None))))
     assert (refused.code, refused.reason, refused.domain) == (
@@ -139,7 +139,9 @@ async def test_inventorys_refusals_come_through_as_they_are(shop: Shop) -> None:
     assert await orders_written(shop) == 0
 
 
-async def test_once_a_sale_is_sold_out_nobody_else_is_asked(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sold_out_sale_costs_no_second_service_and_no_database(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     product, sale = on_sale(shop, units=1)
     first = wanting((product, 1, sale))
     order = await shop.place(first)
@@ -155,13 +157,11 @@ async def test_once_a_sale_is_sold_out_nobody_else_is_asked(shop: Shop, monkeypa
 
     assert shop.inventory.calls["BatchReserve"] == asked
     assert count.statements == 0
-    assert (await shop.place(first)).id == order.id  # a repeat finds its order all the same
+    assert (await shop.place(first)).id == order.id  # a repeat finds its order
 
 
 @pytest.mark.parametrize("state", ["SCHEDULED", "ENDED"])
-async def test_who_comes_too_early_or_too_late_hears_so_and_asks_nobody(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, state: str
-) -> None:
+async def test_sale_that_is_not_live_is_asked_for_once(shop: Shop, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     product, sale = on_sale(shop, units=1)
     shop.inventory.not_live[str(sale)] = state
     monkeypatch.setattr(sold_out_cache, "_SHORT_SECONDS", 60.0)
@@ -171,7 +171,7 @@ async def test_who_comes_too_early_or_too_late_hears_so_and_asks_nobody(
     assert shop.inventory.calls["BatchReserve"] == 1
 
 
-async def test_the_latch_opens_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sale_with_units_again_can_be_bought(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     product, sale = on_sale(shop, units=0)
     monkeypatch.setattr(sold_out_cache, "_SHORT_SECONDS", 0.0)
     assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
@@ -180,18 +180,20 @@ async def test_the_latch_opens_again(shop: Shop, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "asks", ["an unknown product", "over the limit", "inventory away", "another sold out", "too many"]
+    "asks", ["an unknown product", "over the limit", "inventory unavailable", "another sold out", "too many"]
 )
-async def test_whoever_asks_in_vain_whether_a_sale_has_units_again_leaves_it_to_the_next(shop: Shop, asks: str) -> None:
-    """One caller asks for all when the latch's moment is over. If that one hears nothing of the sale, somebody else
-    asks at once: else those who ask nonsense all the time keep a unit that came back from everybody."""
+async def test_request_without_an_answer_about_the_sale_keeps_no_unit_from_others(shop: Shop, asks: str) -> None:
+    """One request asks for all once an entry is too old. If its answer does not concern the sale, the next one asks.
+
+    Otherwise invalid requests, sent all the time, would keep a returned unit from everybody.
+    """
     now = 100.0
     shop.sold_out._clock = lambda: now
     (product, sale), (other, gone) = on_sale(shop, units=0), on_sale(shop, units=0)
-    regular = ids.new()
-    shop.inventory.regulars.add(str(regular))
-    for wish in ((product, 1, sale), (other, 1, gone)):
-        assert (await refusal(shop.place(wanting(wish)))).reason == "SOLD_OUT"
+    limited = ids.new()
+    shop.inventory.at_limit.add(str(limited))
+    for line in ((product, 1, sale), (other, 1, gone)):
+        assert (await refusal(shop.place(wanting(line)))).reason == "SOLD_OUT"
     now += 0.04
     assert (await refusal(shop.place(wanting((other, 1, gone))))).reason == "SOLD_OUT"
     now += 0.02
@@ -200,11 +202,11 @@ async def test_whoever_asks_in_vain_whether_a_sale_has_units_again_leaves_it_to_
     if asks == "an unknown product":
         assert (await refusal(shop.place(wanting((ids.new(), 1, sale))))).reason == "PRODUCT_NOT_FOUND"
     elif asks == "over the limit":
-        assert (await refusal(shop.place(wanting((product, 1, sale)), customer=regular))).reason == "CUSTOMER_LIMIT"
-    elif asks == "inventory away":
-        shop.inventory.away = True
+        assert (await refusal(shop.place(wanting((product, 1, sale)), customer=limited))).reason == "CUSTOMER_LIMIT"
+    elif asks == "inventory unavailable":
+        shop.inventory.unavailable = True
         assert (await refusal(shop.place(wanting((product, 1, sale))))).code == "UNAVAILABLE"
-        shop.inventory.away = False
+        shop.inventory.unavailable = False
     elif asks == "another sold out":
         refused = await refusal(shop.place(wanting((product, 1, sale), (other, 1, gone))))
         assert (refused.reason, refused.metadata["flashSaleId"]) == ("SOLD_OUT", str(gone))
@@ -213,15 +215,15 @@ async def test_whoever_asks_in_vain_whether_a_sale_has_units_again_leaves_it_to_
         refused = await refusal(shop.place(wanting((product, 1, sale), (plain, 2, None))))
         assert refused.reason == "OUT_OF_STOCK"
 
-    if asks == "over the limit":  # which means that there are units: nobody has to wait for another's answer
+    if asks == "over the limit":  # that answer shows that there are units
         await asyncio.gather(*(shop.place(wanting((product, 1, sale))) for _ in range(2)))
     else:
         for _ in range(2):
             await shop.place(wanting((product, 1, sale)))
 
 
-async def test_who_names_the_sale_of_another_product_opens_it_for_nobody(shop: Shop) -> None:
-    """Else one who sends nonsense, again and again, lets the whole crowd through to inventory."""
+async def test_request_for_another_products_sale_opens_nothing(shop: Shop) -> None:
+    """Otherwise invalid requests, sent again and again, would let everybody through to inventory."""
     now = 100.0
     shop.sold_out._clock = lambda: now
     (product, sale), other = on_sale(shop, units=0), stocked(shop)
@@ -235,29 +237,27 @@ async def test_who_names_the_sale_of_another_product_opens_it_for_nobody(shop: S
         assert shop.sold_out.refusal([sale])
 
 
-async def test_with_inventory_away_nothing_is_written(shop: Shop) -> None:
+async def test_unavailable_inventory_writes_nothing(shop: Shop) -> None:
     product = stocked(shop)
-    shop.inventory.away = True
+    shop.inventory.unavailable = True
     refused = await refusal(shop.place(wanting((product, 1, None))))
     assert (refused.code, refused.retry_seconds) == ("UNAVAILABLE", 1)
     assert await rows_of(shop.db, "SELECT 1 FROM orders UNION ALL SELECT 1 FROM outbox") == []
 
 
-async def test_with_payments_away_an_order_is_placed_and_ends_later(shop: Shop) -> None:
+async def test_unavailable_payments_let_an_order_finish_later(shop: Shop) -> None:
     product = stocked(shop)
-    shop.payments.away = True
+    shop.payments.unavailable = True
     order = await shop.place(wanting((product, 1, None)))
     assert order.state == State.PENDING
     await shop.worker.drain(10)
-    shop.payments.away = False
+    shop.payments.unavailable = False
     await run_sql(shop.db, "UPDATE sagas SET next_time = now()")
     shop.carry_on()
     assert (await shop.ended(order.id)).state == State.PAID
 
 
-async def test_beyond_the_backlog_orders_are_refused_and_repeats_find_theirs(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_backlog_refuses_new_orders_and_finds_repeats(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is held for a refused order. The repeat may come to a process that did not place the order."""
     product = stocked(shop)
     first = wanting((product, 1, None))
@@ -289,13 +289,13 @@ async def test_beyond_the_backlog_orders_are_refused_and_repeats_find_theirs(
     assert (await shop.place(wanting((product, 1, None)))).state == State.PENDING
 
 
-async def test_a_hold_whose_answer_was_lost_is_found_by_the_repeat(shop: Shop) -> None:
+async def test_repeat_finds_a_hold_whose_answer_was_lost(shop: Shop) -> None:
     product, request = stocked(shop), None
     request = wanting((product, 1, None))
-    shop.inventory.deaf = True
+    shop.inventory.loses_answers = True
     assert (await refusal(shop.place(request))).code == "UNAVAILABLE"
     assert (len(shop.inventory.held), await orders_written(shop)) == (1, 0)
-    shop.inventory.deaf = False
+    shop.inventory.loses_answers = False
 
     order = await shop.place(request)
 
@@ -303,9 +303,7 @@ async def test_a_hold_whose_answer_was_lost_is_found_by_the_repeat(shop: Shop) -
     assert shop.inventory.units[str(product)] == 9
 
 
-async def test_orders_dying_between_hold_and_insert_leaves_the_hold_to_the_repeat(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_repeat_finds_a_hold_of_a_process_that_died(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     product = stocked(shop)
     request, written = wanting((product, 1, None)), combined.place
 
@@ -324,12 +322,12 @@ async def test_orders_dying_between_hold_and_insert_leaves_the_hold_to_the_repea
 
 
 @pytest.mark.parametrize("state", ["RELEASED", "EXPIRED"])
-async def test_a_repeat_that_comes_after_the_hold_ended_is_told_so(shop: Shop, state: str) -> None:
+async def test_repeat_after_the_hold_ended_is_refused(shop: Shop, state: str) -> None:
     product = stocked(shop)
     request = wanting((product, 1, None))
-    shop.inventory.deaf = True
+    shop.inventory.loses_answers = True
     await refusal(shop.place(request))
-    shop.inventory.deaf = False
+    shop.inventory.loses_answers = False
     (reservation,) = shop.inventory.held.values()
     reservation.state = inventory_pb.Reservation.State.Value(state)
 
@@ -339,7 +337,7 @@ async def test_a_repeat_that_comes_after_the_hold_ended_is_told_so(shop: Shop, s
     assert await orders_written(shop) == 0
 
 
-async def test_a_repeat_of_an_order_that_has_ended_finds_it_as_it_is_now(shop: Shop) -> None:
+async def test_repeat_finds_an_ended_order_as_it_is_now(shop: Shop) -> None:
     product, sale = on_sale(shop, units=1)
     request = wanting((product, 1, sale), payment_method="pm_declined")
     order = await shop.place(request)
@@ -352,8 +350,8 @@ async def test_a_repeat_of_an_order_that_has_ended_finds_it_as_it_is_now(shop: S
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["by this process", "by another"])
-async def test_a_repeat_finds_its_order_though_the_price_has_risen_beyond_bounds(shop: Shop, known: bool) -> None:
-    """It must not give back the hold of the order that was placed at the old price."""
+async def test_repeat_finds_its_order_although_the_price_has_risen(shop: Shop, known: bool) -> None:
+    """It must not release the hold of the order that was placed at the old price."""
     product = stocked(shop)
     request = wanting((product, 2, None), payment_method="")
     order = await shop.place(request)
@@ -368,7 +366,7 @@ async def test_a_repeat_finds_its_order_though_the_price_has_risen_beyond_bounds
     assert shop.inventory.state(order.id) == "HELD"
 
 
-async def test_a_repeat_finds_its_order_though_the_product_is_off_sale(shop: Shop) -> None:
+async def test_repeat_finds_its_order_although_the_product_is_inactive(shop: Shop) -> None:
     product = stocked(shop)
     request = wanting((product, 2, None))
     order = await shop.place(request)
@@ -377,7 +375,7 @@ async def test_a_repeat_finds_its_order_though_the_product_is_off_sale(shop: Sho
     assert (await shop.place(request)).id == order.id
 
 
-async def test_a_request_id_stands_for_one_order(shop: Shop) -> None:
+async def test_request_id_names_one_order(shop: Shop) -> None:
     product = stocked(shop)
     request = wanting((product, 1, None))
     await shop.place(request)
@@ -396,7 +394,7 @@ async def test_a_request_id_stands_for_one_order(shop: Shop) -> None:
     assert await orders_written(shop) == 2
 
 
-async def test_the_same_request_eight_times_at_once_is_one_order_and_one_hold(shop: Shop) -> None:
+async def test_eight_concurrent_repeats_are_one_order_and_one_hold(shop: Shop) -> None:
     product = stocked(shop)
     request = wanting((product, 1, None))
     answers = await asyncio.gather(*(shop.place(request) for _ in range(8)))
@@ -406,8 +404,8 @@ async def test_the_same_request_eight_times_at_once_is_one_order_and_one_hold(sh
     assert await orders_written(shop) == 1
 
 
-async def test_two_orders_under_one_request_id_at_once_do_not_share_a_hold(shop: Shop) -> None:
-    """Else one could have what is sold out, on the hold of something else."""
+async def test_concurrent_orders_under_one_request_id_share_no_hold(shop: Shop) -> None:
+    """Otherwise a customer could get a sold-out product on the hold of another."""
     scarce, plenty = stocked(shop, units=0), stocked(shop)
     for _ in range(5):
         id_ = str(uuid.uuid4())
@@ -431,7 +429,7 @@ async def test_without_a_payment_method_the_answer_carries_the_client_secret(sho
     assert (order.state, order.payment.client_secret) == (State.PAID, "")
 
 
-async def test_who_likes_to_wait_gets_the_end(shop: Shop) -> None:
+async def test_prefer_wait_returns_the_end(shop: Shop) -> None:
     product = stocked(shop)
     order = await shop.place(wanting((product, 1, None), prefer_wait=Duration(seconds=10)))
     assert order.state == State.PAID
@@ -442,23 +440,21 @@ async def test_who_likes_to_wait_gets_the_end(shop: Shop) -> None:
     assert shop.inventory.state(declined.id) == "RELEASED"
 
 
-async def test_who_waited_long_enough_gets_the_order_as_it_is(shop: Shop) -> None:
+async def test_prefer_wait_returns_the_order_when_its_time_is_over(shop: Shop) -> None:
     product = stocked(shop)
     wait = Duration(nanos=50_000_000)
     order = await shop.place(wanting((product, 1, None), payment_method="", prefer_wait=wait))
     assert order.state == State.PENDING
 
 
-async def test_where_too_many_watch_who_likes_to_wait_gets_the_order_at_once(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is placed, and will be paid: nobody may be told that it was refused."""
+async def test_prefer_wait_returns_at_once_if_too_many_watch(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order is placed and will be paid, so the call must not be refused."""
     monkeypatch.setattr(shop.watch, "_watchers_max", 0)
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method="", prefer_wait=Duration(seconds=10)))
     assert order.state == State.PENDING
 
 
-async def test_a_pending_order_can_be_cancelled_once_and_for_all(shop: Shop) -> None:
+async def test_cancelled_pending_order_stays_cancelled(shop: Shop) -> None:
     product = stocked(shop)
     order = await shop.place(wanting((product, 1, None), payment_method=""))
     me = tokens.as_user(shop.customer)
@@ -476,7 +472,7 @@ async def test_a_pending_order_can_be_cancelled_once_and_for_all(shop: Shop) -> 
     assert (shop.inventory.state(order.id), shop.payments.state(order.id)) == ("RELEASED", "CANCELLED")
 
 
-async def test_a_paid_order_cannot_be_cancelled(shop: Shop) -> None:
+async def test_paid_order_cannot_be_cancelled_by_its_customer(shop: Shop) -> None:
     order = await shop.place(wanting((stocked(shop), 1, None), prefer_wait=Duration(seconds=10)))
     refused = await refusal(
         shop.orders.CancelOrder(pb.CancelOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
@@ -490,7 +486,7 @@ async def a_paid_order(shop: Shop) -> pb.Order:
     return order
 
 
-async def test_a_customer_who_cancels_too_late_does_not_take_the_refund_from_its_process(shop: Shop) -> None:
+async def test_late_cancellation_does_not_claim_a_running_refund(shop: Shop) -> None:
     order = await a_paid_order(shop)
     async with shop.db.begin() as tx:
         known = await orders.read(tx, uuid.UUID(order.id), lock=True)
@@ -506,10 +502,10 @@ async def test_a_customer_who_cancels_too_late_does_not_take_the_refund_from_its
 
 
 @pytest.mark.parametrize("staff", [True, False])
-async def test_an_order_that_is_paid_while_it_is_cancelled_is_cancelled_as_a_paid_one(
+async def test_order_that_is_paid_during_its_cancellation_counts_as_paid(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, staff: bool
 ) -> None:
-    """Read as pending, and its saga gone: the request id must not stand for a cancellation that nobody carries out."""
+    """Read as pending, but its saga has finished: the request id must not name a cancellation that never happens."""
     order = await a_paid_order(shop)
     known = await the_order(shop.db, order.id)
 
@@ -529,8 +525,8 @@ async def test_an_order_that_is_paid_while_it_is_cancelled_is_cancelled_as_a_pai
     assert not await rows_of(shop.db, "SELECT FROM requests")
 
 
-async def test_who_cancels_after_the_money_has_moved_hears_so_each_time(shop: Shop) -> None:
-    """Also staff, for whom a paid order is one that could be cancelled: this request did not."""
+async def test_cancellation_after_the_money_has_moved_is_refused_each_time(shop: Shop) -> None:
+    """Also for staff, who may cancel a paid order: this request did not."""
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method=""))
     shop.payments.set_state(order.id, "SUCCEEDED")
     request, staff = pb.CancelOrderRequest(order_id=order.id, request_id=str(uuid.uuid4())), tokens.as_staff()
@@ -540,7 +536,7 @@ async def test_who_cancels_after_the_money_has_moved_hears_so_each_time(shop: Sh
     assert (await the_order(shop.db, order.id)).state is OrderState.PAID
 
 
-async def test_a_watcher_sees_an_order_through_to_its_end(shop: Shop) -> None:
+async def test_watch_ends_when_the_order_is_settled(shop: Shop) -> None:
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method=""))
     async with asyncio.timeout(10):
         stream = shop.orders.WatchOrder(pb.WatchOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
@@ -558,7 +554,7 @@ async def _rest(stream: Any) -> Any:
         yield message
 
 
-async def test_orders_are_listed_newest_first_in_pages_and_only_ones_own(shop: Shop) -> None:
+async def test_list_has_own_orders_newest_first_in_pages(shop: Shop) -> None:
     product, me = stocked(shop, units=100), tokens.as_user(shop.customer)
     placed = [(await shop.place(wanting((product, 1, None), payment_method=""))).id for _ in range(5)]
     await shop.place(wanting((product, 1, None)), customer=ids.new())
@@ -577,7 +573,7 @@ async def test_orders_are_listed_newest_first_in_pages_and_only_ones_own(shop: S
     assert list(page.orders) == []
 
 
-async def test_staff_sees_everybodys_orders_and_strangers_none(shop: Shop) -> None:
+async def test_staff_see_every_order_and_strangers_none(shop: Shop) -> None:
     order = await shop.place(wanting((stocked(shop), 1, None)))
     request = pb.GetOrderRequest(order_id=order.id)
     assert (await shop.orders.GetOrder(request, metadata=tokens.as_staff())).id == order.id
@@ -586,7 +582,7 @@ async def test_staff_sees_everybodys_orders_and_strangers_none(shop: Shop) -> No
 
 
 async def a_hold_about_to_end(shop: Shop, order_id: str) -> None:
-    """As if the customer had come ten minutes ago."""
+    """As if the order had been placed ten minutes ago."""
     id_ = uuid.UUID(order_id)
     await run_sql(shop.db, "UPDATE orders SET hold_expire_time = now() + interval '29 seconds' WHERE id = :id", id=id_)
     await run_sql(shop.db, "UPDATE sagas SET hold_check_time = now(), next_time = now() WHERE order_id = :id", id=id_)
@@ -599,7 +595,7 @@ async def seen_by_its_customer(shop: Shop, order_id: str) -> pb.Order:
 
 
 @pytest.mark.parametrize("how", ["pm_slow", ""], ids=["the provider", "the bank"])
-async def test_while_somebody_is_at_work_on_the_payment_the_hold_is_extended_once(shop: Shop, how: str) -> None:
+async def test_hold_is_extended_once_while_the_payment_is_in_progress(shop: Shop, how: str) -> None:
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method=how))
     await shop.worker.drain(10)
     if not how:
@@ -620,7 +616,7 @@ async def test_while_somebody_is_at_work_on_the_payment_the_hold_is_extended_onc
     assert shop.inventory.calls["BatchExtend"] == 1
 
 
-async def test_nothing_is_kept_longer_for_a_customer_who_has_not_begun_to_pay(shop: Shop) -> None:
+async def test_hold_is_not_extended_for_a_customer_who_has_not_begun_to_pay(shop: Shop) -> None:
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method=""))
     await shop.worker.drain(10)
     charged = shop.payments.calls["BatchCharge"]
@@ -637,7 +633,7 @@ async def test_nothing_is_kept_longer_for_a_customer_who_has_not_begun_to_pay(sh
     assert (now.state, now.etag) == (State.PENDING, order.etag)
 
 
-async def test_a_paid_order_alone_takes_three_transactions_at_most(shop: Shop) -> None:
+async def test_single_paid_order_takes_at_most_three_transactions(shop: Shop) -> None:
     product = stocked(shop)
     request = wanting((product, 1, None))
     with counted(shop.db) as count:
@@ -663,7 +659,7 @@ async def fifty_at_once(shop: Shop, product: uuid.UUID) -> None:
     await asyncio.gather(*(shop.placer.place(a_draft(RequestedLine(product, 1, None))) for _ in range(50)))
 
 
-async def test_fifty_orders_at_once_cost_less_each_than_one(shop: Shop) -> None:
+async def test_fifty_concurrent_orders_cost_less_each_than_one(shop: Shop) -> None:
     product = stocked(shop, units=1000)
     await shop.place(wanting((product, 1, None)))  # channels, pools and caches are warm
     await shop.worker.drain(10)
@@ -674,7 +670,7 @@ async def test_fifty_orders_at_once_cost_less_each_than_one(shop: Shop) -> None:
         await fifty_at_once(shop, product)
         await shop.worker.drain(10)
 
-    # Placing and paying together; alone, an order takes two.
+    # To place and to pay; a single order takes two.
     assert count.transactions / 50 <= 0.5
     assert sum(shop.inventory.calls.values()) / 50 <= 0.5
     assert shop.payments.calls["BatchCharge"] / 50 <= 0.5
@@ -682,7 +678,7 @@ async def test_fifty_orders_at_once_cost_less_each_than_one(shop: Shop) -> None:
     assert await rows_of(shop.db, "SELECT 1 FROM sagas") == []
 
 
-async def test_placing_fifty_orders_at_once_takes_half_a_transaction_each(
+async def test_fifty_concurrent_orders_take_half_a_transaction_each_to_place(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     product = stocked(shop, units=1000)

@@ -1,4 +1,4 @@
-"""Orders and sagas in PostgreSQL: one order per request, one owner per saga, a log that leaves nothing out."""
+"""Orders and sagas in PostgreSQL: one order for each request, one lease for each saga, and a complete log."""
 
 import asyncio
 import uuid
@@ -50,7 +50,7 @@ async def claim_due(db: Database, most: int = 5) -> list[Saga]:
 
 
 async def due(db: Database, *order_ids: uuid.UUID) -> None:
-    """Lets leases and pauses run out, without waiting for it."""
+    """Has leases and pauses end now."""
     await run_sql(
         db, "UPDATE sagas SET next_time = now() - interval '1 second' WHERE order_id = ANY(:i)", i=list(order_ids)
     )
@@ -83,7 +83,7 @@ async def note_payment(db: Database, order_id: uuid.UUID) -> None:
         await sagas.note_payments(tx, [order_id])
 
 
-async def test_a_batch_of_new_and_known_orders_answers_each_in_its_place(db: Database) -> None:
+async def test_batch_of_new_and_known_orders_returns_each_in_its_place(db: Database) -> None:
     (known,) = await placed(db)
     # The period of a derived id has ended: the same request comes under another id.
     same_request = an_order(customer_id=known.customer_id, request_id=known.request_id)
@@ -100,7 +100,7 @@ async def test_a_batch_of_new_and_known_orders_answers_each_in_its_place(db: Dat
         assert await published(db, order.id) == [("placed", 1)]
 
 
-async def test_an_order_that_stands_twice_in_a_batch_is_placed_once(db: Database) -> None:
+async def test_order_that_stands_twice_in_a_batch_is_placed_once(db: Database) -> None:
     order, neighbour = an_order(), an_order()
 
     answers = await place(db, order, neighbour, replace(order, digest=b"other" * 6))
@@ -110,9 +110,9 @@ async def test_an_order_that_stands_twice_in_a_batch_is_placed_once(db: Database
     assert await published(db, order.id) == [("placed", 1)]
 
 
-async def test_one_request_sent_ten_times_at_once_is_one_order_and_one_event(db: Database) -> None:
+async def test_ten_concurrent_repeats_are_one_order_and_one_event(db: Database) -> None:
     order = an_order()
-    others = [replace(order, id=ids.new()) for _ in range(2)]  # as around the end of an id's period
+    others = [replace(order, id=ids.new()) for _ in range(2)]  # as when the period of a derived id ends
 
     answers = await asyncio.gather(*(place(db, o) for o in ([order] * 8 + others)))
 
@@ -122,7 +122,7 @@ async def test_one_request_sent_ten_times_at_once_is_one_order_and_one_event(db:
     assert len(await rows_of(db, "SELECT 1 FROM order_log")) == 1
 
 
-async def test_an_order_comes_back_as_it_was_written(db: Database) -> None:
+async def test_order_is_read_as_it_was_written(db: Database) -> None:
     (new,) = await placed(db)
     found, unknown = await orders.find_by_requests(
         db, [(new.customer_id, new.request_id), (new.customer_id, uuid.uuid4())]
@@ -133,7 +133,7 @@ async def test_an_order_comes_back_as_it_was_written(db: Database) -> None:
     assert found == await the_order(db, new.id)
 
 
-async def test_an_end_moves_the_order_logs_it_tells_it_and_forgets_the_saga(db: Database) -> None:
+async def test_end_moves_the_order_with_log_and_event_and_deletes_the_saga(db: Database) -> None:
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     saga.payment = replace(PAYMENT, state=PaymentState.SUCCEEDED)
@@ -148,7 +148,7 @@ async def test_an_end_moves_the_order_logs_it_tells_it_and_forgets_the_saga(db: 
     assert await rows_of(db, "SELECT 1 FROM sagas") == []
 
 
-async def test_who_was_overtaken_changes_nothing(db: Database) -> None:
+async def test_older_fencing_token_changes_nothing(db: Database) -> None:
     (new,) = await placed(db)
     stale, owner = await claimed(db, new.id), await claimed(db, new.id)
     before = await rows_of(db, "SELECT * FROM sagas"), await rows_of(db, "SELECT * FROM orders")
@@ -162,7 +162,7 @@ async def test_who_was_overtaken_changes_nothing(db: Database) -> None:
     assert not await pause(db, stale, 0.0)
 
 
-async def test_in_a_batch_only_the_overtaken_are_refused(db: Database) -> None:
+async def test_older_fencing_token_in_a_batch_concerns_no_neighbour(db: Database) -> None:
     orders = await placed(db, 3)
     own = [await claimed(db, o.id) for o in orders]
     await claimed(db, orders[1].id)
@@ -172,7 +172,7 @@ async def test_in_a_batch_only_the_overtaken_are_refused(db: Database) -> None:
     assert [(await the_order(db, o.id)).state for o in orders] == ["CANCELLED", "PENDING", "CANCELLED"]
 
 
-async def test_many_owners_who_finish_at_once_end_the_order_once(db: Database) -> None:
+async def test_concurrent_ends_of_one_order_happen_once(db: Database) -> None:
     (new,) = await placed(db)
     own = [await claimed(db, new.id) for _ in range(6)]
 
@@ -182,7 +182,7 @@ async def test_many_owners_who_finish_at_once_end_the_order_once(db: Database) -
     assert await published(db, new.id) == [("placed", 1), ("paid", 2)]
 
 
-async def test_two_workers_share_what_is_due_without_overlap(db: Database) -> None:
+async def test_concurrent_claims_share_due_sagas_without_overlap(db: Database) -> None:
     orders = await placed(db, 40, lease_seconds=0.0)
 
     batches = await asyncio.gather(*(claim_due(db, 15) for _ in range(4)))
@@ -193,7 +193,7 @@ async def test_two_workers_share_what_is_due_without_overlap(db: Database) -> No
     assert {saga.fencing_token for batch in batches for saga in batch} == {2}
 
 
-async def test_a_lease_keeps_others_away_until_it_ends(db: Database) -> None:
+async def test_leased_saga_is_claimed_once_the_lease_has_expired(db: Database) -> None:
     (new,) = await placed(db)
     assert await claim_due(db) == []
     assert 18 < await seconds_to_go(db, new.id) < 20.1
@@ -205,7 +205,7 @@ async def test_a_lease_keeps_others_away_until_it_ends(db: Database) -> None:
     assert await claim_due(db) == []
 
 
-async def test_a_saga_goes_on_from_where_it_was_saved(db: Database) -> None:
+async def test_saga_continues_from_its_checkpoint(db: Database) -> None:
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     saga.progress, saga.payment, saga.attempts = Progress(Phase.BACKWARD, 2, "RESERVATION_LOST"), PAYMENT, 3
@@ -217,7 +217,7 @@ async def test_a_saga_goes_on_from_where_it_was_saved(db: Database) -> None:
     assert (await the_order(db, new.id)).payment == PAYMENT
 
 
-async def test_what_is_shown_of_a_payment_raises_the_version_once(db: Database) -> None:
+async def test_payment_raises_the_version_of_its_order_once(db: Database) -> None:
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     saga.payment = PAYMENT
@@ -226,7 +226,7 @@ async def test_what_is_shown_of_a_payment_raises_the_version_once(db: Database) 
     assert (await the_order(db, new.id)).version == 2
 
 
-async def test_a_wish_reaches_a_waiting_saga_at_once_and_the_first_wish_stays(db: Database) -> None:
+async def test_cancel_reason_wakes_a_paused_saga_and_the_first_stays(db: Database) -> None:
     (new,) = await placed(db)
     await pause(db, await claimed(db, new.id), 600.0)
     await request_cancel(db, new.id, CANCELLED)
@@ -237,7 +237,7 @@ async def test_a_wish_reaches_a_waiting_saga_at_once_and_the_first_wish_stays(db
     assert saga.progress.cancel_reason == CANCELLED
 
 
-async def test_a_wish_leaves_a_running_saga_to_its_owner_and_reaches_it_when_it_rests(db: Database) -> None:
+async def test_cancel_reason_reaches_a_leased_saga_when_it_pauses(db: Database) -> None:
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     await request_cancel(db, new.id, CANCELLED)
@@ -248,8 +248,8 @@ async def test_a_wish_leaves_a_running_saga_to_its_owner_and_reaches_it_when_it_
     assert [s.progress.cancel_reason for s in await claim_due(db)] == [CANCELLED]
 
 
-async def test_a_saga_that_knows_what_was_asked_waits_its_turn(db: Database) -> None:
-    """Else a payment that cannot be cancelled yet would be asked for as fast as the process can."""
+async def test_saga_that_has_the_cancel_reason_keeps_its_pause(db: Database) -> None:
+    """Otherwise a payment that cannot be cancelled yet would be asked for without any pause."""
     (new,) = await placed(db)
     await request_cancel(db, new.id, CANCELLED)
     saga = await claimed(db, new.id)
@@ -261,7 +261,7 @@ async def test_a_saga_that_knows_what_was_asked_waits_its_turn(db: Database) -> 
     assert 7 < await seconds_to_go(db, new.id) < 8.1
 
 
-async def test_an_event_wakes_who_waits_for_it_and_nobody_else(db: Database) -> None:
+async def test_payment_event_wakes_a_paused_saga_and_no_other(db: Database) -> None:
     waiting, running = await placed(db, 2)
     await pause(db, await claimed(db, waiting.id), 600.0)
     for order in (waiting, running):
@@ -270,8 +270,8 @@ async def test_an_event_wakes_who_waits_for_it_and_nobody_else(db: Database) -> 
     assert [saga.order_id for saga in await claim_due(db)] == [waiting.id]
 
 
-async def test_an_event_that_comes_while_its_saga_is_looked_after_is_not_lost(db: Database) -> None:
-    """Payments said "waits for the customer"; the customer paid; the event came; only then the saga lay down."""
+async def test_payment_event_of_a_leased_saga_is_not_lost(db: Database) -> None:
+    """Payments answered that it waits for the customer; the customer paid, the event came; then the saga paused."""
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     await note_payment(db, new.id)
@@ -280,7 +280,7 @@ async def test_an_event_that_comes_while_its_saga_is_looked_after_is_not_lost(db
     assert [s.order_id for s in await claim_due(db)] == [new.id]
 
 
-async def test_the_holds_own_timer_asks_where_no_event_came(db: Database) -> None:
+async def test_expired_hold_cancels_without_an_event(db: Database) -> None:
     (new,) = await placed(db)
     await run_sql(db, "UPDATE orders SET hold_expire_time = now() - interval '3 seconds'")
     assert (await claimed(db, new.id)).progress.cancel_reason == HOLD_EXPIRED
@@ -290,14 +290,14 @@ async def test_the_holds_own_timer_asks_where_no_event_came(db: Database) -> Non
 
 
 async def hold_check_in(db: Database, order_id: uuid.UUID) -> float | None:
-    """Seconds until the saga looks at its hold; None where it need not."""
+    """Seconds until the hold check; None if there is none."""
     query = "SELECT extract(epoch FROM hold_check_time - clock_timestamp())::float FROM sagas WHERE order_id = :id"
     ((seconds,),) = await rows_of(db, query, id=order_id)
     return None if seconds is None else float(seconds)
 
 
 async def hold_left(db: Database, order_id: uuid.UUID, *, seconds: float) -> None:
-    """Lets so much of the hold's time pass that `seconds` are left, and the saga's turn come."""
+    """Moves the hold so that `seconds` are left, and makes its saga due."""
     move = "clock_timestamp() + make_interval(secs => :seconds) - hold_expire_time"
     check = f"""
         UPDATE sagas SET hold_check_time = hold_check_time + (SELECT {move} FROM orders WHERE id = :id)
@@ -310,9 +310,7 @@ async def hold_left(db: Database, order_id: uuid.UUID, *, seconds: float) -> Non
 
 
 @pytest.mark.parametrize(("hold", "before"), [(600, 30), (61, 30), (10, 5), (1, 0.5)])
-async def test_who_waits_for_their_customer_is_looked_at_before_the_hold_check_due(
-    db: Database, hold: float, before: float
-) -> None:
+async def test_paused_saga_is_due_before_its_hold_ends(db: Database, hold: float, before: float) -> None:
     (new,) = await placed(db, hold_expire_time=datetime.now(UTC) + timedelta(seconds=hold))
     saga = await claimed(db, new.id)
     assert not saga.hold_check_due
@@ -323,14 +321,14 @@ async def test_who_waits_for_their_customer_is_looked_at_before_the_hold_check_d
     assert await claim_due(db) == []
 
 
-async def test_what_is_tried_again_sooner_is_not_kept_waiting_for_the_look(db: Database) -> None:
+async def test_earlier_retry_does_not_wait_for_the_hold_check(db: Database) -> None:
     (new,) = await placed(db)
     await pause(db, await claimed(db, new.id), 15.0)
     assert 14 < await seconds_to_go(db, new.id) < 15.1
 
 
-async def test_looks_come_closer_to_the_end_and_then_no_more(db: Database) -> None:
-    """A customer may begin to pay after the first look. None asks again and again."""
+async def test_hold_checks_approach_the_end_and_then_stop(db: Database) -> None:
+    """A customer may begin to pay after the first check."""
     (new,) = await placed(db)
     for left, next_look in ((29, 7.25), (7.2, 1.8), (1.8, None)):
         await hold_left(db, new.id, seconds=left)
@@ -348,10 +346,10 @@ async def test_looks_come_closer_to_the_end_and_then_no_more(db: Database) -> No
     assert not (await claimed(db, new.id)).hold_check_due
 
 
-async def test_a_look_is_found_by_whoever_comes_after_a_process_that_died(db: Database) -> None:
+async def test_hold_check_of_a_process_that_died_is_repeated(db: Database) -> None:
     (new,) = await placed(db)
     await hold_left(db, new.id, seconds=29)
-    assert (await claimed(db, new.id)).hold_check_due  # and this one dies
+    assert (await claimed(db, new.id)).hold_check_due  # and this process dies
 
     await hold_left(db, new.id, seconds=7)
 
@@ -359,7 +357,7 @@ async def test_a_look_is_found_by_whoever_comes_after_a_process_that_died(db: Da
     assert saga.hold_check_due
 
 
-async def test_an_extension_shows_in_the_order_and_ends_the_looks(db: Database) -> None:
+async def test_extension_is_written_to_the_order_and_ends_the_checks(db: Database) -> None:
     (new,) = await placed(db)
     await hold_left(db, new.id, seconds=29)
     saga = await claimed(db, new.id)
@@ -378,7 +376,7 @@ async def test_an_extension_shows_in_the_order_and_ends_the_looks(db: Database) 
     assert (await claimed(db, new.id)).progress.cancel_reason == HOLD_EXPIRED
 
 
-async def test_who_was_overtaken_does_not_move_the_hold(db: Database) -> None:
+async def test_older_fencing_token_does_not_extend_the_hold(db: Database) -> None:
     (new,) = await placed(db)
     stale, _ = await claimed(db, new.id), await claimed(db, new.id)
     stale.hold_extended, stale.hold_expire_time = True, stale.hold_expire_time + timedelta(minutes=10)
@@ -387,7 +385,7 @@ async def test_who_was_overtaken_does_not_move_the_hold(db: Database) -> None:
     assert await hold_check_in(db, new.id) is not None
 
 
-async def test_a_settled_order_has_nothing_to_claim_ask_or_wake(db: Database) -> None:
+async def test_settled_order_has_no_saga_to_claim_cancel_or_wake(db: Database) -> None:
     (new,) = await placed(db)
     await finish(db, await claimed(db, new.id))
     await request_cancel(db, new.id, CANCELLED)
@@ -396,7 +394,7 @@ async def test_a_settled_order_has_nothing_to_claim_ask_or_wake(db: Database) ->
     assert (await the_order(db, new.id)).state is State.PAID
 
 
-async def test_events_of_other_services_become_wishes_and_wakes(db: Database) -> None:
+async def test_events_of_other_services_cancel_and_wake_sagas(db: Database) -> None:
     expired, paid = await placed(db, 2)
     for order in (expired, paid):
         await pause(db, await claimed(db, order.id), 600.0)
@@ -415,8 +413,8 @@ def refund_event(new: Order, minor: int) -> bytes:
     ).SerializeToString()
 
 
-async def test_what_staff_paid_back_before_the_saga_ended_is_not_forgotten(db: Database) -> None:
-    """Charged, and paid back at once, while inventory was away: the order must not stand as paid."""
+async def test_refund_at_payments_before_the_saga_finished_is_applied(db: Database) -> None:
+    """Charged, and refunded while inventory was unavailable: the order must not stay `PAID`."""
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     saga.payment = replace(PAYMENT, state=PaymentState.SUCCEEDED)
@@ -437,7 +435,7 @@ async def test_what_staff_paid_back_before_the_saga_ended_is_not_forgotten(db: D
     [([300], "PARTIALLY_REFUNDED"), ([300, 999], "REFUNDED"), ([999, 300], "REFUNDED"), ([999, 999], "REFUNDED")],
 )
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_refunds_by_staff_reach_the_order_in_whatever_order_they_come(
+async def test_refunds_at_payments_reach_the_order_in_any_order(
     db: Database, amounts: list[int], state: str, at_once: bool
 ) -> None:
     (new,) = await placed(db)
@@ -456,8 +454,8 @@ async def test_refunds_by_staff_reach_the_order_in_whatever_order_they_come(
     assert versions == list(range(1, len(versions) + 1))
 
 
-async def test_events_and_ends_of_the_same_sagas_do_not_lock_each_other_out(db: Database) -> None:
-    """Whatever the order in which each of them names the sagas."""
+async def test_events_and_ends_of_the_same_sagas_do_not_deadlock(db: Database) -> None:
+    """In whatever order each of them names the sagas."""
     new = await placed(db, 100)
     own = [await claimed(db, order.id) for order in new]
     ids_, events = [order.id for order in new], [refund_event(order, 1) for order in reversed(new)]
@@ -485,8 +483,8 @@ async def test_events_and_ends_of_the_same_sagas_do_not_lock_each_other_out(db: 
     assert all((await asyncio.gather(ends, wakes(), asks(), pays_back()))[0])
 
 
-async def test_a_saga_that_is_taken_back_is_not_paid_by_whoever_had_it(db: Database) -> None:
-    """The operator is told that it goes back; its process, about to have the order paid, knows nothing of that."""
+async def test_compensated_saga_is_not_finished_by_its_former_process(db: Database) -> None:
+    """Its process, about to have the order paid, does not have the cancel reason yet."""
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     await operators.compensate(db, new.id, Actor("operator:somebody"))
@@ -497,12 +495,12 @@ async def test_a_saga_that_is_taken_back_is_not_paid_by_whoever_had_it(db: Datab
     assert [s.progress.cancel_reason for s in await claim_due(db)] == [COMPENSATED]
 
 
-async def test_sagas_under_way_are_counted_and_those_that_do_not_get_on(db: Database) -> None:
-    waits, stuck, fresh = await placed(db, 3)
-    saga = await claimed(db, waits.id)
+async def test_running_and_stuck_sagas_are_counted(db: Database) -> None:
+    waiting, stuck, fresh = await placed(db, 3)
+    saga = await claimed(db, waiting.id)
     saga.payment = PAYMENT
     await pause(db, saga, 600.0)
-    await an_hour_passes(db, waits.id)
+    await an_hour_passes(db, waiting.id)
     assert (await counted(db))[:2] == (3, 0)
     await an_hour_passes(db, stuck.id)
     unsettled, stuck_sagas, oldest = await counted(db)
@@ -510,13 +508,13 @@ async def test_sagas_under_way_are_counted_and_those_that_do_not_get_on(db: Data
     assert oldest > 3000
     assert [saga.order_id for saga in await operators.list_sagas(db, stuck=True, after=None, most=5)] == [stuck.id]
     assert fresh.id in [saga.order_id for saga in await operators.list_sagas(db, stuck=False, after=None, most=5)]
-    # Once somebody asks for its end, it waits for no customer any more.
-    await request_cancel(db, waits.id, CANCELLED)
-    await an_hour_passes(db, waits.id)
+    # With a cancel reason, it does not wait for its customer.
+    await request_cancel(db, waiting.id, CANCELLED)
+    await an_hour_passes(db, waiting.id)
     assert (await counted(db))[1] == 2
 
 
-async def test_a_saga_is_not_stuck_for_the_time_its_customer_took(db: Database) -> None:
+async def test_time_of_the_customer_does_not_make_a_saga_stuck(db: Database) -> None:
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     saga.payment = PAYMENT
@@ -530,7 +528,7 @@ async def test_a_saga_is_not_stuck_for_the_time_its_customer_took(db: Database) 
     assert oldest < 60
 
 
-async def test_a_saga_that_cannot_ask_whether_its_customer_has_paid_is_stuck(db: Database) -> None:
+async def test_saga_that_cannot_ask_whether_its_customer_has_paid_is_stuck(db: Database) -> None:
     (new,) = await placed(db)
     saga = await claimed(db, new.id)
     saga.payment, saga.cause = PAYMENT, "charge: Payments is not available."

@@ -1,4 +1,4 @@
-"""The plan that pays back, killed everywhere: money and units go back once, or not at all."""
+"""The plan of a refund, killed at every point: money and units go back once, or not at all."""
 
 import itertools
 import uuid
@@ -30,12 +30,12 @@ def _quiet() -> Iterator[None]:
 
 @dataclass
 class Shop:
-    """Payments, inventory and the journal of one paid order, as their contracts promise."""
+    """Payments, inventory and the saga table of one paid order, as their contracts promise."""
 
     refuses: str = ""
     slow: int = 0
     back: dict[uuid.UUID, int] = field(default_factory=dict)
-    """Minor units by refund."""
+    """Refunded minor units, by refund."""
     units_back: set[uuid.UUID] = field(default_factory=set)
     saga: Saga | None = None
     ends: list[tuple[Phase, int, str]] = field(default_factory=list)
@@ -89,9 +89,9 @@ def a_refund(shop: Shop) -> Saga:
 
 
 def a_refunder(shop: Shop, point: CrashPoint) -> Worker:
-    """A real `Worker` and real `Steps`, with the shop on the other side of the point."""
+    """A real `Worker` with real steps in this shop; `point` is passed before and after each of their calls."""
 
-    class Partner:
+    class Clients:
         def __getattr__(self, name: str) -> Any:
             async def call(item: Any) -> Any:
                 await point(f"before {name}")
@@ -101,8 +101,8 @@ def a_refunder(shop: Shop, point: CrashPoint) -> Worker:
 
             return call
 
-    worker, partner = a_worker(World()), Partner()
-    worker._steps = MeshSteps(partner, partner)  # type: ignore[arg-type]
+    worker, clients = a_worker(World()), Clients()
+    worker._steps = MeshSteps(clients, clients)  # type: ignore[arg-type]
 
     async def save(pause: Any) -> bool:
         await point("before save")
@@ -122,7 +122,7 @@ def a_refunder(shop: Shop, point: CrashPoint) -> Worker:
 
 @pytest.mark.parametrize("refuses", ["", "refund", "provider", "restock"])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_money_and_units_go_back_once_wherever_the_worker_is_stopped(refuses: str, fault: str) -> None:
+async def test_refund_and_return_happen_once_wherever_the_worker_stops(refuses: str, fault: str) -> None:
     for fault_at, slow in itertools.product(range(-1, POINTS_MOST), (0, 1, 2)):
         shop, passed = Shop(refuses=refuses, slow=slow), 0
 
@@ -148,7 +148,7 @@ async def test_money_and_units_go_back_once_wherever_the_worker_is_stopped(refus
             assert reason == "RETURN_TOO_LARGE", (fault_at, slow)
 
 
-async def test_who_was_overtaken_ends_nothing() -> None:
+async def test_worker_without_lease_finishes_no_refund() -> None:
     shop = Shop()
 
     async def pass_by(_name: str) -> None: ...
@@ -161,8 +161,8 @@ async def test_who_was_overtaken_ends_nothing() -> None:
 
 @pytest.mark.parametrize("method", ["", "pm_card_visa"])
 @pytest.mark.parametrize("refuses", ["", "charge", "confirm"])
-async def test_what_an_operator_takes_back_is_taken_back_wherever_it_stands(method: str, refuses: str) -> None:
-    """Asked at every point, with a death at every later one: no money stays, no unit stays, one end."""
+async def test_compensation_reverses_a_saga_at_any_point(method: str, refuses: str) -> None:
+    """Requested at every point, with a death at every other one: no money and no unit stays, and there is one end."""
     for ask_at, fault_at in itertools.product(range(12), range(-1, 16)):
         world = World(
             method=method, declines=refuses == "charge", hold="EXPIRED" if refuses == "confirm" else "HELD",
@@ -189,6 +189,6 @@ async def test_what_an_operator_takes_back_is_taken_back_wherever_it_stands(meth
             world.check_end()
 
 
-def test_a_refusal_of_the_first_step_of_a_refund_ends_it_and_of_nothing_else() -> None:
+def test_only_the_first_step_of_a_refund_can_turn_it_back() -> None:
     assert Progress(steps_done=0, kind=Kind.REFUND).refused("NO").phase is Phase.UNDONE
     assert Progress(steps_done=0, kind=Kind.REFUND).succeeded().succeeded().phase is Phase.DONE

@@ -1,4 +1,4 @@
-"""The saga, killed everywhere. Real `Worker`, `Steps` and plan; the world around them is in memory."""
+"""The saga, killed at every point. Worker, steps and plan are real; the world around them is in memory."""
 
 import asyncio
 import itertools
@@ -28,13 +28,12 @@ from services.orders.sql.combined import Checkpoint
 from tests.unit.orders.world import Killed, World, a_worker, carried, to_the_end
 
 POINTS_MOST = 22
-"""More than any run passes, with its pauses: charge, save, extend, confirm, refund, release and finish, each before and
-after."""
+"""More than any life passes: before and after charge, save, extend, confirm, reverse, release and finish."""
 
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """What goes wrong here goes wrong on purpose, thousands of times."""
+    """These tests fail steps thousands of times."""
     with structlog.testing.capture_logs():
         yield
 
@@ -54,7 +53,7 @@ def a_world(refuses: str | None, *, slow: int = 0, method: str = "pm_card_visa")
 async def live(
     world: World, *, fault: str = "", fault_at: int = -1, ask: str = "", ask_at: int = -1, ends_at: int = -1
 ) -> None:
-    """One life of an order: what goes wrong goes wrong once, at the point of that number."""
+    """One life of an order, with one fault at the point of that number."""
     passed = 0
 
     async def point(_name: str) -> None:
@@ -77,7 +76,7 @@ async def live(
 @pytest.mark.parametrize("refuses", REFUSALS)
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_saga_ends_whole_or_not_at_all(refuses: str | None, fault: str) -> None:
-    """Stop the worker before and after everything it does: the outcome does not differ."""
+    """The worker stops before or after any call: the outcome does not differ."""
     for fault_at, slow in itertools.product(range(-1, POINTS_MOST), (0, 1, 2)):
         world = a_world(refuses, slow=slow)
         await live(world, fault=fault, fault_at=fault_at)
@@ -92,9 +91,7 @@ def asked_lives() -> Iterator[tuple[int, int, int]]:
 @pytest.mark.parametrize("refuses", REFUSALS)
 @pytest.mark.parametrize("ask", [CANCELLED, HOLD_EXPIRED])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_who_asks_for_the_end_gets_one_end_whenever_it_is_asked(
-    refuses: str | None, ask: str, fault: str
-) -> None:
+async def test_cancelled_or_expired_order_comes_to_one_end(refuses: str | None, ask: str, fault: str) -> None:
     for fault_at, ask_at, slow in asked_lives():
         world = a_world(refuses, slow=slow)
         await live(world, fault=fault, fault_at=fault_at, ask=ask, ask_at=ask_at)
@@ -104,7 +101,7 @@ async def test_who_asks_for_the_end_gets_one_end_whenever_it_is_asked(
 @pytest.mark.parametrize("ask", [CANCELLED, HOLD_EXPIRED])
 @pytest.mark.parametrize("pays", [False, True])
 @pytest.mark.parametrize("units_left", [False, True])
-async def test_a_customer_who_pays_by_hand_gets_goods_or_money(ask: str, pays: bool, units_left: bool) -> None:
+async def test_customer_who_pays_in_the_browser_gets_goods_or_money(ask: str, pays: bool, units_left: bool) -> None:
     for fault_at in range(-1, POINTS_MOST):
         world = World(method="", units_left=units_left)
         await _waits(world)
@@ -130,7 +127,7 @@ async def test_a_customer_who_pays_by_hand_gets_goods_or_money(ask: str, pays: b
 
 
 async def _waits(world: World) -> None:
-    """The saga comes to rest until the customer pays."""
+    """The saga pauses until the customer pays."""
     await carried(a_worker(world), world.sagas.saga())
     assert world.sagas.row
     assert world.sagas.row.paused
@@ -141,8 +138,8 @@ async def _waits(world: World) -> None:
 
 @pytest.mark.parametrize("refuses", REFUSALS)
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_hold_that_is_about_to_end_changes_no_end(refuses: str | None, fault: str) -> None:
-    """Whenever it is looked at, and whatever fails then: money and stock end as if there had been time enough."""
+async def test_hold_check_changes_no_end(refuses: str | None, fault: str) -> None:
+    """At any point, and with any fault: money and stock end as if there had been enough time."""
     for fault_at, ends_at, slow in itertools.product(range(-1, POINTS_MOST), range(POINTS_MOST), range(5)):
         world = a_world(refuses, slow=slow)
         await live(world, fault=fault, fault_at=fault_at, ends_at=ends_at)
@@ -152,7 +149,7 @@ async def test_a_hold_that_is_about_to_end_changes_no_end(refuses: str | None, f
 
 @pytest.mark.parametrize("ask", [CANCELLED, HOLD_EXPIRED])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_hold_that_is_about_to_end_does_not_stop_who_asks_for_the_end(ask: str, fault: str) -> None:
+async def test_hold_check_does_not_stop_a_cancellation(ask: str, fault: str) -> None:
     points = range(-1, POINTS_MOST)
     for fault_at, ask_at, ends_at, slow in itertools.product(points, range(0, POINTS_MOST, 2), (0, 2, 5), (1, 3)):
         world = a_world(None, slow=slow)
@@ -161,7 +158,7 @@ async def test_a_hold_that_is_about_to_end_does_not_stop_who_asks_for_the_end(as
 
 
 @pytest.mark.parametrize("ends_at", range(3))
-async def test_while_the_provider_is_at_work_more_time_is_asked_for_once(ends_at: int) -> None:
+async def test_hold_is_extended_once_while_the_provider_is_processing(ends_at: int) -> None:
     world = World(slow=4)
     pauses = noted_pauses(world)
     await live(world, ends_at=ends_at)
@@ -173,8 +170,8 @@ async def test_while_the_provider_is_at_work_more_time_is_asked_for_once(ends_at
     assert [pause.saga.hold_extended for pause in pauses].count(True) == 1
 
 
-async def test_a_charge_that_is_answered_in_time_asks_for_nothing() -> None:
-    """The usual order, even where its hold ends soon: not a call more."""
+async def test_answered_charge_extends_no_hold() -> None:
+    """An order whose hold ends soon costs no call more."""
     world, seen = World(), []
 
     async def point(name: str) -> None:
@@ -188,8 +185,8 @@ async def test_a_charge_that_is_answered_in_time_asks_for_nothing() -> None:
 
 @pytest.mark.parametrize("begins", [False, True])
 @pytest.mark.parametrize("end", ["pays", "expires", CANCELLED])
-async def test_time_is_given_to_a_customer_who_has_begun_to_pay_and_to_no_other(begins: bool, end: str) -> None:
-    """Whoever only looks at the page would keep the stock from others. Killed everywhere."""
+async def test_hold_is_extended_only_for_a_customer_who_has_begun_to_pay(begins: bool, end: str) -> None:
+    """A customer who only opens the page would keep the stock from others. Killed at every point."""
     for fault_at in range(-1, POINTS_MOST):
         world = World(method="")
         await _waits(world)
@@ -204,7 +201,7 @@ async def test_time_is_given_to_a_customer_who_has_begun_to_pay_and_to_no_other(
                 world.mishaps += 1
                 raise Killed
 
-        for _ in range(2):  # it is looked at twice
+        for _ in range(2):  # two hold checks
             world.sagas.hold_is_about_to_end()
             await carried(a_worker(world, point), world.sagas.claim())
         if end == "pays":
@@ -219,8 +216,8 @@ async def test_time_is_given_to_a_customer_who_has_begun_to_pay_and_to_no_other(
         assert (world.sagas.state is State.PAID) == (end == "pays")
 
 
-async def test_a_hold_that_has_gone_when_more_time_is_asked_for_stays_as_it_is() -> None:
-    """Paid late, it re-takes its units, or the money goes back."""
+async def test_hold_that_expired_before_its_extension_stays_expired() -> None:
+    """After a late payment the units are retaken, or the charge is reversed."""
     for units_left in (True, False):
         world = World(slow=3, hold="EXPIRED", units_left=units_left)
         pauses = noted_pauses(world)
@@ -231,7 +228,7 @@ async def test_a_hold_that_has_gone_when_more_time_is_asked_for_stays_as_it_is()
         assert {pause.saga.hold_expire_time - world.placed_time for pause in pauses} == {timedelta(minutes=10)}
 
 
-async def test_a_hold_that_is_said_to_have_expired_is_not_asked_for_more_time() -> None:
+async def test_hold_that_is_known_to_have_expired_is_not_extended() -> None:
     world = World(slow=3)
     await carried(a_worker(world), world.sagas.saga())
     world.hold_expires()
@@ -242,7 +239,7 @@ async def test_a_hold_that_is_said_to_have_expired_is_not_asked_for_more_time() 
     world.check_end()
 
 
-async def test_inventory_that_is_away_when_asked_for_more_time_does_not_keep_the_payment_from_going_on() -> None:
+async def test_unavailable_inventory_at_the_hold_check_does_not_stop_the_payment() -> None:
     world = World(slow=3)
 
     async def point(name: str) -> None:
@@ -260,8 +257,8 @@ async def test_inventory_that_is_away_when_asked_for_more_time_does_not_keep_the
 
 
 @pytest.mark.parametrize(("method", "asks"), [("pm_card_visa", True), ("", False)])
-async def test_a_charge_without_any_answer_may_have_arrived(method: str, asks: bool) -> None:
-    """Payments is away. Where it was to charge a card, money may be moving; where the customer pays, nobody has yet."""
+async def test_hold_is_extended_for_a_charge_without_any_answer(method: str, asks: bool) -> None:
+    """Payments is unavailable. The charge of a card may have arrived; in the browser nobody can have paid yet."""
     world = World(method=method)
 
     async def point(name: str) -> None:
@@ -276,7 +273,7 @@ async def test_a_charge_without_any_answer_may_have_arrived(method: str, asks: b
 
 
 def noted_pauses(world: World) -> list[Checkpoint]:
-    """Every pause that is saved from here on, as it is then."""
+    """The checkpoints that are saved from now on."""
     pauses: list[Checkpoint] = []
     save = world.sagas.save
 
@@ -288,8 +285,8 @@ def noted_pauses(world: World) -> list[Checkpoint]:
     return pauses
 
 
-async def test_to_take_any_failure_for_a_refusal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The usual mistake, made on purpose: a timeout is taken for a no. The tests above must notice."""
+async def test_taking_a_failure_for_a_refusal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a timeout taken for a refusal, the tests above must fail."""
     advance = plan.advance
 
     async def mistaken(services: plan.SagaSteps, saga: Saga) -> Progress:
@@ -313,14 +310,14 @@ async def test_to_take_any_failure_for_a_refusal_is_found(monkeypatch: pytest.Mo
     assert wrong >= 3
 
 
-async def test_money_goes_back_only_after_it_is_written_down_that_it_shall() -> None:
-    """A saga that turns back after the charge is saved first; whoever was overtaken in between refunds nothing."""
+async def test_charge_is_reversed_only_after_the_turn_is_saved() -> None:
+    """A saga that turns back after the charge is saved first; without the lease, a process reverses nothing."""
     world, seen = a_world("confirm"), []
 
     async def point(name: str) -> None:
         seen.append(name)
         if name == "before save":
-            world.sagas.claim()  # somebody else takes it over at this very moment
+            world.sagas.claim()  # a takeover at this moment
 
     await carried(a_worker(world, point), world.sagas.saga())
 
@@ -330,7 +327,7 @@ async def test_money_goes_back_only_after_it_is_written_down_that_it_shall() -> 
     world.check_end()
 
 
-async def test_what_the_customer_pays_by_is_asked_again_after_the_hold_not_before() -> None:
+async def test_saga_that_waits_for_its_customer_pauses_until_after_the_hold() -> None:
     world = World(method="")
     pauses = []
     worker = a_worker(world)
@@ -347,7 +344,7 @@ async def test_what_the_customer_pays_by_is_asked_again_after_the_hold_not_befor
     assert 590 < pause.seconds < 605
 
 
-async def test_what_fails_is_tried_again_ever_more_slowly_up_to_a_bound() -> None:
+async def test_failed_step_is_retried_with_growing_pauses_up_to_a_bound() -> None:
     world = World()
     seconds = []
 
@@ -374,7 +371,7 @@ async def test_what_fails_is_tried_again_ever_more_slowly_up_to_a_bound() -> Non
 
 
 class Actor:
-    """A worker that stands still before and after everything it does, until it is told to go on."""
+    """A worker that waits before and after each call for `step`."""
 
     def __init__(self, world: World, saga: Saga) -> None:
         self._go, self._stands = asyncio.Event(), asyncio.Event()
@@ -393,7 +390,7 @@ class Actor:
             raise Killed
 
     async def step(self) -> None:
-        """Goes on to the next point."""
+        """Continues to the next point."""
         await self._arrive()
         if not self.task.done():
             self._stands.clear()
@@ -417,7 +414,7 @@ class Actor:
         await self.task
 
 
-FACTS = ["pays", "told", "cancel", "expires", "ends soon", "steps", "dies", "taken over"]
+FACTS = ["pays", "event", "cancel", "expires", "ends soon", "steps", "dies", "taken over"]
 
 
 async def one_story(method: str, units_left: bool, facts: tuple[str, ...], begun: int) -> None:
@@ -428,7 +425,7 @@ async def one_story(method: str, units_left: bool, facts: tuple[str, ...], begun
     for fact in facts:
         if fact == "pays":
             world.customer_pays()
-        elif fact == "told":
+        elif fact == "event":
             world.sagas.note_payment()
         elif fact == "cancel":
             world.sagas.request_cancel(CANCELLED)
@@ -447,7 +444,7 @@ async def one_story(method: str, units_left: bool, facts: tuple[str, ...], begun
             actors.append(Actor(world, world.sagas.claim()))
             await actors[-1].step()
             await actors[-1].step()
-    # Those who were overtaken go on last, when they can do the most harm.
+    # Workers without a lease continue last, when they can do the most harm.
     for actor in reversed(actors):
         await actor.run_out()
     await to_the_end(world)
@@ -457,7 +454,7 @@ async def one_story(method: str, units_left: bool, facts: tuple[str, ...], begun
 @pytest.mark.parametrize("units_left", [True, False])
 @pytest.mark.parametrize("method", ["", "pm_card_visa"])
 async def test_any_four_facts_in_any_order_end_in_one_consistent_state(method: str, units_left: bool) -> None:
-    """Client, events, cancellation, expiry, death and takeover, beginning anywhere in the worker's first steps."""
+    """Client, events, cancellation, expiry, death and takeover, from any of the worker's first steps on."""
     for length in range(1, 5):
         for n, facts in enumerate(itertools.product(FACTS, repeat=length)):
             for begun in (0, 2, 4) if length < 3 else (n % 5,):
@@ -467,15 +464,15 @@ async def test_any_four_facts_in_any_order_end_in_one_consistent_state(method: s
                     raise AssertionError(f"{facts} after {begun} points: {error}") from error
 
 
-async def test_who_was_overtaken_cannot_take_units_for_an_order_that_goes_back() -> None:
-    """Lost for the owner, whose saga turns; then units come back, and the slow call of the first arrives."""
+async def test_worker_without_lease_cannot_confirm_an_order_that_turns_back() -> None:
+    """The owner's confirmation is refused and its saga turns back; then units come back, and a slow call arrives."""
     world = World(hold="EXPIRED", units_left=False)
     slow = Actor(world, world.sagas.saga())
     for _ in range(2):
         await slow.step()  # charged, and about to confirm
     owner = Actor(world, world.sagas.claim())
     for _ in range(5):
-        await owner.step()  # its confirmation was refused, and it has saved that it goes back
+        await owner.step()  # its confirmation was refused, and the turn is saved
     assert world.sagas.row
     assert world.sagas.row.progress.phase is Phase.BACKWARD
     world.units_left = True
@@ -488,7 +485,7 @@ async def test_who_was_overtaken_cannot_take_units_for_an_order_that_goes_back()
 # --- the rules themselves ---
 
 
-def test_every_move_that_the_table_does_not_name_is_refused() -> None:
+def test_moves_outside_of_the_table_are_refused() -> None:
     for state, wanted in itertools.product(State, State):
         if wanted in domain.NEXT[state]:
             assert domain.move(state, wanted) is wanted
@@ -497,7 +494,7 @@ def test_every_move_that_the_table_does_not_name_is_refused() -> None:
                 domain.move(state, wanted)
 
 
-def test_every_state_stands_in_the_table_and_only_pending_orders_can_fail_or_be_paid() -> None:
+def test_only_pending_orders_can_fail_be_paid_or_expire() -> None:
     assert set(domain.NEXT) == set(State)
     for wanted in (State.PAID, State.FAILED, State.EXPIRED):
         assert [state for state in State if wanted in domain.NEXT[state]] == [State.PENDING]
@@ -513,7 +510,7 @@ def test_progress_goes_through_the_plan_and_back() -> None:
     assert back.succeeded().succeeded().phase is Phase.UNDONE
 
 
-def test_a_refused_inverse_is_a_bug_and_stops_loudly() -> None:
+def test_refused_reversal_is_a_bug_and_fails_loudly() -> None:
     with pytest.raises(AssertionError, match="compensation refused"):
         Progress(Phase.BACKWARD).refused("NO")
     with pytest.raises(AssertionError, match="takes no steps"):

@@ -1,6 +1,6 @@
-"""The saga when more than one thing goes wrong: two deaths, two wishes, two workers at once, a refund that takes long.
+"""The saga with more than one fault: two deaths, two cancel reasons, two workers at once, a slow reversal.
 
-What goes wrong once, anywhere, is in `test_saga`.
+Single faults are in `test_saga`.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def _quiet() -> Iterator[None]:
 
 
 async def live(world: World, happens: dict[int, list[Callable[[], None]]]) -> None:
-    """One life of an order; at the points of these numbers this happens."""
+    """One life of an order, in which these things happen at the points of these numbers."""
     passed = itertools.count()
 
     async def point(_name: str) -> None:
@@ -52,7 +52,7 @@ def dies(world: World) -> Callable[[], None]:
     return act
 
 
-def is_away(world: World) -> Callable[[], None]:
+def is_unavailable(world: World) -> Callable[[], None]:
     def act() -> None:
         world.mishaps += 1
         raise Unavailable(part="it")
@@ -61,8 +61,8 @@ def is_away(world: World) -> Callable[[], None]:
 
 
 @each_kind
-@pytest.mark.parametrize("second", [dies, is_away])
-async def test_who_takes_over_may_die_as_well(kind: str, second: Callable[[World], Callable[[], None]]) -> None:
+@pytest.mark.parametrize("second", [dies, is_unavailable])
+async def test_process_that_took_over_may_die_too(kind: str, second: Callable[[World], Callable[[], None]]) -> None:
     wanted = {"paid": "PAID", "slow": "PAID", "expired": "PAID", "declined": "FAILED", "lost": "EXPIRED"}[kind]
     for first_at, second_at in itertools.combinations(POINTS, 2):
         world = KINDS[kind]()
@@ -72,8 +72,8 @@ async def test_who_takes_over_may_die_as_well(kind: str, second: Callable[[World
 
 
 @each_kind
-async def test_who_cancels_while_the_hold_expires_gets_one_end_whatever_dies(kind: str) -> None:
-    """Each at every point, in either order, and a death at any of every second one."""
+async def test_cancellation_while_the_hold_expires_comes_to_one_end(kind: str) -> None:
+    """Each at every point, in either order, with a death at every second one."""
     for cancel_at, expires_at, dies_at in itertools.product(POINTS[:14], POINTS[:14], POINTS[:16:2]):
         world = KINDS[kind]()
 
@@ -90,24 +90,24 @@ async def test_who_cancels_while_the_hold_expires_gets_one_end_whatever_dies(kin
             raise AssertionError(f"{(cancel_at, expires_at, dies_at)}: {error}") from error
 
 
-class SlowRefunds(World):
-    """The provider takes a refund, and says that it is not through yet."""
+class SlowReversals(World):
+    """The provider accepts a reversal and answers that it is pending."""
 
-    asked_back = 0
+    reversals = 0
     answers_after = 0
 
-    def refund(self) -> None:
-        self.asked_back += 1
-        if self.asked_back > self.answers_after:
-            super().refund()
+    def reverse(self) -> None:
+        self.reversals += 1
+        if self.reversals > self.answers_after:
+            super().reverse()
 
 
 @pytest.mark.parametrize("ask", ["", CANCELLED, HOLD_EXPIRED])
 @pytest.mark.parametrize("answers_after", range(3))
-async def test_a_refund_that_is_not_through_is_asked_for_until_it_is(ask: str, answers_after: int) -> None:
-    """The order waits for it, and gives up neither the money nor the stock before."""
+async def test_pending_reversal_is_repeated_until_it_is_through(ask: str, answers_after: int) -> None:
+    """The saga keeps the stock until the charge is reversed."""
     for asked_at, dies_at in itertools.product(POINTS if ask else [0], [*POINTS, 999]):
-        world = SlowRefunds(hold="EXPIRED", units_left=False)
+        world = SlowReversals(hold="EXPIRED", units_left=False)
         world.answers_after = answers_after
 
         def asks(world: World = world) -> None:
@@ -123,8 +123,8 @@ async def test_a_refund_that_is_not_through_is_asked_for_until_it_is(ask: str, a
 
 @each_kind
 @pytest.mark.parametrize("ask", ["", CANCELLED, HOLD_EXPIRED])
-async def test_two_workers_on_one_saga_come_to_one_end_in_whatever_order_they_step(kind: str, ask: str) -> None:
-    """The first was overtaken at any point and does not know; the fence decides who may write."""
+async def test_two_workers_on_one_saga_come_to_one_end_in_any_order(kind: str, ask: str) -> None:
+    """The first lost its lease at any point without noticing; the fencing token decides which one may save."""
     for overtaken_at, order in itertools.product(range(7), itertools.product((0, 1), repeat=5)):
         world = KINDS[kind]()
         world.mishaps += 1
@@ -139,8 +139,8 @@ async def test_two_workers_on_one_saga_come_to_one_end_in_whatever_order_they_st
         second = Actor(world, world.sagas.claim())
         for who in order:
             await (first, second)[who].step()
-        world.units_left = True  # some come back, for whoever asks too late
-        # The one that was overtaken goes on last, when it can do the most harm.
+        world.units_left = True  # units come back for a late confirmation
+        # The worker without a lease continues last, when it can do the most harm.
         await second.run_out()
         await first.run_out()
         await to_the_end(world)
