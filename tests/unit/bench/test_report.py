@@ -93,7 +93,7 @@ def test_a_row_with_the_gate_off_names_the_row_with_it() -> None:
     ids=["bounded", "unavailable", "unbounded", "nothing placed"],
 )
 def test_a_full_backlog_must_place_and_refuse_and_nothing_else(answers: dict[str, int], met: bool) -> None:
-    full = Measured("backlog full", 256, Result(1.0, 0.1, answers), "429 RATE_LIMITED", {"orders": 100.0})
+    full = Measured("backlog full", 256, Result(1.0, 0.1, answers), "", {"orders": 100.0})
     assert bounded(full).met is met
 
 
