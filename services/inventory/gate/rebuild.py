@@ -69,12 +69,17 @@ class Rebuild:
             if has_all:
                 break
             batch = [sales[sale_id] for sale_id in {units.sale_id for units in held} & sales.keys()]
+        else:
+            await self._write(list(sales.values()), (), all_added=True)
         self._has_all = True
         _REBUILT.set_to_current_time()
         return min([REBUILD_SECONDS, *(sale.starts_in for sale in found if sale.starts_in > 0)])
 
-    async def _write(self, sales: list[OpenSale], held: Iterable[HeldUnits]) -> bool:
-        """Write the units left of sales, and add customers. Returns whether all their keys existed before."""
+    async def _write(self, sales: list[OpenSale], held: Iterable[HeldUnits], *, all_added: bool = False) -> bool:
+        """Write the units left of sales, and add customers. Returns whether all their keys existed before.
+
+        A sale that lacks a key gets its counter once all its customers are in the hash: until then everybody passes.
+        """
         customers: dict[uuid.UUID, Counter[uuid.UUID]] = defaultdict(Counter)
         for sale_id, customer_id, units in held:
             customers[sale_id][customer_id] += units
@@ -84,6 +89,7 @@ class Rebuild:
                 sale.id: [
                     sale.remaining,
                     LIFETIME_SECONDS,
+                    int(all_added or not sale.held),
                     *(value for id_, units in customers[sale.id].items() for value in (id_.bytes, units)),
                 ]
                 for sale in some
