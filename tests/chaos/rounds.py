@@ -15,8 +15,9 @@ from pathlib import Path
 
 from tests.chaos.stories import PATIENCE_SECONDS, PRICE, STORIES, Act
 from tests.e2e.clock import leases_are_over
-from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up, eventually
+from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up
 from tests.support.crashing import Trap
+from tests.support.waiting import eventually
 
 # How far into a story a process dies at most: about as many points as it passes in one. Orders is the one to be shown.
 VICTIMS = {"orders": 20, "payments": 16, "inventory": 6}

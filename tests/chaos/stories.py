@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 
 from tests.e2e.clock import time_passes
-from tests.e2e.shop import DECLINED, VISA, Buyer, Shop, eventually, money
+from tests.e2e.shop import DECLINED, VISA, Buyer, Shop, money
 from tests.support.rest import Answer, Json, new_id
+from tests.support.waiting import eventually
 
 BANK_TRANSFER = "pm_usBankAccount_processing"
 PRICE = 700

@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlencode
 
 import psycopg
@@ -16,15 +15,13 @@ from deploy.client import Answer, Json, Patience, Rest, User, new_id
 from deploy.client.shop import ADMIN_EMAIL, create_product, create_sale, line, money, sign_up
 from deploy.local import EVERYTHING, Mesh
 from tests.support.rest import check
-
-T = TypeVar("T")
+from tests.support.waiting import PAUSE_SECONDS, eventually
 
 VISA = "pm_card_visa"
 DECLINED = "pm_card_chargeDeclined"
 SECURE = "pm_card_authenticationRequired"
 ENDS = ("PAID", "FAILED", "CANCELLED", "EXPIRED")
 PASSWORD = "correct horse battery"
-_PAUSE_SECONDS = 0.05
 _CONNECTIONS = 200
 _CALL_SECONDS = 40
 _AT_ONCE = 16
@@ -39,15 +36,6 @@ _COUNTS = {
     "payments": "SELECT (SELECT count(*) FROM payments), (SELECT count(*) FROM refunds),"
     " (SELECT sum(refunded_minor) FROM payments), (SELECT count(*) FROM provider_events)",
 }
-
-
-async def eventually(look: Callable[[], Awaitable[T]], wanted: Callable[[T], bool], *, seconds: float = 15) -> T:
-    """What `look` finds, once it is as wanted. Fails with what was found last."""
-    deadline = time.monotonic() + seconds
-    while not wanted(found := await look()):
-        assert time.monotonic() < deadline, f"after {seconds} s still {found!r}"
-        await asyncio.sleep(_PAUSE_SECONDS)
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +79,10 @@ class Buyer:
         """`buy`, retried under the same request id while a part of the shop is unavailable."""
         return await self.patient(seconds=seconds).buy(*goods, **how)
 
+    async def buy_when_back(self, sale: Json) -> Answer:
+        """`buy` of a unit that came back; for a second, the gate and the caches may still refuse everybody."""
+        return await eventually(lambda: self.buy(sale), lambda answer: answer.reason != "SOLD_OUT")
+
     async def order(self, order_id: str) -> Json:
         return (await self.rest.get(f"/v1/orders/{order_id}")).expect().json
 
@@ -115,7 +107,7 @@ class Buyer:
 
 def patient(rest: Rest, *, seconds: float = 60) -> Rest:
     """The client with short retries, whatever `Retry-After` demands: a test waits no longer than it must."""
-    pause = _PAUSE_SECONDS
+    pause = PAUSE_SECONDS
     return replace(rest, patience=Patience(seconds=seconds, first_pause=pause, longest_pause=pause, retry_after_max=0))
 
 

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.e2e.shop import Buyer, Shop, assert_books_add_up, eventually, money, states
+from tests.e2e.shop import Buyer, Shop, assert_books_add_up, money, states
 from tests.support.rest import Json, new_id
+from tests.support.waiting import eventually
 
 PRICE = 1200
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.e2e.clock import leases_are_over
-from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up, eventually
+from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up
 from tests.support.rest import Answer, Json, new_id
+from tests.support.waiting import eventually
 
 BUYERS, PRICE = 20, 700
 _ENDS_SECONDS = 60

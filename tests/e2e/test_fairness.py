@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.e2e.shop import Buyer, Shop, assert_books_add_up, eventually
+from tests.e2e.shop import Buyer, Shop, assert_books_add_up
 from tests.e2e.test_webhooks import tell, told_of
 from tests.support.rest import Json
+from tests.support.waiting import eventually
 
 PRICE = 900
 # Three quarters of them are for those whom the provider may keep waiting.

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from tests.e2e.clock import time_passes
-from tests.e2e.shop import DECLINED, ENDS, VISA, Buyer, Shop, assert_books_add_up, eventually
+from tests.e2e.shop import DECLINED, ENDS, VISA, Buyer, Shop, assert_books_add_up
 from tests.e2e.test_webhooks import tell
 from tests.support.rest import Json, new_id
+from tests.support.waiting import eventually
 
 STEPS = ("pay", "webhook", "cancel", "expire", "retry")
 # All 780 sequences with PROVE=1 in the environment; else those of up to three steps, and some of the longest.

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from tests.e2e.clock import time_passes
-from tests.e2e.shop import DECLINED, VISA, Shop, assert_books_add_up, eventually, money
+from tests.e2e.shop import DECLINED, VISA, Shop, assert_books_add_up, money
 from tests.support.rest import Answer, Json, new_id
+from tests.support.waiting import eventually
 
 
 async def test_the_same_request_sent_many_times_at_once_is_one_order(shop: Shop) -> None:

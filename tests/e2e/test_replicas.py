@@ -16,9 +16,10 @@ from deploy.local.parts import Part, service_environment
 from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.orders.v1.order_service_pb2_grpc import OrderServiceStub
 from tests.e2e.clock import leases_are_over, time_passes
-from tests.e2e.shop import ENDS, VISA, Buyer, Shop, assert_books_add_up, eventually
+from tests.e2e.shop import ENDS, VISA, Buyer, Shop, assert_books_add_up
 from tests.support.ports import free_port
 from tests.support.rest import Json, new_id
+from tests.support.waiting import eventually
 
 PRICE = 700
 WATCHED, _ONE_BY_ONE = 15, 3

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.shop import VISA, Shop, assert_books_add_up, eventually, money
+from tests.e2e.shop import VISA, Shop, assert_books_add_up, money
 from tests.support.rest import Answer, Json, new_id
+from tests.support.waiting import eventually
 
 _SECONDS = 10
 HOUR = timedelta(hours=1)

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from tests.e2e.shop import VISA, Shop, eventually
+from tests.e2e.shop import VISA, Shop
 from tests.support.rest import Json, new_id
+from tests.support.waiting import eventually
 
 _SECONDS = 10
 

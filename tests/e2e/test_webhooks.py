@@ -8,8 +8,9 @@ import time
 import pytest
 
 from tests.e2e.clock import time_passes
-from tests.e2e.shop import VISA, Shop, assert_books_add_up, eventually
+from tests.e2e.shop import VISA, Shop, assert_books_add_up
 from tests.support.rest import Answer, Json, new_id
+from tests.support.waiting import eventually
 
 _PATH = "/v1/webhooks/stripe"
 

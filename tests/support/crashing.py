@@ -1,8 +1,8 @@
-"""Runs a service that dies where it is told to: `python -m tests.support.crashing orders serve`.
+"""Run a service that dies at a chosen crash point: `python -m tests.support.crashing orders serve`.
 
-The service itself does not know. From the moment that a wish is laid into its folder (`Trap`), it counts the points it
-passes: each call of another service, each request to the provider, and each transaction that writes, before and after.
-At the n-th it dies by SIGKILL. A point is named by what happens there: `before Charge`, `after commit of store.finish`.
+The code of the service is unchanged. Once its `Trap` is armed, the process counts the crash points that it passes:
+before and after each call of another service, each request to the provider, and each transaction that writes. At the
+n-th it dies by SIGKILL. A point is named by what happens there: `before BatchCharge`, `after commit of actions.place`.
 """
 
 import functools
@@ -32,35 +32,36 @@ _at_work: ContextVar[str] = ContextVar("at_work", default="")
 _FOLDER = "CRASHING"
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 _SERVICES = f"{os.sep}services{os.sep}"
-# What has nothing to do with an order: leases, clocks, metrics. Events on their way have.
+_DATABASE = str(Path("chassis/data/db.py"))
+# Of the chassis's statements only these belong to orders; those of leases and clean-ups do not.
 _COUNTED_OF_CHASSIS = ("outbox", "subscriber", "idempotency")
 
 
 @dataclass(frozen=True)
 class Trap:
-    """Where the wishes for one service lie; shared by a test and the process that is to die."""
+    """A folder that a test and the process that shall die share."""
 
     folder: Path
 
     def environment(self) -> dict[str, str]:
-        """What the process must be told."""
+        """The variables with which the process must be started."""
         return {_FOLDER: str(self.folder)}
 
     def arm(self, occurrence: int, *, name: str = "") -> None:
-        """Has the process die at the n-th point from here on; with a name, at the n-th of those so named."""
+        """Let the process die at the n-th point from now on; with a name, at the n-th point of that name."""
         self.forget()
         draft = self.folder / "draft"
         draft.write_text(json.dumps({"occurrence": occurrence, "name": name}))
         draft.rename(self.folder / "armed")
 
     def forget(self) -> None:
-        """Takes away what was left of an earlier death."""
+        """Remove the traces of an earlier death."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in ("died", "passed"):
             (self.folder / left).unlink(missing_ok=True)
 
     def disarm(self) -> bool:
-        """Takes the wish back. False where it has been granted."""
+        """Disarm the trap. False if the process has died already."""
         try:
             (self.folder / "armed").unlink()
         except FileNotFoundError:
@@ -75,7 +76,7 @@ class Trap:
 
     @property
     def passed(self) -> list[str]:
-        """The points that were passed since the wish was laid down, that of death included."""
+        """The points that were passed since the trap was armed, the point of death included."""
         passed = self.folder / "passed"
         return passed.read_text().splitlines() if passed.exists() else []
 
@@ -89,23 +90,23 @@ class Trap:
 
 
 class _Points:
-    """Counts the points that this process passes while a wish lies there."""
+    """Counts the points that this process passes while its trap is armed."""
 
     def __init__(self, folder: Path) -> None:
         self._armed, self._died, self._passed = folder / "armed", folder / "died", folder / "passed"
-        self._wish: tuple[int, int] = (0, 0)
+        self._arming: tuple[int, int] = (0, 0)
         self._left, self._name = 0, ""
 
     def passes(self, name: str) -> None:
-        """Dies here, where this is the point."""
+        """Die here if this is the chosen point."""
         try:
             found = self._armed.stat()
         except FileNotFoundError:
             return
-        wish = (found.st_ino, found.st_mtime_ns)
-        if wish != self._wish:
-            told = json.loads(self._armed.read_text())
-            self._wish, self._left, self._name = wish, told["occurrence"], told["name"]
+        arming = (found.st_ino, found.st_mtime_ns)
+        if arming != self._arming:
+            wanted = json.loads(self._armed.read_text())
+            self._arming, self._left, self._name = arming, wanted["occurrence"], wanted["name"]
         if self._name not in ("", name):
             return
         with self._passed.open("a") as passed:
@@ -120,45 +121,45 @@ class _Points:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, call: Callable[..., Awaitable[Any]], name: Callable[..., str]) -> Callable[..., Awaitable[Any]]:
-        """`call`, with a point before and one after it. Without a name it has none."""
+        """Wrap `call` with a point before and one after it; with none where `name` returns nothing."""
 
         @functools.wraps(call)
         async def wrapped(*arguments: Any, **named: Any) -> Any:
-            told = name(*arguments, **named)
-            if told:
-                self.passes(f"before {told}")
+            point = name(*arguments, **named)
+            if point:
+                self.passes(f"before {point}")
             answer = await call(*arguments, **named)
-            if told:
-                self.passes(f"after {told}")
+            if point:
+                self.passes(f"after {point}")
             return answer
 
         return wrapped
 
     def commit(self, call: Callable[..., None]) -> Callable[..., None]:
-        """The same for the end of a transaction, which counts where it has written."""
+        """Wrap the commit of a transaction, which counts if the transaction has written."""
 
         def wrapped(dialect: Any, connection: Any) -> None:
             cursor = connection.cursor()
             cursor.execute("SELECT pg_current_xact_id_if_assigned()")
             wrote = cursor.fetchone()[0] is not None
             cursor.close()
-            told = _at_work.get() if wrote else ""
-            if told:
-                self.passes(f"before commit of {told}")
+            point = _at_work.get() if wrote else ""
+            if point:
+                self.passes(f"before commit of {point}")
             call(dialect, connection)
-            if told:
-                self.passes(f"after commit of {told}")
+            if point:
+                self.passes(f"after commit of {point}")
 
         return wrapped
 
 
 def _caller() -> str:
-    """Which function of the service is at work, as `store.finish`; empty for what has nothing to do with orders."""
+    """The function of the service that is running, as `actions.place`; empty for work that belongs to no order."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path, name = frame.f_code.co_filename, frame.f_code.co_name
         frame = frame.f_back
-        if _SERVICES not in path or path.endswith(f"{os.sep}chassis{os.sep}data{os.sep}db.py"):
+        if _SERVICES not in path or path.endswith(_DATABASE):
             continue
         module = Path(path).stem
         if f"{os.sep}chassis{os.sep}" in path and module not in _COUNTED_OF_CHASSIS:
@@ -168,14 +169,14 @@ def _caller() -> str:
 
 
 def _begin(sessions: Any) -> Any:
-    """`async_sessionmaker.begin`, which notes who begins: the commit is a task of its own."""
+    """`async_sessionmaker.begin`, which records its caller: the commit runs in a task of its own."""
     _at_work.set(_caller())
     return _real_begin(sessions)
 
 
 def _of_rpc(_target: Any, method: Any, *_: Any, **__: Any) -> str:
     name = str(method._method.decode().rpartition("/")[2])
-    return "" if name.startswith("Get") else name  # to have read something changes nothing
+    return "" if name.startswith("Get") else name  # a read changes nothing
 
 
 def _of_statement(_db: Any, statement: Any, *_: Any, **__: Any) -> str:
@@ -191,7 +192,7 @@ def _of_request(_session: Any, method: str, url: Any, **_: Any) -> str:
 def main() -> None:
     service = sys.argv.pop(1)
     points = _Points(Path(os.environ[_FOLDER]))
-    # Before the service is imported, so that it finds them in their places.
+    # Before the service is imported: it must find the wrapped functions.
     Target.call = points.around(Target.call, _of_rpc)  # type: ignore[method-assign]
     db.run_autocommit = points.around(db.run_autocommit, _of_statement)  # type: ignore[assignment]
     async_sessionmaker.begin = _begin  # type: ignore[method-assign]

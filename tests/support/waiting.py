@@ -1,15 +1,30 @@
-"""Waiting for what tells nobody that it has come to pass."""
+"""Waiting for what publishes no event: databases, processes, pages behind a gateway."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+PAUSE_SECONDS = 0.02
+
+
+async def eventually(
+    look: Callable[[], Awaitable[T]],
+    wanted: Callable[[T], object],
+    *,
+    seconds: float = 15.0,
+    pause_seconds: float = PAUSE_SECONDS,
+) -> T:
+    """Return what `look` finds, once it is as wanted. Fail after `seconds`, with what was found last."""
+    deadline = time.monotonic() + seconds
+    while not wanted(found := await look()):
+        assert time.monotonic() < deadline, f"after {seconds} s still {found!r}"
+        await asyncio.sleep(pause_seconds)
+    return found
 
 
 async def until(fact: Callable[[], Awaitable[Any]], *, seconds: float = 30.0) -> Any:
-    """Returns what `fact` returns, once that is true; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (found := await fact()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.02)
-    return found
+    """Return what `fact` returns, once that is true. Fail after `seconds`."""
+    return await eventually(fact, bool, seconds=seconds)

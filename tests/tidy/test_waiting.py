@@ -12,7 +12,6 @@ _MAY_SLEEP = {
     "tests/bench/rivals/celery_chain.py": "polls the results of chains, all that are under way at once",
     "tests/bench/shop.py": "polls the database until no saga is left",
     "tests/bench/measure/statements.py": "measures what is done in a time in which nothing is asked for",
-    "tests/e2e/shop.py": "polls the mesh through its gateway, which publishes nothing",
 }
 
 
