@@ -1,0 +1,103 @@
+"""A second provider needs an implementation of the port and a registration, and nothing else."""
+
+import uuid
+from collections import Counter
+from datetime import timedelta
+
+from services.chassis.data.db import Database
+from services.chassis.money import Money
+from services.payments.charges import Charges
+from services.payments.dispatch import ChargeDispatcher
+from services.payments.domain import (
+    Charge,
+    ChargeResult,
+    ChargeStatus,
+    Payment,
+    ProviderEvent,
+    Refund,
+    RefundResult,
+    RefundState,
+    State,
+)
+from services.payments.providers import OutcomeUnknown, PaymentProvider
+from services.payments.reconciler import Reconciler
+from services.payments.webhooks import inbox
+from tests.integration.payments.conftest import Payments
+
+
+class Coins:
+    """A provider that loses its first answer, and remembers what it took and gave back."""
+
+    name = "coins"
+    key_lifetime = timedelta(hours=1)
+
+    def __init__(self) -> None:
+        self.taken, self.refunded, self.calls = set[uuid.UUID](), set[uuid.UUID](), Counter[str]()
+
+    def _result(self, payment: Payment, status: ChargeStatus) -> ChargeResult:
+        return ChargeResult(payment_id=payment.id, status=status, reference=f"coin_{payment.id}")
+
+    async def create(self, payment: Payment) -> ChargeResult:
+        self.calls["create"] += 1
+        if not payment.payment_method:
+            return self._result(payment, ChargeStatus.AWAITING_CUSTOMER)
+        self.taken.add(payment.id)
+        if self.calls["create"] == 1:
+            raise OutcomeUnknown("create")
+        return self._result(payment, ChargeStatus.SUCCEEDED)
+
+    async def confirm(self, payment: Payment) -> ChargeResult:
+        return self._result(payment, ChargeStatus.SUCCEEDED)
+
+    async def cancel(self, payment: Payment) -> ChargeResult:
+        return self._result(payment, ChargeStatus.CANCELLED)
+
+    async def retrieve(self, payment: Payment) -> ChargeResult:
+        return self._result(payment, ChargeStatus.PROCESSING)
+
+    async def find(self, payment: Payment) -> ChargeResult | None:
+        return None
+
+    async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
+        self.refunded.add(refund.payment_id)
+        return RefundResult(refund_id=refund.id, payment_id=refund.payment_id, state=RefundState.SUCCEEDED)
+
+    async def aclose(self) -> None:
+        pass
+
+
+def a_charge(method: str = "coin") -> Charge:
+    order_id, customer_id = uuid.uuid4(), uuid.uuid4()
+    return Charge(order_id=order_id, customer_id=customer_id, amount=Money("USD", 1999), payment_method=method)
+
+
+async def test_a_second_provider_charges_reverses_and_sends_events(db: Database, service: Payments) -> None:
+    coins: PaymentProvider = Coins()
+    assert isinstance(coins, Coins)
+    dispatcher = ChargeDispatcher(db, {"stripe": service.provider, coins.name: coins}, service.relay.nudge)
+    charges = Charges(db, dispatcher, service.relay.nudge, provider=coins.name)
+
+    charge = a_charge()
+    (unknown,) = await charges.charge([charge])
+    assert isinstance(unknown, Payment)
+    assert (unknown.state, unknown.provider) == (State.PROCESSING, "coins")
+    await service.rows("UPDATE payments SET next_check_time = now()")
+    await Reconciler(db, dispatcher, service.relay).reconcile_once()
+    await dispatcher.wait([unknown], seconds=10)
+    (paid,) = await charges.charge([charge])
+    assert isinstance(paid, Payment)
+    assert (paid.state, coins.taken, coins.calls["create"]) == (State.SUCCEEDED, {paid.id}, 2)
+
+    (reversed_,) = await charges.reverse([charge])
+    assert (reversed_.state, coins.refunded) == (State.REFUNDED, {paid.id})
+
+    (waiting,) = await charges.charge([a_charge("")])
+    assert isinstance(waiting, Payment)
+    event = ProviderEvent(
+        provider="coins", id="1", type="paid", reference=f"coin_{waiting.id}", payment_id=None,
+        amount_minor=1999, currency="usd", charge_status=ChargeStatus.SUCCEEDED,
+    )  # fmt: skip
+    await inbox.Inbox(db, lambda: None).put(event)
+    await inbox.apply_events(db)
+    assert (await charges.get(waiting.id)).state is State.SUCCEEDED
+    await dispatcher.drain(seconds=5)
