@@ -1,5 +1,6 @@
 """Images: pinned, the same in Compose and Kubernetes, and complete."""
 
+import ast
 import json
 import os
 import re
@@ -7,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import yaml
@@ -29,24 +32,6 @@ from tests.contract.deployed import (
 )
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
-# Imports the packages that the services share, then starts every service in a fork: 2 s instead of 6. Each fork sees
-# only the files of its image. sys.argv has the folders of the images.
-START_ALL = """
-import os, runpy, sys
-import aiohttp, cryptography.fernet, grpc_health.v1.health, grpc_reflection.v1alpha.reflection, jwt, nats.js
-import opentelemetry.sdk.trace, prometheus_client, protovalidate, psycopg, pydantic_settings, redis.asyncio
-import sqlalchemy.dialects.postgresql, sqlalchemy.ext.asyncio, stripe, structlog, uvicorn, uvloop
-for folder in sys.argv[1:]:
-    if not os.fork():
-        os.chdir(folder)
-        os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT), 2)
-        sys.path[:0] = [folder, f"{folder}/protos/gen"]
-        sys.argv = ["service"]
-        runpy.run_module("service", run_name="__main__", alter_sys=True)
-        sys.exit()
-for _ in sys.argv[1:]:
-    os.wait()
-"""
 
 
 def images() -> set[str]:
@@ -73,13 +58,10 @@ def lay_out(folder: Path, sources: list[str]) -> Path:
     return folder
 
 
-def run_in_image(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_in_image(folder: Path, *arguments: str, path: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     # -S skips the .pth file that would put this checkout on the path.
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": f"{folder}{os.pathsep}{sysconfig.get_path('purelib')}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    paths = [str(folder), *(str(folder / name) for name in path), sysconfig.get_path("purelib")]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
     return run(sys.executable, "-S", "-P", *arguments, cwd=folder, env=environment)
 
 
@@ -100,17 +82,61 @@ def test_containers_run_the_versions_of_the_tests() -> None:
         assert any(re.search(rf"(^|/){image}:v?{re.escape(locked[1])}\.", each) for each in images()), images()
 
 
-def test_service_images_contain_every_import(tmp_path: Path) -> None:
-    """Each service starts from the files of its image, without settings, and gets as far as to miss them."""
-    folders = []
+def imports(path: Path) -> Iterator[str]:
+    """Yield every module that a module imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def file_of(module: str, root: Path) -> str:
+    """Return the file below `root` of a module, or of the module that contains this name; empty if there is none."""
+    parts = module.split(".")
+    for path in (root.joinpath(*parts), root.joinpath(*parts[:-1])):
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.exists():
+                return str(file.relative_to(root))
+    return ""
+
+
+def test_service_images_contain_every_module_that_they_import() -> None:
+    missing = []
     for service in SERVICES:
-        sources = [source.replace("${SERVICE}", service) for source in copied("service")]
-        folders.append(lay_out(tmp_path / service, [*sources, "protos/gen"]))
-        (folders[-1] / "service").symlink_to(f"services/{service}")
-    done = run_in_image(tmp_path, "-c", START_ALL, *map(str, folders))
-    assert done.returncode == 0, done.stderr
-    errors = {folder.name: (folder / "stderr").read_text() for folder in folders}
-    assert not {name: text for name, text in errors.items() if "settings are not usable" not in text}
+        sources = tuple(source.replace("${SERVICE}", service) for source in copied("service"))
+        for path in (path for source in sources for path in (ROOT / source).rglob("*.py")):
+            for module in imports(path):
+                if module.startswith("services."):
+                    is_there = file_of(module, ROOT).startswith(sources)
+                else:
+                    is_there = not module.startswith(("stampede.", "buf.")) or file_of(module, ROOT / "protos/gen")
+                if not is_there:
+                    missing.append(f"{service}: {path.relative_to(ROOT)} imports {module}")
+    assert not missing
+
+
+def test_service_images_contain_every_package() -> None:
+    """Images install requirements.lock, while tests have the packages of requirements-dev.lock too."""
+    locked = set(re.findall(r"^([\w-]+)==", (ROOT / "requirements.lock").read_text(), re.M))
+    packages = packages_distributions()
+    missing = {
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in (ROOT / "services").rglob("*.py")
+        for module in imports(path)
+        if (top := module.split(".")[0]) not in {*sys.stdlib_module_names, "services", "stampede", "buf"}
+        if not locked & {re.sub(r"[-_.]+", "-", name).lower() for name in packages.get(top, [])}
+    }
+    assert not missing
+
+
+def test_service_image_starts_by_its_own_name(tmp_path: Path) -> None:
+    """The image starts `python -m service`, and without settings it gets as far as to miss them."""
+    sources = [source.replace("${SERVICE}", "catalog") for source in copied("service")]
+    folder = lay_out(tmp_path, [*sources, "protos/gen"])
+    (folder / "service").symlink_to("services/catalog")
+    started = run_in_image(folder, "-m", "service", path=("protos/gen",))
+    assert "settings are not usable" in started.stderr, started.stderr
 
 
 def test_build_context_ignores_no_data_file_of_a_service() -> None:
