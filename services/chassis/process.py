@@ -22,7 +22,6 @@ from grpc_reflection.v1alpha import reflection
 from nats.js import JetStreamContext
 
 from services.chassis import settings, telemetry
-from services.chassis.client import target
 from services.chassis.client.target import Target
 from services.chassis.data import cleanup, db
 from services.chassis.data.cleanup import Cleanup
@@ -104,7 +103,7 @@ class Process:
         if self._nats is not None:
             with contextlib.suppress(Exception):
                 await self._nats.close()
-        await target.close_all(*self._targets)
+        await asyncio.gather(*(target.close() for target in self._targets))
         await self._engine.dispose()
 
     def target(self, name: str, address: str) -> Target:

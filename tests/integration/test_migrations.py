@@ -1,4 +1,4 @@
-"""Every service's history makes exactly the schema that its mapped classes describe."""
+"""Every service's history makes exactly the schema of its mapped classes and of the chassis's tables."""
 
 import asyncio
 import importlib
@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Table, UniqueConstraint
 from sqlalchemy.dialects import postgresql
 
-from services.chassis.data import db
+from services.chassis.data import db, idempotency, lease
 from services.chassis.data.db import Base
+from services.chassis.events import outbox, subscriber
 from tests.support.infra import Infra
 
 ROOT = Path(__file__).parents[2]
@@ -35,18 +36,25 @@ CONSTRAINTS = """
 """
 
 
-def mapped(service: str, present: set[str]) -> list[Table]:
-    """The tables of a service: its own, and those of the chassis that its history makes."""
+@pytest.fixture(scope="module")
+def chassis(infra: Infra) -> str:
+    """A database with the tables of the chassis as new services make them."""
+    infra.admin("CREATE DATABASE chassis_tables")
+    with psycopg.connect(f"postgresql://postgres@127.0.0.1:{infra.postgres_port}/chassis_tables") as connection:
+        for module in (idempotency, lease, outbox, subscriber):
+            connection.execute(module.TABLE.encode())
+    return "chassis_tables"
+
+
+def mapped(service: str) -> list[Table]:
+    """The mapped tables of a service."""
     schema = "sql.schema" if (ROOT / "services" / service / "sql/schema.py").exists() else "tables"
     importlib.import_module(f"services.{service}.{schema}")
-    for module in ("data.idempotency", "events.outbox", "events.subscriber", "data.lease"):
-        importlib.import_module(f"services.chassis.{module}")
     found = []
     for mapper in Base.registry.mappers:
-        owner, table = mapper.class_.__module__.split(".")[1], mapper.local_table
-        assert isinstance(table, Table)
-        if owner == service or (owner == "chassis" and table.name in present):
-            found.append(table)
+        assert isinstance(mapper.local_table, Table)
+        if mapper.class_.__module__.split(".")[1] == service:
+            found.append(mapper.local_table)
     return found
 
 
@@ -80,18 +88,20 @@ async def migrating(service: str, url: str) -> asyncio.subprocess.Process:
 
 @pytest.mark.parametrize("service", SERVICES)
 async def test_migrations_and_mapped_classes_agree(
-    service: str, infra: Infra, template: Callable[[str], Awaitable[str]]
+    service: str, infra: Infra, chassis: str, template: Callable[[str], Awaitable[str]]
 ) -> None:
     name = await template(service)
     columns = {(table, column, type_name(kind), *rest) for table, column, kind, *rest in rows(infra, name, COLUMNS)}
-    tables = mapped(service, {row[0] for row in columns})
+    tables, present = mapped(service), {row[0] for row in columns}
+    of_chassis = {row for row in rows(infra, chassis, COLUMNS) if row[0] in present}
 
-    assert columns == {
+    assert columns == of_chassis | {
         (table.name, column.name, mapped_type(column), not column.nullable, column.computed is not None)
         for table in tables
         for column in table.columns
     }
-    assert rows(infra, name, CONSTRAINTS) == {
+    constraints_of_chassis = {row for row in rows(infra, chassis, CONSTRAINTS) if row[0] in present}
+    assert rows(infra, name, CONSTRAINTS) == constraints_of_chassis | {
         (table.name, constraint.name or default_name(table, constraint))
         for table in tables
         for constraint in table.constraints

@@ -1,6 +1,5 @@
 """Calls to other services, with deadline, identity, bounded retries and circuit breaker."""
 
-import asyncio
 import json
 import time
 from typing import Any, TypeVar
@@ -111,8 +110,3 @@ class Target:
 
     async def close(self) -> None:
         await self.channel.close(grace=None)
-
-
-async def close_all(*targets: Target) -> None:
-    """Closes the channels of `targets`."""
-    await asyncio.gather(*(target.close() for target in targets))

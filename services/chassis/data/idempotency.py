@@ -1,31 +1,13 @@
 """Idempotency: a repeated mutation is recognised by its request id, in the transaction of the mutation."""
 
 import uuid
-from datetime import datetime
 
-from sqlalchemy import LargeBinary, func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis.data.cleanup import delete_old_rows
-from services.chassis.data.db import Base
 from services.chassis.errors import RequestIdReused
 from services.chassis.request_context import RequestKey
-
-
-class Request(Base):
-    """A mutation that committed under a client's request id."""
-
-    __tablename__ = "requests"
-
-    caller: Mapped[str] = mapped_column(primary_key=True)
-    method: Mapped[str] = mapped_column(primary_key=True)
-    request_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
-    digest: Mapped[bytes] = mapped_column(LargeBinary)
-    resource_id: Mapped[uuid.UUID]
-    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
-
 
 TABLE = """
 CREATE TABLE requests (
@@ -39,10 +21,16 @@ CREATE TABLE requests (
 );
 CREATE INDEX requests_create_time ON requests (create_time);
 """
-
-
 CLEANUP = delete_old_rows("requests", keep="2 days")
 """Two days are twice what the contract promises."""
+
+_RECORD = text("""
+    INSERT INTO requests (caller, method, request_id, digest, resource_id)
+    VALUES (:caller, :method, :request_id, :digest, :resource_id) ON CONFLICT DO NOTHING RETURNING resource_id
+""")
+_FIND = text("""
+    SELECT digest, resource_id FROM requests WHERE caller = :caller AND method = :method AND request_id = :request_id
+""")
 
 
 async def find_repeat(tx: AsyncSession, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
@@ -53,30 +41,10 @@ async def find_repeat(tx: AsyncSession, key: RequestKey | None, resource_id: uui
     """
     if key is None:
         return None
-    first = await tx.scalar(
-        insert(Request)
-        .values(
-            caller=key.caller,
-            method=key.method,
-            request_id=key.request_id,
-            digest=key.digest,
-            resource_id=resource_id,
-        )
-        .on_conflict_do_nothing()
-        .returning(Request.resource_id)
-    )
-    if first is not None:
+    of_request = {"caller": key.caller, "method": key.method, "request_id": key.request_id}
+    if await tx.scalar(_RECORD, {**of_request, "digest": key.digest, "resource_id": resource_id}):
         return None
-    known = (
-        await tx.execute(
-            select(Request.digest, Request.resource_id).where(
-                Request.caller == key.caller,
-                Request.method == key.method,
-                Request.request_id == key.request_id,
-            )
-        )
-    ).one()
-    if known.digest != key.digest:
+    first = (await tx.execute(_FIND, of_request)).one()
+    if first.digest != key.digest:
         raise RequestIdReused(requestId=key.request_id)
-    resource: uuid.UUID = known.resource_id
-    return resource
+    return uuid.UUID(str(first.resource_id))

@@ -13,16 +13,14 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 
 import structlog
 from prometheus_client import Gauge
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis import ids
-from services.chassis.data.db import Base, Database, run_autocommit
+from services.chassis.data.db import Database, run_autocommit
 
 log = structlog.get_logger()
 
@@ -32,16 +30,6 @@ _RELEASE_SECONDS = 1.0
 _LEADER = Gauge("stampede_leader", "1 if this process holds the lease.", ["name"])
 
 
-class LeaseRow(Base):
-    """The lease of the job called `name`."""
-
-    __tablename__ = "leases"
-
-    name: Mapped[str] = mapped_column(primary_key=True)
-    holder: Mapped[str]
-    expire_time: Mapped[datetime]
-
-
 TABLE = """
 CREATE TABLE leases (
     name        text PRIMARY KEY,
@@ -49,8 +37,7 @@ CREATE TABLE leases (
     expire_time timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 """
-
-# For databases from before; nothing reads the column any more.
+# For databases in which leases still have terms.
 DROP_TERM = "ALTER TABLE leases DROP COLUMN IF EXISTS term"
 
 # The other processes only read: writing would lock the row once a second for each of them.

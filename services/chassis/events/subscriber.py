@@ -4,7 +4,6 @@ import asyncio
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 from prometheus_client import Counter
-from sqlalchemy import func, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis.data.cleanup import delete_old_rows
-from services.chassis.data.db import Base, Database
+from services.chassis.data.db import Database
 from services.chassis.errors import Unavailable
 from services.chassis.server import statuses
 
@@ -44,17 +42,6 @@ EVENT_ID, ATTEMPTS, CAUSE = "Stampede-Event-Id", "Stampede-Attempts", "Stampede-
 
 Act = Callable[[AsyncSession, Sequence[bytes]], Awaitable[None]]
 """Acts on payloads in order, in a transaction that commits together with the events' ids."""
-
-
-class SeenEvent(Base):
-    """An event that a consumer acted on. Kept for longer than JetStream keeps events."""
-
-    __tablename__ = "seen_events"
-
-    event_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
-    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
-
-
 TABLE = """
 CREATE TABLE seen_events (
     event_id    uuid PRIMARY KEY,
@@ -62,8 +49,6 @@ CREATE TABLE seen_events (
 );
 CREATE INDEX seen_events_create_time ON seen_events (create_time);
 """
-
-
 _SEE = text("""
     INSERT INTO seen_events (event_id) SELECT unnest(CAST(:ids AS uuid[])) ON CONFLICT DO NOTHING RETURNING event_id
 """)

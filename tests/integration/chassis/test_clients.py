@@ -74,7 +74,7 @@ async def guarded() -> AsyncIterator[Served]:
     served = Served(guarded=True)
     await served.start()
     yield served
-    await target.close_all(served.target)
+    await served.target.close()
     await served.stop()
 
 
@@ -84,7 +84,7 @@ async def bare() -> AsyncIterator[Served]:
     served = Served(guarded=False)
     await served.start()
     yield served
-    await target.close_all(served.target)
+    await served.target.close()
     await served.stop()
 
 
@@ -185,7 +185,7 @@ async def test_restarted_service_is_found_again(bare: Served) -> None:
     old = bare.target
     await bare.start()
     bare.target, new = old, bare.target
-    await target.close_all(new)
+    await new.close()
     async with asyncio.timeout(10):
         while True:
             try:

@@ -13,7 +13,6 @@ from sqlalchemy import func, select, text
 from structlog.testing import capture_logs
 
 from services.chassis.data.db import Database
-from services.chassis.data.idempotency import Request
 from services.identity import actions
 from services.identity.domain import FIRST_ADMIN
 from services.identity.passwords import Passwords
@@ -68,7 +67,7 @@ async def test_the_stored_digest_of_a_registration_is_keyed(db: Database, regist
     await register(request_id=str(uuid.uuid4()))
     content = pb.RegisterRequest(email="ada@example.com", password=PASSWORD).SerializeToString(deterministic=True)
     async with db() as tx:
-        assert (await tx.scalars(select(Request.digest))).one() != hashlib.sha256(content).digest()
+        assert await tx.scalar(text("SELECT digest FROM requests")) != hashlib.sha256(content).digest()
 
 
 async def test_a_wrong_password_and_an_unknown_address_get_the_same_answer(register: Register, sign_in: SignIn) -> None:
