@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import aiohttp
-
+from deploy.client import Answer, Json, RestError, new_id
 from tests.e2e.clock import time_passes
-from tests.e2e.shop import DECLINED, VISA, Buyer, Shop, money
-from tests.support.rest import Answer, Json, new_id
+from tests.e2e.shop import DECLINED, VISA, Buyer, Shop, money, patient
 from tests.support.waiting import eventually
 
 BANK_TRANSFER = "pm_usBankAccount_processing"
@@ -74,14 +72,14 @@ class Act:
     async def staff(self, path: str, **wish: Any) -> Answer:
         """The answer to what staff want; they are as patient, and ask under one request id."""
         request_id = new_id()
-        return await asked(lambda: self.shop.staff.post(path, {"requestId": request_id, **wish}))
+        return await patient(self.shop.staff).post(path, {"requestId": request_id, **wish})
 
     async def paid_back(self, order: Json, **wish: Any) -> None:
         """Returns once staff have paid an order back, in full or in part."""
         (await self.staff(f"/v1/orders/{order['id']}:refund", **wish)).expect()
 
         async def look() -> Json:
-            return (await asked(lambda: self.shop.staff.get(f"/v1/orders/{order['id']}"))).expect().json
+            return (await patient(self.shop.staff).get(f"/v1/orders/{order['id']}")).expect().json
 
         await eventually(look, lambda now: not now["refunding"], seconds=PATIENCE_SECONDS)
 
@@ -90,7 +88,7 @@ class Act:
         buyer, order = await self.order(sale, *ends, card=None)
 
         async def look() -> Json:
-            answer = await asked(lambda: buyer.rest.get(f"/v1/orders/{order['id']}"))
+            answer = await patient(buyer.rest).get(f"/v1/orders/{order['id']}")
             return answer.expect().json
 
         ready = lambda found: bool((found.get("payment") or {}).get("clientSecret"))  # noqa: E731
@@ -105,22 +103,8 @@ class Act:
 
     async def _state(self, order_id: str) -> str:
         buyer, _ = self.orders[order_id]
-        answer = await asked(lambda: buyer.rest.get(f"/v1/orders/{order_id}"))
+        answer = await patient(buyer.rest).get(f"/v1/orders/{order_id}")
         return str(answer.expect().json["state"])
-
-
-async def asked(ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The answer of a shop that is not away."""
-
-    async def once() -> Answer | None:
-        try:
-            return await ask()
-        except aiohttp.ClientConnectionError:
-            return None
-
-    answer = await eventually(once, lambda a: a is not None and a.status not in (429, 503), seconds=PATIENCE_SECONDS)
-    assert answer is not None
-    return answer
 
 
 async def paid(act: Act) -> None:
@@ -185,7 +169,7 @@ async def cancelled(act: Act) -> None:
 
     async def change_of_mind(*ends: str, card: str | None) -> None:
         buyer, order = await act.order(sale, *ends, card=card)
-        answer = await asked(lambda: buyer.cancel(order["id"]))
+        answer = await buyer.patient().cancel(order["id"])
         assert answer.status == 200 or answer.reason == "WRONG_STATE", answer.text
 
     await asyncio.gather(
@@ -235,7 +219,7 @@ async def extended(act: Act) -> None:
     buyer, order = await act.order(sale, "PAID", "EXPIRED", card=BANK_TRANSFER)
 
     async def look() -> Json:
-        return (await asked(lambda: buyer.rest.get(f"/v1/orders/{order['id']}"))).expect().json
+        return (await patient(buyer.rest).get(f"/v1/orders/{order['id']}")).expect().json
 
     def longer(found: Json) -> bool:
         over = datetime.fromisoformat(order["holdExpireTime"]) < datetime.now(UTC)
@@ -244,7 +228,7 @@ async def extended(act: Act) -> None:
     async def settled() -> bool:
         try:
             await act.shop.sandbox.settle(order["id"])
-        except (AssertionError, RuntimeError):  # the charge has not reached the provider yet, or never will
+        except (RestError, RuntimeError):  # the charge has not reached the provider yet, or never will
             return (await look())["state"] != "PENDING"
         return True
 
