@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import generate  # type: ignore[import-not-found]  # it stands beside this file
+import generate  # type: ignore[import-not-found]  # it is in this folder
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 ROOT = Path(__file__).parent

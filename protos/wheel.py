@@ -14,7 +14,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-import generate  # type: ignore[import-not-found]  # it stands beside this file
+import generate  # type: ignore[import-not-found]  # it is in this folder
 
 ROOT = Path(__file__).parents[1]
 _PACKAGES = ("stampede", "buf")

@@ -132,7 +132,7 @@ def test_only_mesh_methods_name_callers_and_the_callers_exist() -> None:
 
 
 def test_no_service_mixes_mesh_and_public_methods() -> None:
-    """The gateway lists services, so a mesh method must not stand in a service that is listed."""
+    """The gateway lists services, so a mesh method must not be in a service that is listed."""
     all_services = {method.containing_service.full_name: method.containing_service for method in METHODS}
     assert not offenders(all_services.values(), lambda service: len(set(map(is_mesh, service.methods))) == 1)
 

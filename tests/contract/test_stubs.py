@@ -1,4 +1,4 @@
-"""Another team can build on the wheel of stubs: it installs, its example runs, and its types hold."""
+"""The wheel of stubs works for another team: it installs, the example runs on it, and its types are checked."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ from tests.support.serving import serving
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "client.py"
 SITE_PACKAGES = sysconfig.get_path("purelib")
-# Machine paths, of which none may travel in a wheel; the checkout's own first.
+# Paths of a machine, which must not be in a wheel; the checkout's own first.
 PATHS = re.compile(re.escape(str(ROOT)).encode() + rb"|/(?:home|root|tmp|Users)/")
 
 
@@ -51,7 +51,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's packages and nothing else, as pip lays them out."""
+    """Return a folder with the installed wheel and nothing else."""
     target = tmp_path_factory.mktemp("client")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--target", target]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, built], check=True)
@@ -59,7 +59,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def isolated(target: Path, *arguments: str | Path, **variables: str) -> tuple[list[str | Path], dict[str, str]]:
-    """A command of this interpreter that sees the wheel and its dependencies, but not this checkout.
+    """Return a command of this interpreter that finds the wheel and its dependencies, but not this checkout.
 
     Without `site`, the .pth file that puts the checkout on the path of the virtual environment is not read.
     """
@@ -77,7 +77,7 @@ def test_the_wheel_holds_typed_packages_and_no_paths_of_this_machine(built: Path
     assert not [name for name, content in contents.items() if PATHS.search(content)]
 
 
-def test_the_wheel_says_what_it_is_and_what_it_needs(built: Path) -> None:
+def test_the_wheel_has_a_licence_and_its_requirements(built: Path) -> None:
     with zipfile.ZipFile(built) as archive:
         metadata = next(archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
@@ -107,7 +107,7 @@ async def test_the_example_runs_on_the_wheel_alone(installed: Path) -> None:
 
 
 def test_the_example_has_no_other_stubs_to_find(installed: Path) -> None:
-    """Otherwise the test above would show that this checkout works, not that the wheel does."""
+    """Otherwise the test above would show only that this checkout works."""
     command, environment = isolated(installed, "-c", "import stampede, buf; print(stampede.__file__, buf.__file__)")
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     assert all(path.startswith(str(installed)) for path in output.split())

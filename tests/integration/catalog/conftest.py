@@ -50,8 +50,10 @@ def create(catalog: Any) -> Create:
     """Creates a product: `await create("MUG-1", 1999, name="Mug")`."""
 
     async def make(sku: str = "RETRO-CLOCK", price: int = 1999, **fields: Any) -> pb.Product:
-        said = {"name": f"Product {sku}", "price": Money(currency_code="USD", minor_units=price), **fields}
-        product: pb.Product = await catalog.CreateProduct(pb.CreateProductRequest(sku=sku, **said), metadata=as_staff())
+        values = {"name": f"Product {sku}", "price": Money(currency_code="USD", minor_units=price), **fields}
+        product: pb.Product = await catalog.CreateProduct(
+            pb.CreateProductRequest(sku=sku, **values), metadata=as_staff()
+        )
         return product
 
     return make

@@ -94,7 +94,7 @@ async def test_a_repeated_creation_returns_the_first_product(catalog: Any, db: D
     other = pb.CreateProductRequest(sku="B", name="A", price=USD_20, request_id=request_id)
     refused = await refusal(catalog.CreateProduct(other, metadata=caller))
     assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
-    # Somebody else's request id is another one.
+    # Request ids of different callers are independent.
     assert (await catalog.CreateProduct(other, metadata=as_staff())).sku == "B"
 
 

@@ -48,12 +48,12 @@ async def assert_refused(call: Any) -> None:
 
 def with_shared_secret(claims: dict[str, Any], key: SigningKey) -> str:
     """Return a token signed by HMAC with the public key, which a careless verifier accepts as a shared secret."""
-    said = ".".join(
+    content = ".".join(
         base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
         for part in ({"alg": "HS256", "typ": "JWT", "kid": key.kid}, claims)
     )
-    mac = hmac.digest(json.dumps(key.public_jwk).encode(), said.encode(), hashlib.sha256)
-    return f"{said}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+    mac = hmac.digest(json.dumps(key.public_jwk).encode(), content.encode(), hashlib.sha256)
+    return f"{content}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
 
 
 def kid(token: str) -> str:

@@ -21,7 +21,7 @@ def shop() -> str:
 
 @pytest.fixture
 def compile_contract(tmp_path: Path) -> Compile:
-    """Turns the text of a .proto into a descriptor set for Envoy."""
+    """Return a function that compiles the text of a .proto to a descriptor set for Envoy."""
 
     def compiled(text: str) -> Path:
         (tmp_path / "shop.proto").write_text(text)
