@@ -95,14 +95,14 @@ _CLAIM = f"""
 _CLAIM_DUE = text(
     _CLAIM.format(
         due="""
-    quick AS (
+    others AS (
         SELECT order_id FROM sagas WHERE NOT provider_bound AND next_time <= now() ORDER BY next_time LIMIT :most
         FOR UPDATE SKIP LOCKED
-    ), slow AS (
+    ), provider_bound AS (
         SELECT order_id FROM sagas WHERE provider_bound AND next_time <= now() ORDER BY next_time
-        LIMIT least(:slow, :most - (SELECT count(*) FROM quick)) FOR UPDATE SKIP LOCKED
+        LIMIT least(:provider_bound, :most - (SELECT count(*) FROM others)) FOR UPDATE SKIP LOCKED
     ), due AS (
-        SELECT order_id FROM quick UNION ALL SELECT order_id FROM slow
+        SELECT order_id FROM others UNION ALL SELECT order_id FROM provider_bound
     )"""
     )
 )
@@ -138,12 +138,12 @@ _MAKE_DUE = text("""
 # --- what workers do ---
 
 
-async def claim_due(db: Database, most: int, *, slow: int) -> list[Saga]:
+async def claim_due(db: Database, most: int, *, provider_bound: int) -> list[Saga]:
     """Claims up to `most` sagas that are due: paused until now, or left by a process that died.
 
-    At most `slow` of them are provider-bound, and these come last.
+    At most `provider_bound` of them are provider-bound, and these come last.
     """
-    arguments = {"most": most, "slow": slow, "lease": LEASE_SECONDS}
+    arguments = {"most": most, "provider_bound": provider_bound, "lease": LEASE_SECONDS}
     return [_saga(row) for row in await run_autocommit(db, _CLAIM_DUE, arguments)]
 
 
