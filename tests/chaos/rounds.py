@@ -40,9 +40,9 @@ class Round:
     """Counts only points so named, where given."""
 
     @classmethod
-    def at(cls, number: int, told: str) -> "Round":
+    def at(cls, number: int, point: str) -> "Round":
         """As `Outcome.again` names it: `paid payments 1 after POST v1/payment_intents`."""
-        story, victim, occurrence, *name = told.split(" ", 3)
+        story, victim, occurrence, *name = point.split(" ", 3)
         return cls(number, story, victim, int(occurrence), "".join(name))
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ def plan(seed: int, rounds: int) -> list[Round]:
 
 @dataclass
 class Outcome:
-    """What came of one round."""
+    """The result of one round."""
 
     round: Round
     died_at: str = ""
@@ -109,8 +109,8 @@ async def rigged(shop: Shop) -> AsyncIterator[dict[str, Trap]]:
         await shop.all_parts_answer()
 
 
-async def played(shop: Shop, rounds: list[Round], tell: Callable[[str], None]) -> list[Outcome]:
-    """Plays the rounds one after the other, then has the books audited. What went wrong stands in the outcomes."""
+async def played(shop: Shop, rounds: list[Round], report: Callable[[str], None]) -> list[Outcome]:
+    """Plays the rounds one after the other, then has the books audited. Each outcome holds its failure."""
     outcomes: list[Outcome] = []
     buyers = itertools.cycle(await shop.a_crowd(_BUYERS))
     usual = await shop.a_product(stock=10 * len(rounds), price=PRICE)
@@ -120,7 +120,7 @@ async def played(shop: Shop, rounds: list[Round], tell: Callable[[str], None]) -
             await shop.all_parts_answer()
             await next(buyers).insist(usual, wait=10)
             outcomes.append(await _play(shop, one, traps[one.victim], buyers))
-            tell(str(outcomes[-1]))
+            report(str(outcomes[-1]))
         await _audit(shop, outcomes)
     return outcomes
 
@@ -186,7 +186,7 @@ async def _check(shop: Shop, act: Act, outcome: Outcome) -> None:
 
 
 async def _moves(shop: Shop, *order_ids: str) -> dict[str, list[tuple[str, int]]]:
-    """The states that each order was brought to, one after the other, and what was paid back by then."""
+    """The states that each order was brought to, one after the other, and the amount refunded by then."""
     ids = "', '".join(order_ids)
     query = (
         f"SELECT order_id::text, state, refunded_minor FROM order_log WHERE order_id IN ('{ids}')"

@@ -1,6 +1,6 @@
-"""What customers, the provider and the clock do to orders. Each story is one way to end; some leave it open which.
+"""Stories: events that customers, the provider and the clock bring to orders. Each ends in one way, or one of a few.
 
-Customers are patient: while a part of the shop is away, they ask again, under the same request id.
+Customers are patient: while a part of the shop is unavailable, they retry under the same request id.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Act:
     """Called once: before the first order, or once orders are paid, where what comes later is the story."""
     orders: dict[str, tuple[Buyer, frozenset[str]]] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
-    """What stays of an order's money in the end, in minor units, where that is not said by its state."""
+    """The money of an order that the shop keeps in the end, in minor units, where its state does not imply it."""
     sales: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """Units of a sale that remain, are held, are sold in the end, where the story leaves no choice."""
     _began: bool = False
@@ -50,7 +50,7 @@ class Act:
         async def once() -> Answer:
             return await self.attempt(buyer, sale, *ends, card=card)
 
-        # What was held before a process died may have come back before the customer's repeat.
+        # The hold of a process that died may have expired before the customer's repeat.
         answer = await eventually(once, lambda a: a.reason != "HOLD_ENDED", seconds=PATIENCE_SECONDS)
         return buyer, answer.expect().json
 
@@ -69,14 +69,14 @@ class Act:
         self.orders[order["id"]] = buyer, frozenset(ends)
         return await buyer.until(order["id"], "PAID")
 
-    async def staff(self, path: str, **wish: Any) -> Answer:
+    async def staff(self, path: str, **body: Any) -> Answer:
         """The answer to what staff want; they are as patient, and ask under one request id."""
         request_id = new_id()
-        return await patient(self.shop.staff).post(path, {"requestId": request_id, **wish})
+        return await patient(self.shop.staff).post(path, {"requestId": request_id, **body})
 
-    async def paid_back(self, order: Json, **wish: Any) -> None:
+    async def refunded(self, order: Json, **body: Any) -> None:
         """Returns once staff have paid an order back, in full or in part."""
-        (await self.staff(f"/v1/orders/{order['id']}:refund", **wish)).expect()
+        (await self.staff(f"/v1/orders/{order['id']}:refund", **body)).expect()
 
         async def look() -> Json:
             return (await patient(self.shop.staff).get(f"/v1/orders/{order['id']}")).expect().json
@@ -127,7 +127,7 @@ async def sold_out(act: Act) -> None:
         async def once() -> Answer:
             return await act.attempt(buyer, sale, "PAID")
 
-        # Who dies between the gate and the database leaves a unit that nobody has for a moment.
+        # A process that dies between the gate and the database leaves a unit that nobody holds for a moment.
         answer = await eventually(once, lambda a: a.status == 200 or sold.is_set(), seconds=PATIENCE_SECONDS)
         sold.set()
         return answer
@@ -199,7 +199,7 @@ async def paid_late(act: Act) -> None:
 
 
 async def hold_lost(act: Act) -> None:
-    """The same, and somebody else waits for the unit. Who is faster has it; the other has their money back."""
+    """The same, and another customer waits for the unit. The faster one gets it; the other gets a refund."""
     await act.shop.sandbox.faults(webhooks={"drop": True}, latency_ms={"fixed": 300, "jitter": 0})
     sale, other = await act.a_sale(units=1), next(act.buyers)
     _, order = await act.payable(sale, "PAID", "EXPIRED")
@@ -236,15 +236,15 @@ async def extended(act: Act) -> None:
     await eventually(settled, bool, seconds=PATIENCE_SECONDS)
 
 
-async def paid_back(act: Act) -> None:
+async def refunded(act: Act) -> None:
     sale = await act.a_sale()
     orders = [await act.paid_order(sale, "REFUNDED") for _ in range(2)]
     act.begin()
-    await asyncio.gather(*(act.paid_back(order, restock=True) for order in orders))
+    await asyncio.gather(*(act.refunded(order, restock=True) for order in orders))
     act.sales[sale["id"]] = (5, 0, 0)
 
 
-async def paid_back_in_parts(act: Act) -> None:
+async def refunded_in_parts(act: Act) -> None:
     """One until nothing is left, and its unit comes back; the other keeps something, and the customer the unit."""
     await act.shop.sandbox.faults(drop_after_refund={"next": 1})
     sale = await act.a_sale()
@@ -253,11 +253,11 @@ async def paid_back_in_parts(act: Act) -> None:
 
     async def first_some() -> None:
         for units in (300, 100):
-            await act.paid_back(some, amount=money(units))
+            await act.refunded(some, amount=money(units))
 
     async def then_the_rest() -> None:
-        await act.paid_back(whole, amount=money(300))
-        await act.paid_back(whole, restock=True)
+        await act.refunded(whole, amount=money(300))
+        await act.refunded(whole, restock=True)
 
     await asyncio.gather(first_some(), then_the_rest())
     act.kept[some["id"]] = PRICE - 400
@@ -298,6 +298,6 @@ STORIES: dict[str, Callable[[Act], Awaitable[None]]] = {
     story.__name__: story
     for story in (
         paid, declined, sold_out, provider_fails, provider_slow, paid_in_browser, cancelled, expired, paid_late,
-        hold_lost, extended, paid_back, paid_back_in_parts, cancelled_by_staff, compensated,
+        hold_lost, extended, refunded, refunded_in_parts, cancelled_by_staff, compensated,
     )
 }  # fmt: skip

@@ -26,7 +26,7 @@ _CONNECTIONS = 200
 _CALL_SECONDS = 40
 _AT_ONCE = 16
 
-# What tells that nothing was changed: rows, and the versions of those that change.
+# Numbers of rows, and versions of rows that change: if they stay the same, nothing was changed.
 _COUNTS = {
     "catalog": "SELECT (SELECT count(*) FROM products), (SELECT sum(version) FROM products)",
     "identity": "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM sessions)",
@@ -90,7 +90,7 @@ class Buyer:
         return await self.rest.post(f"/v1/orders/{order_id}:cancel")
 
     async def until(self, order_id: str, *states: str, seconds: float = 15) -> Json:
-        """The order, once it is in one of the states; while a part of the shop is away, it is asked for again."""
+        """The order, once it is in one of the states; 503 is retried."""
 
         async def look() -> Json:
             answer = await self.rest.get(f"/v1/orders/{order_id}")
@@ -131,7 +131,7 @@ class Sandbox:
         return _with_status(await self.rest.get(path))
 
     async def pay_in_browser(self, client_secret: str, card: str = VISA) -> Json:
-        """What the provider's script does in the buyer's page, with the publishable key."""
+        """Pay as the provider's script does in the buyer's page, with the publishable key."""
         name = client_secret.partition("_secret_")[0]
         form = urlencode({"client_secret": client_secret, "payment_method": card}).encode()
         browser = self.rest.as_(self.rest.token.replace("sk_", "pk_"))
@@ -248,7 +248,7 @@ class Shop:
         return (await self.staff.get(f"/v1/payments/{order['payment']['id']}")).expect().json
 
     async def rows(self, service: str, query: str) -> list[tuple[Any, ...]]:
-        """What a service's database holds."""
+        """Rows of a service's database."""
         try:
             return await (await (await self._database(service)).execute(query)).fetchall()
         except psycopg.OperationalError:  # PostgreSQL has been restarted meanwhile

@@ -72,7 +72,7 @@ def mapped_type(column: Any) -> str:
 
 
 def default_name(table: Table, constraint: Any) -> str:
-    """What Postgres calls a constraint that has no name of its own."""
+    """The name that Postgres gives to a constraint without a name of its own."""
     kind = "fkey" if isinstance(constraint, ForeignKeyConstraint) else "key"
     return "_".join([table.name, *(column.name for column in constraint.columns), kind])
 

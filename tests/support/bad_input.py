@@ -1,7 +1,7 @@
 """Requests that must be refused, with the refusal of each.
 
-Every case runs in process, against the contract's rules (`tests/contract/test_bad_input.py`); and one case of each kind
-for each route through the real gateway, with all those that only a handler refuses (`tests/e2e/test_bad_input.py`).
+Every case runs in process, against the contract's rules (`tests/contract`); and one case of each kind
+for each route through the real gateway, with all those that only a handler refuses (`tests/e2e/gateway`).
 """
 
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ async def serving(
 
 
 class Refusal:
-    """What a failed call carried: `code`, `reason`, `domain`, `metadata`, and `fields` of invalid input."""
+    """The refusal of a failed call: `code`, `reason`, `domain`, `metadata`, and `fields` of invalid input."""
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
         self.code, self.message = error.code().name, error.details() or ""

@@ -16,7 +16,7 @@ _OPENER = re.compile(r"(?:^|(?<=[.!?:] )|(?<=[.!?]\n)|(?<=\n\n))(?:Who|Whoever|W
 # Words of the time before the glossary.
 _OLD = re.compile(
     r"(?<![A-Za-z])(?:told|tells?|telling|wish(?:es|ed)?|stretch(?:ed|es)?|look_time|woken|give_up|gave_up|pay_back|paid_back"
-    r"|latch(?:ed)?|everyday|flights?|desks?|tills?|fence[ds]?|epochs?|whoever|empty-handed|healing|heals?)(?![A-Za-z])",
+    r"|latch(?:ed)?|everyday|flights|desks?|tills?|fence[ds]?|whoever|empty-handed|healing|heals?)(?![A-Za-z])",
     re.IGNORECASE,
 )
 

@@ -95,14 +95,14 @@ _CLAIM = f"""
 _CLAIM_DUE = text(
     _CLAIM.format(
         due="""
-    others AS (
+    quick AS (
         SELECT order_id FROM sagas WHERE NOT provider_bound AND next_time <= now() ORDER BY next_time LIMIT :most
         FOR UPDATE SKIP LOCKED
-    ), provider_bound AS (
+    ), slow AS (
         SELECT order_id FROM sagas WHERE provider_bound AND next_time <= now() ORDER BY next_time
-        LIMIT least(:provider_bound, :most - (SELECT count(*) FROM others)) FOR UPDATE SKIP LOCKED
+        LIMIT least(:slow, :most - (SELECT count(*) FROM quick)) FOR UPDATE SKIP LOCKED
     ), due AS (
-        SELECT order_id FROM others UNION ALL SELECT order_id FROM provider_bound
+        SELECT order_id FROM quick UNION ALL SELECT order_id FROM slow
     )"""
     )
 )
@@ -138,12 +138,12 @@ _MAKE_DUE = text("""
 # --- what workers do ---
 
 
-async def claim_due(db: Database, most: int, *, provider_bound: int) -> list[Saga]:
+async def claim_due(db: Database, most: int, *, slow: int) -> list[Saga]:
     """Claims up to `most` sagas that are due: paused until now, or left by a process that died.
 
-    At most `provider_bound` of them are provider-bound, and these come last.
+    At most `slow` of them are provider-bound, and these come last.
     """
-    arguments = {"most": most, "provider_bound": provider_bound, "lease": LEASE_SECONDS}
+    arguments = {"most": most, "slow": slow, "lease": LEASE_SECONDS}
     return [_saga(row) for row in await run_autocommit(db, _CLAIM_DUE, arguments)]
 
 

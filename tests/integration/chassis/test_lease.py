@@ -20,7 +20,7 @@ SOON = LASTS_SECONDS + 10.0
 
 
 class Deeds:
-    """What leaders do in these tests: they note when they begin and end, and work until they are cancelled."""
+    """The work of leaders in these tests: they note when they begin and end, and work until they are cancelled."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []

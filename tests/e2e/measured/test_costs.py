@@ -1,4 +1,4 @@
-"""What a paid order costs inside when many are placed at once: counted, so it is the same on a slow machine."""
+"""Calls and transactions of a paid order when many are placed at once: counts are the same on a slow machine."""
 
 from collections.abc import AsyncIterator
 
@@ -30,7 +30,7 @@ async def used(mesh: Mesh) -> AsyncIterator[OrderCosts]:
 
 
 def test_an_order_takes_no_more_than_three_transactions_of_orders(used: OrderCosts) -> None:
-    """Placed, paid, told: three, were each order alone."""
+    """Three for each order alone: it is placed, it is paid, its events are published."""
     assert 0 < used.transactions["orders"] / ORDERS <= 3, used
 
 
@@ -41,7 +41,7 @@ def test_orders_are_held_charged_and_confirmed_by_the_batch(used: OrderCosts) ->
 
 
 def test_nothing_else_is_called_for_an_order_but_its_webhook(used: OrderCosts) -> None:
-    """One call places it and one tells of its payment; beside the batches there is nothing that grows with orders."""
+    """One call places it and one reports its payment; only batches grow with orders beside them."""
     each = used.calls.total() / ORDERS
     assert used.calls["/stampede.orders.v1.OrderService/PlaceOrder"] == ORDERS
     assert used.calls["/stampede.payments.v1.PaymentService/ReceiveStripeWebhook"] <= ORDERS * 1.1

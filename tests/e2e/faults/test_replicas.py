@@ -80,13 +80,13 @@ class Replica:
     async def buy(self, buyer: Buyer, sale: Json, *, card: str | None = VISA, request_id: str = "") -> str:
         """Places an order here; its id."""
         line = pb.PlaceOrderLine(product_id=sale["productId"], flash_sale_id=sale["id"], quantity=1)
-        wish = pb.PlaceOrderRequest(request_id=request_id or new_id(), lines=[line], payment_method=card or "")
+        body = pb.PlaceOrderRequest(request_id=request_id or new_id(), lines=[line], payment_method=card or "")
         metadata: Any = [("authorization", f"Bearer {buyer.rest.token}")]
-        order = await self._orders.PlaceOrder(wish, metadata=metadata, timeout=20, wait_for_ready=True)
+        order = await self._orders.PlaceOrder(body, metadata=metadata, timeout=20, wait_for_ready=True)
         return str(order.id)
 
     async def watch(self, buyer: Buyer, order_id: str) -> AsyncIterator[pb.Order]:
-        """The order as this process tells it, until its end."""
+        """The states of the order that this process streams, until its end."""
         metadata: Any = [("authorization", f"Bearer {buyer.rest.token}")]
         async for order in self._orders.WatchOrder(pb.WatchOrderRequest(order_id=order_id), metadata=metadata):
             yield order
@@ -267,8 +267,8 @@ async def test_watcher_at_one_process_sees_states_made_by_the_other(shop: Shop, 
     seen: list[list[pb.Order]] = [[] for _ in orders]
 
     async def follow(buyer: Buyer, order: Json, into: list[pb.Order]) -> None:
-        async for told in onlooker.watch(buyer, order["id"]):
-            into.append(told)
+        async for state in onlooker.watch(buyer, order["id"]):
+            into.append(state)
 
     before = await orders_read(shop)
     async with asyncio.TaskGroup() as watching:
@@ -287,22 +287,22 @@ async def test_watcher_at_one_process_sees_states_made_by_the_other(shop: Shop, 
                 case 2:
                     await time_passes(shop, order["id"])
             if number < _ONE_BY_ONE:
-                await eventually(lambda told=seen[number]: _last_state(told), lambda state: state != "PENDING")
+                await eventually(lambda states=seen[number]: _last_state(states), lambda state: state != "PENDING")
 
     ends = ["PAID", "CANCELLED", "EXPIRED"]
-    for number, (buyer, order, told) in enumerate(zip(buyers, orders, seen, strict=True)):
-        versions = [int(one.etag.strip('"')) for one in told]
+    for number, (buyer, order, states) in enumerate(zip(buyers, orders, seen, strict=True)):
+        versions = [int(one.etag.strip('"')) for one in states]
         assert versions == sorted(set(versions))
         now = await buyer.order(order["id"])
-        assert (told[-1].etag, now["state"]) == (now["etag"], ends[number % 3])
-        shown = [await _last_state([one]) for one in told]
+        assert (states[-1].etag, now["state"]) == (now["etag"], ends[number % 3])
+        shown = [await _last_state([one]) for one in states]
         assert list(dict.fromkeys(shown)) == ["PENDING", now["state"]]
     assert await onlooker.ends() == 0
     await check(shop, sale, [order["id"] for order in orders], {order["id"] for order in orders[::3]})
 
 
-async def _last_state(told: list[pb.Order]) -> str:
-    return str(pb.Order.State.Name(told[-1].state))
+async def _last_state(states: list[pb.Order]) -> str:
+    return str(pb.Order.State.Name(states[-1].state))
 
 
 async def _lengths(lists: list[list[pb.Order]]) -> list[int]:

@@ -1,4 +1,4 @@
-"""What staff does with sales and stock, and what buyers see of it."""
+"""Sales and stock in the hands of staff, and the effect on buyers."""
 
 import asyncio
 import uuid
@@ -23,11 +23,11 @@ def seconds(span: str) -> float:
 async def a_scheduled_sale(shop: Shop, *, stock: int = 50, units: int = 10) -> Json:
     """Opens in an hour, for an hour."""
     product, opens = await shop.a_product(stock=stock), datetime.now(UTC) + HOUR
-    wish = {
+    body = {
         "productId": product["id"], "title": "Sixty minutes of clocks", "salePrice": money(999), "allocation": units,
         "startTime": opens.isoformat(), "endTime": (opens + HOUR).isoformat(),
     }  # fmt: skip
-    return (await shop.staff.post("/v1/flash-sales", wish)).expect().json
+    return (await shop.staff.post("/v1/flash-sales", body)).expect().json
 
 
 async def change(shop: Shop, sale: Json, **body: Any) -> Answer:
@@ -48,10 +48,10 @@ async def until(messages: AsyncIterator[Json], state: str) -> Json:
 
 async def test_a_scheduled_sale_is_changed_then_opened_and_bought(shop: Shop) -> None:
     sale, buyer = await a_scheduled_sale(shop), await shop.a_buyer()
-    wish = {"updateMask": "salePrice,allocation,perCustomerLimit", "salePrice": money(500), "allocation": 30,
+    body = {"updateMask": "salePrice,allocation,perCustomerLimit", "salePrice": money(500), "allocation": 30,
             "perCustomerLimit": 2, "title": "not named"}  # fmt: skip
 
-    changed = (await change(shop, sale, etag=sale["etag"], **wish)).expect().json
+    changed = (await change(shop, sale, etag=sale["etag"], **body)).expect().json
 
     assert (changed["salePrice"], changed["allocation"], changed["perCustomerLimit"]) == (money(500), 30, 2)
     assert (changed["title"], changed["state"], changed["remaining"]) == (sale["title"], "SCHEDULED", 30)
@@ -99,7 +99,7 @@ async def test_what_cannot_be_changed_is_refused_and_leaves_all_as_it_was(shop: 
 
 @pytest.mark.parametrize(("how", "state"), [("cancel", "CANCELLED"), ("end", "ENDED")])
 async def test_a_sale_is_closed_while_people_buy(shop: Shop, how: str, state: str) -> None:
-    """Who holds a unit may still pay it, nobody gets another one, and what is left is back in stock."""
+    """A customer who holds a unit may still pay for it; no other unit is sold, and the rest returns to stock."""
     product = await shop.a_product(stock=20)
     sale, (one, two, late) = await shop.a_sale(units=10, product=product), await shop.a_crowd(3)
     (await one.buy(sale)).expect()
@@ -136,15 +136,15 @@ async def test_the_stock_of_a_thousand_products_is_counted_in_one_call(shop: Sho
     known, sold = await shop.a_product(stock=5), await shop.a_product(stock=5)
     buyer = await shop.a_buyer()
     (await buyer.buy(sold, quantity=3, card=None, wait=0)).expect()
-    wish = {
+    body = {
         "reason": "inventory night", "requestId": new_id(),
         "updates": [{"productId": str(uuid.uuid4()), "onHand": n} for n in range(998)]
         + [{"productId": known["id"], "onHand": 0}, {"productId": sold["id"], "onHand": 3}],
     }  # fmt: skip
 
     for _ in range(2):
-        stocks = (await shop.staff.post("/v1/stock:batchUpdate", wish)).expect().json["stocks"]
-        assert [stock["productId"] for stock in stocks] == [item["productId"] for item in wish["updates"]]
+        stocks = (await shop.staff.post("/v1/stock:batchUpdate", body)).expect().json["stocks"]
+        assert [stock["productId"] for stock in stocks] == [item["productId"] for item in body["updates"]]
         assert [stock["onHand"] for stock in stocks[:998]] == list(range(998))
     assert await shop.stock(known) == (0, 0, 0)
     assert await shop.stock(sold) == (3, 3, 0)

@@ -102,7 +102,7 @@ async def test_the_same_request_id_for_something_else_is_refused(shop: Shop) -> 
     await assert_books_add_up(shop, sale, product)
 
 
-async def test_the_same_request_id_for_something_else_is_refused_after_the_sale_has_sold_out(shop: Shop) -> None:
+async def test_reused_request_id_is_refused_after_the_sale_has_sold_out(shop: Shop) -> None:
     sale, buyer, request_id = await shop.a_sale(units=1), await shop.a_buyer(), new_id()
     (await buyer.buy(sale, request_id=request_id)).expect()
 
@@ -133,54 +133,54 @@ async def test_the_header_idempotency_key_serves_as_request_id(shop: Shop, key: 
 
 
 async def test_a_product_made_twice_under_one_request_id_is_one(shop: Shop) -> None:
-    wish: Json = {"sku": f"SKU-{new_id()}", "name": "Clock", "price": money(100), "requestId": new_id()}
+    body: Json = {"sku": f"SKU-{new_id()}", "name": "Clock", "price": money(100), "requestId": new_id()}
 
-    made = (await shop.staff.post("/v1/products", wish)).expect().json
+    made = (await shop.staff.post("/v1/products", body)).expect().json
 
-    assert (await shop.staff.post("/v1/products", wish)).expect().json == made
-    other = await shop.staff.post("/v1/products", {**wish, "name": "Watch"})
+    assert (await shop.staff.post("/v1/products", body)).expect().json == made
+    other = await shop.staff.post("/v1/products", {**body, "name": "Watch"})
     assert other.refusal == (400, "REQUEST_ID_REUSED")
-    again = await shop.staff.post("/v1/products", {**wish, "requestId": new_id()})
+    again = await shop.staff.post("/v1/products", {**body, "requestId": new_id()})
     assert again.refusal == (409, "SKU_TAKEN")
 
 
 async def test_stock_adjusted_twice_under_one_request_id_moves_once(shop: Shop) -> None:
     product = await shop.a_product(stock=10)
-    path, wish = f"/v1/stock/{product['id']}:adjust", {"delta": 5, "reason": "found", "requestId": new_id()}
+    path, body = f"/v1/stock/{product['id']}:adjust", {"delta": 5, "reason": "found", "requestId": new_id()}
 
-    answers = await asyncio.gather(*(shop.staff.post(path, wish) for _ in range(4)))
+    answers = await asyncio.gather(*(shop.staff.post(path, body) for _ in range(4)))
 
     assert {answer.expect().json["onHand"] for answer in answers} == {15}
-    assert (await shop.staff.post(path, {**wish, "delta": 6})).refusal == (400, "REQUEST_ID_REUSED")
+    assert (await shop.staff.post(path, {**body, "delta": 6})).refusal == (400, "REQUEST_ID_REUSED")
     assert await shop.stock(product) == (15, 0, 15)
 
 
 async def test_a_sale_made_twice_under_one_request_id_is_one(shop: Shop) -> None:
     product, request_id = await shop.a_product(stock=20), new_id()
-    wish = {
+    body = {
         "productId": product["id"], "title": "Once", "salePrice": money(5), "allocation": 4,
         "endTime": "2099-01-01T00:00:00Z", "requestId": request_id,
     }  # fmt: skip
 
-    made = (await shop.staff.post("/v1/flash-sales", wish)).expect().json
+    made = (await shop.staff.post("/v1/flash-sales", body)).expect().json
 
-    assert (await shop.staff.post("/v1/flash-sales", wish)).expect().json["id"] == made["id"]
+    assert (await shop.staff.post("/v1/flash-sales", body)).expect().json["id"] == made["id"]
     assert await shop.stock(product) == (16, 0, 16)
-    other = await shop.staff.post("/v1/flash-sales", {**wish, "allocation": 5})
+    other = await shop.staff.post("/v1/flash-sales", {**body, "allocation": 5})
     assert other.refusal == (400, "REQUEST_ID_REUSED")
 
 
 async def test_registering_twice_under_one_request_id_is_one_account(shop: Shop) -> None:
-    wish = {"email": f"{new_id()}@example.com", "password": "correct horse battery", "requestId": new_id()}
+    body = {"email": f"{new_id()}@example.com", "password": "correct horse battery", "requestId": new_id()}
 
     async def register(**changed: str) -> Answer:
-        return await shop.rest.post("/v1/auth/register", {**wish, **changed})
+        return await shop.rest.post("/v1/auth/register", {**body, **changed})
 
     made = (await register()).expect().json
     assert (await register()).expect().json == made
     assert (await register(email=f"{new_id()}@example.com")).refusal == (400, "REQUEST_ID_REUSED")
     assert (await register(requestId=new_id())).refusal == (409, "EMAIL_TAKEN")
-    assert (await register(requestId=new_id(), email=wish["email"].upper())).refusal == (409, "EMAIL_TAKEN")
+    assert (await register(requestId=new_id(), email=body["email"].upper())).refusal == (409, "EMAIL_TAKEN")
 
 
 async def test_a_refresh_token_works_once_and_a_second_use_ends_the_session(shop: Shop) -> None:

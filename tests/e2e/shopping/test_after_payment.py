@@ -1,4 +1,4 @@
-"""What becomes of orders that were paid: sent, delivered, paid back, cancelled; and how it is told and found."""
+"""Orders after their payment: shipped, delivered, refunded, cancelled; their log and their lists."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ async def a_paid_order(shop: Shop, *goods: Json, quantity: int = 2) -> tuple[Buy
 
 
 async def refunded(shop: Shop, order: Json) -> int:
-    """What the provider has paid back of an order, in minor units."""
+    """The amount of an order that the provider has refunded, in minor units."""
     (entry,) = await shop.sandbox.captured(order["id"])
     return int(entry["amount_refunded"])
 
@@ -65,8 +65,8 @@ async def test_staff_cancel_a_paid_order_and_money_and_units_go_back(shop: Shop)
     buyer, order = await a_paid_order(shop, sale)
     assert await shop.counters(sale) == (3, 0, 2)
 
-    wish = {"requestId": new_id(), "reason": "wrong size"}
-    answers = await asyncio.gather(*(shop.staff.post(f"/v1/orders/{order['id']}:cancel", wish) for _ in range(4)))
+    body = {"requestId": new_id(), "reason": "wrong size"}
+    answers = await asyncio.gather(*(shop.staff.post(f"/v1/orders/{order['id']}:cancel", body) for _ in range(4)))
     assert states([answer.expect().json for answer in answers]) == ["CANCELLED"] * 4
 
     cancelled = await buyer.order(order["id"])
@@ -103,7 +103,7 @@ async def test_an_order_is_paid_back_in_parts_until_nothing_is_left(shop: Shop) 
         ({"restock": True, "restockLines": [{"productId": product["id"], "quantity": 1}]}, "INVALID_FIELDS"),
     ]:
         assert (await shop.staff.post(path, said)).refusal == (400, reason)
-    # What was not paid back is still sent, and the next part counts from here.
+    # Goods that were not refunded are still sent, and the next refund counts from here.
     assert (await shop.staff.post(f"/v1/orders/{order['id']}:ship")).expect().json["state"] == "SHIPPED"
     second = (await shop.staff.post(path, {"amount": money(1)})).expect().json
     assert (second["state"], second["refunded"]) == ("PARTIALLY_REFUNDED", money(PRICE + 1))

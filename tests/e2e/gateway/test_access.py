@@ -1,4 +1,4 @@
-"""Who gets in, and what the gateway shows to those outside."""
+"""Access through the gateway, and what its answers and logs show."""
 
 import base64
 import hashlib

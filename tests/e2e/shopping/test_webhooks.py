@@ -1,4 +1,4 @@
-"""What the provider tells: twice, late, never, out of order, or by somebody who is not the provider."""
+"""Webhooks: twice, late, never, out of order, or forged."""
 
 import hashlib
 import hmac
@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 _PATH = "/v1/webhooks/stripe"
 
 
-async def tell(shop: Shop, event: Json, *, secret: str | None = None, seconds_ago: int = 0) -> Answer:
+async def deliver(shop: Shop, event: Json, *, secret: str | None = None, seconds_ago: int = 0) -> Answer:
     """Sends an event as the provider would, signed with its secret unless another is given."""
     body, when = json.dumps(event).encode(), int(time.time()) - seconds_ago
     secret = secret or shop.mesh.site.secrets["stripe/webhook"]
@@ -23,7 +23,7 @@ async def tell(shop: Shop, event: Json, *, secret: str | None = None, seconds_ag
     return await shop.rest.send("POST", _PATH, body=body, headers={"stripe-signature": f"t={when},v1={mac}"})
 
 
-async def told_of(shop: Shop, intent: str) -> Json:
+async def event_of(shop: Shop, intent: str) -> Json:
     """The provider's event of an intent's success."""
     events = (await shop.sandbox.get("/v1/events?limit=100"))["data"]
     return next(
@@ -39,13 +39,13 @@ async def test_an_event_told_twice_has_one_effect(shop: Shop) -> None:
     secret = order["payment"]["clientSecret"]
     await shop.sandbox.pay_in_browser(secret, VISA)
     paid = await buyer.until(order["id"], "PAID")
-    event = await told_of(shop, secret.partition("_secret_")[0])
+    event = await event_of(shop, secret.partition("_secret_")[0])
     before = await eventually(
         shop.counts, lambda found: found["payments"][0][3] > 0
     )  # the provider's own telling has arrived
 
     for _ in range(2):
-        assert (await tell(shop, event)).expect().json == {"received": True}
+        assert (await deliver(shop, event)).expect().json == {"received": True}
 
     assert await shop.counts() == before
     assert await buyer.order(order["id"]) == paid
@@ -59,10 +59,10 @@ async def test_the_same_news_under_another_event_id_has_no_second_effect(shop: S
     secret = order["payment"]["clientSecret"]
     await shop.sandbox.pay_in_browser(secret, VISA)
     paid = await buyer.until(order["id"], "PAID")
-    event = await told_of(shop, secret.partition("_secret_")[0])
+    event = await event_of(shop, secret.partition("_secret_")[0])
     name = f"evt_{new_id()}"
 
-    (await tell(shop, {**event, "id": name})).expect()
+    (await deliver(shop, {**event, "id": name})).expect()
 
     query = f"SELECT processed_time IS NOT NULL FROM provider_events WHERE event_id = '{name}'"
     await eventually(lambda: shop.rows("payments", query), lambda rows: rows == [(True,)])
@@ -80,7 +80,7 @@ async def test_an_event_that_speaks_of_another_sum_pays_for_nothing(shop: Shop) 
     name = f"evt_{new_id()}"
     event = {"id": name, "object": "event", "type": "payment_intent.succeeded", "data": {"object": paid}}
 
-    (await tell(shop, event)).expect()
+    (await deliver(shop, event)).expect()
 
     query = f"SELECT processed_time IS NOT NULL FROM provider_events WHERE event_id = '{name}'"
     await eventually(lambda: shop.rows("payments", query), lambda rows: rows == [(True,)])
@@ -99,7 +99,7 @@ async def test_an_event_with_a_bad_signature_changes_nothing(shop: Shop, how: Js
     event = {"id": f"evt_{new_id()}", "type": "payment_intent.succeeded", "data": {"object": subject}}
     before = await shop.counts()
 
-    assert (await tell(shop, event, **how)).refusal == (400, "BAD_SIGNATURE")
+    assert (await deliver(shop, event, **how)).refusal == (400, "BAD_SIGNATURE")
 
     assert await shop.counts() == before
     assert (await buyer.order(order["id"]))["state"] == "PENDING"
@@ -126,7 +126,7 @@ async def test_a_signature_that_is_none_is_refused(shop: Shop, signature: str) -
 async def test_a_signed_event_that_is_none_is_refused(shop: Shop, event: Json) -> None:
     before = await shop.counts()
 
-    answer = await tell(shop, event)
+    answer = await deliver(shop, event)
 
     assert answer.status == 400, answer.text
     assert await shop.counts() == before
@@ -135,7 +135,7 @@ async def test_a_signed_event_that_is_none_is_refused(shop: Shop, event: Json) -
 async def test_a_signed_event_that_nobody_needs_is_taken(shop: Shop) -> None:
     event = {"id": f"evt_{new_id()}", "type": "customer.created", "data": {"object": {"id": "cus_1"}}}
 
-    assert (await tell(shop, event)).expect().json == {"received": True}
+    assert (await deliver(shop, event)).expect().json == {"received": True}
 
 
 async def test_events_that_come_twice_and_out_of_order_lead_to_the_same_end(shop: Shop) -> None:

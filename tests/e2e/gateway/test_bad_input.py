@@ -1,4 +1,4 @@
-"""What must be refused: each with the right status and reason, nothing changed, and never a 5xx.
+"""Requests that must be refused: each with the right status and reason, nothing changed, and never a 5xx.
 
 All bad input is known to `tests/contract/test_bad_input.py`; one case of each kind comes through the gateway here, and
 all those that only a handler refuses.
@@ -25,7 +25,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Scene:
-    """What the requests of this module are about."""
+    """The product and the buyer that the requests of this module name."""
 
     shop: Shop
     product: Json
@@ -173,9 +173,9 @@ async def test_texts_of_all_scripts_come_back_as_they_were_sent(shop: Shop, scen
 
 
 async def test_unknown_fields_of_a_body_are_ignored(scene: Scene) -> None:
-    wish = scene.an_order(colour="red", state="PAID", total=money(1), customerId=new_id())
+    body = scene.an_order(colour="red", state="PAID", total=money(1), customerId=new_id())
 
-    order = (await scene.buyer.rest.post("/v1/orders", wish)).expect().json
+    order = (await scene.buyer.rest.post("/v1/orders", body)).expect().json
 
     assert (order["state"], order["customerId"], order["total"]) == ("PENDING", scene.buyer.id, scene.product["price"])
     (await scene.buyer.cancel(order["id"])).expect()
@@ -212,15 +212,15 @@ async def test_a_product_off_sale_cannot_be_ordered(shop: Shop, scene: Scene) ->
 
 async def test_a_sale_that_has_not_begun_cannot_be_bought_in(shop: Shop, scene: Scene) -> None:
     product = await shop.a_product(stock=5)
-    wish = {
+    body = {
         "productId": product["id"], "title": "Later", "salePrice": money(5), "allocation": 5,
         "startTime": "2098-01-01T00:00:00Z", "endTime": FUTURE,
     }  # fmt: skip
-    sale = (await shop.staff.post("/v1/flash-sales", wish)).expect().json
+    sale = (await shop.staff.post("/v1/flash-sales", body)).expect().json
 
     assert sale["state"] == "SCHEDULED"
     assert (await scene.buyer.buy(sale)).refusal == (400, "SALE_NOT_LIVE")
-    overlapping = await shop.staff.post("/v1/flash-sales", wish | {"allocation": 1})
+    overlapping = await shop.staff.post("/v1/flash-sales", body | {"allocation": 1})
     assert overlapping.refusal in {(400, "SALE_OVERLAPS"), (400, "OUT_OF_STOCK")}
 
 

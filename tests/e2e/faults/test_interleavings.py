@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.clock import time_passes
 from tests.e2e.shop import DECLINED, ENDS, VISA, Buyer, Shop, assert_books_add_up
-from tests.e2e.test_webhooks import tell
+from tests.e2e.shopping.test_webhooks import deliver
 from tests.support.rest import Json, new_id
 from tests.support.waiting import eventually
 
@@ -45,7 +45,7 @@ class World:
     state: str = "PENDING"
 
     def by_itself(self) -> Iterable["World"]:
-        """What comes next without anybody's help, at any moment."""
+        """The worlds that may follow without any further step, at any moment."""
         if self.state != "PENDING":
             return
         if self.overdue and not self.asked:
@@ -58,15 +58,15 @@ class World:
             yield replace(self, money="closed")
 
     def paid(self) -> tuple["World", str]:
-        """What the buyer's payment makes of it, with the provider's answer."""
+        """The world after the buyer's payment, with the provider's answer."""
         return (replace(self, money="moved"), "succeeded") if self.money == "open" else (self, "refused")
 
     def asked_to_end(self) -> "World":
-        """What the buyer's wish makes of it, unless it comes too late."""
+        """The world after the buyer's cancellation, which may come too late."""
         return replace(self, asked=self.asked or "CANCELLED") if self.state == "PENDING" else self
 
     def out_of_time(self) -> "World":
-        """What the end of the hold makes of it."""
+        """The world after the end of the hold."""
         return replace(self, overdue=True) if self.state == "PENDING" else self
 
 
@@ -157,7 +157,7 @@ def test_the_model_refuses_what_must_not_be(history: list[tuple[str, str]], end:
 
 
 class Post:
-    """What the provider has to tell; it tells nothing by itself here."""
+    """The provider's events; the provider itself delivers none here."""
 
     def __init__(self, shop: Shop) -> None:
         self._shop, self._reading = shop, asyncio.Lock()
@@ -213,10 +213,10 @@ class Story:
                 self.wrong.append(f"{step} was answered {answer!r}")
                 return
 
-    async def tell_all(self) -> None:
-        """The provider's events, each again where it was told before."""
+    async def deliver_all(self) -> None:
+        """The provider's events, each again where it was delivered before."""
         for event in await self.post.of(self._secret.partition("_secret_")[0]):
-            (await tell(self.shop, event)).expect()
+            (await deliver(self.shop, event)).expect()
 
     async def check_end(self) -> None:
         """The order as it is left."""
@@ -240,13 +240,13 @@ class Story:
     async def _pay(self) -> str:
         """The buyer's second card is the good one, so there are events of several kinds."""
         await self.shop.sandbox.pay_in_browser(self._secret, DECLINED)
-        told = await self.shop.sandbox.pay_in_browser(self._secret, VISA)
-        if told["http"] == 200:
-            return str(told["status"])
-        return "refused" if told["error"]["code"] == "payment_intent_unexpected_state" else str(told)
+        answer = await self.shop.sandbox.pay_in_browser(self._secret, VISA)
+        if answer["http"] == 200:
+            return str(answer["status"])
+        return "refused" if answer["error"]["code"] == "payment_intent_unexpected_state" else str(answer)
 
     async def _webhook(self) -> str:
-        await self.tell_all()
+        await self.deliver_all()
         return ""
 
     async def _cancel(self) -> str:
@@ -263,8 +263,8 @@ class Story:
         return str(again["state"]) if again["id"] == self.order["id"] else f"another order, {again['id']}"
 
     def __str__(self) -> str:
-        told = " → ".join(f"{step} {answer}".rstrip() for step, answer in self.history)
-        return f"{' '.join(self.steps)}\n    {self.order.get('id')}: {told}\n    {'; '.join(self.wrong)}"
+        steps = " → ".join(f"{step} {answer}".rstrip() for step, answer in self.history)
+        return f"{' '.join(self.steps)}\n    {self.order.get('id')}: {steps}\n    {'; '.join(self.wrong)}"
 
 
 async def test_whatever_happens_to_an_order_in_any_order_it_ends_as_one_thing(shop: Shop) -> None:
@@ -282,10 +282,10 @@ async def test_whatever_happens_to_an_order_in_any_order_it_ends_as_one_thing(sh
     async def live(story: Story) -> None:
         async with some:
             if len(wrong(stories)) >= _WRONG_MOST:
-                return  # what is wrong everywhere is told soon enough
+                return  # the first failures are enough to show it
             try:
                 await story.run()
-                await story.tell_all()  # in the end they come, and once more where they came before
+                await story.deliver_all()  # in the end they come, and once more where they came before
                 await story.check_end()
             except Exception as failure:
                 story.wrong.append(repr(failure)[:300])
@@ -317,7 +317,7 @@ async def compare_with_books(shop: Shop, stories: list[Story]) -> None:
         kept[entry["metadata"]["order_id"]] += entry["amount"] - entry["amount_refunded"]
     ids = "', '".join(by_id)
     holds = dict(await shop.rows("inventory", f"SELECT id::text, state FROM reservations WHERE id IN ('{ids}')"))
-    told = Counter(
+    ends_logged = Counter(
         order_id
         for (order_id,) in await shop.rows(
             "orders",
@@ -331,5 +331,5 @@ async def compare_with_books(shop: Shop, stories: list[Story]) -> None:
             story.wrong.append(f"it is {state}, and the provider keeps {kept[order_id]}")
         if holds.get(order_id) not in wanted.get(state, {"RELEASED", "EXPIRED"}):
             story.wrong.append(f"it is {state}, and its units are {holds.get(order_id)}")
-        if told[order_id] != (state != "PENDING"):
-            story.wrong.append(f"it is {state}, and its log tells of {told[order_id]} ends")
+        if ends_logged[order_id] != (state != "PENDING"):
+            story.wrong.append(f"it is {state}, and its log has {ends_logged[order_id]} ends")

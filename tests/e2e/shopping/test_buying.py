@@ -1,4 +1,4 @@
-"""What a customer does, from the first page to the goods; and what becomes of an order that is not paid."""
+"""Buying, from the first page to the paid order; and orders that are not paid."""
 
 import asyncio
 
@@ -29,8 +29,8 @@ async def test_a_stranger_becomes_a_customer_who_bought_in_the_flash_sale(shop: 
     assert [(found["id"], found["remaining"], found["salePrice"]) for found in live] == [(sale["id"], 10, money(999))]
 
     line = {"productId": product["id"], "quantity": 2, "flashSaleId": sale["id"]}
-    wish = {"requestId": new_id(), "lines": [line], "paymentMethod": VISA, "preferWait": "10s"}
-    order = (await ada.post("/v1/orders", wish)).expect().json
+    body = {"requestId": new_id(), "lines": [line], "paymentMethod": VISA, "preferWait": "10s"}
+    order = (await ada.post("/v1/orders", body)).expect().json
     assert (order["state"], order["stateReason"], order["customerId"]) == ("PAID", "", user["id"])
     assert order["total"] == money(1998)
     assert order["lines"] == [{**line, "sku": product["sku"], "name": product["name"], "unitPrice": money(999)}]
@@ -215,12 +215,12 @@ async def test_a_full_refund_by_staff_makes_the_order_refunded(shop: Shop) -> No
     product, buyer = await shop.a_product(price=1000), await shop.a_buyer()
     order = (await buyer.buy(product)).expect().json
 
-    wish = {"reason": "broken clock", "requestId": new_id()}
-    refunded = (await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", wish)).expect().json
+    body = {"reason": "broken clock", "requestId": new_id()}
+    refunded = (await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", body)).expect().json
 
     assert (refunded["state"], refunded["refunded"]) == ("REFUNDED", money(1000))
     await buyer.until(order["id"], "REFUNDED")
-    again = (await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", wish)).expect().json
+    again = (await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", body)).expect().json
     assert again["refunded"] == money(1000)
     [entry] = await shop.sandbox.captured(order["id"])
     assert entry["amount_refunded"] == 1000
@@ -232,13 +232,13 @@ async def test_a_partial_refund_by_staff_leaves_the_rest_to_refund(shop: Shop) -
     order = (await buyer.buy(product)).expect().json
     refund = f"/v1/payments/{order['payment']['id']}:refund"
 
-    wish = {"amount": money(300), "reason": "scratched", "requestId": new_id()}
-    part = (await shop.staff.post(refund, wish)).expect().json
+    body = {"amount": money(300), "reason": "scratched", "requestId": new_id()}
+    part = (await shop.staff.post(refund, body)).expect().json
     assert (part["state"], part["refunded"]) == ("SUCCEEDED", money(300))
     await buyer.until(order["id"], "PARTIALLY_REFUNDED")
     too_much = await shop.staff.post(refund, {"amount": money(701), "reason": "all", "requestId": new_id()})
     assert too_much.refusal == (400, "REFUND_TOO_LARGE")
-    other = await shop.staff.post(refund, {**wish, "amount": money(301)})
+    other = await shop.staff.post(refund, {**body, "amount": money(301)})
     assert other.refusal == (400, "REQUEST_ID_REUSED")
 
     (await shop.staff.post(refund, {"reason": "the rest", "requestId": new_id()})).expect()
@@ -252,8 +252,8 @@ async def test_nothing_can_be_refunded_that_was_not_paid(shop: Shop) -> None:
     product, buyer = await shop.a_product(), await shop.a_buyer()
     order = (await buyer.buy(product, card=DECLINED)).expect().json
 
-    wish = {"reason": "why not", "requestId": new_id()}
-    refund = await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", wish)
+    body = {"reason": "why not", "requestId": new_id()}
+    refund = await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", body)
 
     assert refund.refusal == (400, "WRONG_STATE")
 

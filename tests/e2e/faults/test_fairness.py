@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.e2e.shop import Buyer, Shop, assert_books_add_up
-from tests.e2e.test_webhooks import tell, told_of
+from tests.e2e.shopping.test_webhooks import deliver, event_of
 from tests.support.rest import Json
 from tests.support.waiting import eventually
 
@@ -39,12 +39,12 @@ async def waiting(shop: Shop, sale: Json, crowd: list[Buyer]) -> list[Json]:
 
 
 async def paid_without_a_word(shop: Shop, orders: list[Json]) -> list[Json]:
-    """Pays in the buyers' browsers, and keeps back what the provider tells of it: those events."""
+    """Pay in the buyers' browsers, and return the provider's events, which are withheld."""
     await shop.sandbox.faults(webhooks={"drop": True})
     for order in orders:
         assert (await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["http"] == 200
     names = [order["payment"]["clientSecret"].partition("_secret_")[0] for order in orders]
-    return [await told_of(shop, name) for name in names]
+    return [await event_of(shop, name) for name in names]
 
 
 async def being_charged(shop: Shop, sale: Json, crowd: list[Buyer]) -> list[str]:
@@ -73,7 +73,7 @@ async def test_a_slow_provider_holds_up_nobody_who_has_paid_or_cancels(narrow: S
         if await _goes_on_meanwhile(narrow, crowd):
             return
 
-    pytest.fail("who had paid had to wait until a charge gave its place away")
+    pytest.fail("paid orders waited until a charge released its slot")
 
 
 async def _goes_on_meanwhile(shop: Shop, crowd: list[Buyer]) -> bool:
@@ -84,7 +84,7 @@ async def _goes_on_meanwhile(shop: Shop, crowd: list[Buyer]) -> bool:
     await shop.sandbox.faults(latency_ms={"fixed": _SLOW_MS, "jitter": 0})
     slow = await being_charged(shop, sale, crowd)
 
-    await asyncio.gather(*(tell(shop, event) for event in events))
+    await asyncio.gather(*(deliver(shop, event) for event in events))
     await asyncio.gather(
         *(buyer.until(order["id"], "PAID", seconds=40) for buyer, order in zip(crowd, wait, strict=False))
     )

@@ -1,0 +1,1 @@
+"""The edge: access, malformed requests, and what answers and logs reveal."""

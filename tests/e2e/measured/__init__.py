@@ -1,0 +1,1 @@
+"""The benchmark itself, with tiny numbers; and the calls and transactions that an order costs."""
