@@ -3,10 +3,12 @@
 import json
 import os
 import re
+from functools import cache
 from unittest import mock
 
 import kubernetes_validate
 import pytest
+import yaml
 from pydantic import SecretStr
 
 from services.chassis import process
@@ -61,8 +63,12 @@ def test_dockerfile_passes_hadolint_and_needs_no_buildkit() -> None:
 
 def test_manifests_are_valid_for_kubernetes() -> None:
     distinct = {json.dumps(each, sort_keys=True): each for folder in OVERLAYS for each in built(folder)}
-    for each in distinct.values():
-        kubernetes_validate.validate(each, "1.34", strict=True)
+    # Otherwise the validator parses a schema of 2 MB for every object.
+    with mock.patch.object(
+        kubernetes_validate.utils, "schema_contents", cache(kubernetes_validate.utils.schema_contents)
+    ):
+        for each in distinct.values():
+            kubernetes_validate.validate(each, "1.34", strict=True)
 
 
 def test_every_file_beside_a_kustomization_is_used() -> None:
@@ -76,6 +82,26 @@ def test_every_file_beside_a_kustomization_is_used() -> None:
                 if path.name not in text and f"../{path.name}" not in below and path.name != "kustomization.yaml"
             ]  # fmt: skip
     assert not unused
+
+
+def test_every_patch_of_a_kustomization_has_a_target() -> None:
+    """kustomize ignores a patch whose target matches nothing."""
+    without = []
+    for overlay in OVERLAYS:
+        for path in overlay.rglob("kustomization.yaml"):
+            for patch in yaml.safe_load(path.read_text()).get("patches", []):
+                target = patch["target"]
+                # The folder of a service patches the template `service` and renames it.
+                name = path.parent.name if target.get("name") == "service" else target.get("name")
+                labels = dict(pair.split("=") for pair in target.get("labelSelector", "").split(",") if pair)
+                if not any(
+                    target.get("kind", each["kind"]) == each["kind"]
+                    and name in (None, each["metadata"]["name"])
+                    and labels.items() <= each["metadata"].get("labels", {}).items()
+                    for each in built(overlay)
+                ):
+                    without.append(f"{path.parent.name}: {target}")
+    assert not without
 
 
 # -- settings and secrets ----------------------------------------------------------------------------------------------
