@@ -64,7 +64,7 @@ async def test_other_content_under_the_same_id_is_refused(db: Database) -> None:
         await attempt(db, dataclasses.replace(KEY, digest=b"other"), uuid.uuid4())
 
 
-@pytest.mark.parametrize("other", [{"caller": "bob"}, {"method": "/n"}, {"request_id": uuid.UUID(int=7)}], ids=str)
+@pytest.mark.parametrize("other", [{"caller": "bob"}, {"method": "/n"}, {"request_id": uuid.UUID(int=7)}], ids="-".join)
 async def test_request_ids_of_callers_and_methods_are_separate(db: Database, other: dict[str, object]) -> None:
     await attempt(db, KEY, uuid.uuid4())
     assert await attempt(db, dataclasses.replace(KEY, **other), uuid.uuid4()) is None  # type: ignore[arg-type]
