@@ -21,6 +21,8 @@ from stampede.inventory.v1.events_pb2 import SaleAvailabilityChanged
 # With a call of inventory that takes one and a half times as long at worst, a returned unit is on sale within 0.2 s.
 _SHORT_SECONDS = 0.05
 _LIVE_SECONDS = 1.0
+# Inventory's gate may be a second behind its database. Its refusals right after the event `available` may be wrong.
+_GATE_SECONDS = 1.5
 _SALES_MOST = 10_000
 
 
@@ -48,6 +50,8 @@ class SoldOutCache:
         self._closed: dict[uuid.UUID, _Entry] = {}
         self._events: dict[uuid.UUID, int] = {}
         """How many events of a sale were received. An answer to a request sent before the last one is out of date."""
+        self._available: dict[uuid.UUID, float] = {}
+        """When the last event `available` of a sale was received."""
 
     @property
     def live(self) -> bool:
@@ -68,10 +72,13 @@ class SoldOutCache:
         sale_id = uuid.UUID(event.sale_id)
         if len(self._events) >= _SALES_MOST:
             self._events.clear()
+            self._available.clear()
         self._events[sale_id] = self._events.get(sale_id, 0) + 1
         if event.sold_out:
+            self._available.pop(sale_id, None)
             self._close(sale_id, _sold_out(sale_id))
         else:
+            self._available[sale_id] = self._clock()
             self._closed.pop(sale_id, None)
 
     def refusal(self, sale_ids: Iterable[uuid.UUID]) -> Refused | None:
@@ -128,9 +135,11 @@ class SoldOutCache:
     def _close(self, sale_id: uuid.UUID, refusal: Refused) -> None:
         if len(self._closed) >= _SALES_MOST:
             self._closed.clear()
+        now = self._clock()
+        in_doubt = now - self._available.get(sale_id, float("-inf")) < _GATE_SECONDS
         # No event announces that a sale begins.
-        seconds = _LIVE_SECONDS if self._live and refusal.reason == "SOLD_OUT" else _SHORT_SECONDS
-        self._closed[sale_id] = _Entry(refusal, self._clock() + seconds)
+        lasting = self._live and refusal.reason == "SOLD_OUT" and not in_doubt
+        self._closed[sale_id] = _Entry(refusal, now + (_LIVE_SECONDS if lasting else _SHORT_SECONDS))
 
     def _open(self, sale_id: uuid.UUID, events: dict[uuid.UUID, int]) -> None:
         if self._events.get(sale_id, 0) == events.get(sale_id):

@@ -123,6 +123,17 @@ def test_refusal_from_before_the_event_does_not_close_the_sale(live: SoldOutCach
     assert not is_closed(live, SALE)
 
 
+def test_refusal_right_after_the_event_closes_the_sale_for_a_moment(live: SoldOutCache, clock: Clock) -> None:
+    """Inventory's gate may be a second behind its database; the event that the unit is taken closes as usual."""
+    publish(live, sold_out=False)
+    ask(live, SALE, outcome=refused(SALE))
+    clock.ms += OPENS_AFTER_MS
+    assert not is_closed(live, SALE)
+    publish(live, sold_out=True)
+    clock.ms += OPENS_AFTER_MS
+    assert is_closed(live, SALE)
+
+
 def test_hold_from_before_the_event_does_not_open_the_sale(live: SoldOutCache) -> None:
     """It took the last unit, and the event arrived before its answer."""
     with live.asking([SALE]):
