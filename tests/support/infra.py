@@ -38,7 +38,7 @@ class Infra:
         """Runs statements as the superuser, each in its own transaction."""
         with psycopg.connect(f"postgresql://postgres@127.0.0.1:{self.postgres_port}/postgres", autocommit=True) as db:
             for statement in statements:
-                db.execute(statement)  # type: ignore[call-overload]
+                db.execute(statement)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The sandbox as Stampede meets it: over loopback, through the official SDK."""
+"""The sandbox as Stampede uses it: over loopback, through the official SDK."""
 
 from __future__ import annotations
 
