@@ -1,8 +1,8 @@
 """Broadcast: events delivered to every process that listens, without storage, for live views and caches.
 
 JetStream also delivers what it stores to plain subscriptions, which cost the server no state and no acknowledgement. A
-process that is cut off misses the events of that time, so a listener is told while it can rely on events and when it
-cannot.
+process that is disconnected misses the events of that time. So `live` of a listener is True only while it can rely on
+receiving all events.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ _LINGER_SECONDS = 10.0
 
 
 class Listener(Protocol):
-    """What wants events: a `Watch` while somebody watches it, or a cache at all times."""
+    """Receives events: a `Watch` while it has watchers, or a cache at all times."""
 
     watched: asyncio.Event
     """Set while events are wanted."""

@@ -1,4 +1,4 @@
-"""Leadership: one at a time, taken over within seconds, whatever becomes of the leader."""
+"""Leases: one process leads at a time; another takes over within seconds, whatever happens to the leader."""
 
 import asyncio
 import contextlib
@@ -15,16 +15,16 @@ from services.chassis.data.lease import LASTS_SECONDS, Lease
 from tests.support.infra import Infra
 from tests.support.waiting import until
 
-# A takeover takes as long as the lease lasts, and then one look.
+# A takeover takes as long as the lease lasts, and one look more.
 SOON = LASTS_SECONDS + 10.0
 
 
-class Deeds:
+class Recorder:
     """The work of leaders in these tests: they note when they begin and end, and work until they are cancelled."""
 
     def __init__(self) -> None:
-        self.done: list[tuple[str, str]] = []
-        self._news = asyncio.Condition()
+        self.records: list[tuple[str, str]] = []
+        self._changed = asyncio.Condition()
 
     def of(self, who: str) -> Callable[[], Any]:
         async def work() -> None:
@@ -36,14 +36,14 @@ class Deeds:
 
         return work
 
-    async def _note(self, *deed: Any) -> None:
-        async with self._news:
-            self.done.append(deed)
-            self._news.notify_all()
+    async def _note(self, *record: Any) -> None:
+        async with self._changed:
+            self.records.append(record)
+            self._changed.notify_all()
 
-    async def until(self, *deed: Any) -> None:
-        async with asyncio.timeout(SOON), self._news:
-            await self._news.wait_for(lambda: deed in self.done)
+    async def until(self, *record: Any) -> None:
+        async with asyncio.timeout(SOON), self._changed:
+            await self._changed.wait_for(lambda: record in self.records)
 
 
 @contextlib.asynccontextmanager
@@ -67,7 +67,7 @@ async def answered(value: Any) -> Any:
 
 
 class Wire:
-    """A proxy before PostgreSQL, that can be cut: then nothing comes through any more, and nobody is told."""
+    """A proxy before PostgreSQL. After `cut` it forwards nothing, and both connections stay open."""
 
     def __init__(self, port: int) -> None:
         self._to, self._whole = port, asyncio.Event()
@@ -80,14 +80,14 @@ class Wire:
         return self
 
     async def __aexit__(self, *_: Any) -> None:
-        self.hang_up()
+        self.close_connections()
         await asyncio.gather(*self._carrying, return_exceptions=True)
         self._server.close()
 
     def cut(self) -> None:
         self._whole.clear()
 
-    def hang_up(self) -> None:
+    def close_connections(self) -> None:
         for task in self._carrying:
             task.cancel()
 
@@ -107,71 +107,73 @@ class Wire:
             await self._whole.wait()
             writer.write(chunk)
             await writer.drain()
-        writer.close()  # the other side hung up
+        writer.close()  # the other side closed
 
 
 async def test_one_of_many_concurrent_processes_leads(db: Database) -> None:
-    deeds = Deeds()
+    recorder = Recorder()
     # Connected before: a connection whose making is cancelled would be left to the garbage collector.
     await asyncio.gather(*(rows(db) for _ in range(8)))
     async with contextlib.AsyncExitStack() as stack:
         for number in range(8):
-            await stack.enter_async_context(leading(Lease("w"), db, deeds.of(str(number))))
-        await until(lambda: answered(deeds.done))
-        [(leader, _)] = deeds.done
-    assert deeds.done[1] == (leader, "ends")
+            await stack.enter_async_context(leading(Lease("w"), db, recorder.of(str(number))))
+        await until(lambda: answered(recorder.records))
+        [(leader, _)] = recorder.records
+    assert recorder.records[1] == (leader, "ends")
 
 
 async def test_leader_that_stops_releases_its_lease(db: Database) -> None:
-    deeds, first, second = Deeds(), Lease("w"), Lease("w")
-    async with leading(second, db, deeds.of("second")) as waiting:
-        await deeds.until("second", "begins")
+    recorder, first, second = Recorder(), Lease("w"), Lease("w")
+    async with leading(second, db, recorder.of("second")) as waiting:
+        await recorder.until("second", "begins")
         waiting.cancel()
-        await deeds.until("second", "ends")
+        await recorder.until("second", "ends")
         await asyncio.gather(waiting, return_exceptions=True)
         assert [row.lasts for row in await rows(db)] == [False]
-        async with leading(first, db, deeds.of("first")):
-            await deeds.until("first", "begins")
+        async with leading(first, db, recorder.of("first")):
+            await recorder.until("first", "begins")
 
 
-async def test_expired_lease_is_taken_over(db: Database) -> None:
-    """As after kill -9 or SIGSTOP: it is still in the row, and nothing is heard of it."""
-    deeds, dead, heir = Deeds(), Lease("w"), Lease("w")
-    assert await dead._acquire(db)
-    async with leading(heir, db, deeds.of("heir")):
-        await deeds.until("heir", "begins")
+async def test_expired_lease_is_taken_over(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after kill -9 or SIGSTOP: the row names the leader, which does not renew."""
+    recorder, dead, successor = Recorder(), Lease("w"), Lease("w")
+    with monkeypatch.context() as patch:
+        patch.setattr(leases, "LASTS_SECONDS", 0.3)
+        assert await dead._acquire(db)
+    async with leading(successor, db, recorder.of("successor")):
+        await recorder.until("successor", "begins")
         assert await dead._acquire(db) is None
-        assert [row.holder for row in await rows(db)] == [heir.holder]
+        assert [row.holder for row in await rows(db)] == [successor.holder]
 
 
 async def test_work_ends_when_the_database_is_unreachable(db: Database, infra: Infra) -> None:
-    deeds, name = Deeds(), db.kw["bind"].url.database
+    recorder, name = Recorder(), db.kw["bind"].url.database
     async with Wire(infra.postgres_port) as wire:
         url = infra.database_url(name).replace(str(infra.postgres_port), str(wire.port))
         engine, through_wire = databases.connect(url, pool_size=2)
-        cut_off, heir = Lease("w"), Lease("w")
-        async with leading(cut_off, through_wire, deeds.of("cut off")):
-            await deeds.until("cut off", "begins")
-            async with leading(heir, db, deeds.of("heir")):
+        disconnected, successor = Lease("w"), Lease("w")
+        async with leading(disconnected, through_wire, recorder.of("disconnected")):
+            await recorder.until("disconnected", "begins")
+            async with leading(successor, db, recorder.of("successor")):
                 wire.cut()
-                await deeds.until("cut off", "ends")
-                await deeds.until("heir", "begins")
-            wire.hang_up()
+                await recorder.until("disconnected", "ends")
+                await recorder.until("successor", "begins")
+            wire.close_connections()
         await engine.dispose()
-    assert deeds.done.index(("cut off", "ends")) < deeds.done.index(("heir", "begins"))
+    assert recorder.records.index(("disconnected", "ends")) < recorder.records.index(("successor", "begins"))
 
 
 async def test_work_continues_while_the_lease_is_renewed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "LASTS_SECONDS", 0.5)
+    monkeypatch.setattr(leases, "LASTS_SECONDS", 1.0)
     monkeypatch.setattr(leases, "_RENEW_SECONDS", 0.1)
-    deeds, lease, renewals = Deeds(), Lease("w"), 0
-    async with leading(lease, db, deeds.of("it")):
-        await deeds.until("it", "begins")
+    recorder, lease, renewals = Recorder(), Lease("w"), 0
+    async with leading(lease, db, recorder.of("it")):
+        await recorder.until("it", "begins")
         before = (await expires(db)).timestamp()
         async with asyncio.timeout(SOON):
-            while (await expires(db)).timestamp() < before + 1.5:
+            while (await expires(db)).timestamp() < before + 1.2:
                 renewals += 1
-        assert deeds.done == [("it", "begins")]
+        assert recorder.records == [("it", "begins")]
 
 
 async def expires(db: Database) -> Any:
@@ -180,12 +182,12 @@ async def expires(db: Database) -> Any:
 
 
 async def test_lost_lease_ends_the_work(db: Database) -> None:
-    deeds = Deeds()
-    async with leading(Lease("w"), db, deeds.of("it")):
-        await deeds.until("it", "begins")
+    recorder = Recorder()
+    async with leading(Lease("w"), db, recorder.of("it")):
+        await recorder.until("it", "begins")
         async with db.begin() as tx:
             await tx.execute(text("UPDATE leases SET holder = 'another'"))
-        await deeds.until("it", "ends")
+        await recorder.until("it", "ends")
 
 
 async def test_failed_work_releases_the_lease(db: Database) -> None:

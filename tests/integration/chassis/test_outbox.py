@@ -105,7 +105,7 @@ async def test_failed_batch_is_repeated_without_duplicates(
 async def test_event_without_acknowledgement_stays_stored(
     db: Database, relay_once: RelayOnce, broker: Client, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else receives the event, who never answers: JetStream has no stream for it."""
+    """No stream stores the event. A plain subscriber receives it and never acknowledges."""
     monkeypatch.setattr(outbox, "_PUBLISH_SECONDS", 0.2)
     silent = await broker.subscribe(f"unstored.{service}.>")
     async with db.begin() as tx:
