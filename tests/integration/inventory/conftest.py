@@ -20,11 +20,15 @@ from services.inventory.reservations import reserve, settle
 from tests.support.infra import Infra
 
 STAFF = uuid.UUID(int=1)
+TABLES = (
+    "returns", "reservations", "sale_customers", "flash_sales", "stock_movements", "stock", "requests", "outbox",
+    "leases",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) -> AsyncIterator[Database]:
-    """One for all tests here: to empty it costs a tenth of what a new one does."""
+    """One for all tests here, emptied before each of them."""
     infra.admin(f"CREATE DATABASE test_all_inventory TEMPLATE {await template('inventory')}")
     engine, sessions = connect(infra.database_url("test_all_inventory"), pool_size=20)
     yield sessions
@@ -35,9 +39,9 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        await tx.execute(
-            text("TRUNCATE stock, flash_sales, reservations, requests, outbox, leases RESTART IDENTITY CASCADE")
-        )
+        # Few rows: to delete them costs a tenth of a TRUNCATE, which makes new files for all tables and indexes.
+        for table in TABLES:
+            await tx.execute(text(f"DELETE FROM {table}"))
     return one_database
 
 

@@ -16,7 +16,7 @@ from services.inventory.reservations.reserve import reserve_slowly
 from services.inventory.sql import reserve_fast
 from tests.integration.inventory.conftest import a_sale, books, rows_of, run_sql
 
-_UNITS, _SALES, _CUSTOMERS, _EXAMPLES = 5, 3, 3, 60
+_UNITS, _SALES, _CUSTOMERS, _EXAMPLES = 5, 3, 3, 40
 _TABLES = {
     "flash_sales": "SELECT id, held, sold, returned FROM flash_sales ORDER BY id",
     "sale_customers": "SELECT sale_id, customer_id, units FROM sale_customers ORDER BY sale_id, customer_id",

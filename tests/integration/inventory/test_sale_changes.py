@@ -118,7 +118,7 @@ async def test_a_change_that_changes_nothing_makes_no_new_version(db: Database) 
     assert await rows_of(db, MOVEMENTS, sale=sale.id) == [("ALLOCATED", -10)]
 
 
-async def test_a_larger_allocation_takes_units_out_of_stock_and_a_smaller_one_gives_them_back(db: Database) -> None:
+async def test_a_changed_allocation_moves_units_between_stock_and_sale(db: Database) -> None:
     sale = await scheduled(db, units=10, stock=30)
 
     assert (await changed(db, sale, allocation=25)).remaining == 25
@@ -236,7 +236,7 @@ async def test_a_change_of_another_version_is_stale(db: Database) -> None:
     assert (await cancelled(db, sale, etag_given=etag(now.version))).state == "CANCELLED"
 
 
-async def test_a_repeated_change_takes_its_units_once_and_is_answered_though_the_sale_has_opened(db: Database) -> None:
+async def test_a_repeated_change_moves_its_units_once_though_the_sale_has_opened(db: Database) -> None:
     sale, key = await scheduled(db, units=10, stock=50), a_key()
 
     outcomes = await asyncio.gather(*(changed(db, sale, key=key, allocation=30) for _ in range(6)))
@@ -377,9 +377,7 @@ async def test_after_a_close_nobody_can_buy_and_is_told_why(db: Database, close:
 
 
 @each_close
-async def test_those_who_held_units_may_still_pay_and_what_others_give_back_goes_on_to_stock(
-    db: Database, close: Close
-) -> None:
+async def test_holds_of_a_closed_sale_can_be_paid_or_go_on_to_stock(db: Database, close: Close) -> None:
     sale = await a_sale(db, units=10)
     pays, leaves, forgets = [await holding(db, of_sale(sale, units)) for units in (1, 2, 4)]
     await close(db, sale)

@@ -54,7 +54,7 @@ async def test_a_sale_takes_its_allocation_out_of_available_stock(db: Database) 
 
     assert (sale.state, sale.remaining, sale.held, sale.sold) == ("LIVE", 7, 0, 0)
     assert (await stock.get_stock(db, product_id)).on_hand == 3
-    query = "SELECT kind, delta, reference_id FROM stock_movements WHERE kind <> 'ADJUSTED'"
+    query = "SELECT kind, delta, reference_id FROM stock_movements WHERE kind <> 'ADJUSTED' ORDER BY id"
     assert await rows_of(db, query) == [("ALLOCATED", -7, sale.id)]
     assert await books(db) == []
 
@@ -209,7 +209,7 @@ async def test_closing_returns_what_was_not_sold_and_says_so_in_the_ledger(db: D
     now = await sales.get_sale(db, sale.id)
     assert (now.state, now.sold, now.held, now.returned, now.remaining) == ("ENDED", 3, 2, 5, 0)
     assert now.version == sale.version + 1
-    query = "SELECT delta FROM stock_movements WHERE kind = 'RETURNED' AND reference_id = :sale"
+    query = "SELECT delta FROM stock_movements WHERE kind = 'RETURNED' AND reference_id = :sale ORDER BY id"
     assert await rows_of(db, query, sale=sale.id) == [(5,)]
     assert (await stock.get_stock(db, sale.product_id)).on_hand == 5
     assert await books(db) == []

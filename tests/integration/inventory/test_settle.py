@@ -62,7 +62,7 @@ async def test_confirmed_units_are_sold_once_however_often_it_is_said(db: Databa
     assert (now.held, now.sold, now.remaining) == (0, 2, 3)
     assert (ordinary.held, ordinary.on_hand) == (0, 2)
     # A sale's units left the ledger when they were allocated; ordinary ones leave it when sold.
-    query = "SELECT product_id, delta, reference_id FROM stock_movements WHERE kind = 'SOLD'"
+    query = "SELECT product_id, delta, reference_id FROM stock_movements WHERE kind = 'SOLD' ORDER BY id"
     assert await rows_of(db, query) == [(plain, -3, held.id)]
     assert await books(db) == []
 

@@ -44,8 +44,8 @@ def counted(name: str) -> float:
 
 
 async def test_two_leaders_at_once_end_each_hold_and_close_each_sale_once(db: Database, gate: Gate) -> None:
-    sale, over = await a_sale(db, units=1300), [await a_sale(db, units=2, stock=3) for _ in range(150)]
-    held = await reserve.reserve(db, [a_hold(of_sale(sale)) for _ in range(1300)])
+    sale, over = await a_sale(db, units=600), [await a_sale(db, units=2, stock=3) for _ in range(110)]
+    held = await reserve.reserve(db, [a_hold(of_sale(sale)) for _ in range(600)])
     await hold_ended(db, *(outcome.id for outcome in held))  # type: ignore[union-attr]
     await sale_ended(db, *(each.id for each in over))
     expired = counted("stampede_holds_expired_total")
@@ -55,14 +55,14 @@ async def test_two_leaders_at_once_end_each_hold_and_close_each_sale_once(db: Da
 
     async with leading(db, gate, leaders=2):
         await until(done)
-        await until(lambda: is_left(gate, sale, 1300))
+        await until(lambda: is_left(gate, sale, 600))
 
-    assert counted("stampede_holds_expired_total") == expired + 1300
+    assert counted("stampede_holds_expired_total") == expired + 600
     assert await rows_of(db, "SELECT count(*), count(DISTINCT payload) FROM outbox WHERE subject LIKE '%expired'") == [
-        (1300, 1300)
+        (600, 600)
     ]
     returned = "SELECT count(*), sum(delta) FROM stock_movements WHERE kind = 'RETURNED'"
-    assert await rows_of(db, returned) == [(150, 300)]
+    assert await rows_of(db, returned) == [(110, 220)]
     assert await books(db) == []
 
 
