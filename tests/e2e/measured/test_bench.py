@@ -1,4 +1,4 @@
-"""The bench's own code, with tiny numbers: what it finds must be right, how fast is no matter here."""
+"""The bench's own code with tiny numbers: its findings must be correct; its speed does not matter here."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -23,14 +23,14 @@ PLAN = RushPlan(units=20, customers=40, attempts_each=5, limit=0, connections=16
 
 @pytest.fixture(scope="module")
 async def bench(mesh: Mesh) -> AsyncIterator[Bench]:
-    """The bench's door to the mesh; leaves no order under way, for later tests look whether anything changes."""
+    """The bench's shop on the shared mesh; it leaves no open saga, because later tests check that nothing changes."""
     async with Bench.open(mesh.site) as opened:
         earlier = await opened.unsettled()
         yield opened
         await opened.settled(but=earlier)
 
 
-async def test_its_customers_are_accounts_like_others(bench: Bench, shop: Shop) -> None:
+async def test_bench_customers_are_ordinary_accounts(bench: Bench, shop: Shop) -> None:
     first, second = await bench.tokens(2)
     me = [(await shop.rest.as_(token).get("/v1/auth/me")).expect().json for token in (first, second)]
     assert me[0]["id"] != me[1]["id"]
@@ -40,7 +40,7 @@ async def test_its_customers_are_accounts_like_others(bench: Bench, shop: Shop) 
     assert (await shop.rest.as_(token).get("/v1/auth/me")).json == me[0]
 
 
-async def test_every_row_gets_only_the_answers_that_count(bench: Bench, mesh: Mesh, tmp_path: Path) -> None:
+async def test_every_row_receives_only_expected_answers(bench: Bench, mesh: Mesh, tmp_path: Path) -> None:
     async with Baseline.running(tmp_path) as e:
         rows = PlacingRows(e, requests=20, pairs=1)
         await rows.warm_up()
@@ -60,10 +60,10 @@ async def test_every_row_gets_only_the_answers_that_count(bench: Bench, mesh: Me
     assert not [verdict.more for verdict in rows.verdicts if "but also" in verdict.more]
 
 
-async def test_paid_orders_are_measured_alone_and_with_those_who_watch(
+async def test_paid_orders_are_measured_with_and_without_watchers(
     bench: Bench, shop: Shop, mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statements, "SERVER_COUNTS_SECONDS", 0)  # exact numbers of the server are test_costs' matter
+    monkeypatch.setattr(statements, "SERVER_COUNTS_SECONDS", 0)  # test_costs checks the server's exact counts
     async with Baseline.running(tmp_path) as e:
         plan = PayingPlan(orders=30, rounds=2, connections=8, watchers=5)
         rows = PayingRows(e, bench, pids_of(mesh), plan)
@@ -79,9 +79,9 @@ async def test_paid_orders_are_measured_alone_and_with_those_who_watch(
     assert not [verdict.more for verdict in verdicts if "but also" in verdict.more]
 
 
-@pytest.mark.skipif(not PYTHON.exists(), reason="`make bench` installs what it compares with")
+@pytest.mark.skipif(not PYTHON.exists(), reason="`make bench` installs the rivals")
 @pytest.mark.parametrize("spec", [DBOS, CELERY], ids=lambda spec: spec.name)
-async def test_what_it_compares_with_does_all_three_steps(bench: Bench, mesh: Mesh, spec: RivalSpec) -> None:
+async def test_rivals_complete_all_three_steps(bench: Bench, mesh: Mesh, spec: RivalSpec) -> None:
     spec = replace(spec, orders=20)
     async with Rival.running(spec, mesh.site, pids_of(mesh)) as rival:
         await rival.warm_up()
@@ -94,10 +94,10 @@ async def test_what_it_compares_with_does_all_three_steps(bench: Bench, mesh: Me
     assert row.cpu_us["its processes"] > 0
 
 
-async def test_a_rush_adds_up_and_its_statements_are_counted(
+async def test_a_rush_is_consistent_and_its_statements_are_counted(
     bench: Bench, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statements, "SERVER_COUNTS_SECONDS", 0)  # exact numbers of the server are no matter here
+    monkeypatch.setattr(statements, "SERVER_COUNTS_SECONDS", 0)  # the server's exact counts do not matter here
 
     answers, sold, spent, _background = await rush(bench, pids_of(mesh), PLAN)
 
@@ -108,7 +108,7 @@ async def test_a_rush_adds_up_and_its_statements_are_counted(
     assert int(spent.found) >= 1
 
 
-async def test_its_books_are_wrong_when_one_unit_is_missing(bench: Bench, shop: Shop) -> None:
+async def test_a_missing_unit_is_reported(bench: Bench, shop: Shop) -> None:
     sale, buyer = await bench.sale(2), await shop.a_buyer()
     (await buyer.buy(sale)).expect()
 
@@ -118,7 +118,7 @@ async def test_its_books_are_wrong_when_one_unit_is_missing(bench: Bench, shop: 
     assert sale_records.problems(found, allocation=2, wanted=2, limit=0) == ["reservations take 1 units, not 2"]
 
 
-async def test_a_soak_looks_at_the_memory_of_every_part(bench: Bench, mesh: Mesh) -> None:
+async def test_a_soak_reports_the_memory_of_every_part(bench: Bench, mesh: Mesh) -> None:
     answers, *memory = await soak(bench, pids_of(mesh), attempts=100, customers=10, rounds=2)
 
     assert answers.met, answers

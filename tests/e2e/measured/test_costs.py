@@ -15,7 +15,7 @@ ORDERS, AT_ONCE = 200, 64
 
 @pytest.fixture(scope="module")
 async def used(mesh: Mesh) -> AsyncIterator[OrderCosts]:
-    """By as many paid orders; the second of two loads, so that nothing is started or fetched for the first time."""
+    """The costs of `ORDERS` paid orders, in the second of two loads: the first fills caches and opens connections."""
     async with Bench.open(mesh.site) as bench:
         earlier, tokens = await bench.unsettled(), await bench.tokens(AT_ONCE)
         for _ in range(2):
@@ -29,18 +29,18 @@ async def used(mesh: Mesh) -> AsyncIterator[OrderCosts]:
         yield used
 
 
-def test_an_order_takes_no_more_than_three_transactions_of_orders(used: OrderCosts) -> None:
+def test_a_paid_order_takes_at_most_three_transactions(used: OrderCosts) -> None:
     """Three for each order alone: it is placed, it is paid, its events are published."""
     assert 0 < used.transactions["orders"] / ORDERS <= 3, used
 
 
-def test_orders_are_held_charged_and_confirmed_by_the_batch(used: OrderCosts) -> None:
+def test_orders_are_held_charged_and_confirmed_in_batches(used: OrderCosts) -> None:
     for method in ("inventory.v1.ReservationService/BatchReserve", "inventory.v1.ReservationService/BatchConfirm"):
         assert 0 < used.calls[f"/stampede.{method}"] / ORDERS <= 0.5, used
     assert 0 < used.calls["/stampede.payments.v1.ChargeService/BatchCharge"] / ORDERS <= 0.5, used
 
 
-def test_nothing_else_is_called_for_an_order_but_its_webhook(used: OrderCosts) -> None:
+def test_an_order_causes_no_other_call_than_its_webhook(used: OrderCosts) -> None:
     """One call places it and one reports its payment; only batches grow with orders beside them."""
     each = used.calls.total() / ORDERS
     assert used.calls["/stampede.orders.v1.OrderService/PlaceOrder"] == ORDERS
