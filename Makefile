@@ -12,7 +12,7 @@ BENCH_READY := $(BENCH_VENV)/.ready
 STUBS := protos/gen/gateway.binpb
 PROTOS := $(shell find protos/stampede -name '*.proto')
 PYTEST_ARGS ?=
-# Whole runs have two runners: one for the end-to-end tests, one for all others. Long files stand first.
+# Two runners, each with servers and ports of its own. One of them gets all end-to-end tests, which share a mesh.
 TWO_RUNNERS := -n 2 --no-loadscope-reorder
 BENCH_ARGS ?=
 SOAK_ATTEMPTS ?= 500000
@@ -59,7 +59,7 @@ check: setup ## Check lint, types, contract and style, without servers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy services deploy gateway protos/generate.py
 	@cd protos && ../$(BIN)/python lint.py
-	@$(BIN)/python -m pytest -q tests/tidy tests/contract tests/unit
+	@$(BIN)/python -m pytest -q $(TWO_RUNNERS) tests/tidy tests/contract tests/unit
 
 bench: setup $(BENCH_READY) ## Measure the cost of an order, against an empty RPC, DBOS and Celery
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)

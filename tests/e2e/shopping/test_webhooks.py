@@ -108,9 +108,10 @@ async def test_an_event_with_a_bad_signature_changes_nothing(shop: Shop, how: Js
 
 @pytest.mark.parametrize(
     "signature",
-    ["", "nonsense", "t=,v1=", "t=99999999999999999999999,v1=00", "t=-1,v1=é", f"t={int(time.time())},v1={'0' * 64}"],
+    ["", "nonsense", "t=,v1=", "t=99999999999999999999999,v1=00", "t=-1,v1=é", "t=now,v1=" + "0" * 64],
 )
 async def test_a_signature_that_is_none_is_refused(shop: Shop, signature: str) -> None:
+    signature = signature.replace("now", str(int(time.time())))
     before = await shop.counts()
 
     answer = await shop.rest.send("POST", _PATH, body=b"{}", headers={"stripe-signature": signature})

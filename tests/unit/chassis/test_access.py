@@ -83,7 +83,7 @@ async def test_signed_in_user_is_admitted(gate: Gatekeeper, identity: Identity) 
 @pytest.mark.parametrize(
     "claims",
     [
-        {"exp": int(time.time()) - 60},
+        {"exp": 1_000_000_000},
         {"exp": None},
         {"sub": None},
         {"sub": "ada"},
@@ -92,7 +92,7 @@ async def test_signed_in_user_is_admitted(gate: Gatekeeper, identity: Identity) 
         {"iss": None},
         {"aud": "another-shop"},
         {"aud": None},
-        {"nbf": int(time.time()) + 86_400},
+        {"nbf": 4_000_000_000},
     ],
     ids="-".join,  # without the times, which differ between workers
 )
