@@ -39,7 +39,7 @@ _REJECTED = Counter(
 async def settle_charges(db: Database, results: Sequence[tuple[Payment, ChargeResult]]) -> list[Payment]:
     """Store the results of payments, each with its payment as it was read; return the payments as they are now.
 
-    A payment that nobody changed since then is stored in the fast statement. Others are locked and decided again.
+    A payment that has not changed since then is stored in the fast statement. Others are locked and decided again.
     """
     fast = {payment.id: change for payment, result in results if (change := _fast_change(payment, result))}
     stored = await payments.store_fast(db, list(fast.values())) if fast else {}
