@@ -76,7 +76,7 @@ async def a_product(db: Database, *, on_hand: int = 10) -> uuid.UUID:
 
 
 async def a_sale(db: Database, *, units: int = 10, stock: int | None = None, **terms: Any) -> Any:
-    """A live sale of `units`, which are all of the product's stock unless `stock` says more."""
+    """A live sale of `units`, which are all of the product's stock unless `stock` is larger."""
     product_id = await a_product(db, on_hand=stock or units)
     async with db() as tx:
         now = (await tx.execute(text("SELECT clock_timestamp()"))).scalar_one()
@@ -226,7 +226,7 @@ async def expired_hold(db: Database, *lines: Line, **fields: Any) -> Reservation
 
 @contextmanager
 def statements(db: Database) -> Iterator[list[str]]:
-    """The statements that a database is asked to run meanwhile."""
+    """The statements sent to a database meanwhile."""
     seen: list[str] = []
     engine = db.kw["bind"].sync_engine
 

@@ -122,7 +122,7 @@ async def test_units_that_come_back_to_a_sale_that_is_over_publish_nothing(db: D
 
 
 async def test_concurrent_batches_publish_each_change_in_order(db: Database) -> None:
-    """The events alternate, and the last one says how the sale stands."""
+    """The events alternate, and the last one has the sale's present state."""
     sale = await a_sale(db, units=4)
 
     async def buy_and_release(number: int) -> None:

@@ -60,7 +60,7 @@ async def test_where_one_product_has_more_held_than_counted_nothing_is_changed(d
     with pytest.raises(OutOfStock) as refused:
         await counted(db, {fine: 1, new: 5, shorter: 5, short: 5})
 
-    assert refused.value.metadata == {"productId": str(shorter)}, "the first in the order asked"
+    assert refused.value.metadata == {"productId": str(shorter)}, "the first in the order of the request"
     assert await on_hand(db) == {fine: 10, short: 10, shorter: 10}
     assert (await counted(db, {short: 6}))[0].on_hand == 6
     assert await books(db) == []
@@ -111,7 +111,7 @@ async def test_overlapping_batches_beside_orders_end_as_one_of_them_and_never_de
     for number in range(6):
         mine = list(dict.fromkeys(chance.sample(products, 10) + shared))
         chance.shuffle(mine)
-        # Enough for all that orders hold; and each number says whose it is.
+        # Enough for all that orders hold; each number identifies its batch.
         batches.append(dict.fromkeys(mine, 1000 + number))
     done = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""The admission gate: it only refuses, it heals itself, and PostgreSQL decides whatever its state is."""
+"""The admission gate: it only refuses, is rebuilt, and PostgreSQL decides whatever its state is."""
 
 import asyncio
 import contextlib

@@ -57,7 +57,7 @@ class Modelled:
 
 
 class Walk(RuleBasedStateMachine):
-    """The model says what each call must answer; after every step the numbers agree and the books are in order."""
+    """The model predicts each outcome; after every step the numbers agree and the books are in order."""
 
     run: Callable[[Coroutine[Any, Any, Any]], Any]
     db: Database
@@ -280,31 +280,31 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: self.holds)
     @rule(data=st.data(), units=st.integers(0, 3))
     def take_back(self, data: st.DataObject, units: int) -> None:
-        """So many of one product, or, for 0, all that is out; or what was asked for before."""
+        """So many of one product, or, for 0, all that is out; or a repeat of an earlier return."""
         sold = [id_ for id_, (_, state) in self.holds.items() if state is State.CONFIRMED]
         id_ = data.draw(st.sampled_from(sold or list(self.holds)))
         product = data.draw(st.sampled_from([line.product_id for line in self.holds[id_][0].lines]))
-        wish = Return(ids.new(), id_, {product: units} if units else {})
+        item = Return(ids.new(), id_, {product: units} if units else {})
         if self.returns and data.draw(st.integers(0, 3)) == 0:
-            wish = data.draw(st.sampled_from([wish for wish, _ in self.returns.values()]))
-        (outcome,) = self.run(returns.take_back(self.db, [wish]))
-        hold, state = self.holds[wish.reservation_id]
-        back = self.back[wish.reservation_id]
-        if wish.id in self.returns:
+            item = data.draw(st.sampled_from([item for item, _ in self.returns.values()]))
+        (outcome,) = self.run(returns.take_back(self.db, [item]))
+        hold, state = self.holds[item.reservation_id]
+        back = self.back[item.reservation_id]
+        if item.id in self.returns:
             assert isinstance(outcome, Returned)
-            assert {line.product_id: line.quantity for line in outcome.lines} == self.returns[wish.id][1]
+            assert {line.product_id: line.quantity for line in outcome.lines} == self.returns[item.id][1]
             return
         if state is not State.CONFIRMED:
             assert isinstance(outcome, WrongState)
             return
         out = {line.product_id: line.quantity - back.get(line.product_id, 0) for line in hold.lines}
-        if any(out.get(product, 0) < units for product, units in wish.quantities.items()):
+        if any(out.get(product, 0) < units for product, units in item.quantities.items()):
             assert isinstance(outcome, domain.ReturnTooLarge)
             return
-        came = {product: units for product, units in (wish.quantities or out).items() if units}
+        came = {product: units for product, units in (item.quantities or out).items() if units}
         assert isinstance(outcome, Returned)
         assert {line.product_id: line.quantity for line in outcome.lines} == came
-        self.returns[wish.id] = wish, came
+        self.returns[item.id] = item, came
         for line in outcome.lines:
             back[line.product_id] = back.get(line.product_id, 0) + line.quantity
             pool = self._pool(line)

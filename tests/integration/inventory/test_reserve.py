@@ -42,7 +42,7 @@ async def reserve_one(db: Database, hold: Hold) -> Reservation | AppError:
 
 
 async def test_a_rush_on_a_sale_sells_each_unit_once(db: Database) -> None:
-    """60 buyers, 10 units, all at once, one by one: 10 get one, 50 are told, none is lost."""
+    """60 buyers, 10 units, all at once, one by one: 10 get one, 50 are refused, none is lost."""
     sale = await a_sale(db, units=10)
 
     outcomes = await asyncio.gather(*(reserve_one(db, a_hold(of_sale(sale))) for _ in range(60)))
@@ -347,7 +347,7 @@ async def test_a_customers_second_hold_in_a_batch_takes_no_lock_out_of_order(db:
 
 
 async def test_a_unit_that_an_over_limit_hold_gives_back_goes_to_its_neighbour(db: Database) -> None:
-    """Else the neighbour hears that it is sold out, and a unit is left."""
+    """Otherwise the neighbour is refused although a unit is left."""
     sale, regular = await a_sale(db, units=2, per_customer_limit=1), ids.new()
     await reserve_one(db, a_hold(of_sale(sale), customer_id=regular))
     batch = [a_hold(of_sale(sale), customer_id=regular), a_hold(of_sale(sale))]

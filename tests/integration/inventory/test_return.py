@@ -54,12 +54,12 @@ async def sold(db: Database, *lines: Line, **fields: Any) -> uuid.UUID:
     return held.id
 
 
-def a_wish(reservation_id: uuid.UUID, quantities: Mapping[uuid.UUID, int] | None = None) -> Return:
+def a_return(reservation_id: uuid.UUID, quantities: Mapping[uuid.UUID, int] | None = None) -> Return:
     return Return(ids.new(), reservation_id, quantities or {})
 
 
-async def take_back(db: Database, wish: Return) -> ReturnOutcome:
-    return (await returns.take_back(db, [wish]))[0]
+async def take_back(db: Database, item: Return) -> ReturnOutcome:
+    return (await returns.take_back(db, [item]))[0]
 
 
 def units(outcome: ReturnOutcome) -> list[int]:
@@ -78,7 +78,7 @@ async def test_ordinary_units_come_back_into_stock_and_the_ledger_says_for_whom(
     product = await a_product(db, on_hand=5)
     order = await sold(db, of_stock(product, 3))
 
-    assert units(await take_back(db, a_wish(order, {product: 2}))) == [2]
+    assert units(await take_back(db, a_return(order, {product: 2}))) == [2]
 
     ordinary = await stock.get_stock(db, product)
     assert (ordinary.on_hand, ordinary.held) == (4, 0)
@@ -91,7 +91,7 @@ async def test_units_of_a_sale_that_runs_are_on_sale_again(db: Database) -> None
     order = await sold(db, of_sale(sale, 2))
     assert (await sales.get_sale(db, sale.id)).state == "SOLD_OUT"
 
-    assert units(await take_back(db, a_wish(order))) == [2]
+    assert units(await take_back(db, a_return(order))) == [2]
 
     assert (await sales.get_sale(db, sale.id)).state == "LIVE"
     assert await counters(db, sale) == (0, 0, 0, 2)
@@ -110,7 +110,7 @@ async def test_units_of_a_sale_that_is_over_go_on_to_stock(db: Database, end: st
     if end == "ended":
         await sales.close_ended_sales(db)
 
-    await take_back(db, a_wish(order, {sale.product_id: 2}))
+    await take_back(db, a_return(order, {sale.product_id: 2}))
     await sales.close_ended_sales(db)
 
     assert await counters(db, sale) == (0, 1, 4, 0)
@@ -125,14 +125,14 @@ async def test_all_that_is_out_of_a_mixed_order_comes_back_each_to_its_own_place
     running, over, plain = await a_sale(db, units=5), await a_sale(db, units=5), await a_product(db, on_hand=5)
     order = await sold(db, of_stock(plain, 3), of_sale(running, 2), of_sale(over, 4))
     await sales.close_sale(db, over.id, SaleState.ENDED, etag_given="", key=None)
-    await take_back(db, a_wish(order, {over.product_id: 1, plain: 1}))
+    await take_back(db, a_return(order, {over.product_id: 1, plain: 1}))
 
-    assert units(await take_back(db, a_wish(order))) == [2, 2, 3]
+    assert units(await take_back(db, a_return(order))) == [2, 2, 3]
 
     assert await counters(db, running) == (0, 0, 0, 5)
     assert await counters(db, over) == (0, 0, 5, 0)
     assert [(await stock.get_stock(db, p)).on_hand for p in (plain, running.product_id, over.product_id)] == [5, 0, 5]
-    assert units(await take_back(db, a_wish(order))) == []
+    assert units(await take_back(db, a_return(order))) == []
     assert await books(db) == []
 
 
@@ -140,7 +140,7 @@ async def test_a_return_is_done_once_however_often_it_is_sent(db: Database) -> N
     """Also when more has come back since, and when all of them arrive at once."""
     product = await a_product(db, on_hand=9)
     order = await sold(db, of_stock(product, 9))
-    partly, rest = a_wish(order, {product: 2}), a_wish(order)
+    partly, rest = a_return(order, {product: 2}), a_return(order)
 
     first = await asyncio.gather(*(take_back(db, partly) for _ in range(6)))
     everything = await take_back(db, rest)
@@ -155,8 +155,8 @@ async def test_a_return_is_done_once_however_often_it_is_sent(db: Database) -> N
 async def test_an_id_cannot_be_reused_for_something_else(db: Database) -> None:
     product = await a_product(db, on_hand=9)
     order, other = await sold(db, of_stock(product, 3)), await sold(db, of_stock(product, 3))
-    first = a_wish(order, {product: 1})
-    nothing = a_wish(order, {product: 3})
+    first = a_return(order, {product: 1})
+    nothing = a_return(order, {product: 3})
 
     outcomes = await returns.take_back(
         db,
@@ -173,7 +173,7 @@ async def test_an_id_cannot_be_reused_for_something_else(db: Database) -> None:
 
 
 async def test_one_id_for_two_reservations_at_once_moves_the_units_of_one(db: Database) -> None:
-    """Each holds the lock on another reservation, so only the id itself can tell."""
+    """Each holds the lock on another reservation, so only the unique id decides."""
     product = await a_product(db, on_hand=40)
     for _ in range(10):
         orders = [await sold(db, of_stock(product, 2)) for _ in range(2)]
@@ -188,11 +188,11 @@ async def test_one_id_for_two_reservations_at_once_moves_the_units_of_one(db: Da
 async def test_more_than_is_out_is_refused_and_nothing_of_it_comes_back(db: Database) -> None:
     sale, plain, stranger = await a_sale(db, units=5), await a_product(db, on_hand=5), ids.new()
     order = await sold(db, of_sale(sale, 2), of_stock(plain, 3))
-    await take_back(db, a_wish(order, {plain: 1}))
+    await take_back(db, a_return(order, {plain: 1}))
     before = await rows_of(db, "SELECT * FROM flash_sales"), await rows_of(db, "SELECT * FROM stock")
-    wishes = [a_wish(order, q) for q in ({sale.product_id: 1, plain: 3}, {stranger: 1}, {plain: 2, stranger: 1})]
+    items = [a_return(order, q) for q in ({sale.product_id: 1, plain: 3}, {stranger: 1}, {plain: 2, stranger: 1})]
 
-    outcomes = await returns.take_back(db, wishes)
+    outcomes = await returns.take_back(db, items)
 
     assert [type(outcome) for outcome in outcomes] == [ReturnTooLarge] * 3
     said = [(o.metadata["productId"], o.metadata["out"]) for o in outcomes if isinstance(o, ReturnTooLarge)]
@@ -206,9 +206,9 @@ async def test_only_what_is_confirmed_comes_back(db: Database) -> None:
     held, released = await holding(db, of_sale(sale)), await holding(db, of_sale(sale))
     expired = await expired_hold(db, of_sale(sale))
     await settle.release(db, [released.id])
-    waits = a_wish(held.id)
+    waits = a_return(held.id)
 
-    outcomes = await returns.take_back(db, [waits, a_wish(released.id), a_wish(expired.id), a_wish(ids.new())])
+    outcomes = await returns.take_back(db, [waits, a_return(released.id), a_return(expired.id), a_return(ids.new())])
 
     assert [type(o) for o in outcomes] == [WrongState, WrongState, WrongState, ReservationNotFound]
     await settle.confirm(db, [held.id])
@@ -223,9 +223,9 @@ async def test_the_last_unit_comes_back_once_whoever_asks_for_it(db: Database, f
     for turn in range(15):
         order = await sold(db, of_sale(sale) if flash else of_stock(plain))
         product = sale.product_id if flash else plain
-        wishes = [a_wish(order, {product: 1}) for _ in range(4)]
+        items = [a_return(order, {product: 1}) for _ in range(4)]
 
-        outcomes = await asyncio.gather(*(returns.take_back(db, wishes[n : n + 1 + turn % 2]) for n in (0, 2)))
+        outcomes = await asyncio.gather(*(returns.take_back(db, items[n : n + 1 + turn % 2]) for n in (0, 2)))
 
         kinds = Counter(type(outcome) for answer in outcomes for outcome in answer)
         assert (kinds[Returned], kinds[ReturnTooLarge]) == (1, 1 + 2 * (turn % 2))
@@ -237,7 +237,7 @@ async def test_the_last_unit_comes_back_once_whoever_asks_for_it(db: Database, f
 async def test_a_customer_may_buy_again_what_they_gave_back_and_no_more(db: Database) -> None:
     sale, customer = await a_sale(db, units=9, per_customer_limit=3), ids.new()
     order = await sold(db, of_sale(sale, 3), customer_id=customer)
-    await take_back(db, a_wish(order, {sale.product_id: 2}))
+    await take_back(db, a_return(order, {sale.product_id: 2}))
 
     outcomes = await asyncio.gather(
         *(reserve.reserve(db, [a_hold(of_sale(sale), customer_id=customer)]) for _ in range(6))
@@ -248,7 +248,7 @@ async def test_a_customer_may_buy_again_what_they_gave_back_and_no_more(db: Data
 
 
 async def test_the_gate_of_a_sale_that_was_sold_out_lets_buyers_in_again(db: Database, gate: Gate) -> None:
-    """The next heal finds what came back; the one who returned it may buy it too, and the order finds its own."""
+    """The next rebuild counts the units; the customer who returned them can buy again, and the order finds its own."""
     sale, customer = await a_sale(db, units=2, per_customer_limit=2), ids.new()
     await rebuild(gate, db)
     hold = a_hold(of_sale(sale, 2), customer_id=customer)
@@ -257,12 +257,12 @@ async def test_the_gate_of_a_sale_that_was_sold_out_lets_buyers_in_again(db: Dat
     await rebuild(gate, db)
     assert isinstance((await reserve.admit(db, gate, [a_hold(of_sale(sale))]))[0], SoldOut)
 
-    await take_back(db, a_wish(hold.id))
+    await take_back(db, a_return(hold.id))
     await rebuild(gate, db)
 
     assert await left(gate, sale) == 2
-    wishes = [a_hold(of_sale(sale), customer_id=customer), hold, a_hold(of_sale(sale))]
-    outcomes = await reserve.admit(db, gate, wishes)
+    items = [a_hold(of_sale(sale), customer_id=customer), hold, a_hold(of_sale(sale))]
+    outcomes = await reserve.admit(db, gate, items)
     assert all(isinstance(outcome, Reservation) for outcome in outcomes)
     await rebuild(gate, db)
     assert await left(gate, sale) == 0
@@ -274,7 +274,7 @@ async def test_a_late_payment_finds_what_came_back_from_a_closed_sale(db: Databa
     late = await expired_hold(db, of_sale(sale, 2))
     order = await sold(db, of_sale(sale, 2))
     await sales.close_sale(db, sale.id, SaleState.ENDED, etag_given="", key=None)
-    await take_back(db, a_wish(order))
+    await take_back(db, a_return(order))
 
     (outcome,) = await settle.confirm(db, [late.id])
 
@@ -291,7 +291,7 @@ async def test_returns_neither_deadlock_nor_lose_units_beside_all_else_that_move
     held = [await holding(db, *(lines[::-1] if n % 2 else lines)) for n in range(20)]
     await sales.close_sale(db, over.id, SaleState.ENDED, etag_given="", key=None)
     chance = random.Random(5)
-    batches = [[a_wish(order) for order in chance.sample(orders, 15)] for _ in range(5)]
+    batches = [[a_return(order) for order in chance.sample(orders, 15)] for _ in range(5)]
 
     await asyncio.gather(
         *(returns.take_back(db, batch) for batch in batches),
@@ -303,7 +303,7 @@ async def test_returns_neither_deadlock_nor_lose_units_beside_all_else_that_move
 
     assert await books(db) == []
     assert (await rows_of(db, "SELECT count(*) FROM returns WHERE lines <> '[]'"))[0][0] == len(
-        {wish.reservation_id for batch in batches for wish in batch}
+        {item.reservation_id for batch in batches for item in batch}
     )
 
 
@@ -316,7 +316,7 @@ async def test_returns_that_meet_crosswise_do_not_deadlock(db: Database) -> None
         await sales.close_sale(db, sale.id, SaleState.ENDED, etag_given="", key=None)
 
     for n in range(0, 40, 4):
-        await asyncio.gather(*(take_back(db, a_wish(order)) for order in orders[n : n + 4]))
+        await asyncio.gather(*(take_back(db, a_return(order)) for order in orders[n : n + 4]))
 
     assert [(await stock.get_stock(db, sale.product_id)).on_hand for sale in closed] == [80, 80]
     assert await books(db) == []
@@ -330,7 +330,7 @@ async def test_a_batch_costs_as_many_statements_as_one(db: Database) -> None:
     asked = []
     for some in (orders[:1], orders[1:]):
         with statements(db) as seen:
-            await returns.take_back(db, [a_wish(order) for order in some])
+            await returns.take_back(db, [a_return(order) for order in some])
         asked.append(len(seen))
 
     assert asked == [8, 8]

@@ -43,7 +43,7 @@ async def now_of(db: Database) -> datetime:
 
 
 async def scheduled(db: Database, *, start: timedelta = HOUR, **terms: Any) -> Any:
-    """A sale of an hour, which opens in an hour unless `start` says otherwise."""
+    """A sale of an hour, which opens in an hour unless `start` is given."""
     opens = await now_of(db) + start
     return await a_sale(db, **{"start_time": opens, "end_time": opens + HOUR, **terms})
 
@@ -477,7 +477,7 @@ async def test_a_close_in_the_middle_of_a_rush_loses_no_unit_and_nobody_buys_aft
     after: list[object] = []
 
     async def buy(n: int) -> None:
-        """Buys, and pays or leaves, until it is told that the sale is over."""
+        """Buys, and pays or leaves, until the sale is refused as over."""
         while True:
             was_closed = closed.is_set()
             hold = a_hold(of_sale(sale, 1 + n % 2), of_stock(sale.product_id), customer_id=customers[n % 10])

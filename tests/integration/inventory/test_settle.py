@@ -1,4 +1,4 @@
-"""Held units become sold ones or go back: once, whoever says so, in whatever order."""
+"""Held units become sold ones or go back: once, whatever the order of calls."""
 
 import asyncio
 import itertools
@@ -108,7 +108,7 @@ async def test_the_first_of_three_ends_is_the_only_one(db: Database, moves: tupl
 
 
 async def test_confirm_release_and_expiry_at_once_end_in_exactly_one(db: Database) -> None:
-    """Thirty reservations, each told three things at the same moment."""
+    """Thirty reservations, each confirmed, released and expired concurrently."""
     sale, plain = await a_sale(db, units=60, per_customer_limit=1000), await a_product(db, on_hand=60)
     held = [await holding(db, of_sale(sale, 2), of_stock(plain)) for _ in range(30)]
     await hold_ended(db, *(r.id for r in held))
@@ -242,7 +242,7 @@ async def test_a_late_payment_is_lost_where_the_units_went_to_others(db: Databas
 
 
 async def test_a_reservation_that_was_lost_stays_lost_when_units_come_back(db: Database) -> None:
-    """Whoever heard the verdict pays the money back; a repeat that was slow must not take units after that."""
+    """Orders refunds after the verdict; a slow repeat must not take units after that."""
     sale = await a_sale(db, units=1)
     late = await expired_hold(db, of_sale(sale))
     other = await holding(db, of_sale(sale))
@@ -432,7 +432,7 @@ async def test_an_extended_hold_outlives_its_first_time_and_ends_at_its_second(d
 
 
 async def test_extension_and_expiry_at_the_same_moment_end_in_one_of_the_two(db: Database) -> None:
-    """Forty whose time has just come: each was given up and told, or holds on for as long again; never both."""
+    """Forty whose time has just come: each expired and was published, or is extended; never both."""
     sale = await a_sale(db, units=40)
     held = [await holding(db, of_sale(sale), seconds=60) for _ in range(40)]
     await run_sql(db, "UPDATE reservations SET create_time = create_time - interval '61 seconds',"

@@ -233,15 +233,15 @@ async def test_two_thousand_watchers_of_a_hot_sale_all_see_its_end_at_the_price_
     db: Database, watch: Watch[uuid.UUID, Any]
 ) -> None:
     sale, loop = await a_sale(db, units=500), asyncio.get_running_loop()
-    told: Counter[int] = Counter()
+    sent: Counter[int] = Counter()
 
     everybody = asyncio.Event()
 
     async def follow(number: int) -> Any:
         seen = None
         async for seen in watching.changes(watch, sale.id):  # noqa: B007  # the last one is what counts
-            told[number] += 1
-            if len(told) == 2000:
+            sent[number] += 1
+            if len(sent) == 2000:
                 everybody.set()
         return seen
 
@@ -259,7 +259,7 @@ async def test_two_thousand_watchers_of_a_hot_sale_all_see_its_end_at_the_price_
     assert {(row.state, row.held, row.remaining) for row in last} == {("ENDED", 400, 0)}
     looks = [statement for statement in seen if "ANY" in statement and "next_hold_expire_time" in statement]
     assert len(looks) <= periods + 3
-    assert max(told.values()) <= periods + 1, "more than four a second"
+    assert max(sent.values()) <= periods + 1, "more than four a second"
     with watch.subscribe(sale.id):
         assert watch._count == 1, "those who have left hold no slot"
 
@@ -278,7 +278,7 @@ async def test_a_message_keeps_its_distance_from_the_one_before(
             pass
         await asyncio.sleep(0)
 
-    assert not following.done(), "though there is news, and it was told"
+    assert not following.done(), "although the sale changed"
     following.cancel()
 
 
