@@ -55,7 +55,7 @@ def _fast_change(payment: Payment, result: ChargeResult) -> Change | None:
     after, verdict = decide(payment, result)
     if verdict is not Verdict.ACCEPTED or after == payment:
         return None
-    return Change(payment, after, _event(after) if _has_ended(payment, after) else None)
+    return Change(after, _event(after) if _has_ended(payment, after) else None)
 
 
 def _has_ended(before: Payment, after: Payment) -> bool:

@@ -174,77 +174,56 @@ async def lock(
     return {row.id: from_row(row) for row in found}
 
 
-async def store(tx: AsyncSession, changed: Sequence[Payment], *, unchanged: Sequence[Payment] = ()) -> None:
-    """Write locked payments and the times of their next checks; of `unchanged` ones only that time."""
-    payments = [*changed, *unchanged]
-    if not payments:
-        return
-    await tx.execute(
-        text(
-            "UPDATE payments AS p SET state = n.state, payment_method = n.method, provider_reference = n.reference,"
-            " client_secret = n.secret, failure_reason = n.reason, authenticating = n.authenticating,"
-            " refunded_minor = n.refunded, refunding_minor = n.refunding, checks = n.checks,"
-            " version = p.version + n.bump, update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,"
-            " next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
-            " FROM unnest(CAST(:ids AS uuid[]), CAST(:states AS text[]), CAST(:methods AS text[]),"
-            " CAST(:references AS text[]), CAST(:secrets AS text[]), CAST(:reasons AS text[]),"
-            " CAST(:authenticating AS boolean[]), CAST(:refunded AS bigint[]), CAST(:refunding AS bigint[]),"
-            " CAST(:checks AS bigint[]), CAST(:bumps AS int[]), CAST(:pauses AS double precision[]))"
-            " AS n(id, state, method, reference, secret, reason, authenticating, refunded, refunding, checks, bump,"
-            " pause)"
-            " WHERE p.id = n.id"
-        ),
-        {
-            "ids": [p.id for p in payments],
-            "states": [str(p.state) for p in payments],
-            "methods": [p.payment_method for p in payments],
-            "references": [p.provider_reference for p in payments],
-            "secrets": [p.client_secret for p in payments],
-            "reasons": [p.failure_reason for p in payments],
-            "authenticating": [p.authenticating for p in payments],
-            "refunded": [p.refunded_minor for p in payments],
-            "refunding": [p.refunding_minor for p in payments],
-            "checks": [p.checks for p in payments],
-            "bumps": [1] * len(changed) + [0] * len(unchanged),
-            "pauses": [check_seconds(p) for p in payments],
-        },
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A payment as it was read, as it shall be, and the event to publish, if any."""
-
-    before: Payment
-    after: Payment
-    event: Event | None
-
-
+# The columns that results change. One list for both statements below, so that they cannot differ.
+_RECORD = """
+    id uuid, version bigint, state text, method text, reference text, secret text, reason text, authenticating boolean,
+    refunded bigint, refunding bigint, checks bigint, pause double precision, bump int, event_id uuid, subject text,
+    key text, event bytea
+"""
+_SET = """
+    state = n.state, payment_method = n.method, provider_reference = n.reference, client_secret = n.secret,
+    failure_reason = n.reason, authenticating = n.authenticating, refunded_minor = n.refunded,
+    refunding_minor = n.refunding, checks = n.checks, version = p.version + n.bump,
+    update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,
+    next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
+"""
+_STORE = text(f"""
+    UPDATE payments AS p SET {_SET}
+    FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({_RECORD}) WHERE p.id = n.id
+""")  # noqa: S608  # columns of our own
 # The version decides: every other change of the row raises it, and this statement then leaves the row alone.
-_STORE_FAST = text("""
+_STORE_FAST = text(f"""
     WITH n AS (
-        SELECT * FROM jsonb_to_recordset(CAST(:changes AS jsonb)) AS n (
-            id uuid, version bigint, state text, method text, reference text, secret text, reason text,
-            authenticating boolean, checks bigint, pause double precision, event_id uuid, subject text, key text,
-            event bytea)
+        SELECT * FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({_RECORD})
     ), mine AS (
         -- Row by row: a plan made while the table was small must not read all of it when it is large.
         SELECT p.id FROM (SELECT id, version FROM n ORDER BY id) AS n, LATERAL (
             SELECT p.id FROM payments AS p WHERE p.id = n.id AND p.version = n.version FOR UPDATE
         ) AS p
     ), stored AS (
-        UPDATE payments AS p SET state = n.state, payment_method = n.method, provider_reference = n.reference,
-            client_secret = n.secret, failure_reason = n.reason, authenticating = n.authenticating, checks = n.checks,
-            version = p.version + 1, update_time = now(),
-            next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
-        FROM n WHERE p.id = n.id AND p.id = ANY(ARRAY(SELECT id FROM mine))
+        UPDATE payments AS p SET {_SET} FROM n WHERE p.id = n.id AND p.id = ANY(ARRAY(SELECT id FROM mine))
         RETURNING p.id, p.version, p.update_time
     ), published AS (
         INSERT INTO outbox (event_id, subject, key, payload)
         SELECT n.event_id, n.subject, n.key, n.event FROM stored JOIN n USING (id) WHERE n.event IS NOT NULL
     )
     SELECT id, version, update_time FROM stored
-""")
+""")  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A payment as it shall be, with the version that was read, and the event to publish, if any."""
+
+    after: Payment
+    event: Event | None = None
+
+
+async def store(tx: AsyncSession, changed: Sequence[Payment], *, unchanged: Sequence[Payment] = ()) -> None:
+    """Write locked payments and the times of their next checks; of `unchanged` ones only that time."""
+    if changed or unchanged:
+        rows = [*(_to_store(Change(p)) for p in changed), *(_to_store(Change(p), bump=0) for p in unchanged)]
+        await tx.execute(_STORE, {"payments": orjson.dumps(rows).decode()})
 
 
 async def store_fast(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID, Payment]:
@@ -253,33 +232,25 @@ async def store_fast(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID,
     Returns the stored payments by id. A payment that has changed since it was read is not among them: it needs
     `lock`, the rules, and `store`.
     """
-    arguments = {"changes": orjson.dumps([_to_store(change) for change in changes]).decode()}
+    rows = [_to_store(change) for change in changes]
     after = {change.after.id: change.after for change in changes}
     return {
         row.id: dataclasses.replace(after[row.id], version=row.version, update_time=row.update_time)
-        for row in await run_autocommit(db, _STORE_FAST, arguments)
+        for row in await run_autocommit(db, _STORE_FAST, {"payments": orjson.dumps(rows).decode()})
     }
 
 
-def _to_store(change: Change) -> dict[str, object]:
+def _to_store(change: Change, *, bump: int = 1) -> dict[str, object]:
     after = change.after
     subject, key, event = change.event or (None, None, None)
     return {
-        "id": after.id,
-        "version": change.before.version,
-        "state": after.state,
-        "method": after.payment_method,
-        "reference": after.provider_reference,
-        "secret": after.client_secret,
-        "reason": after.failure_reason,
-        "authenticating": after.authenticating,
-        "checks": after.checks,
-        "pause": check_seconds(after),
-        "event_id": ids.new() if event else None,
-        "subject": subject,
-        "key": key,
+        "id": after.id, "version": after.version, "state": after.state, "method": after.payment_method,
+        "reference": after.provider_reference, "secret": after.client_secret, "reason": after.failure_reason,
+        "authenticating": after.authenticating, "refunded": after.refunded_minor, "refunding": after.refunding_minor,
+        "checks": after.checks, "pause": check_seconds(after), "bump": bump,
+        "event_id": ids.new() if event else None, "subject": subject, "key": key,
         "event": f"\\x{event.SerializeToString().hex()}" if event else None,
-    }
+    }  # fmt: skip
 
 
 async def add_refunding(tx: AsyncSession, sums: Mapping[uuid.UUID, int]) -> None:

@@ -1,8 +1,7 @@
 """Statements on `provider_events`, the inbox."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import select, text
@@ -24,21 +23,13 @@ CLEANUP = Cleanup(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """An event in the inbox, with the number of attempts to apply it."""
+class Attempt(NamedTuple):
+    """One attempt to apply a waiting event, and its outcome. With an error and not `done`, another attempt follows."""
 
     event: ProviderEvent
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """The outcome of a waiting event. With an error and not `done`, it is tried again."""
-
-    waiting: Waiting
-    error: str | None
-    done: bool
+    earlier: int
+    error: str | None = None
+    done: bool = True
 
 
 # Most successes are known before their event comes, from the provider's answer. Such an event is stored as processed.
@@ -71,7 +62,7 @@ async def put(db: Database, events: Sequence[ProviderEvent]) -> tuple[list[str],
     return processed, len(stored) - len(processed)
 
 
-async def claim_waiting(tx: AsyncSession, most: int) -> list[Waiting]:
+async def claim_waiting(tx: AsyncSession, most: int) -> list[Attempt]:
     """Lock and return the oldest events whose time has come."""
     table = schema.ProviderEvent
     found = await tx.execute(
@@ -81,10 +72,10 @@ async def claim_waiting(tx: AsyncSession, most: int) -> list[Waiting]:
         .limit(most)
         .with_for_update(skip_locked=True)
     )
-    return [Waiting(_from_payload(row.provider, row.event_id, row.payload), row.attempts) for row in found]
+    return [Attempt(_from_payload(row.provider, row.event_id, row.payload), row.attempts) for row in found]
 
 
-async def mark(tx: AsyncSession, applied: Sequence[Applied]) -> None:
+async def mark(tx: AsyncSession, attempts: Sequence[Attempt]) -> None:
     """Mark claimed events as processed, or set the time of their next attempt."""
     await tx.execute(
         text(
@@ -96,11 +87,11 @@ async def mark(tx: AsyncSession, applied: Sequence[Applied]) -> None:
             " WHERE e.provider = n.provider AND e.event_id = n.id"
         ),
         {
-            "providers": [a.waiting.event.provider for a in applied],
-            "ids": [a.waiting.event.id for a in applied],
-            "errors": [a.error for a in applied],
-            "done": [a.done for a in applied],
-            "pauses": [event_seconds(a.waiting.attempts) for a in applied],
+            "providers": [a.event.provider for a in attempts],
+            "ids": [a.event.id for a in attempts],
+            "errors": [a.error for a in attempts],
+            "done": [a.done for a in attempts],
+            "pauses": [event_seconds(a.earlier) for a in attempts],
         },
     )
 

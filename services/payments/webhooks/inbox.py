@@ -22,7 +22,7 @@ from services.payments.domain import (
     with_refunded,
 )
 from services.payments.sql import payments, provider_events
-from services.payments.sql.provider_events import Applied, Waiting
+from services.payments.sql.provider_events import Attempt
 
 log = structlog.get_logger()
 
@@ -83,7 +83,7 @@ async def apply_events(db: Database) -> Batch:
         errors = sorted_.errors | await _apply_refunds(tx, after, sorted_.refunds)
         if sorted_.unclear:
             await payments.check_now(tx, sorted(sorted_.unclear))
-        await provider_events.mark(tx, _outcomes(waiting, errors))
+        await provider_events.mark(tx, [_outcome(one, errors.get(one.event)) for one in waiting])
     return Batch(len(waiting), made_due=bool(sorted_.unclear))
 
 
@@ -149,14 +149,10 @@ async def _apply_refunds(
     return errors
 
 
-def _outcomes(waiting: Sequence[Waiting], errors: dict[ProviderEvent, str]) -> list[Applied]:
-    """Decide which events are done. One that cannot be applied is tried again, and parked after its last attempt."""
-    outcomes = []
-    for one in waiting:
-        error = errors.get(one.event)
-        done = error in (None, _OTHER_AMOUNT) or one.attempts + 1 >= EVENT_ATTEMPTS_MOST
-        outcomes.append(Applied(one, error, done))
-        _EVENTS.labels(one.event.type, "applied" if not error else "parked" if done else "later").inc()
-        if error and done:
-            log.error("an event is parked", event_id=one.event.id, cause=error)
-    return outcomes
+def _outcome(attempt: Attempt, error: str | None) -> Attempt:
+    """Decide whether an event is done. One that cannot be applied is tried again, and parked after its last attempt."""
+    done = error in (None, _OTHER_AMOUNT) or attempt.earlier + 1 >= EVENT_ATTEMPTS_MOST
+    _EVENTS.labels(attempt.event.type, "applied" if not error else "parked" if done else "later").inc()
+    if error and done:
+        log.error("an event is parked", event_id=attempt.event.id, cause=error)
+    return attempt._replace(error=error, done=done)

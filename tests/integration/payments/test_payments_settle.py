@@ -112,7 +112,7 @@ async def test_the_fast_statement_leaves_a_changed_row_alone(service: Payments) 
     before = (await opened(service.db))[:1]
     async with service.db.begin() as tx:
         await payments.add_refunding(tx, {before[0].id: 1})
-    changes = [payments.Change(p, dataclasses.replace(p, state=State.SUCCEEDED), None) for p in before]
+    changes = [payments.Change(dataclasses.replace(p, state=State.SUCCEEDED)) for p in before]
     assert await payments.store_fast(service.db, changes) == {}
     async with service.db() as tx:
         assert (await payments.read_one(tx, before[0].id, lock=False)).state is before[0].state
