@@ -91,7 +91,7 @@ async def test_units_of_declined_cards_go_to_those_who_can_pay(shop: Shop) -> No
 
     declined = await asyncio.gather(*(buyer.buy(sale, card="pm_card_chargeDeclined", wait=20) for buyer in first))
     assert outcomes(declined) == {"FAILED": UNITS}
-    paid = await asyncio.gather(*(buyer.buy(sale, wait=20) for buyer in second))
+    paid = await asyncio.gather(*(buyer.buy_when_back(sale) for buyer in second))
 
     assert outcomes(paid) == {"PAID": UNITS}
     assert await shop.counters(sale) == (0, 0, UNITS)
