@@ -30,7 +30,7 @@ Metadata = Mapping[str, str | bytes]
 
 @dataclass(slots=True)
 class Call:
-    """What the guard found out about a call."""
+    """A call, as the guard established it."""
 
     method: str
     request_id: str

@@ -81,7 +81,7 @@ def _send_traces(service: str) -> None:
 
 
 class _State:
-    """What `start` set. Before it, as in tests, `log_info` logs nothing."""
+    """The values that `start` set. Before `start`, as in tests, `log_info` logs nothing."""
 
     tracer: Any = None
     is_flushing = False

@@ -257,7 +257,7 @@ def _sale(sale: FlashSale) -> sale_pb.FlashSale:
 
 @lru_cache(maxsize=256)
 def _shared(sale: FlashSale) -> sale_pb.FlashSale:
-    """`_sale`, worked out once for all who are told the same sale."""
+    """`_sale`, computed once for all watchers of the same sale."""
     return _sale(sale)
 
 

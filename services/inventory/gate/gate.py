@@ -52,7 +52,7 @@ class Gate:
     def __init__(self, url: str, *, cluster: bool = False) -> None:
         """`cluster`: `url` names a node of a Valkey Cluster. Without a `url` the gate is off, and everybody passes."""
         self.available = asyncio.Event()
-        """Set while Valkey answers, as far as this process can tell."""
+        """Set while Valkey answers, as far as this process can see."""
         self._returning: asyncio.Task[None] | None = None
         self.valkey: Any = None
         if url:

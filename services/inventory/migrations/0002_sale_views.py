@@ -1,4 +1,4 @@
-"""What lists and live views of flash sales ask: when units may come back, and which sales are in a state."""
+"""Indexes for lists and live views of flash sales: when units may come back, and which sales are in a state."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Who leads the timers."""
+"""Leases: the process that leads the timers."""
 
 from alembic import op
 

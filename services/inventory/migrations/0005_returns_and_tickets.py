@@ -29,7 +29,7 @@ def upgrade() -> None:
         CREATE INDEX tickets_oldest ON tickets (id);
         ALTER TABLE tickets ALTER COLUMN ticket SET STORAGE EXTERNAL;
     """)
-    # What came back is counted from here, so that nothing comes back twice.
+    # Returns are counted in this table, so that no unit comes back twice.
     op.execute("""
         DO $$ BEGIN
             IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'inventory') THEN

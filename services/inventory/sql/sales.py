@@ -166,7 +166,7 @@ class Availability(NamedTuple):
 
 
 class OpenSale(NamedTuple):
-    """What the gate needs of a sale. It starts in the future if `starts_in`, in seconds, is positive."""
+    """The values of a sale that the gate needs. The sale starts in the future if `starts_in`, in seconds, is positive."""
 
     id: uuid.UUID
     remaining: int

@@ -1,4 +1,4 @@
-"""What the tests of inventory share: a database, a gate, and stock to fight over."""
+"""Fixtures of the inventory tests: a database, a gate, products and sales."""
 
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -101,7 +101,7 @@ def of_stock(product_id: uuid.UUID, quantity: int = 1) -> Line:
 
 async def books(db: Database) -> list[str]:
     """Everything that does not add up between counters, reservations, limits and ledger; empty when all is well."""
-    # What reservations hold, and have sold less what came back of it, line by line.
+    # Units that reservations hold, and units sold less returns, line by line.
     taken = """
         WITH l AS (
             SELECT r.state, r.customer_id, (line->>'product_id')::uuid AS product_id,

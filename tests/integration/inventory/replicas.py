@@ -89,7 +89,7 @@ class Replica:
         await self._channel.close()
 
     async def reserve(self, holds: Sequence[pb.Hold]) -> list[pb.ReservationOutcome] | None:
-        """What became of `holds`; None where there was no answer."""
+        """The outcomes of `holds`; None where there was no answer."""
         try:
             request = pb.BatchReserveRequest(holds=holds)
             return list((await self.reservations.BatchReserve(request, metadata=ORDERS, timeout=2)).outcomes)

@@ -307,9 +307,7 @@ async def test_the_price_and_the_time_of_a_hold_are_the_sales(db: Database, quan
 
 
 @pytest.mark.parametrize("first", [True, False])
-async def test_a_sale_lends_its_price_to_no_other_product_whoever_is_beside_it_in_the_batch(
-    db: Database, first: bool
-) -> None:
+async def test_sale_price_applies_to_no_other_product_of_the_batch(db: Database, first: bool) -> None:
     sale, dear = await a_sale(db, units=10), await a_product(db)
     thief, honest = a_hold(Line(dear, sale.id, 1)), a_hold(of_sale(sale))
 

@@ -166,7 +166,7 @@ async def test_an_id_cannot_be_reused_for_something_else(db: Database) -> None:
         ],
     )  # fmt: skip
 
-    # What was refused is not remembered: its id is free.
+    # A refused return is not stored: its id is free.
     assert [type(o) for o in outcomes] == [Returned, *[RequestIdReused] * 3, ReturnTooLarge, Returned]
     assert isinstance(await take_back(db, Return(first.id, other, {product: 1})), RequestIdReused)
     assert await books(db) == []

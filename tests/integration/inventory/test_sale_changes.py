@@ -130,7 +130,7 @@ async def test_a_changed_allocation_moves_units_between_stock_and_sale(db: Datab
     assert await books(db) == []
 
 
-async def test_held_units_do_not_go_to_a_larger_allocation_and_nothing_else_is_changed_then(db: Database) -> None:
+async def test_allocation_takes_no_held_units_and_a_refusal_changes_nothing(db: Database) -> None:
     sale = await scheduled(db, units=10, stock=30)
     await holding(db, of_stock(sale.product_id, 6))
 

@@ -306,7 +306,7 @@ async def test_late_payments_race_for_the_last_units_and_take_each_once(db: Data
 
 
 async def test_late_payments_of_crossed_lines_do_not_deadlock(db: Database) -> None:
-    """What is re-taken is locked in one order, however the lines are written, and whatever else goes on."""
+    """Rows are locked in one order, whatever the order of the lines, and beside any other work."""
     first, second = await a_sale(db, units=40), await a_sale(db, units=40)
     plain = await a_product(db, on_hand=80)
     late, fresh = [], []

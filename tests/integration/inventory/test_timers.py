@@ -1,4 +1,4 @@
-"""What time brings about: sales end and holds expire, once, also where two processes lead for a moment."""
+"""Timers: sales end and holds expire once, also while two processes lead for a moment."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What lists and live views show of sales, and what it costs the database."""
+"""Lists and live views of sales, and their cost in statements."""
 
 import asyncio
 import importlib
