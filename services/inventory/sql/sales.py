@@ -166,7 +166,7 @@ class Availability(NamedTuple):
 
 
 class OpenSale(NamedTuple):
-    """The values of a sale that the gate needs. The sale starts in the future if `starts_in`, in seconds, is positive."""
+    """A sale as the gate needs it. It starts in the future if `starts_in`, in seconds, is positive."""
 
     id: uuid.UUID
     remaining: int
