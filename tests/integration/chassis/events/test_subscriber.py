@@ -15,7 +15,7 @@ from services.chassis.data.db import Database
 from services.chassis.events import subscriber
 from services.chassis.events.outbox import Relay
 from services.chassis.events.subscriber import Consumer
-from tests.integration.chassis.sample_events import message, number_of, store
+from tests.integration.chassis.events.sample_events import message, number_of, store
 
 
 class Actions:

@@ -21,7 +21,7 @@ from services.chassis.events import outbox, subscriber
 from services.chassis.events.outbox import Event, Relay
 from services.chassis.events.subscriber import Consumer
 from stampede.orders.v1.events_pb2 import OrderChanged
-from tests.integration.chassis.sample_events import (
+from tests.integration.chassis.events.sample_events import (
     Change,
     change_of,
     message,
@@ -36,7 +36,7 @@ from tests.support.broker import Broker, a_broker
 from tests.support.infra import Infra
 from tests.support.waiting import until
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 RelayOnce = Callable[[], Awaitable[int]]
 
 
@@ -282,7 +282,7 @@ class Chaos:
 
     async def start_relays(self) -> None:
         while len(self._relays) < 2:
-            command = ["-m", "tests.integration.chassis.relay_process", self._infra.database_url(self._database)]
+            command = ["-m", "tests.integration.chassis.events.relay_process", self._infra.database_url(self._database)]
             relay = await asyncio.create_subprocess_exec(
                 sys.executable, *command, self._broker.url, cwd=ROOT,
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,

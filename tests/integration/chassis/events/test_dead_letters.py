@@ -19,11 +19,11 @@ from services.chassis.data.db import Database
 from services.chassis.events import dead_letters, subscriber
 from services.chassis.events.subscriber import Consumer
 from services.chassis.settings import ServiceSettings
-from tests.integration.chassis.sample_events import message, number_of
+from tests.integration.chassis.events.sample_events import message, number_of
 from tests.support.infra import Infra
 from tests.support.waiting import until
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 class Operator:

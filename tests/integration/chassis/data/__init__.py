@@ -1,0 +1,1 @@
+"""Statements, leases, idempotency, partitions and clean-ups on a real PostgreSQL."""

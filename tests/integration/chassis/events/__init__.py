@@ -1,0 +1,1 @@
+"""Outbox, consumers, dead letters and broadcast on a real JetStream."""

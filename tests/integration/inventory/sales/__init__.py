@@ -1,0 +1,1 @@
+"""Flash sales: their terms, changes, views and availability."""
