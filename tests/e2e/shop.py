@@ -175,6 +175,7 @@ class Shop:
     sandbox: Sandbox
     _crowd: list[Buyer] = field(default_factory=list, repr=False)
     _databases: dict[str, psycopg.AsyncConnection[tuple[Any, ...]]] = field(default_factory=dict, repr=False)
+    _connecting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
     @classmethod
     @asynccontextmanager
@@ -249,17 +250,20 @@ class Shop:
 
     async def rows(self, service: str, query: str) -> list[tuple[Any, ...]]:
         """Rows of a service's database."""
+        connection = await self._database(service)
         try:
-            return await (await (await self._database(service)).execute(query)).fetchall()
+            return await (await connection.execute(query)).fetchall()
         except psycopg.OperationalError:  # PostgreSQL has been restarted meanwhile
-            await self._databases.pop(service).close()
+            await connection.close()
             return await (await (await self._database(service)).execute(query)).fetchall()
 
     async def _database(self, service: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
-        if service not in self._databases:
-            url = self.mesh.site.database_url(service).replace("+psycopg", "")
-            self._databases[service] = await psycopg.AsyncConnection.connect(url, autocommit=True)
-        return self._databases[service]
+        """The one connection to this database; a closed one is replaced."""
+        async with self._connecting:
+            if service not in self._databases or self._databases[service].closed:
+                url = self.mesh.site.database_url(service).replace("+psycopg", "")
+                self._databases[service] = await psycopg.AsyncConnection.connect(url, autocommit=True)
+            return self._databases[service]
 
     async def close(self) -> None:
         for connection in self._databases.values():

@@ -271,8 +271,6 @@ async def test_whatever_happens_to_an_order_in_any_order_it_ends_as_one_thing(sh
     await shop.sandbox.faults(webhooks={"drop": True})
     sale, crowd = await shop.a_sale(units=len(SEQUENCES), price=PRICE), await shop.a_crowd(_BUYERS)
     post = Post(shop)
-    for service in ("inventory", "orders"):  # connected before all want to be at once
-        await shop.rows(service, "SELECT 1")
     stories = [
         Story(shop, post, sale, buyer, steps)
         for steps, buyer in zip(SEQUENCES, itertools.cycle(crowd), strict=False)
