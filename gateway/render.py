@@ -107,7 +107,8 @@ def bare(descriptor: Path, listen: Address, target: Address, services: Iterable[
 def _clusters(gateway: Gateway, contract: Iterable[Route]) -> Iterator[Config]:
     """Yield a cluster per service, and one per gRPC port that a route needs."""
     for name, target in gateway.targets.items():
-        yield _fill("cluster.yaml", {"NAME": name, "HOST": target.host, "PORT": target.port})
+        policy = "MAGLEV" if name in routes.STICKY else "LEAST_REQUEST"
+        yield _fill("cluster.yaml", {"NAME": name, "HOST": target.host, "PORT": target.port, "POLICY": policy})
     for owner in sorted({route.owner for route in contract if route.is_body}):
         target = gateway.grpc_targets[owner]
         yield _fill("cluster_grpc.yaml", {"NAME": f"{owner}-grpc", "HOST": target.host, "PORT": target.port})

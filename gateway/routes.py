@@ -17,6 +17,9 @@ STREAM_IDLE_SECONDS = 300
 STREAM_SECONDS = 3600
 # Matched first, because almost every request in a flash sale is this one.
 HOT = ("POST", "/v1/orders")
+STICKY = frozenset({"orders"})
+"""Services whose replicas each serve the same customers. A repeat of an order then reaches the process that placed it,
+which remembers it when the sale has sold out."""
 
 Config = dict[str, Any]
 
@@ -56,6 +59,8 @@ def _rest(route: Route) -> Config:
         "match": {**_path(route), "headers": [_verb(route.verb)]},
         "route": {"cluster": cluster_of(route), **_limits(route)},
     }
+    if route.owner in STICKY:
+        config["route"]["hash_policy"] = [{"header": {"header_name": "authorization"}}]
     if not route.streams:
         config["request_headers_to_add"] = [_deadline(route)]
     if route.signed_in:

@@ -1,6 +1,7 @@
 """The flash sales in which nobody can buy just now, so that losers cost no second service and no database.
 
-    refusal received, or event `sold_out`  ->  closed: every request is refused with the same words
+    refusal received                       ->  closed: every request is refused with the same words
+    event `sold_out`                       ->  closed half a second later, for repeats that are on their way
     event `available`, or units were held  ->  open: every request asks inventory
     the entry is too old                   ->  one request asks inventory, the others are still refused
 
@@ -23,6 +24,8 @@ _SHORT_SECONDS = 0.05
 _LIVE_SECONDS = 1.0
 # Inventory's gate may be a second behind its database. Its refusals right after the event `available` may be wrong.
 _GATE_SECONDS = 1.5
+# Until then, a repeat that was sent to two processes at once still finds its hold at inventory.
+_REPEATS_SECONDS = 0.5
 _SALES_MOST = 10_000
 
 
@@ -31,6 +34,7 @@ class _Entry:
     """A sale that is closed."""
 
     refusal: Refused
+    since: float
     until: float
     asked_by: object = None
     """The request that asks inventory again, if one does."""
@@ -76,7 +80,8 @@ class SoldOutCache:
         self._events[sale_id] = self._events.get(sale_id, 0) + 1
         if event.sold_out:
             self._available.pop(sale_id, None)
-            self._close(sale_id, _sold_out(sale_id))
+            if not self.refusal([sale_id]):
+                self._close(sale_id, _sold_out(sale_id), after_seconds=_REPEATS_SECONDS)
         else:
             self._available[sale_id] = self._clock()
             self._closed.pop(sale_id, None)
@@ -88,7 +93,7 @@ class SoldOutCache:
         now = self._clock()
         for sale_id in sale_ids:
             entry = self._closed.get(sale_id)
-            if entry and entry.until > now:
+            if entry and entry.since <= now < entry.until:
                 return entry.refusal.copy()
         return None
 
@@ -104,7 +109,8 @@ class SoldOutCache:
             raise refusal
         request, asked, events = object(), [], {sale_id: self._events.get(sale_id, 0) for sale_id in sale_ids}
         for sale_id in sale_ids:
-            if entry := self._closed.get(sale_id):
+            entry = self._closed.get(sale_id)
+            if entry and entry.since <= self._clock():
                 entry.until, entry.asked_by = self._clock() + _SHORT_SECONDS, request
                 asked.append(entry)
         try:
@@ -132,14 +138,14 @@ class SoldOutCache:
         elif refused.reason in ("SOLD_OUT", "CUSTOMER_LIMIT"):
             self._open(sale_id, events)
 
-    def _close(self, sale_id: uuid.UUID, refusal: Refused) -> None:
+    def _close(self, sale_id: uuid.UUID, refusal: Refused, *, after_seconds: float = 0.0) -> None:
         if len(self._closed) >= _SALES_MOST:
             self._closed.clear()
-        now = self._clock()
-        in_doubt = now - self._available.get(sale_id, float("-inf")) < _GATE_SECONDS
+        since = self._clock() + after_seconds
+        in_doubt = since - self._available.get(sale_id, float("-inf")) < _GATE_SECONDS
         # No event announces that a sale begins.
         lasting = self._live and refusal.reason == "SOLD_OUT" and not in_doubt
-        self._closed[sale_id] = _Entry(refusal, now + (_LIVE_SECONDS if lasting else _SHORT_SECONDS))
+        self._closed[sale_id] = _Entry(refusal, since, since + (_LIVE_SECONDS if lasting else _SHORT_SECONDS))
 
     def _open(self, sale_id: uuid.UUID, events: dict[uuid.UUID, int]) -> None:
         if self._events.get(sale_id, 0) == events.get(sale_id):

@@ -143,6 +143,12 @@ def test_services_are_called_over_http_1(config: Config) -> None:
         assert address(cluster(config, name)) == (name, 8000)
 
 
+def test_a_repeat_reaches_the_orders_process_that_placed_the_order(config: Config) -> None:
+    """The process remembers its orders; another one would answer that the sale has sold out."""
+    assert cluster(config, "orders")["lb_policy"] == "MAGLEV"
+    assert route(config, "PlaceOrder")["route"]["hash_policy"] == [{"header": {"header_name": "authorization"}}]
+
+
 def test_the_gateway_closes_idle_connections_before_the_service(config: Config) -> None:
     """Otherwise a call could be sent on a connection that the service is closing, and is not retried."""
     idle = protocol(cluster(config, "orders"))["common_http_protocol_options"]["idle_timeout"]

@@ -17,6 +17,7 @@ PROMISED_MS = 200
 """After this long a returned unit is on sale again for everybody."""
 OPENS_AFTER_MS = 51
 LIVE_OPENS_AFTER_MS = 1001
+EVENT_CLOSES_AFTER_MS = 500
 
 
 def refused(sale_id: uuid.UUID, reason: str = "SOLD_OUT", **metadata: str) -> Refused:
@@ -104,6 +105,7 @@ def test_answers_that_concern_one_request_close_nothing(cache: SoldOutCache, out
 
 def test_events_close_and_open_a_sale(live: SoldOutCache, clock: Clock) -> None:
     publish(live, sold_out=True)
+    clock.ms += EVENT_CLOSES_AFTER_MS
     refusal = live.refusal([SALE])
     assert refusal
     assert (refusal.reason, refusal.domain) == ("SOLD_OUT", "inventory.stampede")
@@ -130,14 +132,25 @@ def test_refusal_right_after_the_event_closes_the_sale_for_a_moment(live: SoldOu
     clock.ms += OPENS_AFTER_MS
     assert not is_closed(live, SALE)
     publish(live, sold_out=True)
-    clock.ms += OPENS_AFTER_MS
+    clock.ms += EVENT_CLOSES_AFTER_MS
     assert is_closed(live, SALE)
 
 
-def test_hold_from_before_the_event_does_not_open_the_sale(live: SoldOutCache) -> None:
+def test_repeat_at_another_process_finds_its_hold_right_after_the_event(live: SoldOutCache, clock: Clock) -> None:
+    """The first request took the last unit; its repeat, sent to this process at the same time, must reach inventory."""
+    publish(live, sold_out=True)
+    clock.ms += EVENT_CLOSES_AFTER_MS - 2
+    assert ask(live, SALE, outcome=None)
+    publish(live, sold_out=True)
+    assert ask(live, SALE, outcome=refused(SALE))
+    assert is_closed(live, SALE)
+
+
+def test_hold_from_before_the_event_does_not_open_the_sale(live: SoldOutCache, clock: Clock) -> None:
     """It took the last unit, and the event arrived before its answer."""
     with live.asking([SALE]):
         publish(live, sold_out=True)
+    clock.ms += EVENT_CLOSES_AFTER_MS
     assert is_closed(live, SALE)
 
 
@@ -145,6 +158,7 @@ def test_hold_from_before_the_event_does_not_open_the_sale(live: SoldOutCache) -
 def test_gap_in_the_events_shortens_all_entries(live: SoldOutCache, clock: Clock, now_live: bool) -> None:
     """The event that would have opened a sale may have been missed."""
     publish(live, sold_out=True)
+    clock.ms += EVENT_CLOSES_AFTER_MS
     live.live = now_live
     clock.ms += OPENS_AFTER_MS
     assert not is_closed(live, SALE)
