@@ -98,15 +98,22 @@ class Gate:
         return taken, refused
 
     async def give_back(
-        self, taken: Iterable[tuple[Hold | Reservation, Line]], *, sold_out: Container[uuid.UUID] = ()
+        self,
+        taken: Iterable[tuple[Hold | Reservation, Line]],
+        *,
+        sold_out: Container[uuid.UUID] = (),
+        keep_customers: bool = False,
     ) -> None:
-        """Gives units back. In the sales of `sold_out` they do not go on sale: PostgreSQL has just found none left."""
+        """Gives units back. In the sales of `sold_out` they do not go on sale: PostgreSQL has just found none left.
+
+        With `keep_customers` the customers still pass when the sale is sold out, because they may hold units.
+        """
         arguments: dict[uuid.UUID, list[Any]] = {}
         for hold, line in taken:
             if line.sale_id:
                 values = arguments.setdefault(line.sale_id, [0])
                 values[0] += 0 if line.sale_id in sold_out else line.quantity
-                values += [hold.customer_id.bytes, line.quantity]
+                values += [] if keep_customers else [hold.customer_id.bytes, line.quantity]
         await self._try(_GIVE_BACK, arguments)  # if this fails, the next rebuild corrects the counter
 
     async def _try(self, script: Script, arguments: dict[uuid.UUID, list[Any]]) -> list[Any]:
@@ -145,11 +152,12 @@ class Gate:
         return [None if isinstance(answer, Exception) else answer for answer in answers]
 
     async def delete(self, sale_ids: Iterable[uuid.UUID]) -> None:
-        """Deletes the keys of sales: everybody passes until the next rebuild writes them."""
+        """Deletes the keys of sales: everybody passes until the next rebuild writes them. Raises `UNAVAILABLE`."""
         pipeline = self.valkey.pipeline(transaction=False)
         for sale_id in sale_ids:
             pipeline.delete(*keys_of(sale_id))
-        await pipeline.execute()
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            await pipeline.execute()
 
     async def _send(self, command: str, script: str | bytes, calls: Sequence[tuple[uuid.UUID, list[Any]]]) -> list[Any]:
         pipeline = self.valkey.pipeline(transaction=False)

@@ -31,12 +31,14 @@ async def admit(
     if admitted:
         try:
             outcomes = await reserve(db, admitted, nudge=nudge)
-            decided.update(zip([hold.id for hold in admitted], outcomes, strict=True))
-        finally:
-            # After an error nobody knows what was committed. A counter that is too high does no harm.
-            held = {id_ for id_, o in decided.items() if isinstance(o, Reservation) and not o.repeated}
-            sold_out = {uuid.UUID(o.metadata["flashSaleId"]) for o in decided.values() if _is_sold_out(o)}
-            await gate.give_back((item for item in taken if item[0].id not in held), sold_out=sold_out)
+        except BaseException:
+            # It may have been committed. A counter that is too high does no harm, but a repeat must find its hold.
+            await gate.give_back(taken, keep_customers=True)
+            raise
+        decided.update(zip([hold.id for hold in admitted], outcomes, strict=True))
+        held = {id_ for id_, o in decided.items() if isinstance(o, Reservation) and not o.repeated}
+        sold_out = {uuid.UUID(o.metadata["flashSaleId"]) for o in decided.values() if _is_sold_out(o)}
+        await gate.give_back((item for item in taken if item[0].id not in held), sold_out=sold_out)
     return [refused.get(hold.id) or decided[hold.id] for hold in holds]
 
 

@@ -201,6 +201,31 @@ async def test_after_a_lost_commit_units_go_on_sale_and_the_rebuild_corrects(
     assert await books(db) == []
 
 
+async def test_a_repeat_after_a_lost_commit_passes_a_sold_out_gate(
+    db: Database, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the next rebuild: another customer has just found the sale sold out."""
+    sale = await a_sale(db, units=1)
+    await rebuild(gate, db)
+    hold, original = a_hold(of_sale(sale)), reserve.reserve
+
+    async def lost(*args: Any, **_: Any) -> Any:
+        await original(*args)
+        raise Unavailable(part="database")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reserve, "reserve", lost)
+        with pytest.raises(Unavailable):
+            await reserve.admit(db, gate, [hold])
+    (other,) = await reserve.admit(db, gate, [a_hold(of_sale(sale))])
+    assert isinstance(other, SoldOut)
+    assert await left(gate, sale) == 0
+    (repeat,) = await reserve.admit(db, gate, [hold])
+
+    assert isinstance(repeat, Reservation)
+    assert repeat.repeated
+
+
 async def test_a_batch_costs_one_round_trip_for_all_its_sales(
     db: Database, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +293,25 @@ async def test_a_silent_valkey_costs_the_first_batch_a_timeout_and_others_nothin
             assert seen == []
     server.close()
     assert bypassed("unavailable") > before + 1
+
+
+async def test_no_call_waits_for_ever_for_a_silent_valkey() -> None:
+    """A leader that waited would no longer rebuild the gate, and would keep its lease."""
+    end = asyncio.Event()
+
+    async def silence(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await end.wait()
+        writer.close()
+
+    server = await asyncio.start_server(silence, "127.0.0.1", 0)
+    async with aclosing(Gate(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")) as gate:
+        for call in (gate.delete([ids.new()]), gate.run(gates._TAKE, {ids.new(): [b"", 1]})):
+            calling = asyncio.ensure_future(call)
+            done, _ = await asyncio.wait([calling], timeout=5)
+            assert done
+            assert isinstance(calling.exception(), TimeoutError)
+    end.set()
+    server.close()
 
 
 async def test_a_cancelled_caller_of_the_gate_ends(db: Database, gate: Gate) -> None:
