@@ -89,6 +89,17 @@ def test_readmes_name_files_that_exist() -> None:
     assert_none("files that READMEs name", offenders)
 
 
+def test_links_in_texts_point_at_files_that_exist() -> None:
+    offenders = []
+    for path in tracked():
+        if path.suffix == ".md":
+            for link in re.findall(r"\]\(([^)\s]+)\)", text_of(path)):
+                file = link.partition("#")[0]
+                if file and "://" not in file and not (path.parent / file).exists():
+                    offenders.append(f"{name_of(path)}: {link}")
+    assert_none("links", offenders)
+
+
 def test_readmes_name_every_variable_of_their_service() -> None:
     assert_none(
         "variables in READMEs",
