@@ -1,4 +1,4 @@
-"""Composition of the catalog: `python -m services.catalog [serve|migrate]`."""
+"""Composes and starts the catalog service."""
 
 from services.catalog.rpc import CatalogService, SnapshotService
 from services.catalog.settings import Settings

@@ -1,4 +1,4 @@
-"""Composition of identity: `python -m services.identity [serve|migrate]`."""
+"""Composes and starts the identity service."""
 
 from contextlib import closing
 from functools import partial

@@ -1,4 +1,4 @@
-"""Starts the inventory service, and composes its parts."""
+"""Composes and starts the inventory service."""
 
 import contextlib
 

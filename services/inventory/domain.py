@@ -10,7 +10,8 @@ from enum import StrEnum
 from services.chassis.errors import AppError
 from services.chassis.money import Money
 
-HOLD_SECONDS_DEFAULT = 600
+SALE_HOLD_SECONDS_DEFAULT = 600
+"""For sales without a `hold_duration`. Orders requests the length of each hold; the shorter of the two counts."""
 EXTENSION_SECONDS_MOST = 600
 ON_HAND_MOST = 1_000_000_000
 WATCHERS_MOST = 5_000

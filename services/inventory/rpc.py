@@ -211,7 +211,7 @@ def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> NewSale:
         per_customer_limit=request.per_customer_limit,
         start_time=wire.datetime_of(request.start_time) if request.HasField("start_time") else None,
         end_time=wire.datetime_of(request.end_time),
-        hold_seconds=request.hold_duration.seconds or domain.HOLD_SECONDS_DEFAULT,
+        hold_seconds=request.hold_duration.seconds or domain.SALE_HOLD_SECONDS_DEFAULT,
     )
 
 
@@ -223,7 +223,7 @@ def _changes(request: sale_pb.UpdateFlashSaleRequest) -> SaleChanges:
     if "sale_price" in values:
         values["price"] = wire.money_of(values.pop("sale_price"))
     if "hold_duration" in values:
-        values["hold_seconds"] = values.pop("hold_duration").seconds or domain.HOLD_SECONDS_DEFAULT
+        values["hold_seconds"] = values.pop("hold_duration").seconds or domain.SALE_HOLD_SECONDS_DEFAULT
     for time in values.keys() & {"start_time", "end_time"}:
         values[time] = wire.datetime_of(values[time])  # 1970 if it is not set
     return SaleChanges(**values)

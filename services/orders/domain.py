@@ -10,6 +10,7 @@ from services.chassis.errors import AppError, InvalidFields, WrongState
 from services.chassis.money import MINOR_UNITS_MAX, Money
 
 HOLD_SECONDS = 600
+"""For how long an order asks inventory to hold its stock. A flash sale may allow less."""
 WATCHERS_MOST = 5_000
 
 

@@ -1,4 +1,4 @@
-"""`python -m services.payments [serve|migrate]`."""
+"""Composes and starts the payments service."""
 
 from contextlib import aclosing
 

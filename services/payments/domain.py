@@ -1,4 +1,4 @@
-"""States of payments and refunds, and what a provider result changes of them: values and rules, without I/O."""
+"""The rules of payments and refunds: their states, and how a provider result changes them. Pure."""
 
 import dataclasses
 import enum

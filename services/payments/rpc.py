@@ -1,4 +1,4 @@
-"""The handlers: request to values, one call, result to message."""
+"""The gRPC handlers of payments: each reads a request, calls one function, and writes the response."""
 
 import uuid
 from collections.abc import Mapping, Sequence

@@ -31,7 +31,7 @@ _CONNECT_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _CONNECTIONS_MOST = 1000
 _REFUSED = Counter("stampede_gate_refused_total", "Holds that the gate refused.")
-_BYPASSED = Counter("stampede_gate_bypassed_total", "Batches that passed without the gate's check, by cause.", ["why"])
+_BYPASSED = Counter("stampede_gate_bypassed_total", "Sales of a batch that passed without the gate's check.", ["why"])
 _TOOK = -1
 
 

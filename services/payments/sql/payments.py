@@ -1,4 +1,4 @@
-"""Statements on `payments`."""
+"""The table `payments`: the money of each order."""
 
 import dataclasses
 import uuid

@@ -1,4 +1,4 @@
-"""Statements on `provider_events`, the inbox."""
+"""The table `provider_events`: the inbox of the webhooks."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

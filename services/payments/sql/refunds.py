@@ -1,4 +1,4 @@
-"""Statements on `refunds`."""
+"""The table `refunds`: money that goes back to customers, and the calls of staff that began it."""
 
 import dataclasses
 import uuid
