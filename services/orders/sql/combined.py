@@ -52,9 +52,9 @@ _FINISH = text(f"""
         ) AS w (id, fencing_token, state, reason, payment, turned_for, cause)
     ), {_LOCKED}, own AS ({sagas.DELETE_OWN}), changed AS (
         {orders.update("state = w.state, state_reason = w.reason, payment = coalesce(w.payment, o.payment)")}
-        FROM w JOIN own ON own.order_id = w.id WHERE o.id = w.id AND o.state = 'PENDING'
-        RETURNING {orders.CHANGED}, w.cause, own.refunded_minor AS refunded_at_payments, own.actor, own.note,
-            own.request_id
+        FROM own AS w WHERE o.id = w.id AND o.state = 'PENDING'
+        RETURNING {orders.CHANGED}, w.fencing_token, w.cause, w.refunded_minor AS refunded_at_payments, w.actor, w.note,
+            w.request_id
     ), logged AS (
         {order_log.insert_from("changed", actor="actor", cause="cause", note="note", call_id="request_id")}
     )
@@ -72,12 +72,11 @@ _SAVE = text(f"""
             extended, hold, cause, refunded)
     ), {_LOCKED}, own AS ({sagas.SAVE_OWN}), changed AS (
         {orders.update("payment = coalesce(w.payment, o.payment), hold_expire_time = w.hold")}
-        FROM w JOIN own ON own.order_id = w.id
-        WHERE o.id = w.id
+        FROM own AS w WHERE o.id = w.id
             AND (o.payment IS DISTINCT FROM coalesce(w.payment, o.payment) OR o.hold_expire_time <> w.hold)
         RETURNING {orders.CHANGED}
     )
-    SELECT own.order_id, changed.* FROM own LEFT JOIN changed ON changed.id = own.order_id
+    SELECT own.id AS order_id, own.fencing_token, changed.* FROM own LEFT JOIN changed ON changed.id = own.id
 """)  # noqa: S608
 _BEGIN_REFUND_SAGA = sagas.insert_from(
     "orders WHERE id = :id",
@@ -176,8 +175,8 @@ async def save(tx: AsyncSession, checkpoints: Sequence[Checkpoint]) -> list[bool
     }
     saved = (await tx.execute(_SAVE, arguments)).all()
     await outbox.publish(tx, [orders.changed(row, moved=False) for row in saved if row.id])
-    own = {row.order_id for row in saved}
-    return [c.saga.order_id in own for c in checkpoints]
+    own = {(row.order_id, row.fencing_token) for row in saved}
+    return [(c.saga.order_id, c.saga.fencing_token) in own for c in checkpoints]
 
 
 async def finish(tx: AsyncSession, finished: Sequence[Saga]) -> list[bool]:
@@ -197,8 +196,8 @@ async def finish(tx: AsyncSession, finished: Sequence[Saga]) -> list[bool]:
     # Refunds at payments meanwhile were left to the saga.
     if refunded := {row.id: row.refunded_at_payments for row in changed if row.refunded_at_payments}:
         await orders.apply_refunds(tx, refunded)
-    own = {row.id for row in changed}
-    return [saga.order_id in own for saga in finished]
+    own = {(row.id, row.fencing_token) for row in changed}
+    return [(saga.order_id, saga.fencing_token) in own for saga in finished]
 
 
 async def begin_refund(tx: AsyncSession, order: Order, refund: Refund, by: Actor) -> None:

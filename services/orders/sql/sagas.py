@@ -45,12 +45,14 @@ def lock(condition: str) -> str:
 DELETE_OWN = """
     DELETE FROM sagas s USING w JOIN locked ON locked.order_id = w.id
     WHERE s.order_id = w.id AND s.fencing_token = w.fencing_token
-    RETURNING s.order_id, s.refunded_minor, s.request_id, s.note,
+    RETURNING w.*, s.refunded_minor, s.request_id, s.note,
         -- The actor that requested this end; else the saga came to it by itself.
         CASE WHEN s.kind = 'REFUND' OR (s.cancel_reason = w.turned_for AND s.actor <> '') THEN s.actor ELSE 'saga' END
             AS actor
 """
-"""Ends those sagas of `w (id, fencing_token, turned_for)`, locked as `locked`, whose lease was not taken over."""
+"""Ends those sagas of `w (id, fencing_token, turned_for)`, locked as `locked`, whose lease was not taken over.
+
+Like `SAVE_OWN`, it returns the rows of `w` that it matched: a batch may hold a saga twice, with an older token too."""
 SAVE_OWN = """
     UPDATE sagas s SET phase = w.phase, steps_done = w.steps_done, reason = w.reason, paused = w.paused,
         attempts = w.attempts, cause = w.cause, refunded_minor = greatest(s.refunded_minor, w.refunded),
@@ -63,7 +65,7 @@ SAVE_OWN = """
             ELSE least(clock_timestamp() + make_interval(secs => w.seconds),
                 CASE WHEN w.paused AND NOT w.extended THEN s.hold_check_time END) END
     FROM w JOIN locked ON locked.order_id = w.id WHERE s.order_id = w.id AND s.fencing_token = w.fencing_token
-    RETURNING s.order_id
+    RETURNING w.*
 """
 """Saves those sagas of `w`, locked as `locked`, whose lease was not taken over."""
 

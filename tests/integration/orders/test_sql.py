@@ -172,6 +172,23 @@ async def test_older_fencing_token_in_a_batch_concerns_no_neighbour(db: Database
     assert [(await the_order(db, o.id)).state for o in orders] == ["CANCELLED", "PENDING", "CANCELLED"]
 
 
+async def test_batch_with_two_fencing_tokens_of_one_saga_obeys_the_newer(db: Database) -> None:
+    """A process compensates a saga that it carries; both of its tasks save, and then finish, in one batch."""
+    (new,) = await placed(db)
+    stale, owner = await claimed(db, new.id), await claimed(db, new.id)
+    stale.progress, owner.progress = Progress(Phase.FORWARD, 2), Progress(Phase.BACKWARD, 2, COMPENSATED)
+    stale.payment, owner.payment = PAYMENT, replace(PAYMENT, client_secret="another")
+
+    for batch, outcomes in (((stale, owner), [False, True]), ((owner, stale), [True, False])):
+        assert await save(db, *(Checkpoint(saga, paused=False, seconds=5.0) for saga in batch)) == outcomes
+        assert (await the_order(db, new.id)).payment == owner.payment
+
+    stale.progress, owner.progress = PAID, replace(UNDONE, reason=COMPENSATED)
+    async with db.begin() as tx:
+        assert await combined.finish(tx, [stale, owner]) == [False, True]
+    assert (await the_order(db, new.id)).state is State.CANCELLED
+
+
 async def test_concurrent_ends_of_one_order_happen_once(db: Database) -> None:
     (new,) = await placed(db)
     own = [await claimed(db, new.id) for _ in range(6)]
