@@ -4,6 +4,8 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -77,19 +79,27 @@ class Return:
     """Products and quantities; none for all units that are still out."""
 
 
+_Reserved = inventory_pb.Reservation | Exception
+_Settling = Batcher[Hold, inventory_pb.Reservation]
+_Moving = Batcher[Saga, Payment]
+
+
 class Inventory:
     """Holds stock, and settles holds."""
 
     def __init__(self, target: Target) -> None:
         self._target, self._stub = target, ReservationServiceStub(target.channel)
+        confirm = partial(self._settle, self._stub.BatchConfirm, inventory_pb.BatchConfirmRequest)
+        extend = partial(self._settle, self._stub.BatchExtend, inventory_pb.BatchExtendRequest)
+        release = partial(self._settle, self._stub.BatchRelease, inventory_pb.BatchReleaseRequest)
         # Items of other pools go past a batch that is stuck on a locked row: a sale's, or that of a product's stock.
         self.reserve = Batcher("reserve", self._reserve, size_max=256, keys=lambda draft: draft.pools)
-        self.confirm = Batcher("confirm", self._confirm, size_max=256, keys=lambda hold: hold.pools)
-        self.extend = Batcher("extend", self._extend, size_max=256, keys=lambda hold: hold.pools)
-        self.release = Batcher("release", self._release, size_max=256, keys=lambda hold: hold.pools)
+        self.confirm: _Settling = Batcher("confirm", confirm, size_max=256, keys=lambda hold: hold.pools)
+        self.extend: _Settling = Batcher("extend", extend, size_max=256, keys=lambda hold: hold.pools)
+        self.release: _Settling = Batcher("release", release, size_max=256, keys=lambda hold: hold.pools)
         self.restock = Batcher("restock", self._restock, keys=lambda units: units.hold.pools)
 
-    async def _reserve(self, drafts: Sequence[DraftOrder]) -> list[inventory_pb.Reservation | Exception]:
+    async def _reserve(self, drafts: Sequence[DraftOrder]) -> list[_Reserved]:
         # Deduplicated by order id: concurrent repeats of one request share one item and one answer.
         distinct: dict[uuid.UUID, DraftOrder] = {}
         for draft in drafts:
@@ -104,17 +114,12 @@ class Inventory:
             for draft in drafts
         ]
 
-    async def _confirm(self, holds: Sequence[Hold]) -> list[inventory_pb.Reservation | Exception]:
-        request = inventory_pb.BatchConfirmRequest(ids=[str(hold.order_id) for hold in holds])
-        return _reservations((await self._target.call(self._stub.BatchConfirm, request)).outcomes)
-
-    async def _extend(self, holds: Sequence[Hold]) -> list[inventory_pb.Reservation | Exception]:
-        request = inventory_pb.BatchExtendRequest(ids=[str(hold.order_id) for hold in holds])
-        return _reservations((await self._target.call(self._stub.BatchExtend, request)).outcomes)
-
-    async def _release(self, holds: Sequence[Hold]) -> list[inventory_pb.Reservation | Exception]:
-        request = inventory_pb.BatchReleaseRequest(ids=[str(hold.order_id) for hold in holds])
-        return _reservations((await self._target.call(self._stub.BatchRelease, request)).outcomes)
+    async def _settle(self, method: Any, request: Any, holds: Sequence[Hold]) -> list[_Reserved]:
+        # A saga that was taken over in its process may meet its successor in a batch: they share one item.
+        ids = dict.fromkeys(str(hold.order_id) for hold in holds)
+        response = await self._target.call(method, request(ids=ids))
+        outcomes = dict(zip(ids, _reservations(response.outcomes), strict=True))
+        return [outcomes[str(hold.order_id)] for hold in holds]
 
     async def _restock(self, returns: Sequence[Return]) -> list[inventory_pb.Return | Exception]:
         response = await self._target.call(
@@ -128,36 +133,37 @@ class Payments:
 
     def __init__(self, target: Target) -> None:
         self._target, self._stub = target, ChargeServiceStub(target.channel)
+        charge = partial(self._move, self._stub.BatchCharge, payments_pb.BatchChargeRequest)
+        cancel = partial(self._move, self._stub.BatchCancel, payments_pb.BatchCancelRequest)
+        reverse = partial(self._move, self._stub.BatchReverse, payments_pb.BatchReverseRequest)
         # A batch answers when its slowest charge does, so several run at once. Payments that are known to have changed
         # do not wait for those that the provider still works on.
-        self.charge = Batcher("charge", self._charge, size_max=64, lanes=8)
-        self.charge_changed = Batcher("charge_changed", self._charge, size_max=64, lanes=2)
-        self.cancel = Batcher("cancel", self._cancel, size_max=64, lanes=4)
-        self.reverse = Batcher("reverse", self._reverse, size_max=64, lanes=4)
+        self.charge: _Moving = Batcher("charge", charge, size_max=64, lanes=8)
+        self.charge_changed: _Moving = Batcher("charge_changed", charge, size_max=64, lanes=2)
+        self.cancel: _Moving = Batcher("cancel", cancel, size_max=64, lanes=4)
+        self.reverse: _Moving = Batcher("reverse", reverse, size_max=64, lanes=4)
         self.refund = Batcher("refund", self._refund, size_max=64, lanes=2)
 
-    async def _charge(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
-        request = payments_pb.BatchChargeRequest(charges=map(_charge_item, sagas))
-        response = await self._target.call(self._stub.BatchCharge, request, seconds=_CHARGE_SECONDS)
-        return [_payment(outcome) for outcome in response.outcomes]
-
-    async def _cancel(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
-        request = payments_pb.BatchCancelRequest(charges=map(_charge_item, sagas))
-        response = await self._target.call(self._stub.BatchCancel, request, seconds=_CHARGE_SECONDS)
-        return [_payment(outcome) for outcome in response.outcomes]
-
-    async def _reverse(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
-        request = payments_pb.BatchReverseRequest(charges=map(_charge_item, sagas))
-        response = await self._target.call(self._stub.BatchReverse, request, seconds=_CHARGE_SECONDS)
-        return [_payment(outcome) for outcome in response.outcomes]
+    async def _move(self, method: Any, request: Any, sagas: Sequence[Saga]) -> list[Payment | Exception]:
+        # One item for each order, as in `Inventory._settle`: payments refuses a batch that names an order twice.
+        charges = {saga.order_id: _charge_item(saga) for saga in sagas}
+        response = await self._target.call(method, request(charges=charges.values()), seconds=_CHARGE_SECONDS)
+        outcomes = dict(zip(charges, map(_payment, response.outcomes), strict=True))
+        return [outcomes[saga.order_id] for saga in sagas]
 
     async def _refund(self, sagas: Sequence[Saga]) -> list[payments_pb.RefundStatus | Exception]:
-        request = payments_pb.BatchCreateRefundsRequest(refunds=map(_refund_item, sagas))
+        # One item for each order here too: a batch refused as a whole would turn back all of its sagas.
+        refunds = {saga.order_id: _refund_item(saga) for saga in sagas}
+        request = payments_pb.BatchCreateRefundsRequest(refunds=refunds.values())
         response = await self._target.call(self._stub.BatchCreateRefunds, request, seconds=_CHARGE_SECONDS)
-        return [o.refund if o.HasField("refund") else statuses.from_refusal(o.refusal) for o in response.outcomes]
+        outcomes = {
+            order_id: o.refund if o.HasField("refund") else statuses.from_refusal(o.refusal)
+            for order_id, o in zip(refunds, response.outcomes, strict=True)
+        }
+        return [outcomes[saga.order_id] for saga in sagas]
 
 
-def _reservations(outcomes: Sequence[inventory_pb.ReservationOutcome]) -> list[inventory_pb.Reservation | Exception]:
+def _reservations(outcomes: Sequence[inventory_pb.ReservationOutcome]) -> list[_Reserved]:
     return [o.reservation if o.HasField("reservation") else statuses.from_refusal(o.refusal) for o in outcomes]
 
 

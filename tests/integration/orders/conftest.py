@@ -16,7 +16,7 @@ from sqlalchemy import event, text
 from services.chassis import ids
 from services.chassis.client.target import Target
 from services.chassis.data.db import Database, connect
-from services.chassis.errors import Unavailable
+from services.chassis.errors import InvalidFields, Unavailable
 from services.chassis.events.outbox import Relay
 from services.chassis.money import Money
 from services.chassis.server.access import MeshIdentity
@@ -294,6 +294,7 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
 
     async def BatchCharge(self, request: Any, context: Any) -> Any:
         await self._begin("BatchCharge", context)
+        _check_distinct([item.order_id for item in request.charges])
         outcomes = []
         for item in request.charges:
             method = item.payment_method
@@ -304,6 +305,7 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
 
     async def BatchCancel(self, request: Any, context: Any) -> Any:
         await self._begin("BatchCancel", context)
+        _check_distinct([item.order_id for item in request.charges])
         outcomes = []
         for item in request.charges:
             payment = self._payment(item, "CANCELLED")
@@ -314,6 +316,7 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
 
     async def BatchReverse(self, request: Any, context: Any) -> Any:
         await self._begin("BatchReverse", context)
+        _check_distinct([item.order_id for item in request.charges])
         outcomes = []
         for item in request.charges:
             payment = self._payment(item, "CANCELLED")
@@ -321,6 +324,20 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
                 self.set_state(item.order_id, "REFUNDED")
             outcomes.append(payments_pb.PaymentOutcome(payment=payment))
         return payments_pb.BatchReverseResponse(outcomes=outcomes)
+
+    async def BatchCreateRefunds(self, request: Any, context: Any) -> Any:
+        await self._begin("BatchCreateRefunds", context)
+        _check_distinct([item.refund_id for item in request.refunds])
+        made = [
+            payments_pb.RefundStatus(refund_id=item.refund_id, state=payments_pb.RefundStatus.SUCCEEDED)
+            for item in request.refunds
+        ]
+        return payments_pb.BatchCreateRefundsResponse(outcomes=[payments_pb.RefundOutcome(refund=one) for one in made])
+
+
+def _check_distinct(names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise InvalidFields({"items": "must not name one twice"})
 
 
 class Shop:
