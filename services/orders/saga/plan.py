@@ -287,32 +287,24 @@ def attempts_after_pause(saga: Saga, *, for_customer: bool) -> int:
     return saga.attempts if for_customer else min(saga.attempts + 1, _ATTEMPTS_MOST)
 
 
-def purchase_end(progress: Progress) -> tuple[State, str]:
-    """The order's state after its finished `PURCHASE`, and the reason."""
-    assert progress.finished, progress
-    assert progress.kind is Kind.PURCHASE, progress
-    if progress.phase is Phase.DONE:
-        return State.PAID, ""
-    if progress.reason == CANCELLED:
-        return State.CANCELLED, ""
-    if progress.reason == COMPENSATED:
-        return State.CANCELLED, COMPENSATED
-    if progress.reason in (HOLD_EXPIRED, RESERVATION_LOST):
-        return State.EXPIRED, progress.reason
-    return State.FAILED, progress.reason
-
-
-_CAUSES = {
-    CANCELLED: "CancelOrder",
-    COMPENSATED: "CompensateSaga",
-    HOLD_EXPIRED: "hold ended",
-    RESERVATION_LOST: "units gone",
+_TURNED_BACK = {
+    CANCELLED: (State.CANCELLED, "", "CancelOrder"),
+    COMPENSATED: (State.CANCELLED, COMPENSATED, "CompensateSaga"),
+    HOLD_EXPIRED: (State.EXPIRED, HOLD_EXPIRED, "hold ended"),
+    RESERVATION_LOST: (State.EXPIRED, RESERVATION_LOST, "units gone"),
 }
 
 
-def purchase_cause(progress: Progress) -> str:
-    """The cause of the end of a `PURCHASE`, for the order's log."""
-    return "paid" if progress.phase is Phase.DONE else _CAUSES.get(progress.reason, "charge refused")
+def purchase_end(progress: Progress) -> tuple[State, str, str]:
+    """The order's state after its finished `PURCHASE`, the reason for it, and the cause to log."""
+    assert progress.finished, progress
+    assert progress.kind is Kind.PURCHASE, progress
+    if progress.phase is Phase.DONE:
+        end = State.PAID, "", "paid"
+    else:
+        end = _TURNED_BACK.get(progress.reason, (State.FAILED, progress.reason, "charge refused"))
+    domain.move(State.PENDING, end[0])
+    return end
 
 
 def refund_end(order: Order, saga: Saga, refunded_minor: int) -> tuple[State, str]:

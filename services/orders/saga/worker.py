@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -51,7 +51,6 @@ class Worker:
         self._promised = 0
         self._due = 0
         self._finish: Batcher[Saga, bool] = Batcher("finish", self._finish_batch)
-        self._finish_refund: Callable[[Saga], Awaitable[State | None]] = self._finish_one_refund
         self._save: Batcher[Checkpoint, bool] = Batcher("save", self._save_batch)
 
     @contextmanager
@@ -114,7 +113,7 @@ class Worker:
                 saga.progress = await plan.advance(self._steps, saga)
                 turned = saga.progress.phase is Phase.BACKWARD and phase is Phase.FORWARD
                 # Before money is reversed, it must be certain that no other process takes the order forward.
-                if turned and saga.progress.steps_done > 1 and not await self._save(_checkpoint(saga)):
+                if turned and saga.progress.steps_done > 1 and not await self._save(Checkpoint(saga)):
                     return
             await self._end(saga)
         except StepPending as pending:
@@ -133,7 +132,7 @@ class Worker:
     async def _end(self, saga: Saga) -> None:
         state: State | None
         if saga.progress.kind is Kind.PURCHASE:
-            state, reason = plan.purchase_end(saga.progress)
+            state, reason, _ = plan.purchase_end(saga.progress)
             if not await self._finish(saga):
                 state = None
         else:
@@ -159,15 +158,10 @@ class Worker:
         async with self._db.begin() as tx:
             return await combined.finish(tx, finished)
 
-    async def _finish_one_refund(self, saga: Saga) -> State | None:
+    async def _finish_refund(self, saga: Saga) -> State | None:
         async with self._db.begin() as tx:
             return await combined.finish_refund(tx, saga)
 
     async def _save_batch(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         async with self._db.begin() as tx:
             return await combined.save(tx, checkpoints)
-
-
-def _checkpoint(saga: Saga) -> Checkpoint:
-    """The progress of a saga that goes on in this process."""
-    return Checkpoint(saga, paused=False, seconds=LEASE_SECONDS)

@@ -13,7 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis import ids
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events import outbox
+from services.orders import events
 from services.orders.domain import Actor, Order, Refund, State
+from services.orders.events import changed_event
 from services.orders.saga import plan
 from services.orders.saga.plan import Saga
 from services.orders.sql import order_log, orders, sagas
@@ -39,7 +41,7 @@ _PLACE = text(f"""
         logged AS ({order_log.insert_from(_NEW, actor="'customer'", cause="'PlaceOrder'", call_id="call_id")}),
         published AS (
             INSERT INTO outbox (event_id, subject, key, payload)
-            SELECT event_id, 'stampede.orders.order.placed', id::text, event FROM {_NEW}
+            SELECT event_id, '{events.PLACED}', id::text, event FROM {_NEW}
         )
     SELECT id, create_time FROM placed
 """)  # noqa: S608
@@ -140,18 +142,18 @@ def _document(order: Order, lease_seconds: float) -> dict[str, object]:
         "call_id": order.call_id,
         "lease": lease_seconds,
         "event_id": ids.new(),
-        "event": orders.bytea(orders.placed(order)),
+        "event": orders.bytea(events.placed_event(order).message.SerializeToString()),
     }
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The progress of a saga, to be saved."""
+    """The progress of a saga, to be saved; by default of one that goes on in this process."""
 
     saga: Saga
-    paused: bool
+    paused: bool = False
     """Whether an event about its payment shall wake it earlier."""
-    seconds: float
+    seconds: float = sagas.LEASE_SECONDS
     """After these any process may claim it."""
 
 
@@ -174,7 +176,7 @@ async def save(tx: AsyncSession, checkpoints: Sequence[Checkpoint]) -> list[bool
         "refunded": [c.saga.refunded_minor for c in checkpoints],
     }
     saved = (await tx.execute(_SAVE, arguments)).all()
-    await outbox.publish(tx, [orders.changed(row, moved=False) for row in saved if row.id])
+    await outbox.publish(tx, [changed_event(row, moved=False) for row in saved if row.id])
     own = {(row.order_id, row.fencing_token) for row in saved}
     return [(c.saga.order_id, c.saga.fencing_token) in own for c in checkpoints]
 
@@ -185,14 +187,14 @@ async def finish(tx: AsyncSession, finished: Sequence[Saga]) -> list[bool]:
     arguments = {
         "ids": [saga.order_id for saga in finished],
         "tokens": [saga.fencing_token for saga in finished],
-        "states": [state for state, _ in ends],
-        "reasons": [reason for _, reason in ends],
+        "states": [state for state, _, _ in ends],
+        "reasons": [reason for _, reason, _ in ends],
         "payments": [orders.payment_to_json(saga.payment) for saga in finished],
         "turned_for": [saga.progress.reason for saga in finished],
-        "causes": [plan.purchase_cause(saga.progress) for saga in finished],
+        "causes": [cause for _, _, cause in ends],
     }
     changed = (await tx.execute(_FINISH, arguments)).all()
-    await outbox.publish(tx, [orders.changed(row, moved=True) for row in changed])
+    await outbox.publish(tx, [changed_event(row, moved=True) for row in changed])
     # Refunds at payments meanwhile were left to the saga.
     if refunded := {row.id: row.refunded_at_payments for row in changed if row.refunded_at_payments}:
         await orders.apply_refunds(tx, refunded)
@@ -202,13 +204,9 @@ async def finish(tx: AsyncSession, finished: Sequence[Saga]) -> list[bool]:
 
 async def begin_refund(tx: AsyncSession, order: Order, refund: Refund, by: Actor) -> None:
     """Writes that `order`, whose row is locked and may be refunded, shall be; its saga makes the refund."""
-    arguments = {
-        "id": order.id,
-        "refund": sagas.refund_to_json(refund),
-        **order_log.arguments(by, f"{refund.method} begun"),
-    }
-    rows = await tx.execute(_BEGIN_REFUND, arguments)
-    await outbox.publish(tx, [orders.changed(row, moved=False) for row in rows])
+    arguments = order_log.arguments(by, f"{refund.method} begun")
+    rows = await tx.execute(_BEGIN_REFUND, {"id": order.id, "refund": orjson.dumps(refund).decode(), **arguments})
+    await outbox.publish(tx, [changed_event(row, moved=False) for row in rows])
 
 
 async def finish_refund(tx: AsyncSession, saga: Saga) -> State | None:
@@ -224,5 +222,5 @@ async def finish_refund(tx: AsyncSession, saga: Saga) -> State | None:
         "refunded": refunded, **order_log.arguments(Actor(own.actor, own.request_id, own.note), cause),
     }  # fmt: skip
     row = (await tx.execute(_FINISH_REFUND, arguments)).one()
-    await outbox.publish(tx, [orders.changed(row, moved=state is not order.state)])
+    await outbox.publish(tx, [changed_event(row, moved=state is not order.state)])
     return state

@@ -1,4 +1,4 @@
-"""The tables `orders` and `order_products`, and the events that an order was changed.
+"""The tables `orders` and `order_products`.
 
 The fragments here are composed in `combined` with those of other tables. Locks are taken in one order: a saga's row
 before its order's, and several by their ids.
@@ -6,7 +6,6 @@ before its order's, and several by their ids.
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -16,19 +15,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events import outbox
-from services.chassis.events.outbox import Event
 from services.chassis.money import Money
-from services.chassis.server import wire
 from services.orders import domain
 from services.orders.domain import Actor, Address, Line, Order, OrderNotFound, Payment, PaymentState, Shipment, State
+from services.orders.events import changed_event
 from services.orders.sql import order_log
 from services.orders.sql.schema import OrderRow, columns
-from stampede.orders.v1 import events_pb2
 
 CHANGED = """
     o.id, o.customer_id, o.state, o.state_reason, o.currency, o.total_minor, o.refunded_minor, o.version, o.update_time
 """
-"""The columns of an order `o` that its event and its log entry take."""
+"""The columns of an order `o` that `events.changed_event` and its log entry take."""
 SELECT = f"SELECT {columns(OrderRow)} FROM orders"  # noqa: S608
 
 _DRAFT = {
@@ -145,7 +142,7 @@ def payment_from_json(column: dict[str, Any] | None) -> Payment | None:
 
 def payment_to_json(value: Payment | None) -> str | None:
     """A payment as the column `payment` stores it."""
-    return orjson.dumps(asdict(value)).decode() if value else None
+    return orjson.dumps(value).decode() if value else None
 
 
 def _shipment(column: dict[str, Any]) -> Shipment:
@@ -167,38 +164,6 @@ def _line(column: dict[str, Any]) -> Line:
         name=column["name"],
         unit_price=Money(**column["unit_price"]),
     )
-
-
-# --- events ---
-
-
-def placed(order: Order) -> bytes:
-    """The payload of the event that an order was placed."""
-    message = _event(order.id, order.customer_id, State.PENDING, "", order.total, 1)
-    message.change_time.GetCurrentTime()
-    return message.SerializeToString()
-
-
-def changed(row: Any, *, moved: bool) -> Event:
-    """The event that an order changed, with the columns `CHANGED`; `moved` if its state did."""
-    total = Money(row.currency, row.total_minor)
-    message = _event(row.id, row.customer_id, State(row.state), row.state_reason, total, row.version)
-    message.change_time.FromDatetime(row.update_time)
-    if row.refunded_minor:
-        message.refunded.CopyFrom(wire.money(Money(row.currency, row.refunded_minor)))
-    return Event(f"stampede.orders.order.{row.state.lower() if moved else 'updated'}", str(row.id), message)
-
-
-def _event(
-    order_id: uuid.UUID, customer_id: uuid.UUID, state: State, reason: str, total: Money, version: int
-) -> events_pb2.OrderChanged:
-    return events_pb2.OrderChanged(
-        order_id=str(order_id), customer_id=str(customer_id), state=state, state_reason=reason,
-        total=wire.money(total), version=version,
-    )  # fmt: skip
-
-
-# --- reads and changes ---
 
 
 async def find_by_requests(db: Database, requests: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> list[Order | None]:
@@ -250,7 +215,7 @@ async def move(
         "id": order.id, "state": wanted, "parcel": orjson.dumps(parcel).decode(),
         "time": "ship_time" if wanted is State.SHIPPED else "deliver_time", **order_log.arguments(by, cause),
     }  # fmt: skip
-    await outbox.publish(tx, [changed((await tx.execute(_MOVE, values)).one(), moved=True)])
+    await outbox.publish(tx, [changed_event((await tx.execute(_MOVE, values)).one(), moved=True)])
     return await read(tx, order.id)
 
 
@@ -263,4 +228,4 @@ async def apply_refunds(tx: AsyncSession, minor_units: Mapping[uuid.UUID, int]) 
         "ids": list(minor_units), "units": list(minor_units.values()), "refundable": list(domain.REFUNDABLE),
     }  # fmt: skip
     rows = await tx.execute(_APPLY_REFUNDS, values)
-    await outbox.publish(tx, [changed(row, moved=row.state != row.state_before) for row in rows])
+    await outbox.publish(tx, [changed_event(row, moved=row.state != row.state_before) for row in rows])

@@ -5,11 +5,9 @@ Locks are taken in one order: a saga's row before its order's, and several by th
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -288,12 +286,3 @@ def _refund(column: dict[str, Any]) -> Refund:
         column["restock"],
         tuple((uuid.UUID(product_id), quantity) for product_id, quantity in column["lines"]),
     )
-
-
-def refund_to_json(refund: Refund) -> str:
-    """A refund as the column `refund` stores it."""
-    amount = asdict(refund.amount) if refund.amount else None
-    document = {
-        "id": refund.id, "amount": amount, "wanted": refund.wanted, "restock": refund.restock, "lines": refund.lines,
-    }  # fmt: skip
-    return orjson.dumps(document).decode()

@@ -15,6 +15,7 @@ from services.orders.domain import State
 from services.orders.saga import plan
 from services.orders.saga.plan import (
     CANCELLED,
+    COMPENSATED,
     HOLD_EXPIRED,
     PLANS,
     RESERVATION_LOST,
@@ -520,15 +521,22 @@ def test_refused_reversal_is_a_bug_and_fails_loudly() -> None:
 @pytest.mark.parametrize(
     ("progress", "end"),
     [
-        (Progress(Phase.DONE, 3), (State.PAID, "")),
-        (Progress(Phase.UNDONE, 0, CANCELLED), (State.CANCELLED, "")),
-        (Progress(Phase.UNDONE, 0, HOLD_EXPIRED), (State.EXPIRED, HOLD_EXPIRED)),
-        (Progress(Phase.UNDONE, 0, RESERVATION_LOST), (State.EXPIRED, RESERVATION_LOST)),
-        (Progress(Phase.UNDONE, 0, "CARD_DECLINED"), (State.FAILED, "CARD_DECLINED")),
+        (Progress(Phase.DONE, 3), (State.PAID, "", "paid")),
+        (Progress(Phase.UNDONE, 0, CANCELLED), (State.CANCELLED, "", "CancelOrder")),
+        (Progress(Phase.UNDONE, 0, COMPENSATED), (State.CANCELLED, COMPENSATED, "CompensateSaga")),
+        (Progress(Phase.UNDONE, 0, HOLD_EXPIRED), (State.EXPIRED, HOLD_EXPIRED, "hold ended")),
+        (Progress(Phase.UNDONE, 0, RESERVATION_LOST), (State.EXPIRED, RESERVATION_LOST, "units gone")),
+        (Progress(Phase.UNDONE, 0, "CARD_DECLINED"), (State.FAILED, "CARD_DECLINED", "charge refused")),
     ],
 )
-def test_why_a_saga_turned_back_decides_the_orders_end(progress: Progress, end: tuple[State, str]) -> None:
+def test_why_a_saga_turned_back_decides_the_orders_end(progress: Progress, end: tuple[State, str, str]) -> None:
     assert plan.purchase_end(progress) == end
+
+
+def test_end_of_a_purchase_must_be_a_move_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(domain.NEXT, State.PENDING, {State.CANCELLED})
+    with pytest.raises(WrongState):
+        plan.purchase_end(Progress(Phase.DONE, 3))
 
 
 def test_a_refusal_carries_its_reason() -> None:
