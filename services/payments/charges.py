@@ -11,10 +11,11 @@ from services.chassis import ids
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
+from services.chassis.events import outbox
 from services.chassis.money import Money
-from services.payments import settle
 from services.payments.dispatch import ChargeDispatcher, Deadline
 from services.payments.domain import OPEN, Charge, NewRefund, Payment, Refund, State
+from services.payments.settle import ended_event
 from services.payments.sql import payments, refunds
 
 _CALLS_MOST = 32  # in one transaction, each with up to 200 orders
@@ -154,7 +155,7 @@ async def cancel_payments(db: Database, charges: Sequence[Charge], *, provider: 
 async def _cancel_payments(tx: AsyncSession, charges: Sequence[Charge], provider: str) -> dict[uuid.UUID, Payment]:
     # An order without a payment gets a cancelled one, so that a late charge finds it.
     made = await payments.insert(tx, charges, state=State.CANCELLED, provider=provider)
-    await settle.publish_ended(tx, list(made.values()))
+    await outbox.publish(tx, [ended_event(payment) for payment in made.values()])
     missing = [charge.order_id for charge in charges if charge.order_id not in made]
     found = made | await payments.read_by_order(tx, missing, lock=True)
     requested = [p for p in found.values() if p.state in OPEN and not p.cancel_requested]

@@ -58,7 +58,7 @@ class ChargeDispatcher:
         self._db, self._providers, self._published = db, providers, published
         self._payments: dict[uuid.UUID, asyncio.Task[Payment | None]] = {}
         self._refunds: dict[uuid.UUID, asyncio.Task[None]] = {}
-        self._others: set[asyncio.Task[None]] = set()
+        self._others: set[asyncio.Task[ChargeResult]] = set()
         self._settle: Batcher[tuple[Payment, ChargeResult], Payment] = Batcher(
             "payments.settle", self._settle_all, lanes=1, queue_max=IN_PROGRESS_MOST
         )
@@ -160,11 +160,7 @@ class ChargeDispatcher:
 
     def _void(self, provider: PaymentProvider, payment: Payment) -> None:
         """Void a declined charge, so that it can never be paid. If that fails, still no customer has its secret."""
-
-        async def void() -> None:
-            await self._call(provider, payment, Operation.CANCEL)
-
-        task = _detached(void())
+        task = _detached(self._call(provider, payment, Operation.CANCEL))
         self._others.add(task)
         task.add_done_callback(self._others.discard)
 

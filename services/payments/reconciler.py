@@ -41,14 +41,14 @@ class Reconciler:
         dispatcher = self._dispatcher
         if dispatcher.draining:
             return False
-        in_progress, refunding = dispatcher.payment_ids, dispatcher.refund_ids
+        in_progress = dispatcher.payment_ids
         capacity = max(min(_BATCH_MOST, IN_PROGRESS_MOST - len(in_progress)), 0)
         async with self._db.begin() as tx:
             due = await payments.claim_due(tx, besides=in_progress, most=capacity)
         for payment, key_age in due:
             dispatcher.advance(payment, key_age=key_age)
         async with self._db.begin() as tx:
-            due_refunds = await refunds.claim_due(tx, besides=refunding, most=_BATCH_MOST)
+            due_refunds = await refunds.claim_due(tx, besides=dispatcher.refund_ids, most=_BATCH_MOST)
         for refund, key_age in due_refunds:
             dispatcher.refund(refund, key_age=key_age)
         return len(due) == _BATCH_MOST or len(due_refunds) == _BATCH_MOST

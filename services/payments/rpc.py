@@ -11,7 +11,7 @@ from services.chassis import request_context
 from services.chassis.data import db
 from services.chassis.errors import AppError, InvalidFields
 from services.chassis.money import Money
-from services.chassis.server import statuses
+from services.chassis.server import statuses, wire
 from services.payments.charges import Charges
 from services.payments.domain import Charge, Payment, State
 from services.payments.refunds import RefundLine, Refunds
@@ -22,7 +22,6 @@ from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
 from stampede.payments.v1 import payment_service_pb2 as pb
 from stampede.payments.v1 import payment_service_pb2_grpc as pb_grpc
-from stampede.type.v1 import money_pb2
 
 DOMAIN = "payments.stampede"
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -72,7 +71,7 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
     async def RefundPayment(self, request: pb.RefundPaymentRequest, _context: Context) -> pb.Payment:
         payment = await self._refunds.refund_payment(
             payment_id=uuid.UUID(request.payment_id),
-            amount=_money(request.amount) if request.HasField("amount") else None,
+            amount=wire.money_of(request.amount) if request.HasField("amount") else None,
             reason=request.reason,
             request=request_context.request_key(request),
         )
@@ -81,11 +80,8 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
     async def ReceiveStripeWebhook(
         self, request: httpbody_pb2.HttpBody, _context: Context
     ) -> pb.ReceiveStripeWebhookResponse:
-        await self._receive("stripe", request)
+        await self._inbox.put(self._webhooks["stripe"].verify(request.data, request_context.current().metadata))
         return pb.ReceiveStripeWebhookResponse(received=True)
-
-    async def _receive(self, provider: str, body: httpbody_pb2.HttpBody) -> None:
-        await self._inbox.put(self._webhooks[provider].verify(body.data, request_context.current().metadata))
 
 
 def _charges(items: Sequence[charge_pb.Charge]) -> list[Charge]:
@@ -93,7 +89,7 @@ def _charges(items: Sequence[charge_pb.Charge]) -> list[Charge]:
         Charge(
             order_id=uuid.UUID(item.order_id),
             customer_id=uuid.UUID(item.customer_id),
-            amount=_money(item.amount),
+            amount=wire.money_of(item.amount),
             payment_method=item.payment_method,
         )
         for item in items
@@ -108,7 +104,7 @@ def _refund_lines(items: Sequence[charge_pb.Refund]) -> list[RefundLine]:
         RefundLine(
             id=uuid.UUID(item.refund_id),
             order_id=uuid.UUID(item.order_id),
-            amount=_money(item.amount) if item.HasField("amount") else None,
+            amount=wire.money_of(item.amount) if item.HasField("amount") else None,
             reason=item.reason,
         )
         for item in items
@@ -116,10 +112,6 @@ def _refund_lines(items: Sequence[charge_pb.Refund]) -> list[RefundLine]:
     if len({line.id for line in lines}) < len(lines):
         raise InvalidFields({"refunds": "must not name a refund twice"})
     return lines
-
-
-def _money(message: money_pb2.Money) -> Money:
-    return Money(message.currency_code, message.minor_units)
 
 
 def _outcomes(results: Sequence[Payment | AppError]) -> list[charge_pb.PaymentOutcome]:
@@ -139,8 +131,8 @@ def _refund_outcome(result: RefundOfPayment | AppError) -> charge_pb.RefundOutco
         refund=charge_pb.RefundStatus(
             refund_id=str(refund.id),
             state=charge_pb.RefundStatus.State.Value(refund.state),
-            amount=money_pb2.Money(currency_code=payment.currency, minor_units=refund.amount_minor),
-            refunded=money_pb2.Money(currency_code=payment.currency, minor_units=payment.refunded_minor),
+            amount=wire.money(Money(payment.currency, refund.amount_minor)),
+            refunded=wire.money(Money(payment.currency, payment.refunded_minor)),
             failure_reason=refund.failure_reason,
             whole=payment.state is State.REFUNDED,
         )
@@ -160,18 +152,17 @@ def _to_status(payment: Payment) -> charge_pb.PaymentStatus:
 
 
 def _to_proto(payment: Payment) -> pb.Payment:
-    message = pb.Payment(
+    return pb.Payment(
         id=str(payment.id),
         order_id=str(payment.order_id),
         customer_id=str(payment.customer_id),
-        amount=money_pb2.Money(currency_code=payment.currency, minor_units=payment.amount_minor),
-        refunded=money_pb2.Money(currency_code=payment.currency, minor_units=payment.refunded_minor),
+        amount=wire.money(Money(payment.currency, payment.amount_minor)),
+        refunded=wire.money(Money(payment.currency, payment.refunded_minor)),
         state=pb.Payment.State.Value(payment.state),
         failure_reason=payment.failure_reason,
         provider=payment.provider,
         provider_reference=payment.provider_reference or "",
         etag=db.etag(payment.version),
+        create_time=wire.timestamp(payment.create_time),
+        update_time=wire.timestamp(payment.update_time),
     )
-    message.create_time.FromDatetime(payment.create_time)
-    message.update_time.FromDatetime(payment.update_time)
-    return message

@@ -25,7 +25,7 @@ from services.payments.domain import (
 )
 from services.payments.sql import payments, refunds
 from services.payments.sql.payments import Change
-from stampede.payments.v1 import events_pb2
+from stampede.payments.v1.events_pb2 import PaymentChanged
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ def _fast_change(payment: Payment, result: ChargeResult) -> Change | None:
     after, verdict = decide(payment, result)
     if verdict is not Verdict.ACCEPTED or after == payment:
         return None
-    return Change(after, _event(after) if _has_ended(payment, after) else None)
+    return Change(after, ended_event(after) if _has_ended(payment, after) else None)
 
 
 def _has_ended(before: Payment, after: Payment) -> bool:
@@ -82,7 +82,7 @@ async def apply_results(
     waiting = [payment for payment in after.values() if payment == before[payment.id] and payment.state in OPEN]
     await payments.store(tx, changed, unchanged=waiting)
     await refunds.insert(tx, stray)
-    await publish_ended(tx, [payment for payment in changed if _has_ended(before[payment.id], payment)])
+    await outbox.publish(tx, [ended_event(p) for p in changed if _has_ended(before[p.id], p)])
     return after
 
 
@@ -102,7 +102,7 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
     async with db.begin() as tx:
         known = await payments.lock(tx, {result.payment_id for result in results})
         found = await refunds.lock(tx, [result.refund_id for result in results])
-        before, confirmed = dict(known), list[Payment]()
+        before, events = dict(known), list[Event]()
         for result in results:
             refund = found[result.refund_id]
             if refund.state is not RefundState.PENDING:
@@ -117,25 +117,25 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
             if outcome is not RefundState.PENDING:
                 known[refund.payment_id] = after_refund(known[refund.payment_id], refund, outcome)
             if outcome is RefundState.SUCCEEDED and not refund.stray:
-                confirmed.append(known[refund.payment_id])
+                events.append(refunded_event(known[refund.payment_id]))
         await payments.store(tx, [payment for payment in known.values() if payment != before[payment.id]])
         await refunds.store(tx, list(found.values()))
-        await publish_refunded(tx, confirmed)
+        await outbox.publish(tx, events)
     return [found[result.refund_id] for result in results]
 
 
-async def publish_ended(tx: AsyncSession, ended: Sequence[Payment]) -> None:
-    """Publish the final states of payments."""
-    await outbox.publish(tx, [_event(payment) for payment in ended])
+def ended_event(payment: Payment) -> Event:
+    """A payment reached a final state."""
+    return _event(payment, payment.state.lower())
 
 
-async def publish_refunded(tx: AsyncSession, refunded: Sequence[Payment]) -> None:
-    """Publish confirmed refunds, full or partial, each with the payment's new sum."""
-    await outbox.publish(tx, [_event(payment, name="refunded") for payment in refunded])
+def refunded_event(payment: Payment) -> Event:
+    """A refund was confirmed, full or partial; `payment` has the new sum."""
+    return _event(payment, "refunded")
 
 
-def _event(payment: Payment, *, name: str = "") -> Event:
-    message = events_pb2.PaymentChanged(
+def _event(payment: Payment, name: str) -> Event:
+    message = PaymentChanged(
         payment_id=str(payment.id),
         order_id=str(payment.order_id),
         state=payment.state,
@@ -143,4 +143,4 @@ def _event(payment: Payment, *, name: str = "") -> Event:
         refunded_minor_units=payment.refunded_minor,
         amount_minor_units=payment.amount_minor,
     )
-    return Event(f"stampede.payments.payment.{name or payment.state.lower()}", message.payment_id, message)
+    return Event(f"stampede.payments.payment.{name}", message.payment_id, message)

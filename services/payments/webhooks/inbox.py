@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
+from services.chassis.events import outbox
 from services.payments import settle
 from services.payments.domain import (
     EVENT_ATTEMPTS_MOST,
@@ -145,7 +146,7 @@ async def _apply_refunds(
             changed[payment.id] = with_refunded(payment, total)
     if changed:
         await payments.store(tx, list(changed.values()))
-        await settle.publish_refunded(tx, list(changed.values()))
+        await outbox.publish(tx, [settle.refunded_event(payment) for payment in changed.values()])
     return errors
 
 
