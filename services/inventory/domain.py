@@ -1,8 +1,8 @@
 """The rules of stock, as pure functions and values."""
 
 import uuid
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -250,13 +250,12 @@ class Allotment:
     """Units to give back to their pools."""
 
 
-def demand(holds: Sequence[Hold]) -> dict[Pool, int]:
-    """Count the units that a batch requests of each pool."""
-    wanted: dict[Pool, int] = defaultdict(int)
-    for hold in holds:
-        for line in hold.lines:
-            wanted[line.pool] += line.quantity
-    return wanted
+def units_by_pool(lines: Iterable[Line]) -> Counter[Pool]:
+    """Count the units of lines by pool."""
+    units: Counter[Pool] = Counter()
+    for line in lines:
+        units[line.pool] += line.quantity
+    return units
 
 
 def allot(

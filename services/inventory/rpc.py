@@ -38,11 +38,7 @@ class StockService(stock_grpc.StockServiceServicer):
         return _stock(await stock.get_stock(self._db, uuid.UUID(request.product_id)))
 
     async def SetStock(self, request: stock_pb.SetStockRequest, context: Any) -> stock_pb.Stock:
-        changed = await stock.set_stock(
-            self._db, uuid.UUID(request.product_id), on_hand=request.on_hand, reason=request.reason,
-            actor=request_context.user_id(), key=request_context.request_key(request),
-        )  # fmt: skip
-        return _stock(changed)
+        return _stock((await self._set(request, {uuid.UUID(request.product_id): request.on_hand}))[0])
 
     async def AdjustStock(self, request: stock_pb.AdjustStockRequest, context: Any) -> stock_pb.Stock:
         changed = await stock.adjust_stock(
@@ -54,14 +50,13 @@ class StockService(stock_grpc.StockServiceServicer):
     async def BatchUpdateStock(
         self, request: stock_pb.BatchUpdateStockRequest, context: Any
     ) -> stock_pb.BatchUpdateStockResponse:
-        stocks = await stock.batch_set_stock(
-            self._db,
-            _counted(request),
-            reason=request.reason,
-            actor=request_context.user_id(),
-            key=request_context.request_key(request),
-        )
-        return stock_pb.BatchUpdateStockResponse(stocks=map(_stock, stocks))
+        return stock_pb.BatchUpdateStockResponse(stocks=map(_stock, await self._set(request, _counted(request))))
+
+    async def _set(
+        self, request: stock_pb.SetStockRequest | stock_pb.BatchUpdateStockRequest, counted: dict[uuid.UUID, int]
+    ) -> list[Stock]:
+        actor, key = request_context.user_id(), request_context.request_key(request)
+        return await stock.set_stock(self._db, counted, reason=request.reason, actor=actor, key=key)
 
     async def ListStockMovements(
         self, request: stock_pb.ListStockMovementsRequest, context: Any

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -31,7 +32,7 @@ async def create_sale(db: Database, new: NewSale, *, key: RequestKey | None) -> 
         end_time = max(new.end_time, start_time + timedelta(seconds=1))
         await sql.check_overlap(tx, new.product_id, sale_id, start_time, end_time)
         await stock.allocate(tx, new.product_id, sale_id, new.allocation)
-        await sql.insert_sale(tx, sale_id, new, start_time, end_time)
+        await sql.insert_sale(tx, sale_id, replace(new, start_time=start_time, end_time=end_time))
         return await sql.find_sale(tx, sale_id)
 
 

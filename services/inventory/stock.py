@@ -3,8 +3,6 @@
 import uuid
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from services.chassis import ids
 from services.chassis.data import idempotency
 from services.chassis.data.db import Database
@@ -22,21 +20,12 @@ async def get_stock(db: Database, product_id: uuid.UUID) -> Stock:
 
 
 async def set_stock(
-    db: Database, product_id: uuid.UUID, *, on_hand: int, reason: str, actor: uuid.UUID, key: RequestKey | None
-) -> Stock:
-    """Set the units on hand, and write the difference to the ledger."""
-    async with db.begin() as tx:
-        if await idempotency.find_repeat(tx, key, product_id):
-            return await sql.find_stock(tx, product_id)
-        await sql.begin_stock(tx, product_id)
-        stock = await sql.find_stock(tx, product_id, lock=True)
-        return await _change(tx, stock, on_hand - stock.on_hand, reason, actor)
-
-
-async def batch_set_stock(
     db: Database, counted: Mapping[uuid.UUID, int], *, reason: str, actor: uuid.UUID, key: RequestKey | None
 ) -> list[Stock]:
-    """Set the units on hand of many products, all or none. Returns their stocks, in the order given."""
+    """Set the units on hand of products, all or none, and write the differences to the ledger.
+
+    Returns their stocks, in the order given.
+    """
     async with db.begin() as tx:
         if not await idempotency.find_repeat(tx, key, ids.new()):
             held = await sql.begin_stocks(tx, list(counted))
@@ -52,17 +41,13 @@ async def adjust_stock(
 ) -> Stock:
     """Add `delta` units to ordinary stock; a negative `delta` takes units out."""
     async with db.begin() as tx:
-        if await idempotency.find_repeat(tx, key, product_id):
-            return await sql.find_stock(tx, product_id)
-        return await _change(tx, await sql.find_stock(tx, product_id, lock=True), delta, reason, actor)
-
-
-async def _change(tx: AsyncSession, stock: Stock, delta: int, reason: str, actor: uuid.UUID) -> Stock:
-    if delta and stock.on_hand + delta > ON_HAND_MOST:
-        raise InvalidFields({"delta": f"would bring the stock above {ON_HAND_MOST} units"})
-    if delta:
-        await sql.adjust(tx, stock, delta, reason=reason, actor=actor)
-    return stock
+        repeat = await idempotency.find_repeat(tx, key, product_id)
+        stock = await sql.find_stock(tx, product_id, lock=True)
+        if delta and not repeat:
+            if stock.on_hand + delta > ON_HAND_MOST:
+                raise InvalidFields({"delta": f"would bring the stock above {ON_HAND_MOST} units"})
+            await sql.adjust(tx, stock, delta, reason=reason, actor=actor)
+        return stock
 
 
 async def list_movements(db: Database, product_id: uuid.UUID, *, before: int | None, limit: int) -> Sequence[Movement]:

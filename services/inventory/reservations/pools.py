@@ -1,14 +1,12 @@
 """Pools: the sales and ordinary stocks that the lines of several reservations share."""
 
-import uuid
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.events import outbox
-from services.inventory.domain import Line
+from services.inventory.domain import Line, Pool
 from services.inventory.events import availability_event
 from services.inventory.sql import sales, stock
 
@@ -26,26 +24,10 @@ async def lock_mixed(tx: AsyncSession, lines: Sequence[Line]) -> None:
         await lock(tx, lines)
 
 
-async def give_back_to_sales(tx: AsyncSession, lines: Iterable[Line], *, counted_as: Literal["held", "sold"]) -> bool:
-    """Put the units of flash lines on sale again. Returns whether a sale that had none has units now."""
-    available = await sales.give_back(tx, sale_units(lines), counted_as=counted_as)
+async def give_back_to_sales(
+    tx: AsyncSession, units: Mapping[Pool, int], *, counted_as: Literal["held", "sold"]
+) -> bool:
+    """Put the units of flash sales on sale again. Returns whether a sale that had none has units now."""
+    available = await sales.give_back(tx, units, counted_as=counted_as)
     await outbox.publish(tx, [availability_event(sale_id, sold_out=False) for sale_id in available])
     return bool(available)
-
-
-def sale_units(lines: Iterable[Line]) -> dict[uuid.UUID, int]:
-    """Count the units of flash lines, by sale."""
-    units: dict[uuid.UUID, int] = defaultdict(int)
-    for line in lines:
-        if line.sale_id:
-            units[line.sale_id] += line.quantity
-    return units
-
-
-def stock_units(lines: Iterable[Line]) -> dict[uuid.UUID, int]:
-    """Count the units of ordinary lines, by product."""
-    units: dict[uuid.UUID, int] = defaultdict(int)
-    for line in lines:
-        if not line.sale_id:
-            units[line.product_id] += line.quantity
-    return units

@@ -12,7 +12,7 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.events import outbox
 from services.inventory import domain
-from services.inventory.domain import Grant, Hold, Line, Pool, Reservation, SaleState
+from services.inventory.domain import Hold, Line, Reservation, SaleState
 from services.inventory.events import availability_event, no_nudge
 from services.inventory.gate.gate import Gate
 from services.inventory.sql import reservations, reserve_fast, sale_customers, sales, stock
@@ -64,19 +64,20 @@ async def reserve(db: Database, holds: Sequence[Hold], *, nudge: Callable[[], No
 
 async def reserve_slowly(tx: AsyncSession, holds: Sequence[Hold]) -> tuple[dict[uuid.UUID, Outcome], bool]:
     """Hold units in every case. Returns the outcomes by id, and whether a sale sold out."""
-    wanted = domain.demand(holds)
-    grants = await _take(tx, wanted)
+    wanted = domain.units_by_pool(line for hold in holds for line in hold.lines)
+    grants = await sales.hold(tx, wanted) | await stock.hold(tx, wanted)
     # The pools are locked from here on: the counts of their customers stay as they are read now.
     counted = await sale_customers.counted(tx, holds, grants)
     enough = all(pool in grants and grants[pool].units == units for pool, units in wanted.items())
     # With enough units for all, a repeat takes nothing from anybody: the insert finds it.
-    known = set() if enough else await reservations.known(tx, [hold.id for hold in holds])
+    known = {} if enough else await reservations.find(tx, [hold.id for hold in holds])
     dealt = domain.allot(holds, grants, counted=counted, known=known)
     held = await reservations.insert(tx, dealt.held)
     await sale_customers.count(tx, [hold for hold in dealt.held if hold.id in held], grants)
     back = Counter(dealt.leftover)
-    back.update(domain.demand([hold for hold in dealt.held if hold.id not in held]))
-    await _undo(tx, back)
+    back.update(domain.units_by_pool(line for hold in dealt.held if hold.id not in held for line in hold.lines))
+    await sales.undo_hold(tx, back)
+    await stock.unhold(tx, back)
     empty = [pool[1] for pool, grant in grants.items() if pool[1] and grant.remaining + back[pool] == 0]
     await outbox.publish(tx, [availability_event(sale_id, sold_out=True) for sale_id in empty])
     outcomes: dict[uuid.UUID, Outcome] = dict(held)
@@ -88,20 +89,6 @@ async def reserve_slowly(tx: AsyncSession, holds: Sequence[Hold]) -> tuple[dict[
         refused.update(await _why_short(tx, dealt.short))
         outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
     return outcomes, bool(empty)
-
-
-async def _take(tx: AsyncSession, wanted: Mapping[Pool, int]) -> dict[Pool, Grant]:
-    grants = await sales.hold(tx, wanted)
-    ordinary = await stock.hold(
-        tx, {product_id: units for (product_id, sale_id), units in wanted.items() if not sale_id}
-    )
-    return grants | {(product_id, None): grant for product_id, grant in ordinary.items()}
-
-
-async def _undo(tx: AsyncSession, units: Mapping[Pool, int]) -> None:
-    """Give units back that this very transaction took."""
-    await sales.undo_hold(tx, {sale_id: n for (_, sale_id), n in units.items() if sale_id})
-    await stock.unhold(tx, {product_id: n for (product_id, sale_id), n in units.items() if not sale_id})
 
 
 async def _why_short(tx: AsyncSession, short: Sequence[tuple[Hold, Line]]) -> dict[uuid.UUID, AppError]:

@@ -79,7 +79,8 @@ async def _move(tx: AsyncSession, returned: Sequence[tuple[Reservation, tuple[Li
     """Give units back to their pools, and customers their allowance. Returns whether a sale has units again."""
     lines = [(reservation.id, line) for reservation, lines in returned for line in lines]
     await pools.lock_mixed(tx, [line for _, line in lines])
-    is_available = await pools.give_back_to_sales(tx, (line for _, line in lines), counted_as="sold")
-    await stock.restock(tx, [(id_, line) for id_, line in lines if not line.sale_id])
+    units = domain.units_by_pool(line for _, line in lines)
+    is_available = await pools.give_back_to_sales(tx, units, counted_as="sold")
+    await stock.restock(tx, lines)
     await sale_customers.recount(tx, [(reservation.customer_id, lines) for reservation, lines in returned], sign=-1)
     return is_available

@@ -30,8 +30,8 @@ async def confirm(db: Database, ids: Sequence[uuid.UUID], *, nudge: Callable[[],
         # The verdict is final: orders refunds the money, and no later repeat may take units after that.
         await reservations.move(tx, [r for r in expired if r not in retaken], State.RELEASED)
         if done:
-            await sales.sell(tx, pools.sale_units(line for r in done for line in r.lines))
-            await stock.sell(tx, [(r.id, line) for r in done for line in r.lines if not line.sale_id])
+            await sales.sell(tx, domain.units_by_pool(line for r in done for line in r.lines))
+            await stock.sell(tx, [(r.id, line) for r in done for line in r.lines])
             await reservations.move(tx, done, State.CONFIRMED)
     if is_sold_out:
         nudge()
@@ -117,9 +117,10 @@ async def expire(db: Database) -> list[Reservation]:
 async def _end_holds(tx: AsyncSession, held: Sequence[Reservation], state: State) -> bool:
     """Give the units of holds back. Returns whether a sale that had none has units now."""
     lines = [line for r in held for line in r.lines]
+    units = domain.units_by_pool(lines)
     await pools.lock_mixed(tx, lines)
-    is_available = await pools.give_back_to_sales(tx, lines, counted_as="held")
-    await stock.unhold(tx, pools.stock_units(lines))
+    is_available = await pools.give_back_to_sales(tx, units, counted_as="held")
+    await stock.unhold(tx, units)
     await sale_customers.recount(tx, [(r.customer_id, r.lines) for r in held], sign=-1)
     await reservations.move(tx, held, state)
     return is_available

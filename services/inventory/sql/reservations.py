@@ -30,7 +30,6 @@ _INSERT = text("""
     ON CONFLICT (id) DO NOTHING
     RETURNING id, expire_time
 """)
-_KNOWN = text("SELECT id FROM reservations WHERE id = ANY(CAST(:ids AS uuid[]))")
 _MOVE = text("""
     UPDATE reservations SET state = :state, update_time = clock_timestamp() WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
@@ -84,11 +83,6 @@ class HeldUnits(NamedTuple):
 async def find(tx: AsyncSession, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Reservation]:
     """Return the reservations that exist, by id."""
     return {row.id: _reservation(row) for row in await tx.execute(_FIND, {"ids": list(ids)})}
-
-
-async def known(tx: AsyncSession, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """Return the ids of reservations that exist."""
-    return set(await tx.scalars(_KNOWN, {"ids": list(ids)}))
 
 
 async def lock(tx: AsyncSession, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Reservation]:

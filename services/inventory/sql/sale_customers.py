@@ -40,11 +40,8 @@ async def counted(
     tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[Pool, Grant]
 ) -> dict[tuple[uuid.UUID, uuid.UUID], int]:
     """Return the units that the customers of `holds` have of sales with a limit, by sale and customer."""
-    pairs = list(_limited(holds, grants))
-    if not pairs:
-        return {}
-    sales, customers = zip(*pairs, strict=True)
-    rows = await tx.execute(_COUNTED, {"sales": list(sales), "customers": list(customers)})
+    units = _limited(holds, grants)
+    rows = await tx.execute(_COUNTED, _arguments(units)) if units else ()
     return {(row.sale_id, row.customer_id): row.units for row in rows}
 
 
@@ -53,15 +50,9 @@ async def count(tx: AsyncSession, holds: Sequence[Hold], grants: Mapping[Pool, G
     units = _limited(holds, grants)
     if not units:
         return
-    sales, customers = zip(*units, strict=True)
     limit = {sale_id: grant.per_customer_limit for (_, sale_id), grant in grants.items()}
-    arguments = {
-        "sales": list(sales),
-        "customers": list(customers),
-        "units": list(units.values()),
-        "limits": [limit[sale_id] for sale_id in sales],
-    }
-    done = (await tx.scalars(_COUNT, arguments)).all()
+    limits = [limit[sale_id] for sale_id, _ in units]
+    done = (await tx.scalars(_COUNT, {**_arguments(units), "limits": limits})).all()
     assert len(done) == len(units), "a customer was counted while the sale was locked"
 
 
@@ -73,9 +64,7 @@ async def recount(tx: AsyncSession, lines: Iterable[tuple[uuid.UUID, Iterable[Li
             if line.sale_id:
                 units[line.sale_id, customer_id] += sign * line.quantity
     if units:
-        sales, customers = zip(*units, strict=True)
-        arguments = {"sales": list(sales), "customers": list(customers), "units": list(units.values())}
-        await tx.execute(_RECOUNT, arguments)
+        await tx.execute(_RECOUNT, _arguments(units))
 
 
 def _limited(holds: Sequence[Hold], grants: Mapping[Pool, Grant]) -> Counter[tuple[uuid.UUID, uuid.UUID]]:
@@ -86,3 +75,8 @@ def _limited(holds: Sequence[Hold], grants: Mapping[Pool, Grant]) -> Counter[tup
             if line.sale_id and line.pool in grants and grants[line.pool].per_customer_limit:
                 units[line.sale_id, hold.customer_id] += line.quantity
     return units
+
+
+def _arguments(units: Mapping[tuple[uuid.UUID, uuid.UUID], int]) -> dict[str, list[uuid.UUID] | list[int]]:
+    sales, customers = zip(*units, strict=True)
+    return {"sales": list(sales), "customers": list(customers), "units": list(units.values())}

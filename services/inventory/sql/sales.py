@@ -224,33 +224,15 @@ async def now(tx: AsyncSession) -> datetime:
     return (await tx.execute(text("SELECT clock_timestamp()"))).scalar_one()  # type: ignore[no-any-return]
 
 
-async def insert_sale(
-    tx: AsyncSession, sale_id: uuid.UUID, new: NewSale, start_time: datetime, end_time: datetime
-) -> None:
-    """Insert a sale."""
-    tx.add(
-        FlashSaleRow(
-            id=sale_id,
-            product_id=new.product_id,
-            title=new.title,
-            price_minor=new.price.minor,
-            currency=new.price.currency,
-            allocation=new.allocation,
-            per_customer_limit=new.per_customer_limit,
-            start_time=start_time,
-            end_time=end_time,
-            hold_seconds=new.hold_seconds,
-        )
-    )
+async def insert_sale(tx: AsyncSession, sale_id: uuid.UUID, new: NewSale) -> None:
+    """Insert a sale, whose start time must be set."""
+    tx.add(FlashSaleRow(id=sale_id, **_columns({field.name: getattr(new, field.name) for field in fields(new)})))
     await tx.flush()
 
 
-async def change_sale(tx: AsyncSession, sale_id: uuid.UUID, values: Mapping[str, Any]) -> None:
+async def change_sale(tx: AsyncSession, sale_id: uuid.UUID, terms: Mapping[str, Any]) -> None:
     """Set terms of a sale, by the names that `FlashSale` has for them; it gets a new version."""
-    terms = dict(values)
-    if price := terms.pop("price", None):
-        terms |= {"price_minor": price.minor, "currency": price.currency}
-    values = {**terms, "version": FlashSaleRow.version + 1, "update_time": func.clock_timestamp()}
+    values = {**_columns(terms), "version": FlashSaleRow.version + 1, "update_time": func.clock_timestamp()}
     await tx.execute(update(FlashSaleRow).where(FlashSaleRow.id == sale_id).values(values))
 
 
@@ -272,24 +254,20 @@ async def lock(tx: AsyncSession, sale_ids: Collection[uuid.UUID]) -> None:
 
 
 async def hold(tx: AsyncSession, units: Mapping[Pool, int]) -> dict[Pool, Grant]:
-    """Hold as many of these units as there are, by pool, in live sales."""
-    wanted = [(product_id, sale_id, n) for (product_id, sale_id), n in units.items() if sale_id]
-    if not wanted:
-        return {}
-    products, ids, numbers = zip(*wanted, strict=True)
-    arguments = {"pools": list(ids), "products": list(products), "units": list(numbers)}
+    """Hold as many of these units as there are in live sales."""
+    arguments = _arguments(units)
     return {
         (row.product_id, row.id): Grant(
             row.units, Money(row.currency, row.price_minor), row.hold_seconds, row.per_customer_limit, row.remaining
         )
-        for row in await tx.execute(_HOLD, arguments)
+        for row in (await tx.execute(_HOLD, arguments) if arguments else ())
     }
 
 
-async def undo_hold(tx: AsyncSession, units: Mapping[uuid.UUID, int]) -> None:
+async def undo_hold(tx: AsyncSession, units: Mapping[Pool, int]) -> None:
     """Undo part of what `hold` did in this very transaction; no other transaction saw it."""
-    if units:
-        await tx.execute(_UNDO_HOLD, {"pools": list(units), "units": list(units.values())})
+    if arguments := _arguments(units):
+        await tx.execute(_UNDO_HOLD, arguments)
 
 
 async def hold_again(tx: AsyncSession, line: Line) -> bool:
@@ -303,23 +281,21 @@ async def hold_again(tx: AsyncSession, line: Line) -> bool:
     return await tx.scalar(_HOLD_AGAIN_BY_ALLOCATION, {**arguments, "product": line.product_id}) is not None
 
 
-async def sell(tx: AsyncSession, units: Mapping[uuid.UUID, int]) -> None:
-    """Make held units sold ones, by sale."""
-    if units:
-        await tx.execute(_SELL, {"pools": list(units), "units": list(units.values())})
+async def sell(tx: AsyncSession, units: Mapping[Pool, int]) -> None:
+    """Make held units of sales sold ones."""
+    if arguments := _arguments(units):
+        await tx.execute(_SELL, arguments)
 
 
 async def give_back(
-    tx: AsyncSession, units: Mapping[uuid.UUID, int], *, counted_as: Literal["held", "sold"]
+    tx: AsyncSession, units: Mapping[Pool, int], *, counted_as: Literal["held", "sold"]
 ) -> list[uuid.UUID]:
-    """Put units on sale again, by sale; if the sale is closed, into ordinary stock.
+    """Put units of sales on sale again; if the sale is closed, into ordinary stock.
 
     Returns the sales that had no unit left before.
     """
-    if not units:
-        return []
-    rows = await tx.scalars(_GIVE_BACK_FROM[counted_as], {"pools": list(units), "units": list(units.values())})
-    return list(rows)
+    arguments = _arguments(units)
+    return list(await tx.scalars(_GIVE_BACK_FROM[counted_as], arguments)) if arguments else []
 
 
 async def sold_out(tx: AsyncSession, sale_ids: Collection[uuid.UUID]) -> list[uuid.UUID]:
@@ -339,6 +315,21 @@ async def open_sales(db: Database, *, ahead_seconds: float) -> list[OpenSale]:
     """Return the sales that are open, or will be within these seconds."""
     rows = await run_autocommit(db, _OPEN, {"ahead": ahead_seconds})
     return [OpenSale(row.id, row.remaining, row.held, row.starts_in) for row in rows]
+
+
+def _columns(terms: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of columns, given those of terms by the names that `FlashSale` has for them."""
+    values = dict(terms)
+    if price := values.pop("price", None):
+        values |= {"price_minor": price.minor, "currency": price.currency}
+    return values
+
+
+def _arguments(units: Mapping[Pool, int]) -> dict[str, list[uuid.UUID] | list[int]]:
+    """Return the products, ids and units of the sales among pools; empty if there are none."""
+    of_sales = [(product_id, sale_id, n) for (product_id, sale_id), n in units.items() if sale_id]
+    products, ids, numbers = zip(*of_sales, strict=True) if of_sales else ((), (), ())
+    return {"products": list(products), "pools": list(ids), "units": list(numbers)} if ids else {}
 
 
 def _sale(row: Any) -> FlashSale:

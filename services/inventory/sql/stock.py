@@ -4,10 +4,9 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import func, select, text
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.inventory.domain import Grant, Line, OutOfStock, StockNotFound
+from services.inventory.domain import Grant, Line, OutOfStock, Pool, StockNotFound, units_by_pool
 from services.inventory.sql.schema import Movement, Stock
 
 # New rows come first, in the order of products: a transaction that waits for one of them has no stock locked yet.
@@ -120,11 +119,6 @@ async def stocked(tx: AsyncSession, products: Collection[uuid.UUID]) -> set[uuid
     return set(await tx.scalars(select(Stock.product_id).where(Stock.product_id == func.any(list(products)))))
 
 
-async def begin_stock(tx: AsyncSession, product_id: uuid.UUID) -> None:
-    """Insert an empty stock, unless the product has one."""
-    await tx.execute(insert(Stock).values(product_id=product_id, on_hand=0, held=0).on_conflict_do_nothing())
-
-
 async def begin_stocks(tx: AsyncSession, products: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
     """Begin and lock the stocks of products; return the units held by product."""
     await tx.execute(_BEGIN, {"products": list(products)})
@@ -168,12 +162,11 @@ async def lock(tx: AsyncSession, products: Collection[uuid.UUID]) -> None:
         await tx.execute(_LOCK, {"products": list(products)})
 
 
-async def hold(tx: AsyncSession, units: Mapping[uuid.UUID, int]) -> dict[uuid.UUID, Grant]:
-    """Hold as many of these units as there are, by product."""
-    if not units:
-        return {}
-    rows = await tx.execute(_HOLD, {"pools": list(units), "units": list(units.values())})
-    return {row.id: Grant(row.units) for row in rows}
+async def hold(tx: AsyncSession, units: Mapping[Pool, int]) -> dict[Pool, Grant]:
+    """Hold as many of these ordinary units as there are."""
+    arguments = _arguments(units)
+    rows = await tx.execute(_HOLD, arguments) if arguments else ()
+    return {(row.id, None): Grant(row.units) for row in rows}
 
 
 async def hold_again(tx: AsyncSession, line: Line) -> bool:
@@ -181,32 +174,36 @@ async def hold_again(tx: AsyncSession, line: Line) -> bool:
     return await tx.scalar(_HOLD_AGAIN, {"product": line.product_id, "units": line.quantity}) is not None
 
 
-async def unhold(tx: AsyncSession, units: Mapping[uuid.UUID, int]) -> None:
-    """Make held units available again, by product."""
-    if units:
-        await tx.execute(_UNHOLD, {"pools": list(units), "units": list(units.values())})
+async def unhold(tx: AsyncSession, units: Mapping[Pool, int]) -> None:
+    """Make held ordinary units available again."""
+    if arguments := _arguments(units):
+        await tx.execute(_UNHOLD, arguments)
 
 
 async def sell(tx: AsyncSession, lines: Sequence[tuple[uuid.UUID, Line]]) -> None:
-    """Take the held units of lines out of stock, each for the order whose id comes with it."""
-    if lines:
-        await tx.execute(_SELL, _with_references(lines))
+    """Take the held units of ordinary lines out of stock, each for the order whose id comes with it."""
+    if arguments := _with_references(lines):
+        await tx.execute(_SELL, arguments)
 
 
 async def restock(tx: AsyncSession, lines: Sequence[tuple[uuid.UUID, Line]]) -> None:
-    """Put the sold units of lines back into stock, each for the order whose id comes with it."""
-    if lines:
-        await tx.execute(_RESTOCK, _with_references(lines))
+    """Put the sold units of ordinary lines back into stock, each for the order whose id comes with it."""
+    if arguments := _with_references(lines):
+        await tx.execute(_RESTOCK, arguments)
 
 
 def _with_references(lines: Sequence[tuple[uuid.UUID, Line]]) -> dict[str, list[uuid.UUID] | list[int]]:
-    units: dict[uuid.UUID, int] = {}
-    for _, line in lines:
-        units[line.product_id] = units.get(line.product_id, 0) + line.quantity
-    return {
-        "pools": list(units),
-        "units": list(units.values()),
-        "products": [line.product_id for _, line in lines],
-        "quantities": [line.quantity for _, line in lines],
-        "references": [id_ for id_, _ in lines],
+    ordinary = [(id_, line) for id_, line in lines if not line.sale_id]
+    arguments = _arguments(units_by_pool(line for _, line in ordinary))
+    return arguments and {
+        **arguments,
+        "products": [line.product_id for _, line in ordinary],
+        "quantities": [line.quantity for _, line in ordinary],
+        "references": [id_ for id_, _ in ordinary],
     }
+
+
+def _arguments(units: Mapping[Pool, int]) -> dict[str, list[uuid.UUID] | list[int]]:
+    """Return the products and units of ordinary pools; empty if there are none."""
+    ordinary = {product_id: n for (product_id, sale_id), n in units.items() if not sale_id}
+    return {"pools": list(ordinary), "units": list(ordinary.values())} if ordinary else {}

@@ -71,7 +71,7 @@ async def holders(gate: Gate, sale: Any) -> dict[uuid.UUID, int]:
 
 async def a_product(db: Database, *, on_hand: int = 10) -> uuid.UUID:
     product_id = ids.new()
-    await stock.set_stock(db, product_id, on_hand=on_hand, reason="counted", actor=STAFF, key=None)
+    await stock.set_stock(db, {product_id: on_hand}, reason="counted", actor=STAFF, key=None)
     return product_id
 
 

@@ -29,7 +29,7 @@ from tests.integration.inventory.conftest import (
 async def counted(
     db: Database, units: dict[uuid.UUID, int], *, key: RequestKey | None = None, reason: str = "inventory night"
 ) -> list[Any]:
-    return await stock.batch_set_stock(db, units, reason=reason, actor=STAFF, key=key)
+    return await stock.set_stock(db, units, reason=reason, actor=STAFF, key=key)
 
 
 async def on_hand(db: Database) -> dict[uuid.UUID, int]:

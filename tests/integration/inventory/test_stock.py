@@ -19,7 +19,7 @@ from tests.integration.inventory.conftest import STAFF, a_product, books, holdin
 async def test_setting_stock_writes_the_difference_to_the_ledger(db: Database) -> None:
     product_id = ids.new()
     for on_hand in (10, 4, 4, 0, 7):
-        ordinary = await stock.set_stock(db, product_id, on_hand=on_hand, reason="counted", actor=STAFF, key=None)
+        (ordinary,) = await stock.set_stock(db, {product_id: on_hand}, reason="counted", actor=STAFF, key=None)
         assert ordinary.on_hand == on_hand
 
     query = "SELECT delta, kind, reason, reference_id FROM stock_movements ORDER BY id"
@@ -33,11 +33,12 @@ async def test_stock_is_never_set_or_adjusted_below_what_is_held(db: Database) -
     await holding(db, of_stock(product_id, 6))
 
     with pytest.raises(OutOfStock):
-        await stock.set_stock(db, product_id, on_hand=5, reason="counted", actor=STAFF, key=None)
+        await stock.set_stock(db, {product_id: 5}, reason="counted", actor=STAFF, key=None)
     with pytest.raises(OutOfStock):
         await stock.adjust_stock(db, product_id, delta=-5, reason="broken", actor=STAFF, key=None)
 
-    assert (await stock.set_stock(db, product_id, on_hand=6, reason="counted", actor=STAFF, key=None)).on_hand == 6
+    (ordinary,) = await stock.set_stock(db, {product_id: 6}, reason="counted", actor=STAFF, key=None)
+    assert ordinary.on_hand == 6
     assert await books(db) == []
 
 
@@ -68,7 +69,7 @@ async def test_a_product_counted_for_the_first_time_by_many_at_once_has_one_stoc
     product_id = ids.new()
 
     await asyncio.gather(
-        *(stock.set_stock(db, product_id, on_hand=9, reason="counted", actor=STAFF, key=None) for _ in range(8))
+        *(stock.set_stock(db, {product_id: 9}, reason="counted", actor=STAFF, key=None) for _ in range(8))
     )
 
     assert (await stock.get_stock(db, product_id)).on_hand == 9

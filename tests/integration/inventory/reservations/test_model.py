@@ -88,7 +88,7 @@ class Walk(RuleBasedStateMachine):
         self.products = [ids.new() for _ in range(PRODUCTS)]
         self.customers = [ids.new() for _ in range(CUSTOMERS)]
         for product in self.products:
-            await stock.set_stock(self.db, product, on_hand=STOCK, reason="counted", actor=STAFF, key=None)
+            await stock.set_stock(self.db, {product: STOCK}, reason="counted", actor=STAFF, key=None)
 
     # --- what may happen ---
 
@@ -106,7 +106,7 @@ class Walk(RuleBasedStateMachine):
     @rule(units=st.tuples(*[st.integers(0, 20)] * PRODUCTS))
     def count_stock(self, units: tuple[int, ...]) -> None:
         counted = dict(zip(self.products, units, strict=True))
-        call = stock.batch_set_stock(self.db, counted, reason="counted", actor=STAFF, key=None)
+        call = stock.set_stock(self.db, counted, reason="counted", actor=STAFF, key=None)
         if any(self.stock[product].held > on_hand for product, on_hand in counted.items()):
             with pytest.raises(domain.OutOfStock):
                 self.run(call)

@@ -160,7 +160,7 @@ async def test_a_refused_creation_may_be_tried_again_under_its_request_id(db: Da
     wanted = await terms(db, product_id)
     with pytest.raises(OutOfStock):
         await sales.create_sale(db, wanted, key=key)
-    await stock.set_stock(db, product_id, on_hand=5, reason="delivery", actor=ids.new(), key=None)
+    await stock.set_stock(db, {product_id: 5}, reason="delivery", actor=ids.new(), key=None)
 
     assert (await sales.create_sale(db, wanted, key=key)).remaining == 5
 
