@@ -8,6 +8,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -57,11 +58,7 @@ class Mutation:
 
 def order_watch(db: Database) -> Watch[uuid.UUID, Order]:
     """The live view of orders."""
-
-    async def fetch(order_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Order]:
-        return {order.id: order for order in await orders.get_many(db, order_ids)}
-
-    return Watch(fetch, interval_seconds=_LOOK_SECONDS, watchers_max=WATCHERS_MOST)
+    return Watch(partial(orders.get_many, db), interval_seconds=_LOOK_SECONDS, watchers_max=WATCHERS_MOST)
 
 
 class Orders:
@@ -73,7 +70,7 @@ class Orders:
         self._read: Batcher[uuid.UUID, Order] = Batcher("read", self._read_batch)
 
     async def _read_batch(self, order_ids: Sequence[uuid.UUID]) -> list[Order | Exception]:
-        found = {order.id: order for order in await orders.get_many(self._db, order_ids)}
+        found = await orders.get_many(self._db, order_ids)
         return [found.get(order_id) or OrderNotFound(orderId=order_id) for order_id in order_ids]
 
     async def get(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> Order:

@@ -24,7 +24,6 @@ from services.orders.domain import (
     OrderFilter,
     PaymentState,
     RequestedLine,
-    Shipment,
     State,
 )
 from services.orders.placing.place import Placer
@@ -236,18 +235,12 @@ def to_proto(order: Order) -> pb.Order:
     if order.refunded_minor:
         message.refunded.CopyFrom(wire.money(replace(order.total, minor=order.refunded_minor)))
     message.refunding = order.refunding
-    if order.shipment:
-        message.shipment.CopyFrom(_shipment_to_proto(order.shipment))
+    if shipment := order.shipment:
+        message.shipment.carrier, message.shipment.tracking_number = shipment.carrier, shipment.tracking_number
+        message.shipment.ship_time.CopyFrom(wire.timestamp(shipment.ship_time))
+        if shipment.deliver_time:
+            message.shipment.deliver_time.CopyFrom(wire.timestamp(shipment.deliver_time))
     return message
-
-
-def _shipment_to_proto(shipment: Shipment) -> pb.Shipment:
-    return pb.Shipment(
-        carrier=shipment.carrier,
-        tracking_number=shipment.tracking_number,
-        ship_time=wire.timestamp(shipment.ship_time),
-        deliver_time=wire.timestamp(shipment.deliver_time) if shipment.deliver_time else None,
-    )
 
 
 def _entry_to_proto(entry: LogEntry, *, in_full: bool) -> pb.OrderLogEntry:

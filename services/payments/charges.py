@@ -23,12 +23,11 @@ _CALLS_MOST = 32  # in one transaction, each with up to 200 orders
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """The payment of one order after its transaction."""
+    """The payment of one order after the transaction that began or found it."""
 
     payment: Payment
     call_provider: bool
     """Whether this call, and no other one, must dispatch the payment to the provider."""
-    refunds: tuple[Refund, ...] = ()
 
 
 class Charges:
@@ -64,32 +63,51 @@ class Charges:
     async def cancel(self, charges: Sequence[Charge]) -> list[Payment]:
         """Cancel the payments of orders for which no money has moved."""
         deadline = Deadline()
-        return await self._cancel(await cancel_payments(self._db, charges, provider=self._provider), deadline)
+        async with self._db.begin() as tx:
+            found = await self._request_cancel(tx, charges)
+        return await self._void([found[charge.order_id] for charge in charges], deadline)
 
     async def reverse(self, charges: Sequence[Charge]) -> list[Payment]:
         """Refund all that orders paid, and cancel what they have not paid."""
         deadline = Deadline()
-        begun = await begin_reversals(self._db, charges, provider=self._provider)
-        pending = [refund for one in begun for refund in one.refunds]
+        async with self._db.begin() as tx:
+            found = await self._request_cancel(tx, charges)
+            pending = await _refund_in_full(tx, [p for p in found.values() if p.state is State.SUCCEEDED])
         for refund in pending:
             self._dispatcher.refund(refund)
-        cancelled = await self._cancel(begun, deadline)
+        known = await self._void([found[charge.order_id] for charge in charges], deadline)
         if not pending:
-            return cancelled
+            return known
         await self._dispatcher.wait_for_refunds([refund.id for refund in pending], seconds=deadline.seconds_left())
         async with self._db() as tx:
-            now = await payments.read(tx, [one.payment.id for one in begun])
-        return [now[payment.id] for payment in cancelled]
+            now = await payments.read(tx, [payment.id for payment in known])
+        return [now[payment.id] for payment in known]
 
-    async def _cancel(self, begun: Sequence[Begun], deadline: Deadline) -> list[Payment]:
+    async def _request_cancel(self, tx: AsyncSession, charges: Sequence[Charge]) -> dict[uuid.UUID, Payment]:
+        """Cancel payments, or request it where the provider must be called first. Return them by order.
+
+        The row lock orders this against charges: the second transaction finds the effect of the first.
+        """
+        # An order without a payment gets a cancelled one, so that a late charge finds it.
+        made = await payments.insert(tx, charges, state=State.CANCELLED, provider=self._provider)
+        await outbox.publish(tx, [ended_event(payment) for payment in made.values()])
+        missing = [charge.order_id for charge in charges if charge.order_id not in made]
+        found = made | await payments.read_by_order(tx, missing, lock=True)
+        requested = [p for p in found.values() if p.state in OPEN and not p.cancel_requested]
+        if requested:
+            await payments.request_cancel(tx, [payment.id for payment in requested])
+            found |= {p.order_id: dataclasses.replace(p, cancel_requested=True) for p in requested}
+        return found
+
+    async def _void(self, known: Sequence[Payment], deadline: Deadline) -> list[Payment]:
+        """Void the charges that wait for their customer; return all payments as they are then."""
         self._published()
-        for one in begun:
-            if one.call_provider:
-                self._dispatcher.advance(one.payment)
+        cancellable = [payment for payment in known if payment.is_cancellable]
+        for payment in cancellable:
+            self._dispatcher.advance(payment)
         # Charges in progress are not awaited: the caller calls again, and can do other work until then.
-        called = [one.payment for one in begun if one.call_provider]
-        results = iter(await self._dispatcher.wait(called, seconds=deadline.seconds_left()))
-        return [next(results) if one.call_provider else one.payment for one in begun]
+        results = iter(await self._dispatcher.wait(cancellable, seconds=deadline.seconds_left()))
+        return [next(results) if payment.is_cancellable else payment for payment in known]
 
     async def get(self, payment_id: uuid.UUID) -> Payment:
         """Raises `PaymentNotFound`."""
@@ -142,44 +160,12 @@ def _differs(payment: Payment, charge: Charge) -> bool:
     return not same or payment.customer_id != charge.customer_id
 
 
-async def cancel_payments(db: Database, charges: Sequence[Charge], *, provider: str) -> list[Begun]:
-    """Cancel payments, or request it where the provider must be called first.
-
-    The row lock orders this against charges: the second transaction finds the effect of the first.
-    """
-    async with db.begin() as tx:
-        found = await _cancel_payments(tx, charges, provider)
-    return [Begun(payment=p, call_provider=p.is_cancellable) for p in (found[c.order_id] for c in charges)]
-
-
-async def _cancel_payments(tx: AsyncSession, charges: Sequence[Charge], provider: str) -> dict[uuid.UUID, Payment]:
-    # An order without a payment gets a cancelled one, so that a late charge finds it.
-    made = await payments.insert(tx, charges, state=State.CANCELLED, provider=provider)
-    await outbox.publish(tx, [ended_event(payment) for payment in made.values()])
-    missing = [charge.order_id for charge in charges if charge.order_id not in made]
-    found = made | await payments.read_by_order(tx, missing, lock=True)
-    requested = [p for p in found.values() if p.state in OPEN and not p.cancel_requested]
-    if requested:
-        await payments.request_cancel(tx, [payment.id for payment in requested])
-        found |= {p.order_id: dataclasses.replace(p, cancel_requested=True) for p in requested}
-    return found
-
-
-async def begin_reversals(db: Database, charges: Sequence[Charge], *, provider: str) -> list[Begun]:
-    """Commit refunds of all that orders paid; cancel payments that are not paid."""
-    async with db.begin() as tx:
-        found = await _cancel_payments(tx, charges, provider)
-        paid = [p for p in found.values() if p.state is State.SUCCEEDED]
-        due = [
-            NewRefund(id=ids.new(), payment=p, amount_minor=p.left_minor, reason="order reversed")
-            for p in paid
-            if p.left_minor > 0
-        ]
-        pending = await refunds.read_pending(tx, [p.id for p in paid if p.refunding_minor])
-        pending += await refunds.insert(tx, due)
-    outcomes = []
-    for charge in charges:
-        payment = found[charge.order_id]
-        mine = tuple(refund for refund in pending if refund.payment_id == payment.id)
-        outcomes.append(Begun(payment=payment, call_provider=payment.is_cancellable, refunds=mine))
-    return outcomes
+async def _refund_in_full(tx: AsyncSession, paid: Sequence[Payment]) -> list[Refund]:
+    """Commit refunds of all that is left of locked payments. Return their pending refunds, also those begun before."""
+    due = [
+        NewRefund(id=ids.new(), payment=p, amount_minor=p.left_minor, reason="order reversed")
+        for p in paid
+        if p.left_minor > 0
+    ]
+    pending = await refunds.read_pending(tx, [p.id for p in paid if p.refunding_minor])
+    return pending + await refunds.insert(tx, due)

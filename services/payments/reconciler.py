@@ -8,7 +8,7 @@ from services.chassis.data.db import Database
 from services.chassis.events.outbox import Relay
 from services.payments.dispatch import ChargeDispatcher
 from services.payments.domain import IN_PROGRESS_MOST, State
-from services.payments.sql import payments, refunds
+from services.payments.sql import leases, payments, refunds
 from services.payments.webhooks import inbox
 
 _OPEN = Gauge("stampede_payments_open", "Payments that have not ended.", ["state"])
@@ -60,8 +60,8 @@ class Reconciler:
             paying, refunding = self._dispatcher.payment_ids, self._dispatcher.refund_ids
             if paying or refunding:
                 async with self._db.begin() as tx:
-                    await payments.renew(tx, paying)
-                    await refunds.renew(tx, refunding)
+                    await leases.renew(tx, "payments", paying)
+                    await leases.renew(tx, "refunds", refunding)
 
     async def apply_events(self) -> None:
         """Apply provider events as they arrive, until cancelled."""

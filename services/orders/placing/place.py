@@ -84,7 +84,7 @@ class Placer:
             return order
         # To pay, the customer needs the provider's secret, which is stored when the saga pauses for the customer.
         await asyncio.wait({saga}, timeout=_SECRET_SECONDS)
-        return await orders.get(self._db, order.id)
+        return (await orders.get_many(self._db, [order.id]))[order.id]
 
     async def drain(self, seconds: float) -> None:
         """Waits at most `seconds` for orders that are being placed, also for clients that have hung up."""

@@ -20,7 +20,6 @@ _STUCK = Gauge("stampede_sagas_stuck", "Sagas without progress for a minute that
 _OLDEST = Gauge(
     "stampede_sagas_oldest_seconds", "The longest time without progress of a saga that does not wait for its customer."
 )
-STUCK_SECONDS = 60.0
 _MEASURE_SECONDS = 10.0
 
 
@@ -28,7 +27,7 @@ async def list_sagas(
     db: Database, *, stuck: bool, after: tuple[datetime, uuid.UUID] | None, most: int
 ) -> list[SagaView]:
     """Running sagas, the longest without progress first; `after` is the (progress time, order id) of one."""
-    return await sagas.list_views(db, stuck_seconds=STUCK_SECONDS, only_stuck=stuck, after=after, most=most)
+    return await sagas.list_views(db, only_stuck=stuck, after=after, most=most)
 
 
 async def get(db: Database, order_id: uuid.UUID) -> SagaView:
@@ -38,7 +37,7 @@ async def get(db: Database, order_id: uuid.UUID) -> SagaView:
 
 
 async def _read(tx: AsyncSession, order_id: uuid.UUID) -> SagaView:
-    saga = await sagas.view(tx, order_id, stuck_seconds=STUCK_SECONDS)
+    saga = await sagas.view(tx, order_id)
     if saga is None:
         await orders.read(tx, order_id)
         raise SagaNotFound(orderId=order_id)
@@ -76,7 +75,7 @@ async def compensate(db: Database, order_id: uuid.UUID, by: Actor, *, key: Reque
 async def measure(db: Database) -> None:
     """Keeps the metrics of running sagas up to date. Runs until cancelled."""
     while True:
-        running, stuck, oldest = await sagas.count(db, stuck_seconds=STUCK_SECONDS)
+        running, stuck, oldest = await sagas.count(db)
         _UNSETTLED.set(running)
         _STUCK.set(stuck)
         _OLDEST.set(oldest)

@@ -180,12 +180,6 @@ async def find_by_requests(db: Database, requests: Sequence[tuple[uuid.UUID, uui
     return [found.get(request) for request in requests]
 
 
-async def get(db: Database, order_id: uuid.UUID) -> Order:
-    """An order; raises `OrderNotFound`."""
-    async with db() as tx:
-        return await read(tx, order_id)
-
-
 async def read(tx: AsyncSession, order_id: uuid.UUID, *, lock: bool = False) -> Order:
     """An order, which with `lock` nobody else changes before `tx` has ended; raises `OrderNotFound`.
 
@@ -198,10 +192,10 @@ async def read(tx: AsyncSession, order_id: uuid.UUID, *, lock: bool = False) -> 
     return from_row(row)
 
 
-async def get_many(db: Database, order_ids: Sequence[uuid.UUID]) -> list[Order]:
-    """Those of `order_ids` that exist, in one statement."""
+async def get_many(db: Database, order_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Order]:
+    """Those of `order_ids` that exist, by id, in one statement."""
     query = text(f"{SELECT} WHERE id = ANY(CAST(:ids AS uuid[]))")
-    return [from_row(row) for row in await run_autocommit(db, query, {"ids": list(order_ids)})]
+    return {row.id: from_row(row) for row in await run_autocommit(db, query, {"ids": list(order_ids)})}
 
 
 async def move(

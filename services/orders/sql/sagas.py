@@ -18,6 +18,7 @@ from services.orders.saga.plan import Kind, Phase, Progress, Saga, SagaView
 from services.orders.sql import orders
 from services.orders.sql.schema import SagaRow, columns
 
+STUCK_SECONDS = 60
 LEASE_SECONDS = 10.0
 """For how long one process holds a saga. Longer than the slowest step, else two processes take it in vain; no longer,
 because the sagas of a process that died stand still for as long."""
@@ -196,7 +197,7 @@ async def make_due(tx: AsyncSession, order_id: uuid.UUID, *, revoke: bool = Fals
 
 _STUCK = f"""
     NOT coalesce({WAITS_FOR_CUSTOMER}, false)
-    AND s.progress_time < clock_timestamp() - make_interval(secs => :stuck)
+    AND s.progress_time < clock_timestamp() - interval '{STUCK_SECONDS} seconds'
 """
 _VIEW = f"""
     SELECT {columns(SagaRow, "s")}, o.customer_id, o.state AS order_state,
@@ -218,28 +219,28 @@ _COUNT = text(f"""
 
 
 async def list_views(
-    db: Database, *, stuck_seconds: float, only_stuck: bool, after: tuple[datetime, uuid.UUID] | None, most: int
+    db: Database, *, only_stuck: bool, after: tuple[datetime, uuid.UUID] | None, most: int
 ) -> list[SagaView]:
     """Running sagas, the longest without progress first; `after` is the (progress time, order id) of one."""
     time, id_ = after or (None, None)
-    arguments = {"only_stuck": only_stuck, "stuck": stuck_seconds, "time": time, "id": id_, "most": most}
+    arguments = {"only_stuck": only_stuck, "time": time, "id": id_, "most": most}
     async with db() as tx:
         return [_view(row) for row in await tx.execute(_LIST, arguments)]
 
 
-async def view(tx: AsyncSession, order_id: uuid.UUID, *, stuck_seconds: float) -> SagaView | None:
+async def view(tx: AsyncSession, order_id: uuid.UUID) -> SagaView | None:
     """The saga of one order, if one is running."""
-    row = (await tx.execute(_ONE, {"id": order_id, "stuck": stuck_seconds})).one_or_none()
+    row = (await tx.execute(_ONE, {"id": order_id})).one_or_none()
     return _view(row) if row else None
 
 
-async def count(db: Database, *, stuck_seconds: float) -> tuple[int, int, float]:
+async def count(db: Database) -> tuple[int, int, float]:
     """How many sagas are running, how many are stuck, and the most seconds that one has made no progress.
 
     Those that wait for their customer count only as running.
     """
     async with db() as tx:
-        row = (await tx.execute(_COUNT, {"stuck": stuck_seconds})).one()
+        row = (await tx.execute(_COUNT)).one()
     return row.running, row.stuck, row.oldest.total_seconds()
 
 

@@ -282,11 +282,6 @@ async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int
     return [(from_row(row[:-1]), row[-1]) for row in rows]
 
 
-async def renew(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
-    """Extend the leases of payments in progress here."""
-    await leases.renew(tx, "payments", payment_ids)
-
-
 async def count_open(tx: AsyncSession) -> dict[str, int]:
     """Return how many payments are in each open state."""
     table = schema.Payment

@@ -122,8 +122,3 @@ async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int
     """Lease due refunds; return each with the age of its idempotency key."""
     rows = await leases.claim(tx, "refunds", _NAMES, key_time="create_time", besides=besides, most=most)
     return [(_from_row(row[:-1]), row[-1]) for row in rows]
-
-
-async def renew(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> None:
-    """Extend the leases of refunds in progress here."""
-    await leases.renew(tx, "refunds", refund_ids)

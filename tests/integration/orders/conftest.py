@@ -435,4 +435,5 @@ class listening:
 
 
 async def the_order(db: Database, order_id: uuid.UUID | str) -> Any:
-    return await orders.get(db, uuid.UUID(str(order_id)))
+    id_ = uuid.UUID(str(order_id))
+    return (await orders.get_many(db, [id_]))[id_]

@@ -556,7 +556,7 @@ async def test_saga_that_cannot_ask_whether_its_customer_has_paid_is_stuck(db: D
 
 
 async def counted(db: Database) -> tuple[int, int, float]:
-    return await sagas.count(db, stuck_seconds=operators.STUCK_SECONDS)
+    return await sagas.count(db)
 
 
 async def an_hour_passes(db: Database, order_id: uuid.UUID) -> None:
