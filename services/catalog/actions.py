@@ -21,16 +21,12 @@ async def create_product(db: Database, draft: Draft, *, key: RequestKey | None) 
 
     Raises `SkuTaken` or `SlugTaken`.
     """
-    values = {
-        "sku": draft.sku, "slug": draft.slug or domain.make_slug(draft.name, draft.sku), "name": draft.name,
-        "description": draft.description, "category": draft.category, "price_minor": draft.price.minor,
-        "currency": draft.price.currency, "attributes": dict(draft.attributes), "active": draft.active,
-    }  # fmt: skip
+    slug = draft.slug or domain.make_slug(draft.name, draft.sku)
     async with db.begin() as tx:
         product_id = ids.new()
         if first := await idempotency.find_repeat(tx, key, product_id):
             return await products.get_product(tx, first)
-        return await products.insert_product(tx, {"id": product_id, **values})
+        return await products.insert_product(tx, {"id": product_id, **_columns(draft), "slug": slug})
 
 
 async def get_product(db: Database, name: uuid.UUID | str) -> Product:
@@ -52,7 +48,10 @@ async def update_product(
         if repeat:
             return product
         check_etag(etag_given, etag(product.version))
-        return await products.update_product(tx, product, _columns(product, changes))
+        values = _columns(changes)
+        if changes.slug == "":
+            values["slug"] = domain.make_slug(values.get("name", product.name), values.get("sku", product.sku))
+        return await products.update_product(tx, product, values)
 
 
 async def list_products(db: Database, wanted: Filter, *, position: list[str] | None, size: int) -> Page:
@@ -67,12 +66,10 @@ async def get_snapshots(db: Database, product_ids: Sequence[uuid.UUID]) -> list[
         return await products.list_snapshots(tx, product_ids)
 
 
-def _columns(product: Product, changes: Changes) -> dict[str, Any]:
-    """Return the column values that `changes` sets."""
+def _columns(source: Draft | Changes) -> dict[str, Any]:
+    """Return the column values that `source` sets."""
     fields = ("sku", "slug", "name", "description", "category", "attributes", "active")
-    values = {field: value for field in fields if (value := getattr(changes, field)) is not None}
-    if changes.slug == "":
-        values["slug"] = domain.make_slug(values.get("name", product.name), values.get("sku", product.sku))
-    if changes.price is not None:
-        values |= {"price_minor": changes.price.minor, "currency": changes.price.currency}
+    values = {field: value for field in fields if (value := getattr(source, field)) is not None}
+    if source.price is not None:
+        values |= {"price_minor": source.price.minor, "currency": source.price.currency}
     return values

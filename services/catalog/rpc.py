@@ -88,7 +88,7 @@ class SnapshotService(snapshot_pb_grpc.SnapshotServiceServicer):
     async def GetSnapshots(
         self, request: snapshot_pb.GetSnapshotsRequest, context: Context
     ) -> snapshot_pb.GetSnapshotsResponse:
-        found = await actions.get_snapshots(self._db, parse_uuids(list(request.product_ids)))
+        found = await actions.get_snapshots(self._db, parse_uuids(request.product_ids))
         return snapshot_pb.GetSnapshotsResponse(
             snapshots=(
                 snapshot_pb.Snapshot(

@@ -19,7 +19,6 @@ import structlog
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from nats.js import JetStreamContext
 
 from services.chassis import settings, telemetry
 from services.chassis.client.target import Target
@@ -133,7 +132,8 @@ class Process:
         """Publishes the events of the outbox and runs `consumers` while NATS is available."""
 
         async def exchange() -> None:
-            connection, jetstream = await self._connected(), await self.jetstream()
+            connection = await self._connected()
+            jetstream = connection.jetstream()
             await subscriber.declare_streams(jetstream, self.service)
             async with asyncio.TaskGroup() as group:  # if one fails, all are started again and none runs twice
                 group.create_task(self.relay.run(connection))
@@ -155,12 +155,8 @@ class Process:
 
         self.background(f"listen {subject}", listen)
 
-    async def jetstream(self) -> JetStreamContext:
-        """Returns JetStream on the process's one connection to NATS; waits until NATS is available."""
-        context: JetStreamContext = (await self._connected()).jetstream()
-        return context
-
     async def _connected(self) -> Any:
+        """Returns the process's one connection to NATS; waits until NATS is available."""
         async with self._connecting:
             if self._nats is None:
                 self._nats = await subscriber.connect(self._config.nats_url.get_secret_value(), self.service)

@@ -26,7 +26,7 @@ def start(service: str, *, log_level: str, metrics_listen: str) -> None:
         cache_logger_on_first_use=True,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         processors=[
-            _with_call(service),
+            _add_call,
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
@@ -113,15 +113,12 @@ def traced(method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[...
     return inside
 
 
-def _with_call(service: str) -> structlog.types.Processor:
-    def add(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-        call = request_context.current()
-        event["service"] = service
-        if call.method:
-            event["request_id"] = call.request_id
-        return event
-
-    return add
+def _add_call(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    call = request_context.current()
+    event["service"] = _State.service
+    if call.method:
+        event["request_id"] = call.request_id
+    return event
 
 
 class _ToStructlog(logging.Handler):

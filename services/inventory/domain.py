@@ -202,10 +202,8 @@ class Reservation:
 
     def is_for(self, hold: Hold) -> bool:
         """Whether this is the reservation that `hold` requests, and therefore the answer to its repeat."""
-        mine = [(line.product_id, line.sale_id, line.quantity) for line in self.lines]
-        return self.customer_id == hold.customer_id and mine == [
-            (line.product_id, line.sale_id, line.quantity) for line in hold.lines
-        ]
+        requested = tuple(replace(line, sale_price=None) for line in self.lines)
+        return self.customer_id == hold.customer_id and requested == hold.lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,12 +271,12 @@ def allot(
     """
     left = {pool: grant.units for pool, grant in grants.items()}
     counts = defaultdict(int, counted)
-    passed_by = set(known)
+    skipped = set(known)
     held, short, over = [], [], []
     for hold in holds:
-        if hold.id in passed_by:
+        if hold.id in skipped:
             continue
-        passed_by.add(hold.id)
+        skipped.add(hold.id)
         if (lacking := next((line for line in hold.lines if left.get(line.pool, 0) < line.quantity), None)) is not None:
             short.append((hold, lacking))
         elif (above := next((line for line in hold.lines if _above(line, hold, grants, counts)), None)) is not None:

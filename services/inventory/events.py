@@ -25,4 +25,4 @@ def expired_events(reservation_ids: Iterable[uuid.UUID]) -> list[Event]:
 
 
 def no_nudge() -> None:
-    """Leave new events to the relay's next look, half a second later at most."""
+    """Leave new events to the relay, which looks for them every half second."""

@@ -128,15 +128,15 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         return pb.BatchReserveResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchConfirm(self, request: pb.BatchConfirmRequest, context: Any) -> pb.BatchConfirmResponse:
-        outcomes = await settle.confirm(self._db, db.parse_uuids(list(request.ids)), nudge=self._nudge)
+        outcomes = await settle.confirm(self._db, db.parse_uuids(request.ids), nudge=self._nudge)
         return pb.BatchConfirmResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchExtend(self, request: pb.BatchExtendRequest, context: Any) -> pb.BatchExtendResponse:
-        outcomes = await settle.extend(self._db, db.parse_uuids(list(request.ids)))
+        outcomes = await settle.extend(self._db, db.parse_uuids(request.ids))
         return pb.BatchExtendResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchRelease(self, request: pb.BatchReleaseRequest, context: Any) -> pb.BatchReleaseResponse:
-        outcomes = await settle.release(self._db, db.parse_uuids(list(request.ids)), nudge=self._nudge)
+        outcomes = await settle.release(self._db, db.parse_uuids(request.ids), nudge=self._nudge)
         released = [o for o in outcomes if isinstance(o, Reservation) and not o.repeated]
         await self._gate.give_back((r, line) for r in released for line in r.lines)
         return pb.BatchReleaseResponse(outcomes=map(_outcome, outcomes))

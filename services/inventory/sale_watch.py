@@ -10,7 +10,7 @@ from services.inventory import sales
 from services.inventory.domain import WATCHERS_MOST, FlashSale, FlashSaleNotFound, SaleState
 
 SaleWatch = Watch[uuid.UUID, FlashSale | None]
-_LOOK_SECONDS = 0.25
+_FETCH_SECONDS = 0.25
 _OVER = (SaleState.ENDED, SaleState.CANCELLED)
 
 
@@ -21,22 +21,22 @@ def sale_watch(db: Database) -> SaleWatch:
         found = {sale.id: sale for sale in await sales.get_sales(db, sale_ids)}
         return {sale_id: found.get(sale_id) for sale_id in sale_ids}
 
-    return Watch(fetch, interval_seconds=_LOOK_SECONDS, watchers_max=WATCHERS_MOST, compare=_shown)
+    return Watch(fetch, interval_seconds=_FETCH_SECONDS, watchers_max=WATCHERS_MOST, compare=_shown)
 
 
 async def changes(watch: SaleWatch, sale_id: uuid.UUID) -> AsyncIterator[FlashSale]:
     """Yield the sale, then again after each change, until it is over. Raises `FlashSaleNotFound`."""
-    with watch.subscribe(sale_id, at_once=True) as looks:
-        async for sale in looks:
+    with watch.subscribe(sale_id, at_once=True) as values:
+        async for sale in values:
             if sale is None:
                 raise FlashSaleNotFound(flashSaleId=sale_id)
             yield sale
             if sale.state in _OVER:
                 return
-            # The first look can follow the first message at once; with this pause, messages are at most four a second.
-            await asyncio.sleep(_LOOK_SECONDS)
+            # The next fetch can follow the first message at once; with this pause, messages are at most four a second.
+            await asyncio.sleep(_FETCH_SECONDS)
 
 
 def _shown(sale: FlashSale | None) -> object:
-    """The fields whose change is worth a message: neither the clock nor the countdowns, which change in every look."""
+    """The fields whose change is worth a message: neither the clock nor the countdowns, which change in every fetch."""
     return sale and (sale.state, sale.held, sale.sold, sale.remaining, sale.next_hold_expire_time, sale.version)

@@ -13,4 +13,4 @@ class Settings(ServiceSettings):
     valkey_cluster: bool = False
     """Whether `valkey_url` names a node of a Valkey Cluster, which lists the others."""
     gate_enabled: bool = True
-    """If false, everybody passes to PostgreSQL."""
+    """If false, all holds pass to PostgreSQL."""

@@ -151,9 +151,9 @@ def _unique(values: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
-        match violated_constraint(error):
-            case constraint if constraint == SKU_KEY:
-                raise SkuTaken(sku=values["sku"]) from error
-            case constraint if constraint == SLUG_KEY:
-                raise SlugTaken(slug=values["slug"]) from error
+        constraint = violated_constraint(error)
+        if constraint == SKU_KEY:
+            raise SkuTaken(sku=values["sku"]) from error
+        if constraint == SLUG_KEY:
+            raise SlugTaken(slug=values["slug"]) from error
         raise

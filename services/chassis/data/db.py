@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -131,6 +131,6 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def parse_uuids(texts: list[str]) -> list[uuid.UUID]:
+def parse_uuids(texts: Iterable[str]) -> list[uuid.UUID]:
     """Parses ids that the contract's rules have validated."""
     return [uuid.UUID(text) for text in texts]

@@ -4,6 +4,7 @@ Each event is published at least once. Events of one key are published in the or
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -118,11 +119,9 @@ class Relay:
                 await self._wait()
 
     async def _wait(self) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_IDLE_SECONDS):
                 await self._nudged.wait()
-        except TimeoutError:
-            pass
         self._nudged.clear()
 
     async def relay_once(self, connection: Client, jetstream: JetStreamContext) -> int:

@@ -18,6 +18,7 @@ from services.chassis.errors import InvalidFields, RateLimited, TooSlow
 from services.chassis.request_context import Metadata
 from services.chassis.server import access, statuses
 from services.chassis.server.access import Gatekeeper, Rule
+from services.chassis.server.masks import json_name
 from services.chassis.server.statuses import Answer
 
 log = structlog.get_logger()
@@ -205,8 +206,7 @@ def _path(violation: Any) -> str:
     """Returns the field as a client writes it, for example `lines[0].productId`; for a rule of the message, its id."""
     path = ""
     for element in violation.field.elements if violation.field else ():
-        head, *rest = element.field_name.split("_")
-        name = head + "".join(word.capitalize() for word in rest)
+        name = json_name(element.field_name)
         path += f".{name}" if path else name
         if (subscript := element.subscript) is not None:
             path += f"[{subscript.value}]"

@@ -21,10 +21,11 @@ def select_fields(
     fields = mutable if "*" in paths else frozenset(paths)
     missing = sorted((fields & required) - set(given))
     if missing:
-        raise InvalidFields(dict.fromkeys(map(_in_json, missing), "is named by the update mask and must be set"))
+        raise InvalidFields(dict.fromkeys(map(json_name, missing), "is named by the update mask and must be set"))
     return fields
 
 
-def _in_json(field: str) -> str:
+def json_name(field: str) -> str:
+    """Returns the name of a field as JSON has it, for example `productId`."""
     head, *rest = field.split("_")
     return head + "".join(map(str.capitalize, rest))

@@ -47,10 +47,10 @@ _TAKE, _GIVE_BACK = Script("take"), Script("give_back")
 
 
 class Gate:
-    """The gate of all sales. Never raises to the hot path: while Valkey is unavailable, everybody passes."""
+    """The gate of all sales. Never raises to the hot path: while Valkey is unavailable, all holds pass."""
 
     def __init__(self, url: str, *, cluster: bool = False) -> None:
-        """`cluster`: `url` names a node of a Valkey Cluster. Without a `url` the gate is off, and everybody passes."""
+        """`cluster`: `url` names a node of a Valkey Cluster. Without a `url` the gate is off, and all holds pass."""
         self.available = asyncio.Event()
         """Set while Valkey answers, as far as this process can see."""
         self._returning: asyncio.Task[None] | None = None
@@ -128,7 +128,7 @@ class Gate:
     async def run(
         self, script: Script, arguments: dict[uuid.UUID, list[Any]], *, seconds: float = _TIMEOUT_SECONDS
     ) -> list[Any]:
-        """Runs `script` for each sale in one round trip. Raises `UNAVAILABLE`; then everybody passes for a while.
+        """Runs `script` for each sale in one round trip. Raises `UNAVAILABLE`; then all holds pass for a while.
 
         If the script fails for one sale, its answer is None. The sale's keys hold something else, so they are deleted,
         and the next rebuild writes them.
@@ -152,7 +152,7 @@ class Gate:
         return [None if isinstance(answer, Exception) else answer for answer in answers]
 
     async def delete(self, sale_ids: Iterable[uuid.UUID]) -> None:
-        """Deletes the keys of sales: everybody passes until the next rebuild writes them. Raises `UNAVAILABLE`."""
+        """Deletes the keys of sales: all holds pass until the next rebuild writes them. Raises `UNAVAILABLE`."""
         pipeline = self.valkey.pipeline(transaction=False)
         for sale_id in sale_ids:
             pipeline.delete(*keys_of(sale_id))
@@ -167,7 +167,7 @@ class Gate:
         return answers
 
     def _lost(self, error: Exception) -> None:
-        """Lets everybody pass until Valkey answers again. One task asks it, once a second."""
+        """Lets all holds pass until Valkey answers again. One task asks it, once a second."""
         if self.available.is_set():
             log.warning("the gate is unavailable; PostgreSQL decides alone", cause=repr(error)[:200])
             self.available.clear()

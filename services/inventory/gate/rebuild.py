@@ -78,7 +78,7 @@ class Rebuild:
     async def _write(self, sales: list[OpenSale], held: Iterable[HeldUnits], *, all_added: bool = False) -> bool:
         """Write the units left of sales, and add customers. Returns whether all their keys existed before.
 
-        A sale that lacks a key gets its counter once all its customers are in the hash: until then everybody passes.
+        A sale that lacks a key gets its counter once all its customers are in the hash: until then all holds pass.
         """
         customers: dict[uuid.UUID, Counter[uuid.UUID]] = defaultdict(Counter)
         for sale_id, customer_id, units in held:

@@ -4,7 +4,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeGuard
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -26,24 +25,24 @@ async def admit(
 ) -> list[Outcome]:
     """`reserve` for the holds that pass the gate; the gate refuses the others without touching PostgreSQL."""
     taken, refused = await gate.take(holds)
+    outcomes: dict[uuid.UUID, Outcome] = {**refused}
     admitted = [hold for hold in holds if hold.id not in refused]
-    decided: dict[uuid.UUID, Outcome] = {}
     if admitted:
         try:
-            outcomes = await reserve(db, admitted, nudge=nudge)
+            decided = await reserve(db, admitted, nudge=nudge)
         except BaseException:
             # It may have been committed. A counter that is too high does no harm, but a repeat must find its hold.
             await gate.give_back(taken, keep_customers=True)
             raise
-        decided.update(zip([hold.id for hold in admitted], outcomes, strict=True))
-        held = {id_ for id_, o in decided.items() if isinstance(o, Reservation) and not o.repeated}
-        sold_out = {uuid.UUID(o.metadata["flashSaleId"]) for o in decided.values() if _is_sold_out(o)}
+        outcomes.update(zip([hold.id for hold in admitted], decided, strict=True))
+        held = {o.id for o in decided if isinstance(o, Reservation) and not o.repeated}
+        sold_out = {
+            uuid.UUID(o.metadata["flashSaleId"])
+            for o in decided
+            if isinstance(o, domain.SoldOut) and o.metadata["remaining"] == "0"
+        }
         await gate.give_back((item for item in taken if item[0].id not in held), sold_out=sold_out)
-    return [refused.get(hold.id) or decided[hold.id] for hold in holds]
-
-
-def _is_sold_out(outcome: Outcome) -> TypeGuard[domain.SoldOut]:
-    return isinstance(outcome, domain.SoldOut) and outcome.metadata["remaining"] == "0"
+    return [outcomes[hold.id] for hold in holds]
 
 
 async def reserve(db: Database, holds: Sequence[Hold], *, nudge: Callable[[], None] = no_nudge) -> list[Outcome]:
@@ -69,13 +68,13 @@ async def reserve_slowly(tx: AsyncSession, holds: Sequence[Hold]) -> tuple[dict[
     # The pools are locked from here on: the counts of their customers stay as they are read now.
     counted = await sale_customers.counted(tx, holds, grants)
     enough = all(pool in grants and grants[pool].units == units for pool, units in wanted.items())
-    # With enough units for all, a repeat takes nothing from anybody: the insert finds it.
+    # With enough units for all, a repeat takes no unit from another hold, and the insert finds it.
     known = {} if enough else await reservations.find(tx, [hold.id for hold in holds])
-    dealt = domain.allot(holds, grants, counted=counted, known=known)
-    held = await reservations.insert(tx, dealt.held)
-    await sale_customers.count(tx, [hold for hold in dealt.held if hold.id in held], grants)
-    back = Counter(dealt.leftover)
-    back.update(domain.units_by_pool(line for hold in dealt.held if hold.id not in held for line in hold.lines))
+    allotment = domain.allot(holds, grants, counted=counted, known=known)
+    held = await reservations.insert(tx, allotment.held)
+    await sale_customers.count(tx, [hold for hold in allotment.held if hold.id in held], grants)
+    back = Counter(allotment.leftover)
+    back.update(domain.units_by_pool(line for hold in allotment.held if hold.id not in held for line in hold.lines))
     await sales.undo_hold(tx, back)
     await stock.unhold(tx, back)
     empty = [pool[1] for pool, grant in grants.items() if pool[1] and grant.remaining + back[pool] == 0]
@@ -84,9 +83,9 @@ async def reserve_slowly(tx: AsyncSession, holds: Sequence[Hold]) -> tuple[dict[
     if len(held) < len(holds):  # the rare case: a hold is refused, or repeated
         refused: dict[uuid.UUID, AppError] = {
             hold.id: domain.CustomerLimit(flashSaleId=line.sale_id, limit=grants[line.pool].per_customer_limit)
-            for hold, line in dealt.over
+            for hold, line in allotment.over
         }
-        refused.update(await _why_short(tx, dealt.short))
+        refused.update(await _why_short(tx, allotment.short))
         outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
     return outcomes, bool(empty)
 

@@ -2,5 +2,5 @@
 
 `reserve_fast` writes several tables in one statement; a test proves it equal to the slow path.
 Lock order, everywhere: reservations by id, then sales by product, then stock by product. Reserving skips the first
-step: it only inserts reservations, and nobody who waits for it holds a lock that it needs.
+step: it only inserts reservations, and no transaction that waits for it holds a lock that it needs.
 """

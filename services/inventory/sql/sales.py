@@ -104,14 +104,13 @@ _HOLD_AGAIN = text("""
     UPDATE flash_sales SET held = held + :units, update_time = clock_timestamp()
     WHERE id = :id AND allocation - held - sold - returned >= :units RETURNING id
 """)
-_HOLD_AGAIN_FROM_STOCK = """
-    WITH willing AS (
+_HOLD_AGAIN_FROM_STOCK = text(f"""
+    WITH eligible AS (
         SELECT id FROM flash_sales WHERE id = :id AND returned >= :units
-    ), {take_into_sale}
+    ), {stock.TAKE_INTO_SALE}
     UPDATE flash_sales SET held = held + :units, returned = returned - :units
     WHERE id = :id AND EXISTS (SELECT FROM taken) RETURNING id
-"""
-_HOLD_AGAIN_BY_ALLOCATION = text(_HOLD_AGAIN_FROM_STOCK.format(take_into_sale=stock.TAKE_INTO_SALE))
+""")  # noqa: S608
 _SELL = text("""
     WITH w AS (
         SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (id, units)
@@ -278,7 +277,7 @@ async def hold_again(tx: AsyncSession, line: Line) -> bool:
     arguments = {"id": line.sale_id, "units": line.quantity}
     if await tx.scalar(_HOLD_AGAIN, arguments):
         return True
-    return await tx.scalar(_HOLD_AGAIN_BY_ALLOCATION, {**arguments, "product": line.product_id}) is not None
+    return await tx.scalar(_HOLD_AGAIN_FROM_STOCK, {**arguments, "product": line.product_id}) is not None
 
 
 async def sell(tx: AsyncSession, units: Mapping[Pool, int]) -> None:

@@ -88,14 +88,14 @@ RETURN_FROM_SALES = """
 TAKE_INTO_SALE = """
     taken AS (
         UPDATE stock SET on_hand = on_hand - :units, update_time = clock_timestamp()
-        WHERE product_id = :product AND on_hand - held >= :units AND EXISTS (SELECT FROM willing)
+        WHERE product_id = :product AND on_hand - held >= :units AND EXISTS (SELECT FROM eligible)
         RETURNING product_id
     ), moved AS (
         INSERT INTO stock_movements (product_id, delta, kind, reference_id)
         SELECT product_id, -:units, 'ALLOCATED', :id FROM taken
     )
 """
-"""Common table expressions that move units from stock into the sale of `willing`, if there are enough: `taken`."""
+"""Common table expressions that move units from stock into the sale in `eligible`. `taken` is empty if they lack."""
 
 
 async def find_stock(tx: AsyncSession, product_id: uuid.UUID, *, lock: bool = False) -> Stock:

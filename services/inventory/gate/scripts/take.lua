@@ -1,7 +1,7 @@
 -- Takes units of one flash sale for several customers.
 -- KEYS: the units left, the units by customer. ARGV: customer, units, customer, units, …
 -- Returns for each pair -1 if it took its units, -2 if it passes without, otherwise the units left. Nothing is
--- returned for a sale without a counter: everybody passes.
+-- returned for a sale without a counter: all holds pass.
 local left = tonumber(redis.call('GET', KEYS[1]))
 if not left then return {} end
 local answers, before = {}, left

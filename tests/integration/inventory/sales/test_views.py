@@ -267,7 +267,7 @@ async def test_two_thousand_watchers_of_a_hot_sale_all_see_its_end_at_the_price_
 async def test_a_message_keeps_its_distance_from_the_one_before(
     db: Database, watch: Watch[uuid.UUID, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "_LOOK_SECONDS", 60)
+    monkeypatch.setattr(watching, "_FETCH_SECONDS", 60)
     sale = await a_sale(db)
     seen = watching.changes(watch, sale.id)
     assert (await anext(seen)).held == 0
