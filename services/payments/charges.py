@@ -55,10 +55,28 @@ class Charges:
         return [next(results) if isinstance(one, Begun) else one for one in begun]
 
     async def _begin_all(self, calls: Sequence[Sequence[Charge]]) -> list[list[Begun | AppError]]:
-        """Begin the payments of several calls in one transaction."""
-        flat = [charge for charges in calls for charge in charges]
-        begun = iter(await begin_charges(self._db, flat, provider=self._provider))
-        return [[next(begun) for _ in charges] for charges in calls]
+        """Commit the payments of several calls before the provider is called, so that a crash cannot lose them.
+
+        An order that has a payment keeps it; one that occurs twice gets one. `RequestIdReused` if the payment is for
+        another customer or amount.
+        """
+        charges = [charge for call in calls for charge in call]
+        made = await payments.insert_alone(self._db, charges, state=State.PROCESSING, provider=self._provider)
+        known: dict[uuid.UUID, Payment] = {}
+        retried: dict[uuid.UUID, Payment] = {}
+        if missing := [charge.order_id for charge in charges if charge.order_id not in made]:
+            async with self._db.begin() as tx:
+                known = await payments.read_by_order(tx, missing, lock=False)
+                retried = await _start_attempts(tx, charges, known)
+        ours = made | retried
+
+        def outcome(charge: Charge) -> Begun | AppError:
+            payment = ours.get(charge.order_id) or known[charge.order_id]
+            if _differs(payment, charge):
+                return RequestIdReused(requestId=charge.order_id)
+            return Begun(payment=payment, call_provider=charge.order_id in ours)
+
+        return [[outcome(charge) for charge in call] for call in calls]
 
     async def cancel(self, charges: Sequence[Charge]) -> list[Payment]:
         """Cancel the payments of orders for which no money has moved."""
@@ -113,29 +131,6 @@ class Charges:
         """Raises `PaymentNotFound`."""
         async with self._db() as tx:
             return await payments.read_one(tx, payment_id, lock=False)
-
-
-async def begin_charges(db: Database, charges: Sequence[Charge], *, provider: str) -> list[Begun | AppError]:
-    """Commit the payments of orders before the provider is called, so that a crash cannot lose them.
-
-    An order that has a payment keeps it; one that occurs twice gets one. `RequestIdReused` if the payment is for
-    another customer or amount.
-    """
-    made = await payments.insert_alone(db, charges, state=State.PROCESSING, provider=provider)
-    known: dict[uuid.UUID, Payment] = {}
-    retried: dict[uuid.UUID, Payment] = {}
-    if missing := [charge.order_id for charge in charges if charge.order_id not in made]:
-        async with db.begin() as tx:
-            known = await payments.read_by_order(tx, missing, lock=False)
-            retried = await _start_attempts(tx, charges, known)
-    found = known | retried | made
-    ours = made.keys() | retried.keys()
-    return [
-        RequestIdReused(requestId=charge.order_id)
-        if _differs(found[charge.order_id], charge)
-        else Begun(payment=found[charge.order_id], call_provider=charge.order_id in ours)
-        for charge in charges
-    ]
 
 
 async def _start_attempts(

@@ -37,9 +37,20 @@ class Refunds:
     async def refund_payment(
         self, *, payment_id: uuid.UUID, amount: Money | None, reason: str, request: RequestKey | None
     ) -> Payment:
-        """Refund `amount` of a payment, or all that is left; return the payment."""
-        deadline = Deadline()
-        refund = await begin_refund(self._db, payment_id=payment_id, amount=amount, reason=reason, request=request)
+        """Refund `amount` of a payment, or all that is left; return the payment. A repeat finds the first refund.
+
+        Raises `PaymentNotFound`, `RequestIdReused`, and the errors of `refundable_minor`.
+        """
+        deadline, refund_id = Deadline(), ids.new()
+        async with self._db.begin() as tx:
+            payment = await payments.read_one(tx, payment_id, lock=True)
+            if first := await idempotency.find_repeat(tx, request, refund_id):
+                refund = (await sql.read(tx, [first]))[first].refund
+            else:
+                # The lock on the payment keeps this check valid until the sum has grown. A CHECK constraint guards it.
+                minor = refundable_minor(payment, amount)
+                new = NewRefund(id=refund_id, payment=payment, amount_minor=minor, reason=reason)
+                (refund,) = await sql.insert(tx, [new])
         await self._dispatch([refund], deadline)
         async with self._db() as tx:
             return await payments.read_one(tx, payment_id, lock=False)
@@ -61,25 +72,6 @@ class Refunds:
             if refund.state is RefundState.PENDING:
                 self._dispatcher.refund(refund)
         await self._dispatcher.wait_for_refunds([refund.id for refund in begun], seconds=deadline.seconds_left())
-
-
-async def begin_refund(
-    db: Database, *, payment_id: uuid.UUID, amount: Money | None, reason: str, request: RequestKey | None
-) -> Refund:
-    """Commit one refund of a payment. A repeat of the request returns the refund of the first one.
-
-    Raises `PaymentNotFound`, `RequestIdReused`, and the errors of `refundable_minor`.
-    """
-    refund_id = ids.new()
-    async with db.begin() as tx:
-        payment = await payments.read_one(tx, payment_id, lock=True)
-        if first := await idempotency.find_repeat(tx, request, refund_id):
-            return (await sql.read(tx, [first]))[first].refund
-        # The lock on the payment keeps this check valid until the sum has grown. A CHECK constraint guards it too.
-        minor = refundable_minor(payment, amount)
-        new = NewRefund(id=refund_id, payment=payment, amount_minor=minor, reason=reason)
-        (refund,) = await sql.insert(tx, [new])
-        return refund
 
 
 async def begin_refunds(db: Database, lines: Sequence[RefundLine]) -> list[Refund | AppError]:

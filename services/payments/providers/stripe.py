@@ -147,16 +147,9 @@ class Stripe:
         return _charge_result(payment.id, intent)
 
     async def find(self, payment: Payment) -> ChargeResult | None:
-        params: Any = {"limit": _PAGE, "created": {"gte": int(payment.create_time.timestamp()) - _EARLIER_SECONDS}}
-        for _ in range(_PAGES_MOST):
-            page = await self._get("list", _INTENTS, params)
-            for intent in page["data"]:
-                if _metadata(intent).get("payment_id") == str(payment.id):
-                    return _charge_result(payment.id, intent)
-            if not page["has_more"]:
-                return None
-            params["starting_after"] = page["data"][-1]["id"]
-        raise self._unknown("list", RuntimeError("too many intents to search"))
+        since = int(payment.create_time.timestamp()) - _EARLIER_SECONDS
+        intent = await self._search("list", _INTENTS, {"created": {"gte": since}}, "payment_id", payment.id)
+        return _charge_result(payment.id, intent) if intent else None
 
     async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
         try:
@@ -186,15 +179,23 @@ class Stripe:
         )
 
     async def _find_refund(self, refund: Refund) -> RefundResult | None:
-        params: Any = {"payment_intent": refund.charge_reference, "limit": _PAGE}
-        while True:
-            page = await self._get("list_refunds", _REFUNDS, params)
-            for made in page["data"]:
-                if _metadata(made).get("refund_id") == str(refund.id):
-                    return _refund_result(refund, made)
+        params = {"payment_intent": refund.charge_reference}
+        made = await self._search("list_refunds", _REFUNDS, params, "refund_id", refund.id)
+        return _refund_result(refund, made) if made else None
+
+    async def _search(self, operation: str, path: str, params: Object, key: str, id_: uuid.UUID) -> Object | None:
+        """Return the object of a list whose metadata has our `id_` under `key`; None if there is none."""
+        after: dict[str, str] = {}
+        for _ in range(_PAGES_MOST):
+            page = await self._get(operation, path, {**params, **after, "limit": _PAGE})
+            for found in page["data"]:
+                if (found.get("metadata") or {}).get(key) == str(id_):
+                    answer: Object = found
+                    return answer
             if not page["has_more"]:
                 return None
-            params["starting_after"] = page["data"][-1]["id"]
+            after = {"starting_after": page["data"][-1]["id"]}
+        raise self._unknown(operation, RuntimeError("too many objects to search"))
 
     async def _get(self, operation: str, path: str, params: Object | None = None) -> Object:
         return await self._call(operation, "get", path, params or {})
@@ -249,10 +250,6 @@ def _path(payment: Payment, *action: str) -> str:
     """Return the path of a payment's intent, or of an action on it."""
     assert payment.provider_reference is not None
     return "/".join((_INTENTS, quote(payment.provider_reference, safe=""), *action))
-
-
-def _metadata(thing: Object) -> Mapping[str, str]:
-    return thing.get("metadata") or {}
 
 
 def _charge_result(payment_id: uuid.UUID, intent: Object) -> ChargeResult:
