@@ -39,7 +39,7 @@ from services.orders.saga.worker import STARTED, Worker
 from services.orders.sql import combined, order_lists, order_log, orders, sagas
 from services.orders.sql.order_lists import Position
 
-_LOOK_SECONDS = 1.0
+_WATCH_SECONDS = 1.0
 # How long an answer may wait for the provider. The mutation is carried out in any case.
 _SETTLE_SECONDS = 6.0
 
@@ -58,7 +58,7 @@ class Mutation:
 
 def order_watch(db: Database) -> Watch[uuid.UUID, Order]:
     """The live view of orders."""
-    return Watch(partial(orders.get_many, db), interval_seconds=_LOOK_SECONDS, watchers_max=WATCHERS_MOST)
+    return Watch(partial(orders.get_many, db), interval_seconds=_WATCH_SECONDS, watchers_max=WATCHERS_MOST)
 
 
 class Orders:
@@ -92,12 +92,12 @@ class Orders:
 
     async def changes(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> AsyncIterator[Order]:
         """The order as it is, then at each change, until it is settled; raises `OrderNotFound`."""
-        with self._watch.subscribe(order_id) as looks:
+        with self._watch.subscribe(order_id) as updates:
             order = await self.get(order_id, customer_id=customer_id)
             yield order
             if order.settled:
                 return
-            async for latest in looks:
+            async for latest in updates:
                 if latest.version > order.version:
                     order = latest
                     yield order
@@ -134,7 +134,7 @@ class Orders:
                 if saga is None:
                     await self._begin_refund(tx, mutation, Refund(ids.new(), None, State.CANCELLED, restock=True))
                     saga = await sagas.claim_one(tx, order.id)
-        order = await self._carried_out(order, saga)
+        order = await self._await_saga(order, saga)
         in_progress = order.state is State.PENDING or (order.refunding and mutation.customer_id is None)
         if order.state is not State.CANCELLED and not in_progress:
             raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
@@ -150,7 +150,7 @@ class Orders:
                 refund = Refund(ids.new(), amount, State.REFUNDED, restock=restock, lines=tuple(lines))
                 await self._begin_refund(tx, mutation, refund)
             saga = None if repeat else await sagas.claim_one(tx, mutation.order_id)
-        return await self._carried_out(await self.get(mutation.order_id, customer_id=None), saga)
+        return await self._await_saga(await self.get(mutation.order_id, customer_id=None), saga)
 
     async def _begin_refund(self, tx: AsyncSession, mutation: Mutation, refund: Refund) -> None:
         order = await orders.read(tx, mutation.order_id, lock=True)
@@ -159,7 +159,7 @@ class Orders:
         order.check_refund(refund)
         await combined.begin_refund(tx, order, refund, mutation.by)
 
-    async def _carried_out(self, order: Order, saga: Saga | None) -> Order:
+    async def _await_saga(self, order: Order, saga: Saga | None) -> Order:
         """The order once its saga has paused or finished, or as it is after some seconds.
 
         This process carries `saga`; None if another process or call does.

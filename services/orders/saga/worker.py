@@ -45,9 +45,9 @@ class Worker:
         self, db: Database, steps: SagaSteps, relay: Relay, watch: Watch[uuid.UUID, Order], *, at_once: int
     ) -> None:
         self._db, self._steps, self._relay, self._watch, self._at_once = db, steps, relay, watch, at_once
-        self._slow_at_once = at_once - at_once // 4
+        self._provider_bound_most = at_once - at_once // 4
         self._running: set[asyncio.Task[None]] = set()
-        self._slow: set[asyncio.Task[None]] = set()
+        self._provider_bound: set[asyncio.Task[None]] = set()
         self._promised = 0
         self._due = 0
         self._finish: Batcher[Saga, bool] = Batcher("finish", self._finish_batch)
@@ -70,7 +70,7 @@ class Worker:
     def _free_slots(self) -> tuple[int, int]:
         """How many more sagas may run, and how many of them may be provider-bound."""
         free = max(self._at_once - len(self._running) - self._promised, 0)
-        return free, min(max(self._slow_at_once - len(self._slow) - self._promised, 0), free)
+        return free, min(max(self._provider_bound_most - len(self._provider_bound) - self._promised, 0), free)
 
     @property
     def backlog(self) -> int:
@@ -83,17 +83,17 @@ class Worker:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         if saga.provider_bound:
-            self._slow.add(task)
-            task.add_done_callback(self._slow.discard)
+            self._provider_bound.add(task)
+            task.add_done_callback(self._provider_bound.discard)
         return task
 
     async def run(self) -> None:
         """Claims due sagas and carries them. Runs until cancelled."""
         while True:
-            free, slow = self._free_slots()
-            claimed = await sagas.claim_due(self._db, free, slow=slow) if free else []
+            free, provider_bound = self._free_slots()
+            claimed = await sagas.claim_due(self._db, free, provider_bound=provider_bound) if free else []
             # Provider-bound sagas have fewer slots, and may be the only ones left behind.
-            behind = self._at_once > 0 and len(claimed) >= slow
+            behind = self._at_once > 0 and len(claimed) >= provider_bound
             self._due = await sagas.count_due(self._db, _DUE_MOST) if behind else 0
             _CLAIMED.inc(len(claimed))
             for saga in claimed:

@@ -1,7 +1,7 @@
 """Lists of orders. Every page costs about the same, however many orders there are.
 
 The filter that selects the fewest orders decides which index is walked: product, customer, state, else the time alone.
-The other filters are checked order by order, on at most `_LOOK_MOST` orders a page.
+The other filters are checked order by order, on at most `_CANDIDATES_MOST` orders a page.
 """
 
 import uuid
@@ -15,7 +15,7 @@ from services.chassis.data.db import Database
 from services.orders.domain import Order, OrderFilter
 from services.orders.sql import orders
 
-_LOOK_MOST = 2_000
+_CANDIDATES_MOST = 2_000
 
 Position = tuple[datetime, uuid.UUID]
 """The end of a page: the order's create time and id."""
@@ -40,17 +40,17 @@ class Walk:
 
     @property
     def page(self) -> str:
-        """`:most` orders, out of the first `:look` candidates."""
+        """`:most` orders, out of the first `:candidates` candidates."""
         where = f"WHERE {self.condition}" if self.condition else ""
         return f"""
-            {orders.SELECT} o JOIN ({self.candidates} LIMIT :look) candidate USING (id, create_time)
+            {orders.SELECT} o JOIN ({self.candidates} LIMIT :candidates) candidate USING (id, create_time)
             {where} ORDER BY create_time DESC, id DESC LIMIT :most
         """
 
     @property
     def edge(self) -> str:
-        """The last of `:look` candidates, if there are as many."""
-        return f"{self.candidates} OFFSET :look - 1 LIMIT 1"
+        """The last of `:candidates` candidates, if there are as many."""
+        return f"{self.candidates} OFFSET :candidates - 1 LIMIT 1"
 
 
 def walk(query: OrderFilter, after: Position | None) -> Walk:
@@ -89,7 +89,7 @@ async def page(
     A page may hold fewer than `most` orders and not be the last, if few of the candidates match.
     """
     way = walk(query, after)
-    arguments = {**way.arguments, "look": _LOOK_MOST if way.condition else most + 1, "most": most + 1}
+    arguments = {**way.arguments, "candidates": _CANDIDATES_MOST if way.condition else most + 1, "most": most + 1}
     async with db() as tx:
         found = [orders.from_row(row) for row in await tx.execute(text(way.page), arguments)]
         if len(found) > most:

@@ -20,7 +20,7 @@ from services.orders.sql.schema import SagaRow, columns
 
 STUCK_SECONDS = 60
 LEASE_SECONDS = 10.0
-"""For how long one process holds a saga. Longer than the slowest step, else two processes take it in vain; no longer,
+"""For how long one process holds a saga. Longer than the slowest step, else two processes take that step; no longer,
 because the sagas of a process that died stand still for as long."""
 
 WAITS_FOR_CUSTOMER = "s.paused AND s.cancel_reason = '' AND s.cause = '' AND o.payment->>'state' = 'AWAITING_CUSTOMER'"
@@ -96,14 +96,14 @@ _CLAIM = f"""
 _CLAIM_DUE = text(
     _CLAIM.format(
         due="""
-    quick AS (
+    others AS (
         SELECT order_id FROM sagas WHERE NOT provider_bound AND next_time <= now() ORDER BY next_time LIMIT :most
         FOR UPDATE SKIP LOCKED
-    ), slow AS (
+    ), provider_bound AS (
         SELECT order_id FROM sagas WHERE provider_bound AND next_time <= now() ORDER BY next_time
-        LIMIT least(:slow, :most - (SELECT count(*) FROM quick)) FOR UPDATE SKIP LOCKED
+        LIMIT least(:provider_bound, :most - (SELECT count(*) FROM others)) FOR UPDATE SKIP LOCKED
     ), due AS (
-        SELECT order_id FROM quick UNION ALL SELECT order_id FROM slow
+        SELECT order_id FROM others UNION ALL SELECT order_id FROM provider_bound
     )"""
     )
 )
@@ -139,12 +139,12 @@ _MAKE_DUE = text("""
 # --- what workers do ---
 
 
-async def claim_due(db: Database, most: int, *, slow: int) -> list[Saga]:
+async def claim_due(db: Database, most: int, *, provider_bound: int) -> list[Saga]:
     """Claims up to `most` sagas that are due: paused until now, or left by a process that died.
 
-    At most `slow` of them are provider-bound, and these come last.
+    At most `provider_bound` of them are provider-bound, and these come last.
     """
-    arguments = {"most": most, "slow": slow, "lease": LEASE_SECONDS}
+    arguments = {"most": most, "provider_bound": provider_bound, "lease": LEASE_SECONDS}
     return [_saga(row) for row in await run_autocommit(db, _CLAIM_DUE, arguments)]
 
 

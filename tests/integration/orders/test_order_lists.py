@@ -80,7 +80,7 @@ async def explained(db: Database, query: OrderFilter, after: order_lists.Positio
     async with db() as tx:
         found = await tx.execute(
             text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {way.page}"),
-            {**way.arguments, "look": look, "most": PAGE + 1},
+            {**way.arguments, "candidates": look, "most": PAGE + 1},
         )
         plan = found.scalar_one()
     return dict((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"])

@@ -46,7 +46,7 @@ async def finish(db: Database, *finished: Saga, progress: Progress = PAID) -> li
 
 
 async def claim_due(db: Database, most: int = 5) -> list[Saga]:
-    return await sagas.claim_due(db, most, slow=most)
+    return await sagas.claim_due(db, most, provider_bound=most)
 
 
 async def due(db: Database, *order_ids: uuid.UUID) -> None:
