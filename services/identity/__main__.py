@@ -27,7 +27,7 @@ async def main(config: Settings) -> None:
             await keys.rotate_keys(process.db, sealer, lifetimes)
             await keys.load_keys(process.db, sealer, keyring)
             await actions.ensure_first_admin(process.db, passwords, admin_password)
-            process.run_cleanups(idempotency.CLEANUP, sessions.DELETE_EXPIRED)
+            process.run_cleanups(idempotency.CLEANUP, *sessions.CLEANUPS)
             process.background("keys", partial(keys.follow_keys, process.db, sealer, keyring))
             pepper = derive_key(secrets[0], "stampede request digests")
             service = IdentityService(process.db, passwords, keyring, pepper=pepper)

@@ -10,8 +10,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.data.cleanup import Cleanup
 from services.identity.sql.schema import RefreshToken, Session, User
 
-DELETE_EXPIRED = Cleanup(
-    "sessions", "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expire_time < now() LIMIT :most)"
+# Sessions go after their tokens, of which one can have 8,640: a statement that deleted those of many sessions with them
+# would exceed its time limit, in every run.
+CLEANUPS = (
+    Cleanup(
+        "refresh_tokens",
+        """DELETE FROM refresh_tokens WHERE ctid = ANY(ARRAY(
+            SELECT t.ctid FROM sessions s JOIN refresh_tokens t ON t.session_id = s.id
+            WHERE s.expire_time < now() LIMIT :most))""",
+    ),
+    Cleanup(
+        "sessions",
+        """DELETE FROM sessions WHERE id IN (
+            SELECT id FROM sessions s WHERE expire_time < now()
+                AND NOT EXISTS (SELECT FROM refresh_tokens WHERE session_id = s.id) LIMIT :most)""",
+    ),
 )
 
 

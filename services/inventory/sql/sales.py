@@ -52,8 +52,8 @@ _OPEN = text("""
 """)
 _LOCK = text("SELECT id FROM flash_sales WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY product_id, id FOR UPDATE")
 # Gives the unsold units of sales back to stock. Held units go back when their hold ends.
-_CLOSE = """
-    WITH due AS ({which}), returned AS (
+_CLOSE = f"""
+    WITH due AS ({{which}}), returned AS (
         UPDATE flash_sales s
         SET closed_as = :closed_as, returned = allocation - held - sold, version = version + 1,
             end_time = CASE WHEN :closed_as = 'ENDED'
@@ -62,10 +62,10 @@ _CLOSE = """
             update_time = clock_timestamp()
         FROM due WHERE s.id = due.id
         RETURNING s.id, s.product_id, new.returned - old.returned AS units
-    ), {return_from_sales}
+    ), {stock.RETURN_FROM_SALES}
     SELECT count(*) FROM returned
-"""
-_CLOSE_ONE = text(_CLOSE.format(which="SELECT CAST(:id AS uuid) AS id", return_from_sales=stock.RETURN_FROM_SALES))
+"""  # noqa: S608
+_CLOSE_ONE = text(_CLOSE.format(which="SELECT CAST(:id AS uuid) AS id"))
 _CLOSE_ENDED = text(
     _CLOSE.format(
         # The clock stands in a query of its own, which runs once: an index cannot be searched for a moving value. Rows
@@ -74,8 +74,7 @@ _CLOSE_ENDED = text(
         which="""
             SELECT id FROM flash_sales WHERE closed_as IS NULL AND end_time <= (SELECT clock_timestamp())
             ORDER BY end_time LIMIT :most FOR UPDATE SKIP LOCKED
-        """,
-        return_from_sales=stock.RETURN_FROM_SALES,
+        """
     )
 )
 # The check is the write: one statement grants the units that are there, so two batches never see the same unit.
@@ -122,24 +121,21 @@ _SELL = text("""
     FROM w JOIN locked USING (id) WHERE s.id = w.id
 """)
 # A closed sale cannot sell units that come back: they go on to ordinary stock, with a movement in the ledger.
-_GIVE_BACK = """
+_GIVE_BACK = f"""
     WITH w AS (
         SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (id, units)
     ), locked AS (
         SELECT s.id FROM flash_sales s JOIN w USING (id) ORDER BY s.product_id, s.id FOR UPDATE OF s
     ), returned AS (
-        UPDATE flash_sales s SET {column} = s.{column} - w.units, update_time = clock_timestamp(),
+        UPDATE flash_sales s SET {{column}} = s.{{column}} - w.units, update_time = clock_timestamp(),
             returned = s.returned + CASE WHEN s.closed_as IS NULL THEN 0 ELSE w.units END
         FROM w JOIN locked USING (id) WHERE s.id = w.id
         RETURNING s.id, s.product_id, new.returned - old.returned AS units, s.closed_as IS NULL
             AND s.end_time > clock_timestamp() AND old.held + old.sold + old.returned = s.allocation AS is_available
-    ), {return_from_sales}
+    ), {stock.RETURN_FROM_SALES}
     SELECT id FROM returned WHERE is_available
-"""
-_GIVE_BACK_FROM = {
-    column: text(_GIVE_BACK.format(column=column, return_from_sales=stock.RETURN_FROM_SALES))
-    for column in ("held", "sold")
-}
+"""  # noqa: S608
+_GIVE_BACK_FROM = {column: text(_GIVE_BACK.format(column=column)) for column in ("held", "sold")}
 _SOLD_OUT = text("""
     SELECT id FROM flash_sales WHERE id = ANY(CAST(:ids AS uuid[])) AND closed_as IS NULL
         AND end_time > clock_timestamp() AND held + sold + returned = allocation

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import uuid
+from itertools import pairwise
 from typing import Any
 
 import grpc
@@ -17,7 +18,7 @@ from sqlalchemy import select, text
 from services.chassis.data.db import Database
 from services.chassis.data.sealing import WrongSecret
 from services.chassis.server.access import AUDIENCE, ISSUER
-from services.identity import keys
+from services.identity import keys, tokens
 from services.identity.sql import sessions
 from services.identity.sql.schema import RefreshToken, Session, SigningKey
 from services.identity.tokens import Key, Keyring, KeySealer
@@ -146,10 +147,30 @@ async def test_a_refreshed_session_still_expires(
     async with db.begin() as tx:
         await tx.execute(text("UPDATE sessions SET expire_time = now() - interval '1 second'"))
     await assert_refused(refresh(identity, second.refresh_token))
+
+
+async def test_no_statement_of_a_cleanup_deletes_more_rows_than_its_batch(
+    db: Database, identity: Any, register: Register, sign_in: SignIn
+) -> None:
+    """A session can have thousands of tokens; a statement that deleted all of them would exceed its time limit."""
+    await register()
+    ended, live = await sign_in(), await sign_in()
+    for _ in range(4):
+        ended = await refresh(identity, ended.refresh_token)
     async with db.begin() as tx:
-        await tx.execute(text(sessions.DELETE_EXPIRED.statement), {"most": 10})
-    async with db() as tx:
-        assert (await tx.scalars(select(RefreshToken))).all() == []
+        of_ended = select(RefreshToken.session_id).where(RefreshToken.hash == tokens.digest(ended.refresh_token))
+        ended_id = await tx.scalar(of_ended)
+        await tx.execute(text("UPDATE sessions SET expire_time = now() WHERE id = :id"), {"id": ended_id})
+    count = text("SELECT (SELECT count(*) FROM sessions) + (SELECT count(*) FROM refresh_tokens)")
+    rows = [7 + 1]
+    for job in sessions.CLEANUPS * 3:
+        async with db.begin() as tx:
+            await tx.execute(text(job.statement), {"most": 2})
+            rows.append(await tx.scalar(count) or 0)
+
+    assert max(before - after for before, after in pairwise(rows)) == 2
+    assert rows[-1] == 2
+    await refresh(identity, live.refresh_token)
 
 
 async def test_logging_out_ends_the_session_and_can_be_repeated(
