@@ -44,6 +44,8 @@ async def note_payments(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
     if refunded := {order_id: units for order_id, units in refunded.items() if units}:
         await sagas.note_refunds(tx, refunded)
         await orders.apply_refunds(tx, refunded)
+        # A refund that began while this waited for its order has a saga now, and the order was left to it.
+        await sagas.note_refunds(tx, refunded)
 
 
 def order_changed(watch: Watch[uuid.UUID, Order]) -> Callable[[bytes], None]:

@@ -10,14 +10,15 @@ import pytest
 from services.chassis import ids
 from services.chassis.data.db import Database
 from services.orders import consumers
-from services.orders.domain import Actor, Order, Payment, PaymentState, State
+from services.orders.domain import Actor, Order, Payment, PaymentState, Refund, State
 from services.orders.saga import operators
-from services.orders.saga.plan import CANCELLED, COMPENSATED, HOLD_EXPIRED, Phase, Progress, Saga
+from services.orders.saga.plan import CANCELLED, COMPENSATED, HOLD_EXPIRED, Kind, Phase, Progress, Saga
 from services.orders.sql import combined, orders, sagas
 from services.orders.sql.combined import Checkpoint
 from stampede.inventory.v1.events_pb2 import ReservationExpired
 from stampede.payments.v1.events_pb2 import PaymentChanged
 from tests.integration.orders.conftest import an_order, log_of, place, published, rows_of, run_sql, the_order
+from tests.support.waiting import until
 
 PAID, UNDONE = Progress(Phase.DONE, 3), Progress(Phase.UNDONE, 0, CANCELLED)
 PAYMENT = Payment(uuid.UUID(int=7), "sandbox", PaymentState.AWAITING_CUSTOMER, "a secret")
@@ -469,6 +470,36 @@ async def test_refunds_at_payments_reach_the_order_in_any_order(
     assert (await log_of(db, new.id))[-1] == (state, "", "payments")
     versions = [version for _, version in await published(db, new.id)]
     assert versions == list(range(1, len(versions) + 1))
+
+
+async def test_refund_at_payments_while_a_refund_begins_reaches_the_order(db: Database) -> None:
+    """The event finds no saga yet, waits for the order's row, and then finds a refund in progress, which is refused."""
+    (new,) = await placed(db)
+    saga = await claimed(db, new.id)
+    saga.payment = replace(PAYMENT, state=PaymentState.SUCCEEDED)
+    await finish(db, saga)
+
+    async def event() -> None:
+        async with db.begin() as tx:
+            await consumers.note_payments(tx, [refund_event(new, 300)])
+
+    async def waits() -> bool:
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return bool(await rows_of(db, waiting))
+
+    async with db.begin() as tx:
+        refund = Refund(ids.new(), None, State.REFUNDED)
+        await combined.begin_refund(tx, await orders.read(tx, new.id, lock=True), refund, Actor("staff:somebody"))
+        noting = asyncio.create_task(event())
+        await until(waits)
+    await noting
+    saga = await claimed(db, new.id)
+    saga.progress = Progress(Phase.UNDONE, 0, "REFUND_TOO_LARGE", kind=Kind.REFUND)
+    async with db.begin() as tx:
+        await combined.finish_refund(tx, saga)
+
+    order = await the_order(db, new.id)
+    assert (order.state, order.refunded_minor) == (State.PARTIALLY_REFUNDED, 300)
 
 
 async def test_events_and_ends_of_the_same_sagas_do_not_deadlock(db: Database) -> None:
