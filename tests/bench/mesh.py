@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from deploy.client import Rest
-from deploy.local import EVERYTHING, Mesh, Part, Site, free_base
+from deploy.local import EVERYTHING, Mesh, Part, Site, free_base, probes
 from deploy.local.parts import service_environment
 from deploy.local.ports import HOST
 from deploy.local.wheels import envoy
@@ -15,6 +15,7 @@ from gateway.render import Address, bare, write
 from tests.bench.load.generator import Job
 from tests.bench.measure.jobs import Measured, Pids, measure
 from tests.bench.shop import Shop
+from tests.support.waiting import until
 
 _ROOT = Path(__file__).parents[2]
 _PORTS_OF_E = (30000, 32000)
@@ -40,10 +41,11 @@ class BenchMesh:
         return pids_of(self._running)
 
     async def restart(self, service: str, **settings: str) -> None:
-        """Restart a service with these settings beside its usual ones; it keeps its data."""
+        """Restart a service with these settings beside its usual ones, until calls reach it. It keeps its data."""
         environment = service_environment(self._running.site, service) | settings
         self._running.alter(service, environment=environment)
         await self._running.restart(service)
+        await until(probes.http(self._running.site.ports.gateway, "/readyz"))
 
 
 def pids_of(running: Mesh) -> Pids:
