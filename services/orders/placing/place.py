@@ -7,7 +7,7 @@ from typing import NamedTuple
 from services.chassis import telemetry
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
-from services.chassis.errors import AppError, RateLimited, RequestIdReused
+from services.chassis.errors import AppError, RateLimited, RequestIdReused, Unavailable
 from services.chassis.events.outbox import Relay
 from services.chassis.server import wire
 from services.orders import domain
@@ -23,6 +23,7 @@ from stampede.inventory.v1.reservation_service_pb2 import Reservation
 
 # How long an answer may wait for the client secret. The order is placed in any case.
 _SECRET_SECONDS = 5.0
+_IN_DOUBT_MOST = 20_000
 
 
 class _Placed(NamedTuple):
@@ -49,6 +50,8 @@ class Placer:
         """With `backlog_max` orders placed and not settled, new ones are refused."""
         self._db, self._catalog, self._inventory, self._worker = db, catalog, inventory, worker
         self._sold_out, self._recent, self._relay, self._backlog_max = sold_out, recent, relay, backlog_max
+        self._in_doubt = RecentOrders(_IN_DOUBT_MOST)
+        """Orders that inventory may hold stock for, because its answer was lost."""
         self._placing: set[asyncio.Task[_Placed]] = set()
         self._write: Batcher[tuple[Order, float], tuple[Order, bool]] = Batcher(
             "place", lambda items: combined.place(db, items)
@@ -66,7 +69,7 @@ class Placer:
         if draft.id in self._recent:
             if known := await self._known(draft):
                 return known
-        elif refusal := self._sold_out.refusal(draft.sale_ids):
+        elif draft.id not in self._in_doubt and (refusal := self._sold_out.refusal(draft.sale_ids)):
             raise refusal
         if len(self._placing) + self._worker.backlog >= self._backlog_max:
             # Another process may have placed it: a repeat must find its order, however long the backlog is.
@@ -120,9 +123,14 @@ class Placer:
             return await self._write_and_start(order, lease_seconds)
 
     async def _hold(self, draft: DraftOrder) -> Reservation:
+        # Its hold may be what the sale sold out with: a repeat must find it.
+        sale_ids = [] if draft.id in self._in_doubt else draft.sale_ids
         try:
-            with self._sold_out.asking(draft.sale_ids):
+            with self._sold_out.asking(sale_ids):
                 return await self._inventory.reserve(draft)
+        except Unavailable:
+            self._in_doubt.add([draft.id])
+            raise
         except AppError as error:
             if error.reason == RequestIdReused.reason:
                 raise RequestIdReused(requestId=draft.request_id) from error

@@ -13,14 +13,15 @@ class RecentOrders:
     It is a hint: a repeat of an older order, or of one that another process placed, finds its order at inventory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size_max: int = RECENT_MOST) -> None:
+        self._size_max = size_max
         self._ids: OrderedDict[int, None] = OrderedDict()
 
     def add(self, order_ids: Iterable[uuid.UUID]) -> None:
         """Remembers orders, and forgets the oldest beyond the bound."""
         for order_id in order_ids:
             self._ids[order_id.int] = None
-        while len(self._ids) > RECENT_MOST:
+        while len(self._ids) > self._size_max:
             self._ids.popitem(last=False)
 
     def __contains__(self, order_id: uuid.UUID) -> bool:

@@ -237,6 +237,19 @@ async def test_request_for_another_products_sale_opens_nothing(shop: Shop) -> No
         assert shop.sold_out.refusal([sale])
 
 
+async def test_repeat_finds_the_hold_whose_answer_was_lost_in_a_sold_out_sale(shop: Shop) -> None:
+    """Inventory held the last unit and died; others closed the sale before the customer came again."""
+    shop.sold_out._clock = lambda: 100.0
+    product, sale = on_sale(shop, units=1)
+    request = wanting((product, 1, sale))
+    shop.inventory.loses_answers = True
+    assert (await refusal(shop.place(request))).code == "UNAVAILABLE"
+    shop.inventory.loses_answers = False
+    assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
+    assert shop.sold_out.refusal([sale])
+    assert (await shop.place(request)).id
+
+
 async def test_unavailable_inventory_writes_nothing(shop: Shop) -> None:
     product = stocked(shop)
     shop.inventory.unavailable = True
