@@ -72,7 +72,7 @@ def check_units(stocks: Iterable[Stock], sales: Iterable[Sale]) -> Iterator[Find
 
 
 class Account:
-    """Where the units of one or several products are."""
+    """The units of one or several products: on hand, held, in sales, sold."""
 
     def __init__(self) -> None:
         self.put_in = self.on_hand = self.remaining = self.held = self.sold = 0

@@ -1,4 +1,4 @@
-"""Where one mesh lives: its folder, its ports, its secrets, and the addresses that follow from them."""
+"""The location of one mesh: its folder, its ports, its secrets, and the addresses that follow from them."""
 
 import json
 import os

@@ -24,7 +24,7 @@ _FAST = {"fsync": "off", "max_connections": "300", "shared_buffers": "128MB"}
 
 @dataclass(frozen=True)
 class Infra:
-    """Where the servers of this session listen."""
+    """The addresses of this session's servers."""
 
     postgres_port: int
     valkey_url: str
