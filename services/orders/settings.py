@@ -14,6 +14,6 @@ class Settings(ServiceSettings):
     sagas_at_once: int = Field(512, ge=0)
     """How many sagas this process carries at once; 0 leaves them to other replicas."""
     backlog_max: int = Field(10_000, ge=1, le=20_000)
-    """With so many orders placed and not settled, new ones are refused with `RATE_LIMITED`."""
+    """With so many orders being placed and sagas running or due, new orders are refused with `RATE_LIMITED`."""
     log_keep_months: int = Field(24, ge=1)
     """How long entries of the order log are kept."""

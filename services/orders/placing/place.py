@@ -51,7 +51,7 @@ class Placer:
         self._db, self._catalog, self._inventory, self._worker = db, catalog, inventory, worker
         self._sold_out, self._recent, self._relay, self._backlog_max = sold_out, recent, relay, backlog_max
         self._in_doubt = RecentOrders(_IN_DOUBT_MOST)
-        """Orders that inventory may hold stock for, because its answer was lost."""
+        """Orders that inventory may hold stock for: it has not answered yet, or its answer was lost."""
         self._placing: set[asyncio.Task[_Placed]] = set()
         self._write: Batcher[tuple[Order, float], tuple[Order, bool]] = Batcher(
             "place", lambda items: combined.place(db, items)
@@ -71,13 +71,13 @@ class Placer:
                 return known
         elif draft.id not in self._in_doubt and (refusal := self._sold_out.refusal(draft.sale_ids)):
             raise refusal
+        products = await self._catalog.products([line.product_id for line in draft.lines])
+        domain.check_products(draft.lines, products)
         if len(self._placing) + self._worker.backlog >= self._backlog_max:
             # Another process may have placed it: a repeat must find its order, however long the backlog is.
             if known := await self._known(draft):
                 return known
             raise RateLimited(what="orders")
-        products = await self._catalog.products([line.product_id for line in draft.lines])
-        domain.check_products(draft.lines, products)
         # The client may hang up from here on, but a hold must become an order or be released.
         placing = asyncio.create_task(self._hold_and_write(draft, products))
         self._placing.add(placing)
@@ -127,11 +127,11 @@ class Placer:
         sale_ids = [] if draft.id in self._in_doubt else draft.sale_ids
         try:
             with self._sold_out.asking(sale_ids):
+                self._in_doubt.add([draft.id])
                 return await self._inventory.reserve(draft)
-        except Unavailable:
-            self._in_doubt.add([draft.id])
-            raise
         except AppError as error:
+            if not isinstance(error, Unavailable):
+                self._in_doubt.discard(draft.id)
             if error.reason == RequestIdReused.reason:
                 raise RequestIdReused(requestId=draft.request_id) from error
             raise
@@ -139,6 +139,7 @@ class Placer:
     async def _write_and_start(self, draft: Order, lease_seconds: float) -> _Placed:
         order, is_new = await self._write((draft, lease_seconds))
         self._recent.add([order.id])
+        self._in_doubt.discard(draft.id)
         if not is_new:
             if order.id != draft.id:
                 await self._inventory.release(Hold(draft.id))  # the period of the derived id ended; see `ids.derive_id`

@@ -24,5 +24,9 @@ class RecentOrders:
         while len(self._ids) > self._size_max:
             self._ids.popitem(last=False)
 
+    def discard(self, order_id: uuid.UUID) -> None:
+        """Forgets an order."""
+        self._ids.pop(order_id.int, None)
+
     def __contains__(self, order_id: uuid.UUID) -> bool:
         return order_id.int in self._ids

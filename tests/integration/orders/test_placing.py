@@ -250,6 +250,35 @@ async def test_repeat_finds_the_hold_whose_answer_was_lost_in_a_sold_out_sale(sh
     assert (await shop.place(request)).id
 
 
+async def test_repeat_of_an_order_that_is_being_written_finds_it_in_a_sold_out_sale(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the last unit was held and before the order is written, and others have closed the sale."""
+    shop.sold_out._clock = lambda: 100.0
+    product, sale = on_sale(shop, units=1)
+    request, write = wanting((product, 1, sale)), shop.placer._write
+    held, resume = asyncio.Event(), asyncio.Event()
+
+    async def write_later(item: Any) -> Any:
+        held.set()
+        await resume.wait()
+        return await write(item)
+
+    monkeypatch.setattr(shop.placer, "_write", write_later)
+    first = asyncio.create_task(shop.place(request))
+    await held.wait()
+    assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
+    asked = shop.inventory.calls["BatchReserve"]
+    repeat = asyncio.create_task(shop.place(request))
+
+    async def repeat_has_come() -> bool:
+        return repeat.done() or shop.inventory.calls["BatchReserve"] > asked
+
+    await until(repeat_has_come)
+    resume.set()
+    assert (await repeat).id == (await first).id
+
+
 async def test_unavailable_inventory_writes_nothing(shop: Shop) -> None:
     product = stocked(shop)
     shop.inventory.unavailable = True
