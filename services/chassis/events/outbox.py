@@ -5,15 +5,14 @@ Each event is published at least once. Events of one key are published in the or
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import nats.errors
 import structlog
 from google.protobuf.message import Message
 from nats.aio.client import Client
+from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from prometheus_client import Counter, Gauge
 from sqlalchemy import text
@@ -37,11 +36,8 @@ _COUNT_MAX = 10_000
 _GATHER_SECONDS = 0.02
 _LOCK_NUMBER = 727_002
 _PAUSE_MAX = "20s"
-# The server counts the headers as payload, the client does not. Those of an atomic batch take most.
-_HEADER_BYTES = 256
-# Fewer events cost less one by one.
-_ATOMIC_MIN = 8
-_ATOMIC_SECONDS = 2.0
+# The server counts the header with the message id as payload, the client does not.
+_HEADER_BYTES = 64
 
 TABLE = """
 CREATE TABLE outbox (
@@ -163,8 +159,6 @@ async def _publish(connection: Client, jetstream: JetStreamContext, events: Sequ
         # The client would keep the events and send them after it reconnected, when other relays may be further.
         raise ConnectionError("NATS is unavailable")
     deadline = time.monotonic() + _PUBLISH_SECONDS
-    if len(events) >= _ATOMIC_MIN and await _publish_atomically(connection, events):
-        return [event.id for event in events], ""
     stored: list[int] = []
     failed_keys: set[str] = set()
     cause = "no time left"
@@ -183,33 +177,10 @@ async def _publish(connection: Client, jetstream: JetStreamContext, events: Sequ
     return stored, cause
 
 
-async def _publish_atomically(connection: Client, events: Sequence[Any]) -> bool:
-    """Publishes events as one atomic batch of JetStream, at a third of the cost; returns whether they are stored.
-
-    Only the last message is acknowledged. JetStream stores all of them in their order, or none: for example if it has
-    one of them already, because a relay died before it deleted the row. Then they are published one by one.
-    """
-    if any(len(event.payload) + _HEADER_BYTES > connection.max_payload for event in events):
-        return False
-    batch = str(ids.new())
-    headers = [
-        {"Nats-Msg-Id": str(event.event_id), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-        for number, event in enumerate(events, 1)
-    ]
-    try:
-        for event, its_headers in zip(events[:-1], headers, strict=False):
-            await connection.publish(event.subject, event.payload, headers=its_headers)
-        commit = headers[-1] | {"Nats-Batch-Commit": "1"}
-        answer = await connection.request(events[-1].subject, events[-1].payload, _ATOMIC_SECONDS, headers=commit)
-        return "error" not in json.loads(answer.data)
-    except (nats.errors.Error, TimeoutError):
-        return False
-
-
 # Not `publish_async`, at two thirds of the cost: its future never ends when JetStream refuses (nats-py 2.16).
 async def _publish_one(connection: Client, jetstream: JetStreamContext, event: Any, seconds: float) -> None:
     if len(event.payload) + _HEADER_BYTES > connection.max_payload:
-        raise nats.errors.MaxPayloadError
+        raise MaxPayloadError
     headers = {"Nats-Msg-Id": str(event.event_id)}
     await jetstream.publish(event.subject, event.payload, timeout=seconds, headers=headers)
 

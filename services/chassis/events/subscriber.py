@@ -81,7 +81,6 @@ async def declare_streams(jetstream: JetStreamContext, service: str) -> None:
         retention=RetentionPolicy.LIMITS,
         max_age=_WEEK_SECONDS,
         duplicate_window=_DUPLICATE_SECONDS,
-        allow_atomic=True,  # the relay publishes batches
     )
     dead = StreamConfig(name=DEAD_LETTERS, subjects=["dead.>"], max_age=4 * _WEEK_SECONDS)
     for wanted in (config, dead):
