@@ -23,7 +23,7 @@ from stampede.inventory.v1.reservation_service_pb2 import Reservation
 
 # How long an answer may wait for the client secret. The order is placed in any case.
 _SECRET_SECONDS = 5.0
-_IN_DOUBT_MOST = 20_000
+_MAYBE_HELD_MOST = 20_000
 
 
 class _Placed(NamedTuple):
@@ -47,11 +47,11 @@ class Placer:
         relay: Relay,
         backlog_max: int,
     ) -> None:
-        """With `backlog_max` orders placed and not settled, new ones are refused."""
+        """With `backlog_max` orders being placed and sagas running or due, new orders are refused."""
         self._db, self._catalog, self._inventory, self._worker = db, catalog, inventory, worker
         self._sold_out, self._recent, self._relay, self._backlog_max = sold_out, recent, relay, backlog_max
-        self._in_doubt = RecentOrders(_IN_DOUBT_MOST)
-        """Orders that inventory may hold stock for: it has not answered yet, or its answer was lost."""
+        self._maybe_held = RecentOrders(_MAYBE_HELD_MOST)
+        """Orders that inventory holds stock for, or may: it has not answered yet, or its answer was lost."""
         self._placing: set[asyncio.Task[_Placed]] = set()
         self._write: Batcher[tuple[Order, float], tuple[Order, bool]] = Batcher(
             "place", lambda items: combined.place(db, items)
@@ -69,7 +69,7 @@ class Placer:
         if draft.id in self._recent:
             if known := await self._known(draft):
                 return known
-        elif draft.id not in self._in_doubt and (refusal := self._sold_out.refusal(draft.sale_ids)):
+        elif draft.id not in self._maybe_held and (refusal := self._sold_out.refusal(draft.sale_ids)):
             raise refusal
         products = await self._catalog.products([line.product_id for line in draft.lines])
         domain.check_products(draft.lines, products)
@@ -124,14 +124,14 @@ class Placer:
 
     async def _hold(self, draft: DraftOrder) -> Reservation:
         # Its hold may be what the sale sold out with: a repeat must find it.
-        sale_ids = [] if draft.id in self._in_doubt else draft.sale_ids
+        sale_ids = [] if draft.id in self._maybe_held else draft.sale_ids
         try:
             with self._sold_out.asking(sale_ids):
-                self._in_doubt.add([draft.id])
+                self._maybe_held.add([draft.id])
                 return await self._inventory.reserve(draft)
         except AppError as error:
             if not isinstance(error, Unavailable):
-                self._in_doubt.discard(draft.id)
+                self._maybe_held.discard(draft.id)
             if error.reason == RequestIdReused.reason:
                 raise RequestIdReused(requestId=draft.request_id) from error
             raise
@@ -139,7 +139,6 @@ class Placer:
     async def _write_and_start(self, draft: Order, lease_seconds: float) -> _Placed:
         order, is_new = await self._write((draft, lease_seconds))
         self._recent.add([order.id])
-        self._in_doubt.discard(draft.id)
         if not is_new:
             if order.id != draft.id:
                 await self._inventory.release(Hold(draft.id))  # the period of the derived id ended; see `ids.derive_id`

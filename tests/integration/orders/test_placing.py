@@ -279,6 +279,38 @@ async def test_repeat_of_an_order_that_is_being_written_finds_it_in_a_sold_out_s
     assert (await repeat).id == (await first).id
 
 
+async def test_repeat_that_is_overtaken_by_its_first_try_finds_the_order(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had passed the check for recent orders; then the first try ended, and others closed the sale."""
+    shop.sold_out._clock = lambda: 100.0
+    product, sale = on_sale(shop, units=1)
+    request, write, products = wanting((product, 1, sale)), shop.placer._write, shop.placer._catalog.products
+    held, write_on, waits, ask_on = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def write_later(item: Any) -> Any:
+        held.set()
+        await write_on.wait()
+        return await write(item)
+
+    async def ask_later(product_ids: Any) -> Any:
+        waits.set()
+        await ask_on.wait()
+        return await products(product_ids)
+
+    monkeypatch.setattr(shop.placer, "_write", write_later)
+    first = asyncio.create_task(shop.place(request))
+    await held.wait()
+    assert (await refusal(shop.place(wanting((product, 1, sale))))).reason == "SOLD_OUT"
+    monkeypatch.setattr(shop.placer._catalog, "products", ask_later)
+    repeat = asyncio.create_task(shop.place(request))
+    await waits.wait()
+    write_on.set()
+    order = await first
+    ask_on.set()
+    assert (await repeat).id == order.id
+
+
 async def test_unavailable_inventory_writes_nothing(shop: Shop) -> None:
     product = stocked(shop)
     shop.inventory.unavailable = True
