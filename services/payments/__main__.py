@@ -4,10 +4,10 @@ from contextlib import aclosing
 
 from services.chassis.process import Process, run
 from services.payments.charges import Charges
-from services.payments.dispatch import ChargeDispatcher
+from services.payments.dispatch.dispatcher import ChargeDispatcher
+from services.payments.dispatch.reconciler import Reconciler
 from services.payments.providers.stripe import Stripe
-from services.payments.reconciler import Reconciler
-from services.payments.refunds import Refunds
+from services.payments.refunds.create import Refunds
 from services.payments.rpc import ChargeService, PaymentService
 from services.payments.settings import Settings
 from services.payments.sql import provider_events, refunds

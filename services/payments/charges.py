@@ -13,7 +13,7 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.events import outbox
 from services.chassis.money import Money
-from services.payments.dispatch import ChargeDispatcher, Deadline
+from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
 from services.payments.domain import OPEN, Charge, NewRefund, Payment, Refund, State
 from services.payments.settle import ended_event
 from services.payments.sql import payments, refunds

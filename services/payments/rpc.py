@@ -14,7 +14,7 @@ from services.chassis.money import Money
 from services.chassis.server import statuses, wire
 from services.payments.charges import Charges
 from services.payments.domain import Charge, Payment, State
-from services.payments.refunds import RefundLine, Refunds
+from services.payments.refunds.create import RefundLine, Refunds
 from services.payments.sql.refunds import RefundOfPayment
 from services.payments.webhooks import Webhook
 from services.payments.webhooks.inbox import Inbox

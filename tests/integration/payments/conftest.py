@@ -22,11 +22,11 @@ from sqlalchemy import text
 from services.chassis.data.db import Database, connect
 from services.chassis.events.outbox import Relay
 from services.payments.charges import Charges
-from services.payments.dispatch import ChargeDispatcher
+from services.payments.dispatch.dispatcher import ChargeDispatcher
+from services.payments.dispatch.reconciler import Reconciler
 from services.payments.domain import Payment
 from services.payments.providers.stripe import Stripe
-from services.payments.reconciler import Reconciler
-from services.payments.refunds import Refunds
+from services.payments.refunds.create import Refunds
 from services.payments.rpc import ChargeService, PaymentService
 from services.payments.sql import payments as sql
 from services.payments.webhooks.inbox import Inbox

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event
 
 from services.chassis.money import Money
-from services.payments import dispatch
+from services.payments.dispatch import dispatcher as dispatch
 from services.payments.domain import Charge
 from services.payments.domain import State as S
 from services.payments.sql import payments

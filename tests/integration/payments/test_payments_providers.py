@@ -7,7 +7,8 @@ from datetime import timedelta
 from services.chassis.data.db import Database
 from services.chassis.money import Money
 from services.payments.charges import Charges
-from services.payments.dispatch import ChargeDispatcher
+from services.payments.dispatch.dispatcher import ChargeDispatcher
+from services.payments.dispatch.reconciler import Reconciler
 from services.payments.domain import (
     Charge,
     ChargeResult,
@@ -20,7 +21,6 @@ from services.payments.domain import (
     State,
 )
 from services.payments.providers import OutcomeUnknown, PaymentProvider
-from services.payments.reconciler import Reconciler
 from services.payments.webhooks import inbox
 from tests.integration.payments.conftest import Payments
 

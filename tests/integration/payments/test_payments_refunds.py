@@ -8,7 +8,7 @@ import grpc
 import sqlalchemy
 
 from services.chassis.money import Money
-from services.payments import refunds
+from services.payments.refunds import create as refunds
 from stampede.payments.v1 import charge_service_pb2 as pb
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
 from stampede.type.v1 import money_pb2

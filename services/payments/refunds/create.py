@@ -11,7 +11,7 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
 from services.chassis.request_context import RequestKey
-from services.payments.dispatch import ChargeDispatcher, Deadline
+from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
 from services.payments.domain import NewRefund, Payment, PaymentNotFound, Refund, RefundState, refundable_minor
 from services.payments.sql import payments
 from services.payments.sql import refunds as sql

@@ -6,7 +6,7 @@ from prometheus_client import Gauge
 
 from services.chassis.data.db import Database
 from services.chassis.events.outbox import Relay
-from services.payments.dispatch import ChargeDispatcher
+from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import IN_PROGRESS_MOST, State
 from services.payments.sql import leases, payments, refunds
 from services.payments.webhooks import inbox

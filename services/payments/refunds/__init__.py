@@ -1,0 +1,1 @@
+"""Refunds: `create` makes those that staff decided."""
