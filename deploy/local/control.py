@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deploy.local.location import ROOT, Site
+from deploy.local.location import ROOT, Site, open_private
 from deploy.local.parts import EVERYTHING
 from deploy.local.ports import PortTaken
 from deploy.local.supervisor import Failed, Mesh
@@ -67,7 +67,7 @@ def up(site: Site, report: Callable[[str], None]) -> int:
         report(f"already up at {site.url}, process {pid}")
         return 0
     log = site.log("supervisor")
-    with log.open("wb") as output:
+    with open_private(log, "wb") as output:
         child = subprocess.Popen(
             [sys.executable, "-u", "-m", "deploy.local", "run"],
             cwd=ROOT,

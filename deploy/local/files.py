@@ -10,7 +10,7 @@ from gateway.render import Address, Gateway, render, write
 def valkey(site: Site, path: Path) -> None:
     """Writes the configuration of Valkey, which stores nothing on disk: the gate is rebuilt from PostgreSQL."""
     folder = site.data / "valkey"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     lines = (
         f"bind {HOST}",
         f"port {site.ports.valkey}",
@@ -46,4 +46,4 @@ def envoy(site: Site) -> None:
         targets={name: Address(HOST, site.ports.http(name)) for name in SERVICES},
         grpc_targets={name: Address(HOST, site.ports.grpc(name)) for name in SERVICES},
     )
-    write(render(gateway), site.run)
+    write(render(gateway), site.run).chmod(0o600)

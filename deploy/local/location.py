@@ -6,11 +6,16 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, Literal
 
+from deploy.local import users
 from deploy.local.ports import HOST, SERVICES, Ports
 
 ROOT = Path(__file__).parents[2]
 _PORT = 8080
+_PRIVATE = 0o700
+_ENTERED = 0o711
+"""Of a folder that PostgreSQL passes through as another user, without seeing what is in it."""
 _DATABASE_ROLES = tuple(role for service in SERVICES for role in (service, f"{service}_owner"))
 _NAMES = (
     *(f"database/{role}" for role in ("postgres", *_DATABASE_ROLES)),
@@ -38,9 +43,10 @@ class Site:
     def at(cls, home: Path, base_port: int) -> "Site":
         """The mesh in that folder; creates the folder and the secrets if they are missing."""
         home = home.resolve()
-        for name in ("data", "logs", "run"):
-            (home / name).mkdir(parents=True, exist_ok=True)
-        home.chmod(0o711)  # PostgreSQL may run as another user than the owner
+        home.mkdir(parents=True, exist_ok=True)
+        for folder in (home, *(home / name for name in ("data", "logs", "run"))):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(_ENTERED if users.other_user() and folder.name != "logs" else _PRIVATE)
         return cls(home=home, ports=Ports(base_port), secrets=_secrets(home / "secrets.json"))
 
     @classmethod
@@ -88,6 +94,13 @@ class Site:
 
     def target(self, service: str) -> str:
         return f"{HOST}:{self.ports.grpc(service)}"
+
+
+def open_private(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO:
+    """Opens a file for writing that only its owner can read."""
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "ab" else os.O_TRUNC), 0o600)
+    os.fchmod(number, 0o600)
+    return os.fdopen(number, mode)
 
 
 def write_private(path: Path, text: str) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from signal import SIGINT, SIGTERM, Signals
 
-from deploy.local import files, postgres, probes, wheels
+from deploy.local import files, postgres, probes, users, wheels
 from deploy.local.location import ROOT, Site
 from deploy.local.ports import HOST, SERVICES
 
@@ -64,14 +64,14 @@ def _infrastructure(site: Site) -> Iterator[Part]:
     yield Part(
         name="initdb",
         command=postgres.initdb(site),
-        user=postgres.other_user(),
+        user=users.other_user(),
         needed=lambda: not (site.data / "postgres/PG_VERSION").exists(),
         prepare=lambda: postgres.before_initdb(site),
     )
     yield Part(
         name="postgres",
         command=postgres.serve(site),
-        user=postgres.other_user(),
+        user=users.other_user(),
         ports=(ports.postgres,),
         after=("initdb",),
         ready=probes.postgres(ports.postgres, site.password("postgres")),
@@ -107,7 +107,7 @@ def _infrastructure(site: Site) -> Iterator[Part]:
         },
         ports=(ports.sandbox,),
         ready=probes.http(ports.sandbox, "/healthz"),
-        prepare=lambda: (site.data / "sandbox").mkdir(exist_ok=True),
+        prepare=lambda: (site.data / "sandbox").mkdir(mode=0o700, exist_ok=True),
     )
 
 

@@ -1,14 +1,12 @@
 """The commands that run PostgreSQL from its wheel, also for root, as whom PostgreSQL refuses to run."""
 
-import functools
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 from deploy.local import wheels
 from deploy.local.location import ROOT, Site, write_private
 from deploy.local.ports import HOST, SERVICES
+from deploy.local.users import other_user, unprivileged
 
 _SETTINGS = {
     "listen_addresses": HOST,
@@ -21,6 +19,8 @@ _SETTINGS = {
     "wal_compression": "on",
     "random_page_cost": "1.1",
     "track_io_timing": "on",
+    # Details of errors quote rows and keys, such as an e-mail address.
+    "log_error_verbosity": "terse",
     # The defaults, spelled out because every guarantee rests on them: a commit that was answered is on disk.
     "fsync": "on",
     "synchronous_commit": "on",
@@ -31,7 +31,7 @@ def initdb(site: Site) -> tuple[str, ...]:
     """The command that creates the cluster; every connection needs a password."""
     options = ("-D", str(_data(site)), "-U", "postgres", "--auth=scram-sha-256", "--encoding=UTF8")
     # C.UTF-8 sorts the same on every machine, so no index breaks with a new C library.
-    return _unprivileged(
+    return unprivileged(
         str(wheels.postgres("initdb")), *options, "--locale=C.UTF-8", f"--pwfile={_password_file(site)}"
     )
 
@@ -49,7 +49,7 @@ def before_initdb(site: Site) -> None:
 def serve(site: Site) -> tuple[str, ...]:
     """The command of the server."""
     settings = (argument for name, value in _SETTINGS.items() for argument in ("-c", f"{name}={value}"))
-    return _unprivileged(
+    return unprivileged(
         str(wheels.postgres("postgres")), "-D", str(_data(site)), "-p", str(site.ports.postgres), *settings
     )
 
@@ -67,24 +67,6 @@ def role_passwords(site: Site) -> dict[str, str]:
     return {"PGPASSWORD": site.password("postgres")} | {
         f"{role.upper()}_PASSWORD": site.password(role) for role in roles
     }
-
-
-@functools.cache
-def other_user() -> str | None:
-    """The user to run PostgreSQL as, if it is not our own: PostgreSQL refuses to run as root."""
-    return "nobody" if os.geteuid() == 0 and not _can_unshare() else None
-
-
-def _unprivileged(*command: str) -> tuple[str, ...]:
-    # In a user namespace of its own, it is not root, and still owns root's files.
-    return ("unshare", "-U", *command) if os.geteuid() == 0 and _can_unshare() else command
-
-
-@functools.cache
-def _can_unshare() -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    return subprocess.run(["unshare", "-U", "true"], capture_output=True, check=False).returncode == 0
 
 
 def _data(site: Site) -> Path:

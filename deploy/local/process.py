@@ -8,7 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from deploy.local.location import ROOT
+from deploy.local.location import ROOT, open_private
 from deploy.local.parts import Part
 
 _STOP_SECONDS = 15
@@ -19,7 +19,7 @@ async def spawn(part: Part, log: Path) -> asyncio.subprocess.Process:
 
     The part gets a session of its own, so that Ctrl-C reaches only the supervisor.
     """
-    with log.open("ab") as output:
+    with open_private(log, "ab") as output:
         return await asyncio.create_subprocess_exec(
             *_dying_with_us(part.command),
             cwd=ROOT,
@@ -29,6 +29,7 @@ async def spawn(part: Part, log: Path) -> asyncio.subprocess.Process:
             stderr=output,
             start_new_session=True,
             user=part.user,
+            umask=0o077,  # what a part stores is as private as its log
         )
 
 

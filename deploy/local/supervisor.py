@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from deploy.local import process
-from deploy.local.location import Site
+from deploy.local.location import Site, write_private
 from deploy.local.parts import EVERYTHING, Part, select, topology
 from deploy.local.ports import PortTaken, is_free
 
@@ -252,8 +252,7 @@ class Mesh:
         path = self.site.home / "state.json"
         draft = path.with_suffix(".new")
         parts = {name: asdict(running.status) for name, running in self._parts.items()}
-        draft.write_text(json.dumps({"supervisor": os.getpid(), "parts": parts}, indent=2))
-        draft.replace(path)
+        write_private(draft, json.dumps({"supervisor": os.getpid(), "parts": parts}, indent=2)).replace(path)
 
 
 async def _answers(part: Part) -> bool:

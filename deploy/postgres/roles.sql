@@ -6,6 +6,10 @@
 \set ON_ERROR_STOP on
 \set QUIET on
 SET client_min_messages = warning;
+-- The statements below contain passwords, so the server logs none of them.
+SELECT format('SET %I = %L', name, value) FROM (VALUES ('log_statement', 'none'), ('log_min_error_statement', 'panic'),
+    ('log_min_duration_statement', '-1')) AS quiet (name, value)
+WHERE has_parameter_privilege(name, 'SET') \gexec
 
 \set service catalog
 \set owner catalog_owner

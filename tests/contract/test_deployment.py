@@ -148,6 +148,13 @@ def test_a_service_has_no_secret_of_another() -> None:
         )
 
 
+def test_postgresql_quotes_no_rows_in_its_log() -> None:
+    terse = "--log_error_verbosity=terse"
+    assert terse in compose()["services"]["postgres"]["command"]
+    assert terse in containers(find("StatefulSet", "postgres", DEV))[0]["args"]
+    # The local mesh: tests/integration/chassis/data/test_error_texts.py
+
+
 def test_compose_names_a_missing_secret() -> None:
     for missing in secrets().keys() - {"ADMIN_PASSWORD"}:
         given = {name: value for name, value in secrets().items() if name != missing}

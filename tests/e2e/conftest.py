@@ -1,6 +1,5 @@
 """One whole mesh for all end-to-end tests, behind its real gateway."""
 
-import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -9,16 +8,18 @@ from pathlib import Path
 import pytest
 
 from deploy.local import Mesh, Site
-from tests.e2e.shop import Shop
+from tests.e2e.shop import PASSWORD, Shop
 from tests.support.ports import free_base
+from tests.support.private import leaks
 
 
 @pytest.fixture(scope="session")
 async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
     home = Path(tempfile.mkdtemp(prefix="stampede-e2e-"))
-    await asyncio.to_thread(home.chmod, 0o755)  # PostgreSQL may run as another user
-    async with Mesh(Site.at(home, free_base())) as running:
+    site = Site.at(home, free_base())
+    async with Mesh(site) as running:
         yield running
+    assert not (found := leaks(site.home / "logs", [PASSWORD, *site.secrets.values()])), found
     if request.session.testsfailed:
         shutil.rmtree(home / "data", ignore_errors=True)
     else:

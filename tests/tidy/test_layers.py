@@ -169,6 +169,18 @@ def test_a_service_is_given_one_database() -> None:
     assert_none("one database a service", offenders)
 
 
+def test_every_engine_keeps_data_out_of_its_errors() -> None:
+    offenders = []
+    for path in modules("services", "deploy"):
+        engines = text_of(path).count("create_engine(") + text_of(path).count("create_async_engine(")
+        guarded = min(
+            text_of(path).count("hide_parameters=True"), text_of(path).count("keep_data_out_of_errors(engine")
+        )
+        if guarded < engines:
+            offenders.append(name_of(path))
+    assert_none("errors without data", offenders)
+
+
 def test_chassis_packages_import_in_one_direction() -> None:
     offenders = []
     for path in modules("services/chassis"):

@@ -135,7 +135,7 @@ class Journal:
         """Rewrites the file without changes that no request can read any more. Call it before serving."""
         fresh = self._path.with_name(self._path.name + ".new")
         seen: set[str] = set()
-        with fresh.open("wb") as out:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
             for record in self.read():
                 changes = _needed(record.changes, seen, current, events, pending)
                 key = record.key if record.key is not None and record.key.key in keys else None

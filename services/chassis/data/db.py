@@ -12,9 +12,11 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from psycopg import AsyncCursor
+from psycopg import Error as PsycopgError
 from psycopg.pq import TransactionStatus
-from sqlalchemy import BigInteger, DateTime, Executable, Row, text
+from sqlalchemy import BigInteger, DateTime, Engine, Executable, Row, event, text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
@@ -26,6 +28,8 @@ Database = async_sessionmaker[AsyncSession]
 
 _CONNECT_SECONDS = 5
 _POOL_SECONDS = 3
+_DATA_EXCEPTION, _OUR_OWN = "22", "22023"
+"""The class of SQL states whose messages quote the refused value; the one of them that our functions raise."""
 
 
 class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
@@ -89,9 +93,32 @@ def connect(url: str, *, pool_size: int) -> tuple[AsyncEngine, Database]:
         max_overflow=0,
         pool_timeout=_POOL_SECONDS,
         pool_pre_ping=False,
+        hide_parameters=True,
         connect_args={"connect_timeout": _CONNECT_SECONDS, "options": "-c jit=off", "cursor_factory": _Counted},
     )
+    keep_data_out_of_errors(engine.sync_engine)
     return engine, async_sessionmaker(engine, expire_on_commit=False)
+
+
+def keep_data_out_of_errors(engine: Engine) -> None:
+    """Makes the engine's errors safe to log: their texts contain no row, no key and no value.
+
+    PostgreSQL's details quote them, for example the e-mail address that violates a constraint. The error's `diag`
+    keeps everything.
+    """
+    event.listen(engine, "handle_error", _drop_details)
+
+
+def _drop_details(context: ExceptionContext) -> None:
+    error, wrapped = context.original_exception, context.sqlalchemy_exception
+    if not isinstance(error, PsycopgError) or not error.diag.message_primary:
+        return
+    state = error.sqlstate or ""
+    is_quoting = state.startswith(_DATA_EXCEPTION) and state != _OUR_OWN
+    error.args = (type(error).__name__ if is_quoting else error.diag.message_primary,)
+    if wrapped is not None:
+        # SQLAlchemy made this text of the whole error.
+        wrapped.args = (f"({type(error).__module__}.{type(error).__name__}) {error}",)
 
 
 async def run_autocommit(db: Database, statement: Executable, arguments: Mapping[str, object]) -> Sequence[Row[Any]]:

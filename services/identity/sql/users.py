@@ -5,10 +5,8 @@ from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis.data.db import violated_constraint
 from services.chassis.errors import Unauthenticated
 from services.identity.domain import EmailTaken
 from services.identity.sql.schema import EMAIL_KEY, User
@@ -16,12 +14,11 @@ from services.identity.sql.schema import EMAIL_KEY, User
 
 async def insert_user(tx: AsyncSession, **values: Any) -> User:
     """Insert a row of these columns. Raises `EmailTaken`."""
-    try:
-        return (await tx.scalars(insert(User).values(**values).returning(User))).one()
-    except IntegrityError as error:
-        if violated_constraint(error) == EMAIL_KEY:
-            raise EmailTaken() from error
-        raise
+    # Without a conflict clause, PostgreSQL would quote the address in its log.
+    insertion = insert(User).values(**values).on_conflict_do_nothing(constraint=EMAIL_KEY).returning(User)
+    if user := await tx.scalar(insertion):
+        return user
+    raise EmailTaken()
 
 
 async def get_user(tx: AsyncSession, user_id: uuid.UUID) -> User:

@@ -3,10 +3,13 @@
 from alembic import context
 from sqlalchemy import create_engine, text
 
+from services.chassis.data import db
+
 # Any constant will do; replicas that start together queue on it.
 _LOCK = 727_001
 
-engine = create_engine(context.config.attributes["url"])
+engine = create_engine(context.config.attributes["url"], hide_parameters=True)
+db.keep_data_out_of_errors(engine)
 with engine.connect() as connection:
     connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
     connection.commit()
