@@ -43,13 +43,15 @@ async def create_sale(
     staff: Rest, product: Json, *, units: int, price: Json, limit: int = 0, lasts: timedelta = _HOUR, **fields: Any
 ) -> Json:
     """Opens a flash sale that is live at once. Raises `RestError`."""
+    now = datetime.now(UTC)
     request = {
         "productId": product["id"],
         "title": "Sixty seconds of clocks",
         "salePrice": price,
         "allocation": units,
         "perCustomerLimit": limit,
-        "endTime": (datetime.now(UTC) + lasts).isoformat(),
+        "startTime": now.isoformat(),
+        "endTime": (now + lasts).isoformat(),
         "requestId": new_id(),
         **fields,
     }

@@ -13,9 +13,9 @@ SLUG_LENGTH_MAX = 100
 COUNTED_MAX = 10_000
 """A list counts at most this many matches: counting costs time, and no client shows a larger number."""
 
-MUTABLE = frozenset({"sku", "slug", "name", "description", "category", "price", "attributes"})
+MUTABLE = frozenset({"sku", "slug", "name", "description", "category", "price", "attributes", "active"})
 """The fields that `UpdateProduct` can change."""
-REQUIRED = frozenset({"sku", "name", "price"})
+REQUIRED = frozenset({"sku", "name", "price", "active"})
 """The fields of `MUTABLE` that cannot be emptied."""
 _LAST_WORD = re.compile(r"(?:^|\s)(\w[\w.-]*)$")
 

@@ -100,8 +100,8 @@ SALE_MUTABLE = frozenset(
     {"title", "sale_price", "allocation", "per_customer_limit", "start_time", "end_time", "hold_duration"}
 )
 """The fields that `UpdateFlashSale` can change."""
-SALE_REQUIRED = frozenset({"title", "sale_price", "allocation", "end_time"})
-"""The changeable fields without a default."""
+SALE_REQUIRED = SALE_MUTABLE - {"hold_duration"}
+"""The changeable fields without a default. No limit and "at once" are said, not left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -220,7 +220,7 @@ def _changes(request: sale_pb.UpdateFlashSaleRequest) -> SaleChanges:
     if "hold_duration" in values:
         values["hold_seconds"] = values.pop("hold_duration").seconds or domain.SALE_HOLD_SECONDS_DEFAULT
     for time in values.keys() & {"start_time", "end_time"}:
-        values[time] = wire.datetime_of(values[time])  # 1970 if it is not set
+        values[time] = wire.datetime_of(values[time])
     return SaleChanges(**values)
 
 

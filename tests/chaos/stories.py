@@ -240,7 +240,7 @@ async def refunded(act: Act) -> None:
     sale = await act.a_sale()
     orders = [await act.paid_order(sale, "REFUNDED") for _ in range(2)]
     act.begin()
-    await asyncio.gather(*(act.refunded(order, restock=True) for order in orders))
+    await asyncio.gather(*(act.refunded(order, full=True, restock=True) for order in orders))
     act.sales[sale["id"]] = (5, 0, 0)
 
 
@@ -257,7 +257,7 @@ async def refunded_in_parts(act: Act) -> None:
 
     async def then_the_rest() -> None:
         await act.refunded(whole, amount=money(300))
-        await act.refunded(whole, restock=True)
+        await act.refunded(whole, full=True, restock=True)
 
     await asyncio.gather(first_some(), then_the_rest())
     act.kept[some["id"]] = PRICE - 400

@@ -50,6 +50,7 @@ BEHAVIORS = {
     field_behavior_pb2.OPTIONAL,
     field_behavior_pb2.IDENTIFIER,
     field_behavior_pb2.IMMUTABLE,
+    field_behavior_pb2.OUTPUT_ONLY,
 }
 INTEGERS = {
     FieldDescriptor.TYPE_INT32: "int32",
@@ -246,6 +247,22 @@ def test_updates_take_a_mask_and_fields_with_presence() -> None:
     assert not offenders([m for m in METHODS if m.name.startswith("Update")], keeps_rule)
 
 
+def test_updates_refuse_the_fields_of_their_resource_that_they_cannot_change() -> None:
+    """The gateway drops a field that the request does not have, and the client would hear that all went well."""
+    wrong = []
+    for method in (m for m in METHODS if m.name.startswith("Update")):
+        request, settable = method.input_type.fields_by_name, (field_behavior_pb2.OPTIONAL,)
+        for field in method.output_type.fields:
+            found = request.get(field.name)
+            options = found.GetOptions().Extensions if found else None
+            if options is None or (
+                is_refused(options[validate_pb2.field])
+                == (tuple(options[field_behavior_pb2.field_behavior]) == settable)
+            ):
+                wrong.append(f"{method.name}: {field.name}")
+    assert not wrong
+
+
 def test_every_field_of_a_request_declares_its_behavior() -> None:
     def keeps_rule(field: FieldDescriptor) -> bool:
         # A type that answers contain too, like Money, cannot declare it: the behavior depends on the message around it.
@@ -260,7 +277,8 @@ def test_a_missing_required_field_is_refused_and_no_other() -> None:
     wrong = []
     for method in METHODS:
         empty = message_factory.GetMessageClass(method.input_type)()
-        paths = [violation.proto.field.elements for violation in VALIDATOR.collect_violations(empty)]
+        # A rule of the message has no field.
+        paths = [v.proto.field.elements for v in VALIDATOR.collect_violations(empty) if v.proto.field]
         refused = {path[0].field_name for path in paths if path}
         for field in method.input_type.fields:
             required = field_behavior_pb2.REQUIRED in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
@@ -278,8 +296,15 @@ def is_bounded(pattern: str) -> bool:
     return pattern.startswith("^") and pattern.endswith("$") and not re.search(r"[*+]|,\}", without_classes)
 
 
+def is_refused(rules: validate_pb2.FieldRules) -> bool:
+    """Return whether the rules refuse every value: the field exists so that the gateway does not drop it unseen."""
+    return any(rule.id == "not_settable" and rule.expression == "false" for rule in rules.cel)
+
+
 def is_limited(field: Any, rules: validate_pb2.FieldRules) -> bool:
     """Return whether the rules limit the size of one value."""
+    if is_refused(rules):
+        return True
     if field.type == FieldDescriptor.TYPE_STRING:
         text = rules.string
         limits = ("len", "max_len", "len_bytes", "max_bytes", "const", "uuid")

@@ -151,6 +151,7 @@ _PRODUCTS: tuple[tuple[str, Json, Refusal], ...] = (
     ("no price", {"price": None}, INVALID),
     ("price as a number", {"price": 1999}, UNREADABLE),
     ("price without currency", {"price": {"minorUnits": "5"}}, INVALID),
+    ("a misspelt price", {"price": {"currencyCode": "USD", "amount": "99900"}}, INVALID),
     ("a lower case currency", {"price": money(5, "usd")}, INVALID),
     ("a currency too many", {"price": money(5, "USDT")}, INVALID),
     ("a negative price", {"price": money(-1)}, INVALID),
@@ -171,6 +172,7 @@ _CHANGES: tuple[tuple[str, Json, Refusal], ...] = (
     ("a stale etag", {"name": "x", "etag": '"0"'}, (409, "STALE_ETAG")),
     ("NUL in the name", {"name": "\x00"}, INVALID),
     ("a negative price", {"price": money(-5)}, INVALID),
+    ("a misspelt price", {"price": {"currencyCode": "USD", "minor_unit": "5"}}, INVALID),
 )
 
 _SALES: tuple[tuple[str, Json, Refusal], ...] = (
@@ -183,6 +185,12 @@ _SALES: tuple[tuple[str, Json, Refusal], ...] = (
     ("2^31 units", {"allocation": 2**31}, UNREADABLE),
     ("more than there is", {"allocation": 101}, (400, "OUT_OF_STOCK")),
     ("a negative limit", {"perCustomerLimit": -1}, INVALID),
+    ("no word about the limit", {"perCustomerLimit": None}, INVALID),
+    ("a misspelt limit", {"perCustomerLimit": None, "perCustomerLimt": 1}, INVALID),
+    ("a misspelt start", {"startTime": None, "startsAt": _FUTURE}, INVALID),
+    ("a misspelt price", {"salePrice": {"currencyCode": "USD", "amount": "99900"}}, INVALID),
+    ("a price null", {"salePrice": {"currencyCode": "USD", "minorUnits": None}}, INVALID),
+    ("an empty price", {"salePrice": {}}, INVALID),
     ("a negative price", {"salePrice": money(-1)}, INVALID),
     ("a price beyond the bound", {"salePrice": money(10**8)}, INVALID),
     ("no end", {"endTime": None}, INVALID),
@@ -286,7 +294,8 @@ _LINE: Json = {"productId": PRODUCT, "quantity": 1}
 _ADDRESS: Json = {"name": "Ada", "line1": "1 High Street", "city": "London", "countryCode": "GB"}
 _PRODUCT: Json = {"sku": f"SKU-{new_id()}", "name": "Clock", "price": money(5)}
 _SALE: Json = {
-    "productId": PRODUCT, "title": "Sale", "salePrice": money(5), "allocation": 1, "endTime": _FUTURE,
+    "productId": PRODUCT, "title": "Sale", "salePrice": money(5), "allocation": 1, "perCustomerLimit": 0,
+    "startTime": "2026-01-01T00:00:00Z", "endTime": _FUTURE,
 }  # fmt: skip
 _ACCOUNT: Json = {"email": f"{new_id()}@example.com", "password": "correct horse"}
 

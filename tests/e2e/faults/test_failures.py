@@ -170,7 +170,7 @@ async def test_a_refund_whose_answer_is_lost_is_paid_back_once(shop: Shop) -> No
     order = (await buyer.buy(product)).expect().json
     await shop.sandbox.faults(drop_after_refund={"next": 1})
 
-    body = {"reason": "broken", "requestId": order["id"]}
+    body = {"full": True, "reason": "broken", "requestId": order["id"]}
     (await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", body)).expect()
 
     await buyer.until(order["id"], "REFUNDED", seconds=20)

@@ -147,7 +147,8 @@ async def test_stock_cannot_grow_beyond_what_can_be_counted(scene: Scene) -> Non
 @pytest.mark.parametrize("name", ["mine", new_id()], ids=["word", "unknown"])
 async def test_an_action_on_what_is_not_there_is_refused(scene: Scene, action: str, name: str) -> None:
     kind = {"cancel": "orders", "adjust": "stock", "refund": "payments", "end": "flash-sales"}.get(action, "products")
-    body = {"refund": {"reason": "r", "requestId": new_id()}, "adjust": {"delta": 1, "reason": "r"}}.get(action, {})
+    bodies = {"refund": {"full": True, "requestId": new_id()}, "adjust": {"delta": 1}}
+    body = {"reason": "r", **bodies[action]} if action in bodies else {}
 
     answer = await scene.shop.staff.post(f"/v1/{kind}/{name}:{action}", body)
 
@@ -214,7 +215,7 @@ async def test_a_sale_that_has_not_begun_cannot_be_bought_in(shop: Shop, scene: 
     product = await shop.a_product(stock=5)
     body = {
         "productId": product["id"], "title": "Later", "salePrice": money(5), "allocation": 5,
-        "startTime": "2098-01-01T00:00:00Z", "endTime": FUTURE,
+        "perCustomerLimit": 0, "startTime": "2098-01-01T00:00:00Z", "endTime": FUTURE,
     }  # fmt: skip
     sale = (await shop.staff.post("/v1/flash-sales", body)).expect().json
 

@@ -100,7 +100,12 @@ async def test_an_order_is_paid_back_in_parts_until_nothing_is_left(shop: Shop) 
         ({"amount": money(1, "EUR")}, "INVALID_FIELDS"),
         ({"amount": money(0)}, "INVALID_FIELDS"),
         ({"amount": money(1), "restockLines": [{"productId": new_id(), "quantity": 1}]}, "RETURN_TOO_LARGE"),
-        ({"restock": True, "restockLines": [{"productId": product["id"], "quantity": 1}]}, "INVALID_FIELDS"),
+        (
+            {"full": True, "restock": True, "restockLines": [{"productId": product["id"], "quantity": 1}]},
+            "INVALID_FIELDS",
+        ),
+        ({"ammount": money(1)}, "INVALID_FIELDS"),
+        ({"full": True, "amount": money(1)}, "INVALID_FIELDS"),
     ]:
         assert (await shop.staff.post(path, said)).refusal == (400, reason)
     # Goods that were not refunded are still sent, and the next refund counts from here.
@@ -109,11 +114,11 @@ async def test_an_order_is_paid_back_in_parts_until_nothing_is_left(shop: Shop) 
     assert (second["state"], second["refunded"]) == ("PARTIALLY_REFUNDED", money(PRICE + 1))
     assert (await shop.staff.post(f"/v1/orders/{order['id']}:ship")).refusal == (400, "WRONG_STATE")
 
-    rest = (await shop.staff.post(path, {"restock": True})).expect().json
+    rest = (await shop.staff.post(path, {"full": True, "restock": True})).expect().json
     assert (rest["state"], rest["refunded"]) == ("REFUNDED", money(3 * PRICE))
     assert await shop.stock(product) == (10, 0, 10)
     assert await refunded(shop, order) == 3 * PRICE
-    assert (await shop.staff.post(path)).refusal == (400, "WRONG_STATE")
+    assert (await shop.staff.post(path, {"full": True})).refusal == (400, "WRONG_STATE")
     amounts = [entry.get("refunded") for entry in await log_of(buyer.rest, order)]
     assert amounts[-1] == money(3 * PRICE)
     await assert_books_add_up(shop, product)
@@ -144,10 +149,10 @@ async def test_a_refund_survives_a_provider_that_is_away_and_holds_other_moves_u
     await shop.mesh.kill("sandbox")
     path = f"/v1/orders/{order['id']}"
     try:
-        begun = (await shop.staff.post(f"{path}:refund", {"restock": True})).expect().json
+        begun = (await shop.staff.post(f"{path}:refund", {"full": True, "restock": True})).expect().json
         assert (begun["state"], begun["refunding"]) == ("PAID", True)
-        for move in ("ship", "refund", "cancel"):
-            assert (await shop.staff.post(f"{path}:{move}")).refusal == (400, "REFUND_IN_PROGRESS")
+        for move, body in (("ship", {}), ("refund", {"full": True}), ("cancel", {})):
+            assert (await shop.staff.post(f"{path}:{move}", body)).refusal == (400, "REFUND_IN_PROGRESS")
         saga = (await shop.staff.get(f"/v1/admin/sagas/{order['id']}")).expect().json
         assert (saga["kind"], saga["step"], saga["stuck"]) == ("REFUND", "refund", False)
         assert (await shop.staff.post(f"/v1/admin/sagas/{order['id']}:compensate")).refusal == (400, "WRONG_STATE")

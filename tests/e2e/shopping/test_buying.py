@@ -215,7 +215,7 @@ async def test_a_full_refund_by_staff_makes_the_order_refunded(shop: Shop) -> No
     product, buyer = await shop.a_product(price=1000), await shop.a_buyer()
     order = (await buyer.buy(product)).expect().json
 
-    body = {"reason": "broken clock", "requestId": new_id()}
+    body = {"full": True, "reason": "broken clock", "requestId": new_id()}
     refunded = (await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", body)).expect().json
 
     assert (refunded["state"], refunded["refunded"]) == ("REFUNDED", money(1000))
@@ -241,7 +241,7 @@ async def test_a_partial_refund_by_staff_leaves_the_rest_to_refund(shop: Shop) -
     other = await shop.staff.post(refund, {**body, "amount": money(301)})
     assert other.refusal == (400, "REQUEST_ID_REUSED")
 
-    (await shop.staff.post(refund, {"reason": "the rest", "requestId": new_id()})).expect()
+    (await shop.staff.post(refund, {"full": True, "reason": "the rest", "requestId": new_id()})).expect()
     await buyer.until(order["id"], "REFUNDED")
     [entry] = await shop.sandbox.captured(order["id"])
     assert entry["amount_refunded"] == 1000
@@ -252,7 +252,7 @@ async def test_nothing_can_be_refunded_that_was_not_paid(shop: Shop) -> None:
     product, buyer = await shop.a_product(), await shop.a_buyer()
     order = (await buyer.buy(product, card=DECLINED)).expect().json
 
-    body = {"reason": "why not", "requestId": new_id()}
+    body = {"full": True, "reason": "why not", "requestId": new_id()}
     refund = await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", body)
 
     assert refund.refusal == (400, "WRONG_STATE")

@@ -158,8 +158,8 @@ async def test_stock_adjusted_twice_under_one_request_id_moves_once(shop: Shop) 
 async def test_a_sale_made_twice_under_one_request_id_is_one(shop: Shop) -> None:
     product, request_id = await shop.a_product(stock=20), new_id()
     body = {
-        "productId": product["id"], "title": "Once", "salePrice": money(5), "allocation": 4,
-        "endTime": "2099-01-01T00:00:00Z", "requestId": request_id,
+        "productId": product["id"], "title": "Once", "salePrice": money(5), "allocation": 4, "perCustomerLimit": 0,
+        "startTime": "2026-01-01T00:00:00Z", "endTime": "2099-01-01T00:00:00Z", "requestId": request_id,
     }  # fmt: skip
 
     made = (await shop.staff.post("/v1/flash-sales", body)).expect().json

@@ -11,6 +11,7 @@ from sqlalchemy import func, select, text
 
 from services.catalog.sql.schema import Product
 from services.chassis.data.db import Database
+from services.chassis.server.masks import json_name
 from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.type.v1.money_pb2 import Money
 from tests.integration.catalog.conftest import Create
@@ -121,33 +122,48 @@ async def test_an_update_without_a_mask_changes_what_is_set(catalog: Any, create
 
 async def test_an_update_changes_only_what_its_mask_names(catalog: Any, create: Create) -> None:
     made = await create("A", description="old", attributes={"colour": "red"})
-    changed = await catalog.UpdateProduct(
-        update(made, "description", "attributes", name="not named", price=USD_20), metadata=as_staff()
-    )
+    changed = await catalog.UpdateProduct(update(made, "description", "attributes"), metadata=as_staff())
     assert (changed.name, changed.price, changed.description, dict(changed.attributes)) == (
         made.name, made.price, "", {},
     )  # fmt: skip
+    unnamed = update(made, "description", name="not named", price=USD_20)
+    assert (await refusal(catalog.UpdateProduct(unnamed, metadata=as_staff()))).fields == ["name", "price"]
 
 
 async def test_a_star_replaces_every_field(catalog: Any, create: Create) -> None:
     made = await create("A", description="old", category="old", attributes={"a": "b"}, slug="my-own")
-    changed = await catalog.UpdateProduct(update(made, "*", sku="B", name="Now", price=USD_20), metadata=as_staff())
+    changed = await catalog.UpdateProduct(
+        update(made, "*", sku="B", name="Now", price=USD_20, active=False), metadata=as_staff()
+    )
     assert (changed.sku, changed.name, changed.description, changed.category) == ("B", "Now", "", "")
-    assert (changed.slug, changed.price, dict(changed.attributes)) == ("now-b", USD_20, {})
+    assert (changed.slug, changed.price, dict(changed.attributes), changed.active) == ("now-b", USD_20, {}, False)
     refused = await refusal(catalog.UpdateProduct(update(made, "*", name="Now"), metadata=as_staff()))
-    assert (refused.reason, refused.fields) == ("INVALID_FIELDS", ["price", "sku"])
+    assert (refused.reason, refused.fields) == ("INVALID_FIELDS", ["active", "price", "sku"])
 
 
 async def test_an_update_of_a_field_that_cannot_change_is_refused(catalog: Any, create: Create) -> None:
     made = await create()
-    for path in ("active", "originalPrice", "price.minor_units"):
+    for path in ("original_price", "originalPrice", "price.minor_units"):
         refused = await refusal(catalog.UpdateProduct(update(made, path), metadata=as_staff()))
         assert (refused.code, refused.reason, refused.fields) == ("INVALID_ARGUMENT", "INVALID_FIELDS", ["updateMask"])
+    for field, value in {"id": "", "discount_percent": 0, "original_price": USD_20, "create_time": {}}.items():
+        refused = await refusal(catalog.UpdateProduct(update(made, **{field: value}), metadata=as_staff()))
+        assert (refused.reason, refused.fields) == ("INVALID_FIELDS", [json_name(field)])
+
+
+async def test_an_update_takes_a_product_off_sale(catalog: Any, create: Create) -> None:
+    made = await create()
+    for active in (False, True):
+        assert (await catalog.UpdateProduct(update(made, active=active), metadata=as_staff())).active is active
+
+
+async def test_an_update_of_no_field_is_refused(catalog: Any, create: Create) -> None:
+    refused = await refusal(catalog.UpdateProduct(update(await create()), metadata=as_staff()))
+    assert (refused.reason, refused.fields) == ("INVALID_FIELDS", ["updateMask"])
 
 
 async def test_an_update_that_changes_nothing_makes_no_new_version(catalog: Any, create: Create) -> None:
     made = await create()
-    assert await catalog.UpdateProduct(update(made), metadata=as_staff()) == made
     assert await catalog.UpdateProduct(update(made, name=made.name), metadata=as_staff()) == made
 
 

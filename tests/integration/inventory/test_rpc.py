@@ -10,9 +10,11 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis import ids
 from services.chassis.data.db import Database
+from services.chassis.server.masks import json_name
 from services.chassis.server.paging import Pages
 from services.inventory.events import no_nudge
 from services.inventory.gate.gate import Gate
@@ -81,8 +83,9 @@ def a_hold(sale: Any, quantity: int = 1, **fields: Any) -> pb.Hold:
 def a_sale_request(product_id: uuid.UUID, **fields: Any) -> sale_pb.CreateFlashSaleRequest:
     request = sale_pb.CreateFlashSaleRequest(
         product_id=str(product_id), title="A rush", sale_price=Money(currency_code="USD", minor_units=999),
-        allocation=5,
+        allocation=5, per_customer_limit=0,
     )  # fmt: skip
+    request.start_time.GetCurrentTime()
     request.end_time.GetCurrentTime()
     request.end_time.seconds += 3600
     for name, value in fields.items():
@@ -280,6 +283,7 @@ async def test_a_wrong_field_is_named(inventory: Inventory, db: Database, change
 async def test_wrong_terms_of_a_sale_are_named(inventory: Inventory, db: Database) -> None:
     product_id = await a_product(db)
     wrong = a_sale_request(product_id, allocation=0, hold_duration=Duration(seconds=3601), title="")
+    wrong.start_time.seconds -= 7200
     wrong.end_time.seconds -= 7200
     refused = await refusal(inventory.sales.CreateFlashSale(wrong, metadata=tokens.as_staff()))
     assert sorted(refused.fields) == ["allocation", "endTime", "holdDuration", "title"]
@@ -314,23 +318,30 @@ async def test_a_scheduled_sale_is_changed_as_its_mask_says(inventory: Inventory
 
     now = await changed(title="Second", sale_price=price, hold_duration=Duration(seconds=30))
     assert (now.title, now.sale_price, now.hold_duration.seconds, now.etag) == ("Second", price, 30, '"2"')
-    now = await changed("title", title="Third", allocation=3)
+    now = await changed("title", title="Third")
     assert (now.title, now.allocation) == ("Third", 10), "what the mask does not name stays"
-    now = await changed("hold_duration", "per_customer_limit")
+    assert (await refusal(changed("title", title="Third", allocation=3))).fields == ["allocation"]
+    now = await changed("hold_duration", "per_customer_limit", per_customer_limit=0)
     assert (now.hold_duration.seconds, now.per_customer_limit) == (600, 0), "named and not set is the default"
+    for field, value in {"state": State.ENDED, "sold": 0, "product_id": sale.id.hex, "starts_in": Duration()}.items():
+        assert (await refusal(changed(**{field: value}))).fields == [json_name(field)]
+    assert (await refusal(changed())).fields == ["updateMask"]
 
     for path in ("state", "remaining", "product_id", "etag", "sale_price.minor_units", "nothing"):
         refused = await refusal(changed("title", path, title="Fourth"))
         assert (refused.reason, refused.fields) == ("INVALID_FIELDS", ["updateMask"]), path
-    for path, field in (("title", "title"), ("sale_price", "salePrice"), ("end_time", "endTime"), ("*", "allocation")):
+    for path, field in (
+        ("title", "title"), ("sale_price", "salePrice"), ("end_time", "endTime"), ("start_time", "startTime"),
+        ("per_customer_limit", "perCustomerLimit"), ("*", "allocation"),
+    ):  # fmt: skip
         assert field in (await refusal(changed(path))).fields
     for fields in ({"title": ""}, {"allocation": 0}, {"per_customer_limit": 1001}, {"hold_duration": Duration()}):
         assert (await refusal(changed(**fields))).reason == "INVALID_FIELDS", fields
     stale = await refusal(changed(title="Fourth", etag='"1"'))
     assert (stale.code, stale.reason) == ("ABORTED", "STALE_ETAG")
 
-    opened = await changed("start_time")
-    assert (opened.state, opened.title) == (State.LIVE, "Third"), "the default is at once"
+    opened = await changed(start_time=Timestamp(seconds=1))
+    assert (opened.state, opened.title) == (State.LIVE, "Third"), "the past is at once"
     refused = await refusal(changed(title="Fourth"))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
     assert refused.message == "The flash sale is LIVE; it cannot become CHANGED."

@@ -310,8 +310,9 @@ def a_request(
 ) -> payment_pb.RefundPaymentRequest:
     amount = None if minor is None else money_pb2.Money(currency_code=currency, minor_units=minor)
     return payment_pb.RefundPaymentRequest(
-        payment_id=payment_id, amount=amount, reason="damaged", request_id=request_id or str(uuid.uuid4())
-    )
+        payment_id=payment_id, amount=amount, full=amount is None, reason="damaged",
+        request_id=request_id or str(uuid.uuid4()),
+    )  # fmt: skip
 
 
 async def test_staff_refund_a_payment_and_a_repeat_refunds_once(service: Payments, sandbox: Sandbox) -> None:
