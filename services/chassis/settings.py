@@ -1,12 +1,13 @@
 """Settings: read from the environment once, at start-up, into an immutable object."""
 
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_SECRET_LENGTH_MIN = 16
-_PLACEHOLDERS = ("change-me", "changeme", "example", "default", "password", "secret")
+from services.chassis.strength import passwords_in, shared, weakness_of
 
 S = TypeVar("S", bound="ServiceSettings")
 
@@ -19,6 +20,26 @@ class Secrets(SecretStr):
 
     def values(self) -> list[str]:
         return [secret for part in self.get_secret_value().split(",") if (secret := part.strip())]
+
+
+def _is_safe(url: str, info: ValidationInfo) -> str:
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be a URL: https://…")
+    if parts.scheme == "http" and info.data.get("environment") == "production":
+        raise ValueError("must begin with https:// in production")
+    return url.strip()
+
+
+ExternalUrl = Annotated[str, AfterValidator(_is_safe)]
+"""The address of a service outside of Stampede; production calls it over TLS only."""
+
+
+def parts_of(value: SecretStr) -> Iterator[str]:
+    """Yields each secret that a setting holds: of a list all items, of a URL its passwords only."""
+    text = value.get_secret_value()
+    for item in value.values() if isinstance(value, Secrets) else [text.strip()] if text.strip() else []:
+        yield from passwords_in(item) if "://" in item else [item]
 
 
 class ServiceSettings(BaseSettings):
@@ -52,13 +73,22 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _secrets_are_strong(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, SecretStr):
-            secrets = value.values() if isinstance(value, Secrets) else [value.get_secret_value()]
-            if not secrets:
+            found = list(parts_of(value))
+            if not found:
                 raise ValueError("holds no secret")
-            weaknesses = [weakness for secret in secrets if (weakness := _weakness(secret))]
+            weaknesses = [weakness for secret in found if (weakness := weakness_of(secret))]
             if weaknesses and info.data.get("environment") == "production":
                 raise ValueError(f"{weaknesses[0]}; production needs a secret of its own")
         return value
+
+    @model_validator(mode="after")
+    def _secrets_differ(self) -> Self:
+        if self.environment == "production":
+            values = {name.upper(): getattr(self, name) for name in type(self).model_fields}
+            secrets = {name: list(parts_of(value)) for name, value in values.items() if isinstance(value, SecretStr)}
+            if same := shared(secrets):
+                raise ValueError(f"{' and '.join(same)} hold the same secret; each needs one of its own")
+        return self
 
 
 def load(kind: type[S]) -> S:
@@ -66,15 +96,5 @@ def load(kind: type[S]) -> S:
     try:
         return kind()
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, p['loc'])).upper()}: {p['msg']}" for p in error.errors()]
+        problems = [": ".join(filter(None, (".".join(map(str, p["loc"])).upper(), p["msg"]))) for p in error.errors()]
         raise SystemExit("settings are not usable:\n  " + "\n  ".join(problems)) from None
-
-
-def _weakness(secret: str) -> str | None:
-    if len(secret) < _SECRET_LENGTH_MIN:
-        return f"is shorter than {_SECRET_LENGTH_MIN} characters"
-    # Of a URL only the password is secret; its other parts may contain "example".
-    password = secret.split("://", 1)[-1].rpartition("@")[0].partition(":")[2] if "://" in secret else secret
-    if not password or any(word in password.lower() for word in _PLACEHOLDERS):
-        return "is a placeholder"
-    return None

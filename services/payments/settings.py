@@ -2,7 +2,7 @@
 
 from pydantic import Field, SecretStr
 
-from services.chassis.settings import ServiceSettings
+from services.chassis.settings import ExternalUrl, ServiceSettings
 
 
 class Settings(ServiceSettings):
@@ -10,7 +10,7 @@ class Settings(ServiceSettings):
 
     stripe_api_key: SecretStr
     stripe_webhook_secret: SecretStr
-    stripe_api_base: str = "https://api.stripe.com"
+    stripe_api_base: ExternalUrl = "https://api.stripe.com"
     provider_calls_per_second: float = Field(default=100, ge=0)
     """Stripe's limit for a live account. All replicas share it: divide it by their number. 0 means no limit."""
     provider_concurrency: int = Field(default=64, ge=1, le=1000)

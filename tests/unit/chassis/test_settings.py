@@ -10,7 +10,7 @@ STRONG = "f3b1c6de8a9b4711"
 ENVIRONMENT = {
     "ENVIRONMENT": "production",
     "DATABASE_URL": f"postgresql+psycopg://catalog:{STRONG}@db.example.com/catalog",
-    "NATS_URL": f"nats://catalog:{STRONG}@nats:4222",
+    "NATS_URL": f"nats://catalog:nats-{STRONG}@nats:4222",
     "MESH_SECRET": f"mesh-{STRONG}",
     "PAGE_SECRET": f"page-{STRONG}",
 }

@@ -62,7 +62,7 @@ def test_the_refusal_of_a_taken_address_omits_it() -> None:
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name, value in {
         "ENVIRONMENT": "production",
-        "DATABASE_URL": "postgresql+psycopg://identity:Zk3xW9qLr7TvB2nM@db/identity",
+        "DATABASE_URL": "postgresql+psycopg://identity:Hq8sD2wVc5YxN9pG@db/identity",
         "NATS_URL": "nats://identity:Zk3xW9qLr7TvB2nM@nats:4222",
         "MESH_SECRET": "hG5tRf8wQz1xLk9v",
         "PAGE_SECRET": "pL0oKm9iJn8uHb7y",
