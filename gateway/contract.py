@@ -17,6 +17,7 @@ PUBLIC = "ACCESS_PUBLIC"
 MESH = "ACCESS_MESH"
 _ACCESS = "stampede.access.v1.access"
 _HTTP = "google.api.http"
+_BODY_BYTES_MAX = "stampede.access.v1.body_bytes_max"
 _VERBS = ("get", "put", "post", "delete", "patch")
 
 
@@ -35,6 +36,8 @@ class Route:
     """Whether the response is a `google.api.HttpBody`, a body of the service's own."""
     waits: bool
     """Whether the caller may wait for an outcome (`prefer_wait`)."""
+    body_bytes_max: int = 64 * 1024
+    """The longest request body."""
 
     @property
     def service(self) -> str:
@@ -70,7 +73,8 @@ def read(descriptor_set: Path) -> list[Route]:
 
 
 def _routes(method: MethodDescriptor, pool: descriptor_pool.DescriptorPool) -> Iterator[Route]:
-    access, bindings = _options(method, pool)
+    options = _options(method, pool)
+    bindings, access = options.get(_HTTP, []), options.get(_ACCESS)
     if not bindings:
         return
     if access in {None, "ACCESS_UNSPECIFIED", MESH}:
@@ -85,23 +89,22 @@ def _routes(method: MethodDescriptor, pool: descriptor_pool.DescriptorPool) -> I
             streams=method.server_streaming,
             is_body=method.output_type.full_name == "google.api.HttpBody",
             waits="prefer_wait" in method.input_type.fields_by_name,
+            body_bytes_max=options.get(_BODY_BYTES_MAX, Route.body_bytes_max),
         )
 
 
-def _options(
-    method: MethodDescriptor, pool: descriptor_pool.DescriptorPool
-) -> tuple[str | None, list[tuple[str, str]]]:
-    """Return the access that a method declares, and its (verb, path) pairs."""
+def _options(method: MethodDescriptor, pool: descriptor_pool.DescriptorPool) -> dict[str, Any]:
+    """Return the options of a method by name: its access as text, its routes as (verb, path) pairs."""
     # Only the options class of this pool has the extensions.
     options_type: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.MethodOptions"))
     options = options_type.FromString(method.GetOptions().SerializeToString())
-    access = bindings = None
+    found: dict[str, Any] = {field.full_name: value for field, value in options.ListFields()}
     for field, value in options.ListFields():
         if field.full_name == _ACCESS:
-            access = _enum_name(field, value)
+            found[_ACCESS] = _enum_name(field, value)
         elif field.full_name == _HTTP:
-            bindings = [_binding(rule) for rule in (value, *value.additional_bindings)]
-    return access, bindings or []
+            found[_HTTP] = [_binding(rule) for rule in (value, *value.additional_bindings)]
+    return found
 
 
 def _enum_name(field: FieldDescriptor, number: int) -> str:

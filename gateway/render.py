@@ -18,7 +18,6 @@ from gateway.contract import Route, read
 
 HERE = Path(__file__).parent
 SERVICES = ("catalog", "identity", "inventory", "orders", "payments")
-SELF = "self"
 
 Config = dict[str, Any]
 
@@ -83,6 +82,7 @@ def render(gateway: Gateway) -> Config:
             "ROUTES": json.dumps(routes.table(contract, gateway.pages)),
             "LOCAL_REPLIES": json.dumps(replies.mappers()),
             "READY_CLUSTERS": json.dumps({name: {"value": 100} for name in gateway.targets}),
+            "READY_PATH": json.dumps(replies.READY_PATH),
             "ACCESS_LOG": json.dumps(access_log(gateway.log)),
             "CLUSTERS": json.dumps([*_clusters(gateway, contract), _self(gateway)]),
         },
@@ -130,10 +130,10 @@ def _self(gateway: Gateway) -> Config:
     address = {"address": "127.0.0.1", "port_value": gateway.listen.port}
     endpoint = {"endpoint": {"address": {"socket_address": address}}}
     return {
-        "name": SELF,
+        "name": routes.SELF,
         "type": "STATIC",
         "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": SELF, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "load_assignment": {"cluster_name": routes.SELF, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 Config = dict[str, Any]
 DOMAIN = "gateway.stampede"
 RETRY_SECONDS = 1
+READY_PATH = {"safe_regex": {"regex": r"/readyz(\?.*)?"}}
+"""Matches the path with or without a query, such as load balancers append."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ _REPLIES = (
     Reply(http=426, code=3, reason="UPGRADE_REQUIRED", message="This protocol version is not supported."),
     Reply(http=429, code=8, reason="RATE_LIMITED", message="Too many requests.", retry=True),
     Reply(http=431, code=3, reason="HEADERS_TOO_LARGE", message="The request headers are too large."),
+    Reply(http=501, code=12, reason="NOT_IMPLEMENTED", message="This transfer coding is not supported."),
     Reply(http=502, code=14, reason="UNAVAILABLE", message="A service is unavailable at the moment.", retry=True),
     Reply(http=503, code=14, reason="UNAVAILABLE", message="A service is unavailable at the moment.", retry=True),
     Reply(http=504, code=4, reason="DEADLINE_EXCEEDED", message="The answer took too long.", retry=True),
@@ -93,7 +96,7 @@ def _body(reply: Reply) -> Config:
 
 def _ready() -> Config:
     """Return the mapper that adds a body to the 200 of the health check filter."""
-    is_ready = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": "/readyz"}}}}
+    is_ready = {"header_filter": {"header": {"name": ":path", "string_match": READY_PATH}}}
     return {
         "filter": {"and_filter": {"filters": [_status("EQ", 200), is_ready]}},
         "body_format_override": {"json_format": {"status": "ready"}, "content_type": "application/json"},

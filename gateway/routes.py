@@ -15,6 +15,7 @@ WAIT_SECONDS = CALL_SECONDS + 20
 GRACE_SECONDS = 1
 STREAM_IDLE_SECONDS = 300
 STREAM_SECONDS = 3600
+_READ = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
 # Matched first, because almost every request in a flash sale is this one.
 HOT = ("POST", "/v1/orders")
 STICKY = frozenset({"orders"})
@@ -23,12 +24,28 @@ which remembers it when the sale has sold out."""
 
 Config = dict[str, Any]
 
+_TYPE = "type.googleapis.com/envoy.extensions.filters.http"
 _TOKEN_REQUIRED: Config = {
     "envoy.filters.http.jwt_authn": {
-        "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
+        "@type": f"{_TYPE}.jwt_authn.v3.PerRouteConfig",
         "requirement_name": "signed-in",
     }
 }
+SELF = "self"
+"""The cluster of the gateway itself."""
+_UNSUPPORTED = "/unsupported-media-type"
+# The transcoder would take an answer of Envoy itself for one of a service.
+_NOT_TRANSCODED: Config = {
+    "typed_per_filter_config": {
+        "envoy.filters.http.grpc_json_transcoder": {
+            "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
+            "disabled": True,
+        }
+    }
+}
+_NOT_SUPPORTED: Config = {"direct_response": {"status": 415}, **_NOT_TRANSCODED}
+# nginx, and proxies like it, would hold back a stream's messages.
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def table(routes: Iterable[Route], pages: Mapping[str, Path]) -> list[Config]:
@@ -37,11 +54,33 @@ def table(routes: Iterable[Route], pages: Mapping[str, Path]) -> list[Config]:
     Envoy answers 404 to all other paths.
     """
     ordered = sorted(routes, key=_rank)
+    own = {
+        "/healthz": _page({"inline_string": json.dumps({"status": "alive"})}, "application/json"),
+        **{path: _page({"filename": str(file)}, _content_type(file)) for path, file in pages.items()},
+    }
     return [
-        _page("/healthz", {"inline_string": json.dumps({"status": "alive"})}, "application/json"),
-        *(_page(path, {"filename": str(file)}, _content_type(file)) for path, file in pages.items()),
+        *_unsupported(),
+        *({"match": {"path": path, "headers": [_READ]}, **page} for path, page in own.items()),
         *map(_rest, ordered),
         *_method_not_allowed(ordered),
+        *(_other_method({"path": path}, ["GET", "HEAD"]) for path in own),
+    ]
+
+
+def _unsupported() -> list[Config]:
+    """Return 415 for bodies that are not JSON: compressed ones, and gRPC's own."""
+    compressed = {"name": "content-encoding", "string_match": {"exact": "identity"}, "invert_match": True}
+    grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    return [
+        {"match": {"path": _UNSUPPORTED}, **_NOT_SUPPORTED},
+        {"match": {"prefix": "/", "headers": [compressed]}, **_NOT_SUPPORTED},
+        {
+            # Envoy answers a gRPC request with 200 and puts the error into gRPC's headers, so the answer is fetched.
+            "match": {"prefix": "/", "headers": [grpc]},
+            "route": {"cluster": SELF, "regex_rewrite": {"pattern": {"regex": ".*"}, "substitution": _UNSUPPORTED}},
+            "request_headers_to_remove": ["content-type"],
+            **_NOT_TRANSCODED,
+        },
     ]
 
 
@@ -61,11 +100,20 @@ def _rest(route: Route) -> Config:
     }
     if route.owner in STICKY:
         config["route"]["hash_policy"] = [{"header": {"header_name": "authorization"}}]
-    if not route.streams:
+    if route.streams:
+        config["response_headers_to_add"] = [_header(name, value) for name, value in _STREAM_HEADERS.items()]
+    else:
         config["request_headers_to_add"] = [_deadline(route)]
-    if route.signed_in:
-        config["typed_per_filter_config"] = _TOKEN_REQUIRED
+    config["typed_per_filter_config"] = {
+        **_body_limit(route.body_bytes_max),
+        **(_TOKEN_REQUIRED if route.signed_in else {}),
+    }
     return config
+
+
+def _body_limit(most: int) -> Config:
+    limit = {"@type": f"{_TYPE}.buffer.v3.BufferPerRoute", "buffer": {"max_request_bytes": most}}
+    return {"envoy.filters.http.buffer": limit}
 
 
 def cluster_of(route: Route) -> str:
@@ -110,19 +158,19 @@ def _method_not_allowed(routes: Sequence[Route]) -> list[Config]:
     verbs: dict[str, list[Route]] = {}
     for route in routes:
         verbs.setdefault(route.pattern, []).append(route)
-    return [
-        {
-            "match": _path(same[0]),
-            "direct_response": {"status": 405},
-            "response_headers_to_add": [_header("allow", ", ".join(sorted({r.verb for r in same})))],
-        }
-        for same in verbs.values()
-    ]
+    return [_other_method(_path(same[0]), [route.verb for route in same]) for same in verbs.values()]
 
 
-def _page(path: str, body: Config, content_type: str) -> Config:
+def _other_method(path: Config, verbs: Iterable[str]) -> Config:
     return {
-        "match": {"path": path, "headers": [_verb("GET")]},
+        "match": path,
+        "direct_response": {"status": 405},
+        "response_headers_to_add": [_header("allow", ", ".join(sorted(set(verbs))))],
+    }
+
+
+def _page(body: Config, content_type: str) -> Config:
+    return {
         "direct_response": {"status": 200, "body": body},
         "response_headers_to_add": [_header("content-type", content_type)],
     }

@@ -45,7 +45,7 @@ class Lifetimes:
 
 def normalize_email(text: str) -> str:
     """Return the form in which an e-mail address is stored and compared."""
-    return text.lower()
+    return text.strip().lower()  # phones append a space after a completed word
 
 
 def refresh_expire_time(now: datetime, session_expire_time: datetime, lifetimes: Lifetimes) -> datetime:

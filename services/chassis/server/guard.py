@@ -16,7 +16,7 @@ from prometheus_client import Counter, Histogram
 from services.chassis import request_context, telemetry
 from services.chassis.errors import InvalidFields, RateLimited, TooSlow
 from services.chassis.request_context import Metadata
-from services.chassis.server import access, statuses
+from services.chassis.server import access, bounds, statuses
 from services.chassis.server.access import Gatekeeper, Rule
 from services.chassis.server.masks import json_name
 from services.chassis.server.statuses import Answer
@@ -129,7 +129,13 @@ class Guard:
         call.caller = await self._gatekeeper.admit(rule, metadata)
         if key := metadata.get("idempotency-key"):
             _take_idempotency_key(request, str(key))
-        if violations := self._validator.collect_violations(request):
+        bounds.check_lists(request)
+        try:
+            violations = self._validator.collect_violations(request)
+        except protovalidate.EvaluationError as error:  # for example of a time that does not exist
+            log.info("a rule cannot be evaluated", method=method, cause=type(error).__name__)
+            raise InvalidFields({"request": "has a value that its rules cannot be applied to"}) from None
+        if violations:
             raise InvalidFields({_path(v.proto): v.proto.message for v in violations})
         # A fast test first; a zero byte may also be part of a number.
         if b"\0" in request.SerializeToString() and (with_nul := dict.fromkeys(_with_nul(request), _NO_NUL)):
