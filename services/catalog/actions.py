@@ -1,11 +1,13 @@
 """Actions of the catalog. Each function is one transaction."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from services.catalog import domain
-from services.catalog.domain import Changes, Draft, Filter, Snapshot
+from services.catalog.domain import Changes, Draft, Filter, SlugTaken, Snapshot
 from services.catalog.sql import products
 from services.catalog.sql.products import Page
 from services.catalog.sql.schema import Product
@@ -21,12 +23,12 @@ async def create_product(db: Database, draft: Draft, *, key: RequestKey | None) 
 
     Raises `SkuTaken` or `SlugTaken`.
     """
-    slug = draft.slug or domain.make_slug(draft.name, draft.sku)
     async with db.begin() as tx:
         product_id = ids.new()
         if first := await idempotency.find_repeat(tx, key, product_id):
             return await products.get_product(tx, first)
-        return await products.insert_product(tx, {"id": product_id, **_columns(draft), "slug": slug})
+        values = {"id": product_id, **_columns(draft)}
+        return await _write(tx, values, lambda values: products.insert_product(tx, values))
 
 
 async def get_product(db: Database, name: uuid.UUID | str) -> Product:
@@ -50,8 +52,22 @@ async def update_product(
         check_etag(etag_given, etag(product.version))
         values = _columns(changes)
         if changes.slug == "":
-            values["slug"] = domain.make_slug(values.get("name", product.name), values.get("sku", product.sku))
-        return await products.update_product(tx, product, values)
+            values = {"name": product.name, "sku": product.sku, **values}
+        return await _write(tx, values, lambda values: products.update_product(tx, product, values))
+
+
+async def _write(
+    tx: AsyncSession, values: dict[str, Any], write: Callable[[dict[str, Any]], Awaitable[Product]]
+) -> Product:
+    """Write a product. An empty slug is derived, and gets a part of its own if another product has it."""
+    if values.get("slug") != "":
+        return await write(values)
+    name, sku = values["name"], values["sku"]
+    try:
+        async with tx.begin_nested():
+            return await write({**values, "slug": domain.make_slug(name, sku)})
+    except SlugTaken:
+        return await write({**values, "slug": domain.make_slug(name, sku, distinct=True)})
 
 
 async def list_products(db: Database, wanted: Filter, *, position: list[str] | None, size: int) -> Page:

@@ -1,5 +1,6 @@
 """Rules of products: their values, their slugs, and how a search query is read. Pure."""
 
+import hashlib
 import re
 import unicodedata
 import uuid
@@ -87,9 +88,14 @@ class Snapshot:
     active: bool
 
 
-def make_slug(name: str, sku: str) -> str:
-    """Derive a slug from the name and the sku. It contains the whole sku, so it is as unique as the sku."""
+def make_slug(name: str, sku: str, *, distinct: bool = False) -> str:
+    """Derive a slug from the name and the sku.
+
+    Different skus may give the same slug (`A.1` and `a-1`). With `distinct` it ends with a hash of the sku.
+    """
     tail = _ascii_words(sku)
+    if distinct:
+        tail = f"{tail}-{hashlib.sha256(sku.encode()).hexdigest()[:12]}"
     head = _ascii_words(name)[: SLUG_LENGTH_MAX - len(tail) - 1].strip("-")
     return f"{head}-{tail}" if head else tail
 

@@ -57,9 +57,11 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
         query = dataclasses.asdict(wanted)
         position = self._pages.verify(request.page_token, query)
         page = await actions.list_products(self._db, wanted, position=position, size=paging.size(request.page_size))
+        found = paging.fit(page.products, to_proto)
+        is_last = page.is_last and len(found) == len(page.products)
         return pb.ListProductsResponse(
-            products=map(to_proto, page.products),
-            next_page_token=self._pages.sign(page.next_position, query) if page.next_position else "",
+            products=found,
+            next_page_token="" if is_last else self._pages.sign(page.positions[len(found) - 1], query),
             total_size=page.total,
         )
 

@@ -72,8 +72,11 @@ class OrderService(pb_grpc.OrderServiceServicer):
             after=(datetime.fromisoformat(at[0]), uuid.UUID(at[1])) if at else None,
             most=paging.size(request.page_size),
         )
+        found = paging.fit(orders, to_proto)
+        if len(found) < len(orders):
+            end = orders[len(found) - 1].create_time, orders[len(found) - 1].id
         token = self._pages.sign([end[0].isoformat(), str(end[1])], sealed_to) if end else ""
-        return pb.ListOrdersResponse(orders=map(to_proto, orders), next_page_token=token)
+        return pb.ListOrdersResponse(orders=found, next_page_token=token)
 
     async def ListOrderLog(self, request: pb.ListOrderLogRequest, context: Any) -> pb.ListOrderLogResponse:
         order = await self._orders.get(uuid.UUID(request.order_id), customer_id=_customer_id())

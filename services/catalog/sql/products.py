@@ -21,10 +21,11 @@ from services.chassis.money import Money
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list. `next_position` is the sort key of its last row; None on the last page."""
+    """One page of a list, and the position of each product: the sort keys after which a next page starts."""
 
     products: Sequence[Product]
-    next_position: list[str] | None
+    positions: Sequence[list[str]]
+    is_last: bool
     total: int
 
 
@@ -85,7 +86,7 @@ async def update_product(tx: AsyncSession, product: Product, values: Mapping[str
 
 
 async def list_products(tx: AsyncSession, wanted: Filter, *, position: list[str] | None, size: int) -> Page:
-    """Return the active products after `position`, which is a `Page.next_position`."""
+    """Return the active products after `position`, which is one of `Page.positions`."""
     matching = _conditions(wanted)
     counted = select(literal(1)).select_from(Product).where(*matching).limit(domain.COUNTED_MAX).subquery()
     order = _ORDERS[wanted.order_by]
@@ -99,11 +100,8 @@ async def list_products(tx: AsyncSession, wanted: Filter, *, position: list[str]
         rows = rows.where(here < last if order.descending else here > last)
     total = await tx.scalar(select(func.count()).select_from(counted))
     found = (await tx.execute(rows)).all()
-    next_position = None
-    if len(found) > size:
-        product, sort_key = found[size - 1]
-        next_position = [order.write(sort_key), str(product.id)]
-    return Page([product for product, _ in found[:size]], next_position, total or 0)
+    positions = [[order.write(sort_key), str(product.id)] for product, sort_key in found[:size]]
+    return Page([product for product, _ in found[:size]], positions, len(found) <= size, total or 0)
 
 
 async def list_snapshots(tx: AsyncSession, product_ids: Sequence[uuid.UUID]) -> list[Snapshot]:

@@ -1,14 +1,22 @@
-"""Page tokens: the position at which the next page starts, signed for the query that it continues."""
+"""Pages of lists: how many rows they hold, and the signed token with which the next one starts."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
+from google.protobuf.message import Message
 from itsdangerous import BadData, URLSafeSerializer
 
 from services.chassis.errors import InvalidFields
 
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
 DEFAULT, MOST = 50, 200
+_BYTES_MOST = 1 << 20
+"""The most bytes of messages on a page. As JSON they are up to six times as long (`<` becomes `\\u003c`), and the
+gateway buffers at most 8 MiB."""
 _VERSION = 1
 _SIGNER = {"digest_method": hashlib.sha256, "key_derivation": "hmac"}
 
@@ -46,3 +54,16 @@ class Pages:
 def size(requested: int) -> int:
     """Returns how many rows a page holds when a client requests `requested`; 0 means the default."""
     return min(requested or DEFAULT, MOST)
+
+
+def fit(rows: Iterable[T], to_proto: Callable[[T], M]) -> list[M]:
+    """Returns the messages of the first rows that fit on one page by their bytes; at least one, if there is one."""
+    fitting: list[M] = []
+    left = _BYTES_MOST
+    for row in rows:
+        message = to_proto(row)
+        left -= message.ByteSize()
+        if fitting and left < 0:
+            break
+        fitting.append(message)
+    return fitting

@@ -4,6 +4,7 @@ import uuid
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from sqlalchemy import text
 
 from services.catalog import actions
@@ -198,3 +199,20 @@ async def test_a_deleted_product_is_not_found_or_listed(db: Database, catalog: A
     assert (await refusal(catalog.GetProduct(pb.GetProductRequest(product_id=made.id)))).code == "NOT_FOUND"
     assert (await refusal(catalog.GetProductBySlug(pb.GetProductBySlugRequest(slug=made.slug)))).code == "NOT_FOUND"
     assert await actions.get_snapshots(db, [uuid.UUID(made.id)]) == []
+
+
+async def test_largest_products_fit_on_pages_that_the_gateway_can_buffer(catalog: Any, create: Create) -> None:
+    """Each has as many bytes as the contract allows; as JSON, `<` has six."""
+    texts = {"description": "<" * 10_000, "attributes": {f"{n:064}": "<" * 500 for n in range(50)}}
+    made = {(await create(f"S{n}", name="\U0001f45f" * 200, **texts)).id for n in range(60)}
+
+    seen: list[str] = []
+    token = ""
+    while token or not seen:
+        page = await catalog.ListProducts(pb.ListProductsRequest(page_size=200, page_token=token, order_by="name"))
+        assert len(json_format.MessageToJson(page)) < 8 << 20
+        seen += [product.id for product in page.products]
+        token = page.next_page_token
+
+    assert len(seen) == 60
+    assert set(seen) == made

@@ -58,6 +58,17 @@ async def test_an_unknown_product_is_not_found(catalog: Any) -> None:
         assert (refused.code, refused.reason, refused.domain) == ("NOT_FOUND", "PRODUCT_NOT_FOUND", "catalog.stampede")
 
 
+async def test_products_whose_derived_slugs_are_equal_get_different_ones(catalog: Any, create: Create) -> None:
+    slugs = [(await create(sku, name="Mug")).slug for sku in ("A.1", "A-1", "a_1")]
+    assert slugs[0] == "mug-a-1"
+    assert len(set(slugs)) == 3
+
+    taken = await create("B", name="Cup", slug="mug-c-1")
+    renamed = await create("C.1", name="Cup")
+    changed = await catalog.UpdateProduct(update(renamed, "name", "slug", name="Mug"), metadata=as_staff())
+    assert changed.slug.startswith(f"{taken.slug}-")
+
+
 async def test_a_sku_or_slug_that_is_taken_is_refused(catalog: Any, create: Create) -> None:
     await create("MUG-1", slug="mug")
     sku = await refusal(create("MUG-1", slug="other"))

@@ -31,6 +31,14 @@ def test_a_derived_slug_contains_name_and_sku(name: str, sku: str, slug: str) ->
     assert domain.make_slug(name, sku) == slug
 
 
+@given(name=st.text(min_size=1, max_size=200), skus=st.lists(SKUS, min_size=2, max_size=2, unique=True))
+def test_distinct_slugs_of_different_skus_differ(name: str, skus: list[str]) -> None:
+    first, second = (domain.make_slug(name, sku, distinct=True) for sku in skus)
+    assert first != second
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", first)
+    assert len(first) <= domain.SLUG_LENGTH_MAX
+
+
 @pytest.mark.parametrize(
     ("query", "split"),
     [

@@ -1,12 +1,14 @@
 """Page tokens: valid only as this service signed them, and only for the query that they continue."""
 
 import pytest
+from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.chassis.errors import InvalidFields
 from services.chassis.server import paging
 from services.chassis.server.paging import Pages
+from stampede.catalog.v1.catalog_service_pb2 import Product
 
 PAGES = Pages("a secret of pages")
 QUERY = {"category": "clocks", "order_by": "price"}
@@ -66,3 +68,15 @@ def test_secret_is_replaced_with_two_accepted() -> None:
 @pytest.mark.parametrize(("requested", "rows"), [(0, 50), (1, 1), (200, 200), (201, 200), (10**9, 200)])
 def test_page_size_is_bounded(requested: int, rows: int) -> None:
     assert paging.size(requested) == rows
+
+
+def test_page_holds_only_as_many_messages_as_fit_by_their_bytes() -> None:
+    products = paging.fit([300_000] * 10, lambda length: Product(description="x" * length))
+
+    assert len(products) == 3
+    assert sum(len(json_format.MessageToJson(product)) for product in products) < 8 << 20
+
+
+def test_page_holds_at_least_one_message() -> None:
+    assert len(paging.fit([5 << 20], lambda length: Product(description="x" * length))) == 1
+    assert paging.fit([], lambda length: Product()) == []
