@@ -24,6 +24,8 @@ DROPPED = "does not read its stream"
 
 _LASTS_SECONDS = 3600.0
 _UNREAD_SECONDS = 10.0
+# Proxies cut a connection that is silent for a minute or more.
+_QUIET_SECONDS = 25.0
 # To update one watcher costs some 0.05 ms. At more than this, rounds become rarer instead of everything else slower.
 _UPDATES_PER_SECOND_MAX = 4000
 _WATCHERS = Gauge("stampede_watchers", "Watchers of live views in this process.")
@@ -94,6 +96,8 @@ class Watch(Generic[K, V]):
     @contextmanager
     def subscribe(self, key: K, *, at_once: bool = False) -> Iterator[AsyncIterator[V]]:
         """Iterates over the value of `key`: the next one fetched, then each new one, for at most an hour.
+
+        After 25 seconds without a new value, the last one comes again.
 
         The task that subscribes must be the one that sends. With `at_once` the first value is the last one fetched for
         other watchers, or one fetched now; if that fails, the iterator raises `Unavailable`.
@@ -214,13 +218,17 @@ class _Watcher(Generic[V]):
             self._task.cancel(DROPPED)
 
     async def values(self) -> AsyncIterator[V]:
-        until = asyncio.get_running_loop().time() + _LASTS_SECONDS
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _LASTS_SECONDS
         while True:
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(min(until, loop.time() + _QUIET_SECONDS)):
                     await self._wakeup.wait()
             except TimeoutError:
-                return
+                if loop.time() >= until:
+                    return
+                if self._compared is _NOTHING:
+                    continue
             if self._failure:
                 raise self._failure
             self._wakeup.clear()

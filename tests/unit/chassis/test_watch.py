@@ -399,3 +399,11 @@ async def test_watched_is_set_while_there_is_a_watcher() -> None:
             pass
         assert views.watched.is_set()
     assert not views.watched.is_set()
+
+
+async def test_quiet_value_comes_again_so_that_proxies_keep_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_QUIET_SECONDS", 0.01)
+    views = Watch(Shelf().fetch, interval_seconds=60, watchers_max=1)
+    with views.subscribe("clock") as values:
+        async with running(views):
+            assert [await anext(values) for _ in range(3)] == [0, 0, 0]
