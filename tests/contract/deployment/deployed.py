@@ -14,7 +14,7 @@ import yaml
 from gateway.contract import read
 from services.chassis.settings import ServiceSettings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 BASE, DEV = DEPLOY / "k8s/base", DEPLOY / "k8s/overlays/dev"
 OVERLAYS = (BASE, DEV)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from services.chassis import process
 from services.chassis.server import http_server
-from tests.contract.deployed import (
+from tests.contract.deployment.deployed import (
     BASE,
     BIN,
     DEPLOY,

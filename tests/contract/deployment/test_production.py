@@ -13,10 +13,10 @@ from pydantic import SecretStr
 
 from services.chassis import settings
 from services.chassis.settings import Secrets
-from tests.contract.deployed import SERVICES, environments
-from tests.contract.deployed import settings as settings_of
+from tests.contract.deployment.deployed import SERVICES, environments
+from tests.contract.deployment.deployed import settings as settings_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _SECRET = "change-me-please-1234567890"
 _WEAK = {
     "MESH_SECRET": _SECRET, "PAGE_SECRET": "short", "NATS_URL": "nats://stampede:password@nats:4222",

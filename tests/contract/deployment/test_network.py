@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from stampede.access.v1 import access_pb2
-from tests.contract.deployed import (
+from tests.contract.deployment.deployed import (
     BASE,
     DEV,
     GRPC,

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from gateway import render
-from tests.contract.deployed import (
+from tests.contract.deployment.deployed import (
     BIN,
     DEPLOY,
     DEV,
