@@ -1,1 +1,1 @@
-"""Calls to providers: `dispatcher` starts them and stores their results, `reconciler` repeats those without an answer."""
+"""Provider calls: `dispatcher` starts them and stores results, `reconciler` repeats those without an answer."""
