@@ -2,7 +2,8 @@
 
 from contextlib import aclosing
 
-from services.chassis.process import Process, run
+from services.chassis.process import Command, Process, run
+from services.payments import cli
 from services.payments.charges import Charges
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.reconciler import Reconciler
@@ -25,7 +26,12 @@ async def main(config: Settings) -> None:
     )  # fmt: skip
     # Providers are registered here, and only here.
     providers = {stripe.name: stripe}
-    webhooks = {stripe.name: StripeWebhook(config.stripe_webhook_secret.get_secret_value())}
+    webhooks = {
+        stripe.name: StripeWebhook(
+            config.stripe_webhook_secret.get_secret_value(),
+            api_key=config.stripe_api_key.get_secret_value(), account=config.stripe_account,
+        )
+    }  # fmt: skip
     async with aclosing(stripe), Process("payments", config) as process:
         dispatcher = ChargeDispatcher(process.db, providers, process.relay.nudge)
         reconciler = Reconciler(process.db, dispatcher, process.relay)
@@ -37,10 +43,15 @@ async def main(config: Settings) -> None:
         )
         process.exchange_events()
         process.run_cleanups(provider_events.CLEANUP, refunds.REQUESTS_CLEANUP)
-        for loop in (reconciler.reconcile, reconciler.renew_leases, reconciler.apply_events, reconciler.count_open):
+        for loop in (
+            reconciler.reconcile, reconciler.renew_leases, reconciler.apply_events, reconciler.watch_events,
+            reconciler.count_open,
+        ):  # fmt: skip
             process.background(loop.__name__, loop)
         await process.serve("stampede.payments.v1.ChargeService", "stampede.payments.v1.PaymentService")
         await dispatcher.drain(seconds=_DRAIN_SECONDS)
 
 
-run("payments", Settings, main)
+if __name__ == "__main__":
+    events = Command("provider events that were parked: list, retry or drop them", cli.describe_events, cli.events)
+    run("payments", Settings, main, commands={"events": events})

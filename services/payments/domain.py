@@ -18,6 +18,8 @@ LEASE_SECONDS = 4.0
 LOOK_UP_AFTER_CHECKS = 6
 """After this many calls under one key without an answer, the provider's records are searched instead."""
 EVENT_ATTEMPTS_MOST = 12
+UNANSWERED_ATTEMPTS_MOST = 150
+"""An event about which the provider gives no answer is parked after this many attempts, about a day."""
 
 _PROCESSING_SECONDS = (1.0, 60.0)
 _AWAITING_SECONDS = (60.0, 3600.0)
@@ -183,6 +185,17 @@ class ChargeResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeRecord:
+    """A provider's own record of a charge, looked up because an event names it."""
+
+    payment_id: uuid.UUID | None
+    """From the charge's metadata, as the provider has it."""
+    result: ChargeResult
+    refunded_minor: int
+    """The sum of the charge's refunds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RefundResult:
     """The provider result of one refund; `state` is None if the provider gave no answer."""
 
@@ -195,7 +208,7 @@ class RefundResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderEvent:
-    """A signed event of a provider, reduced to what is used: no secrets, no card data."""
+    """A signed event of a provider, reduced to what is used: no secrets, no card data. It is a hint, not a result."""
 
     provider: str
     id: str
@@ -208,9 +221,9 @@ class ProviderEvent:
     amount_minor: int
     currency: str
     charge_status: ChargeStatus | None = None
-    """The status that the event proves. None if a later event may contradict it: then the provider is asked instead."""
+    """The final status that the event claims; None if a later event may contradict it."""
     refunded_minor: int | None = None
-    """The sum of all refunds of the charge; only in events about refunds."""
+    """The sum of all refunds of the charge that the event claims; only in events about refunds."""
 
 
 def own_id(value: object) -> uuid.UUID | None:
@@ -235,13 +248,14 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
     """Return the payment after `result`. Results may come twice, late and in any order; none moves a payment back."""
     if result.status is ChargeStatus.UNKNOWN:
         return payment, Verdict.ACCEPTED
-    if is_other_amount(payment, result.amount_minor, result.currency):
+    succeeded = result.status is ChargeStatus.SUCCEEDED
+    if is_other_amount(payment, result.amount_minor, result.currency, reported=succeeded):
         return payment, Verdict.OTHER_AMOUNT
     own, reported = payment.provider_reference, result.reference
     is_other_charge = own is not None and reported is not None and own != reported
     if is_other_charge or payment.state not in OPEN:
         counted = payment.state in (State.SUCCEEDED, State.REFUNDED) and not is_other_charge
-        stray = result.status is ChargeStatus.SUCCEEDED and not counted
+        stray = succeeded and not counted
         return payment, Verdict.STRAY_CHARGE if stray else Verdict.ACCEPTED
     state = _state_after(payment, result.status)
     assert state == payment.state or state in MOVES[payment.state], f"{payment.state} to {state}"
@@ -258,11 +272,13 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
     ), Verdict.ACCEPTED
 
 
-def is_other_amount(payment: Payment, amount_minor: int | None, currency: str | None) -> bool:
-    """Whether an amount or a currency differs from the payment's; None means that it was not reported."""
-    if amount_minor is not None and amount_minor != payment.amount_minor:
-        return True
-    return currency is not None and currency.upper() != payment.currency
+def is_other_amount(
+    payment: Payment, amount_minor: int | None, currency: str | None, *, reported: bool = False
+) -> bool:
+    """Whether an amount or a currency differs from the payment's; None differs only if it must be `reported`."""
+    amount = payment.amount_minor if amount_minor is None and not reported else amount_minor
+    code = payment.currency if currency is None and not reported else currency
+    return amount != payment.amount_minor or code is None or code.upper() != payment.currency
 
 
 def _state_after(payment: Payment, status: ChargeStatus) -> State:

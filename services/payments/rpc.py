@@ -80,7 +80,7 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
     async def ReceiveStripeWebhook(
         self, request: httpbody_pb2.HttpBody, _context: Context
     ) -> pb.ReceiveStripeWebhookResponse:
-        await self._inbox.put(self._webhooks["stripe"].verify(request.data, request_context.current().metadata))
+        await self._inbox.receive(self._webhooks["stripe"], request.data, request_context.current().metadata)
         return pb.ReceiveStripeWebhookResponse(received=True)
 
 

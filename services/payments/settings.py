@@ -10,6 +10,8 @@ class Settings(ServiceSettings):
 
     stripe_api_key: SecretStr
     stripe_webhook_secret: SecretStr
+    stripe_account: str = ""
+    """The id of the account, `acct_…`, if its events name it; events of other accounts are refused."""
     stripe_api_base: ExternalUrl = "https://api.stripe.com"
     provider_calls_per_second: float = Field(default=100, ge=0)
     """Stripe's limit for a live account. All replicas share it: divide it by their number. 0 means no limit."""

@@ -19,6 +19,7 @@ from services.payments.domain import (
     ANSWER_SECONDS,
     IN_PROGRESS_MOST,
     OPEN,
+    ChargeRecord,
     ChargeResult,
     ChargeStatus,
     Operation,
@@ -93,6 +94,13 @@ class ChargeDispatcher:
             task = _detached(self._refund(refund, key_age))
             self._refunds[refund.id] = task
             task.add_done_callback(lambda _: self._refunds.pop(refund.id, None))
+
+    def is_in_progress(self, payment_id: uuid.UUID) -> bool:
+        return payment_id in self._payments
+
+    async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
+        """Return the record of a charge at the payment's provider. Raises `OutcomeUnknown`."""
+        return await self._providers[payment.provider].look_up(payment, reference)
 
     async def wait(self, known: Sequence[Payment], *, seconds: float) -> list[Payment]:
         """Return payments once they are no longer in progress, or as they are `known` after `seconds`."""

@@ -66,7 +66,7 @@ class Reconciler:
     async def apply_events(self) -> None:
         """Apply provider events as they arrive, until cancelled."""
         while True:
-            batch = await inbox.apply_events(self._db)
+            batch = await inbox.apply_events(self._db, self._dispatcher)
             if batch.size:
                 self._relay.nudge()
             if batch.made_due:
@@ -74,6 +74,13 @@ class Reconciler:
             if not batch.is_full:
                 await _wait(self._events_wait, _IDLE_SECONDS)
                 await asyncio.sleep(_GATHER_SECONDS)
+
+    async def watch_events(self) -> None:
+        """Update the metrics of provider events and take up parked ones, until cancelled."""
+        while True:
+            if await inbox.watch_events(self._db):
+                self.wake()
+            await asyncio.sleep(_COUNT_SECONDS)
 
     async def count_open(self) -> None:
         """Update the metric of open payments, until cancelled."""

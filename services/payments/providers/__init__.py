@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Protocol
 
-from services.payments.domain import ChargeResult, Payment, Refund, RefundResult
+from services.payments.domain import ChargeRecord, ChargeResult, Payment, Refund, RefundResult
 
 
 class OutcomeUnknown(Exception):
@@ -46,6 +46,12 @@ class PaymentProvider(Protocol):
 
     async def find(self, payment: Payment) -> ChargeResult | None:
         """Search the provider's records for the payment's id; None if it was never charged. Has no effect."""
+
+    async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
+        """Return the record of the charge `reference`, as a result of `payment`; None if there is none. Has no effect.
+
+        An event has named the charge. The caller checks that it is one of `payment`.
+        """
 
     async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
         """Return money to the customer, once. With `key_expired`, search the provider's records first.

@@ -15,7 +15,16 @@ import structlog
 from aiolimiter import AsyncLimiter
 from prometheus_client import Counter, Histogram
 
-from services.payments.domain import ChargeResult, ChargeStatus, Payment, Refund, RefundResult, RefundState
+from services.payments.domain import (
+    ChargeRecord,
+    ChargeResult,
+    ChargeStatus,
+    Payment,
+    Refund,
+    RefundResult,
+    RefundState,
+    own_id,
+)
 from services.payments.providers import OutcomeUnknown
 
 log = structlog.get_logger()
@@ -34,6 +43,7 @@ _INTENTS, _REFUNDS = "/v1/payment_intents", "/v1/refunds"
 _CALL_SECONDS = 10
 _RETRIES = 1  # under the same key; the reconciler handles outcomes that are still unknown
 _BURST_SECONDS = 0.1
+_NOT_FOUND = 404
 _PAGE = 100
 _PAGES_MOST = 50
 _EARLIER_SECONDS = 600  # the provider's clock may be behind ours by this much
@@ -151,6 +161,20 @@ class Stripe:
         intent = await self._search("list", _INTENTS, {"created": {"gte": since}}, "payment_id", payment.id)
         return _charge_result(payment.id, intent) if intent else None
 
+    async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
+        path = f"{_INTENTS}/{quote(reference, safe='')}"
+        try:
+            intent = await self._get("look_up", path, {"expand": ["latest_charge"]})
+        except stripe.InvalidRequestError as error:
+            if error.http_status == _NOT_FOUND:
+                return None
+            raise self._unknown("look_up", error) from error
+        return ChargeRecord(
+            payment_id=own_id((intent.get("metadata") or {}).get("payment_id")),
+            result=_charge_result(payment.id, intent),
+            refunded_minor=(intent.get("latest_charge") or {}).get("amount_refunded", 0),
+        )
+
     async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
         try:
             if refund.provider_reference is not None:
@@ -235,6 +259,11 @@ def pace(calls_per_second: float) -> AsyncLimiter:
     """Return a limiter of calls a second that lets through a tenth of a second's calls, at least one, at once."""
     burst = max(calls_per_second * _BURST_SECONDS, 1.0)
     return AsyncLimiter(burst, burst / calls_per_second)
+
+
+def is_live(key: str) -> bool:
+    """Whether an API key moves real money: its prefix says so, as in `sk_live_…` and `rk_test_…`."""
+    return "_live_" in key[:8]
 
 
 def charge_status(status: str) -> ChargeStatus:

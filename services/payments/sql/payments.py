@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, func, or_, select, text
+from sqlalchemy import Row, Select, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
@@ -167,11 +167,21 @@ async def lock(
     tx: AsyncSession, payment_ids: Iterable[uuid.UUID], references: Iterable[str] = ()
 ) -> dict[uuid.UUID, Payment]:
     """Lock and return payments by id, those with one of the provider's `references` included."""
+    wanted = _named(payment_ids, references).order_by(schema.Payment.id).with_for_update()
+    return {row.id: from_row(row) for row in await tx.execute(wanted)}
+
+
+async def find(
+    tx: AsyncSession, payment_ids: Iterable[uuid.UUID], references: Iterable[str]
+) -> dict[uuid.UUID, Payment]:
+    """Return payments by id, those with one of the provider's `references` included."""
+    return {row.id: from_row(row) for row in await tx.execute(_named(payment_ids, references))}
+
+
+def _named(payment_ids: Iterable[uuid.UUID], references: Iterable[str]) -> Select[Any]:
     table = schema.Payment
     mine, named = table.id.in_(list(payment_ids)), list(references)
-    wanted = or_(mine, table.provider_reference.in_(named)) if named else mine
-    found = await tx.execute(select(*COLUMNS).where(wanted).order_by(table.id).with_for_update())
-    return {row.id: from_row(row) for row in found}
+    return select(*COLUMNS).where(or_(mine, table.provider_reference.in_(named)) if named else mine)
 
 
 # The columns that results change. One list for both statements below, so that they cannot differ.

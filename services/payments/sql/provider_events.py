@@ -1,35 +1,64 @@
 """The table `provider_events`: the inbox of the webhooks."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import select, text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import Cleanup
 from services.chassis.data.db import Database, run_autocommit
 from services.payments.domain import ChargeStatus, ProviderEvent, event_seconds, own_id
-from services.payments.sql import schema
 
 CLEANUP = Cleanup(
     "provider_events",
     """
     DELETE FROM provider_events WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM provider_events WHERE processed_time < now() - interval '30 days'
+        SELECT ctid FROM provider_events WHERE error IS NULL AND processed_time < now() - interval '30 days'
         ORDER BY processed_time LIMIT :most))
     """,
-    oldest="SELECT extract(epoch FROM now() - min(processed_time)) FROM provider_events",
+    oldest="SELECT extract(epoch FROM now() - min(processed_time)) FROM provider_events WHERE error IS NULL",
 )
+"""Parked events stay until an operator drops them, or until they can be applied."""
+
+_CLAIM_SECONDS = 20.0
+"""A process that claimed events has this long to apply them, calls to the provider included."""
+_PARKED = "error IS NOT NULL AND processed_time IS NOT NULL"
+_UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 
 
 class Attempt(NamedTuple):
     """One attempt to apply a waiting event, and its outcome. With an error and not `done`, another attempt follows."""
 
-    event: ProviderEvent
+    provider: str
+    id: str
+    event: ProviderEvent | None
+    """None if the row cannot be read."""
     earlier: int
     error: str | None = None
     done: bool = True
+
+
+class Counts(NamedTuple):
+    """How many events wait and are parked, and the age of the oldest that waits."""
+
+    waiting: int
+    parked: int
+    oldest_seconds: float
+
+
+class Parked(NamedTuple):
+    """A parked event, as operators see it."""
+
+    id: str
+    type: str
+    reference: str
+    payment_id: str
+    attempts: int
+    cause: str
+    received_time: datetime
 
 
 # Most successes are known before their event comes, from the provider's answer. Such an event is stored as processed.
@@ -62,38 +91,101 @@ async def put(db: Database, events: Sequence[ProviderEvent]) -> tuple[list[str],
     return processed, len(stored) - len(processed)
 
 
-async def claim_waiting(tx: AsyncSession, most: int) -> list[Attempt]:
-    """Lock and return the oldest events whose time has come."""
-    table = schema.ProviderEvent
-    found = await tx.execute(
-        select(table.provider, table.event_id, table.payload, table.attempts)
-        .where(table.processed_time.is_(None), table.next_try_time <= text("now()"))
-        .order_by(table.next_try_time)
-        .limit(most)
-        .with_for_update(skip_locked=True)
-    )
-    return [Attempt(_from_payload(row.provider, row.event_id, row.payload), row.attempts) for row in found]
+_CLAIM = text("""
+    UPDATE provider_events AS e
+    SET attempts = e.attempts + 1, next_try_time = now() + make_interval(secs => :seconds)
+    FROM (
+        SELECT provider, event_id FROM provider_events WHERE processed_time IS NULL AND next_try_time <= now()
+        ORDER BY next_try_time LIMIT :most FOR UPDATE SKIP LOCKED
+    ) AS due
+    WHERE e.provider = due.provider AND e.event_id = due.event_id
+    RETURNING e.provider, e.event_id, e.payload, e.attempts - 1 AS earlier
+""")
+
+
+async def claim_waiting(db: Database, most: int) -> list[Attempt]:
+    """Claim the oldest events whose time has come; other processes leave them alone for a while.
+
+    The attempt is counted now, so that an event that kills its process is parked in the end, too.
+    """
+    rows = await run_autocommit(db, _CLAIM, {"most": most, "seconds": _CLAIM_SECONDS})
+    return [Attempt(row.provider, row.event_id, _read(row), row.earlier) for row in rows]
 
 
 async def mark(tx: AsyncSession, attempts: Sequence[Attempt]) -> None:
     """Mark claimed events as processed, or set the time of their next attempt."""
     await tx.execute(
         text(
-            "UPDATE provider_events AS e SET attempts = e.attempts + 1, error = n.error,"
-            " processed_time = CASE WHEN n.done THEN now() END,"
+            "UPDATE provider_events AS e SET error = n.error, processed_time = CASE WHEN n.done THEN now() END,"
             " next_try_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
             " FROM unnest(CAST(:providers AS text[]), CAST(:ids AS text[]), CAST(:errors AS text[]),"
             " CAST(:done AS boolean[]), CAST(:pauses AS double precision[])) AS n(provider, id, error, done, pause)"
             " WHERE e.provider = n.provider AND e.event_id = n.id"
         ),
         {
-            "providers": [a.event.provider for a in attempts],
-            "ids": [a.event.id for a in attempts],
+            "providers": [a.provider for a in attempts],
+            "ids": [a.id for a in attempts],
             "errors": [a.error for a in attempts],
             "done": [a.done for a in attempts],
             "pauses": [event_seconds(a.earlier) for a in attempts],
         },
     )
+
+
+_TAKE_UP = text(f"""
+    UPDATE provider_events AS e SET processed_time = NULL, attempts = 0, next_try_time = now()
+    FROM (SELECT provider, event_id, payload, processed_time FROM provider_events WHERE {_PARKED}) AS parked, LATERAL (
+        SELECT FROM payments AS p WHERE p.update_time > parked.processed_time
+            AND (p.provider_reference = parked.payload->>'reference' OR p.id = CASE
+                WHEN parked.payload->>'payment_id' ~ '{_UUID}' THEN CAST(parked.payload->>'payment_id' AS uuid) END)
+    ) AS changed
+    WHERE e.provider = parked.provider AND e.event_id = parked.event_id
+    RETURNING e.event_id
+""")  # noqa: S608  # columns of our own
+_COUNT = text(f"""
+    SELECT count(*) FILTER (WHERE processed_time IS NULL) AS waiting, count(*) FILTER (WHERE {_PARKED}) AS parked,
+        coalesce(extract(epoch FROM now() - min(received_time) FILTER (WHERE processed_time IS NULL)), 0) AS oldest
+    FROM provider_events WHERE processed_time IS NULL OR ({_PARKED})
+""")  # noqa: S608
+_LIST_PARKED = text(f"""
+    SELECT event_id AS id, coalesce(payload->>'type', '') AS type, coalesce(payload->>'reference', '') AS reference,
+        coalesce(payload->>'payment_id', '') AS payment_id, attempts, error AS cause, received_time
+    FROM provider_events WHERE {_PARKED} ORDER BY received_time LIMIT :most
+""")  # noqa: S608
+_RETRY_PARKED = text(f"""
+    UPDATE provider_events SET processed_time = NULL, attempts = 0, next_try_time = now()
+    WHERE {_PARKED} AND (:every OR event_id = ANY(CAST(:ids AS text[]))) RETURNING event_id
+""")  # noqa: S608
+_DROP_PARKED = text(f"""
+    UPDATE provider_events SET error = NULL WHERE {_PARKED} AND event_id = ANY(CAST(:ids AS text[])) RETURNING event_id
+""")  # noqa: S608
+
+
+async def take_up_parked(db: Database) -> int:
+    """Have parked events applied whose payment has changed since; return how many."""
+    return len(await run_autocommit(db, _TAKE_UP, {}))
+
+
+async def count(db: Database) -> Counts:
+    """Count the events that are not done."""
+    row = (await run_autocommit(db, _COUNT, {}))[0]
+    return Counts(row.waiting, row.parked, float(row.oldest))
+
+
+async def list_parked(db: Database, *, most: int) -> list[Parked]:
+    """Return the parked events, oldest first."""
+    return [Parked(**row._mapping) for row in await run_autocommit(db, _LIST_PARKED, {"most": most})]
+
+
+async def retry_parked(db: Database, event_ids: Sequence[str] | None) -> list[str]:
+    """Have parked events applied again, all of them for None; return the ids of those that were parked."""
+    arguments = {"every": event_ids is None, "ids": list(event_ids or ())}
+    return [row.event_id for row in await run_autocommit(db, _RETRY_PARKED, arguments)]
+
+
+async def drop_parked(db: Database, event_ids: Sequence[str]) -> list[str]:
+    """Mark parked events as done without applying them; return the ids of those that were parked."""
+    return [row.event_id for row in await run_autocommit(db, _DROP_PARKED, {"ids": list(event_ids)})]
 
 
 def _to_payload(event: ProviderEvent) -> dict[str, Any]:
@@ -108,17 +200,22 @@ def _to_payload(event: ProviderEvent) -> dict[str, Any]:
     }
 
 
-def _from_payload(provider: str, event_id: str, payload: dict[str, Any]) -> ProviderEvent:
-    # Processes of the release before store no status. Such an event makes the reconciler ask the provider.
-    status = payload.get("charge_status")
-    return ProviderEvent(
-        provider=provider,
-        id=event_id,
-        type=payload["type"],
-        reference=payload["reference"],
-        payment_id=own_id(payload["payment_id"]),
-        amount_minor=payload["amount"],
-        currency=payload["currency"],
-        charge_status=ChargeStatus[status] if status else None,
-        refunded_minor=payload["refunded"],
-    )
+def _read(row: Row[Any]) -> ProviderEvent | None:
+    """Return the event of a row; None if it cannot be read, so that it does not keep others from being applied."""
+    payload = row.payload
+    try:
+        # Processes of the release before store no status. Such an event makes the reconciler ask the provider.
+        status = payload.get("charge_status")
+        return ProviderEvent(
+            provider=row.provider,
+            id=row.event_id,
+            type=str(payload["type"]),
+            reference=str(payload["reference"]),
+            payment_id=own_id(payload["payment_id"]),
+            amount_minor=int(payload["amount"]),
+            currency=str(payload["currency"]),
+            charge_status=ChargeStatus[status] if status else None,
+            refunded_minor=None if payload["refunded"] is None else int(payload["refunded"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None

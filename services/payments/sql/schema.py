@@ -83,12 +83,20 @@ class Refund(Base):
 
 
 class ProviderEvent(Base):
-    """A signed event of a provider, reduced to what is used: no secrets, no card data."""
+    """A signed event of a provider, reduced to what is used: no secrets, no card data.
+
+    It waits until `processed_time`; with an `error` it is parked from then on.
+    """
 
     __tablename__ = "provider_events"
     __table_args__ = (
         Index("provider_events_next_try_time", "next_try_time", postgresql_where=text("processed_time IS NULL")),
         Index("provider_events_processed_time", "processed_time"),
+        Index(
+            "provider_events_parked",
+            "received_time",
+            postgresql_where=text("error IS NOT NULL AND processed_time IS NOT NULL"),
+        ),
     )
 
     provider: Mapped[str] = mapped_column(primary_key=True)

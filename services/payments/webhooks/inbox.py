@@ -1,36 +1,59 @@
-"""The inbox of provider events: each is stored once, answered fast, and applied in batches later."""
+"""The inbox of provider events: each is stored once, answered fast, and applied in batches later.
 
+An event is a hint. It moves no payment: the provider is asked, and its own record does.
+"""
+
+import asyncio
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
+from services.chassis.errors import AppError, Unavailable
 from services.chassis.events import outbox
+from services.chassis.events.subscriber import cause_of
+from services.chassis.server import statuses
 from services.payments import settle
+from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import (
     EVENT_ATTEMPTS_MOST,
     OPEN,
+    UNANSWERED_ATTEMPTS_MOST,
+    ChargeRecord,
     ChargeResult,
+    ChargeStatus,
     Payment,
     ProviderEvent,
-    State,
     is_other_amount,
     with_refunded,
 )
+from services.payments.providers import OutcomeUnknown
 from services.payments.sql import payments, provider_events
 from services.payments.sql.provider_events import Attempt
+from services.payments.webhooks import Webhook
+from services.payments.webhooks.news import Need, is_paid, need_of
 
 log = structlog.get_logger()
 
 _EVENTS = Counter("stampede_provider_events_total", "Events of providers.", ["type", "outcome"])
-_UNKNOWN_PAYMENT, _OTHER_AMOUNT = "UNKNOWN_PAYMENT", "OTHER_AMOUNT"
-_NOT_PAID_YET, _REFUND_PENDING = "NOT_PAID_YET", "REFUND_PENDING"
+_WAITING = Gauge("stampede_provider_events_waiting", "Provider events that are not applied yet.")
+_OLDEST = Gauge("stampede_provider_events_oldest_seconds", "Age of the oldest provider event that waits.")
+_PARKED = Gauge("stampede_provider_events_parked", "Provider events that wait for an operator.")
+
+# Causes with which an event waits for its next attempt.
+_UNKNOWN_PAYMENT, _NOT_CONFIRMED, _NOT_PAID_YET = "UNKNOWN_PAYMENT", "NOT_CONFIRMED", "NOT_PAID_YET"
+_IN_PROGRESS, _UNANSWERED = "IN_PROGRESS", "PROVIDER_UNAVAILABLE"
+# Causes that no further attempt can change.
+_UNREADABLE, _OTHER_AMOUNT, _OTHER_PAYMENT = "UNREADABLE", "OTHER_AMOUNT", "OTHER_PAYMENT"
+_NO_SUCH_CHARGE, _MORE_THAN_PAID = "NO_SUCH_CHARGE", "MORE_THAN_PAID"
+_FINAL = frozenset((_UNREADABLE, _OTHER_AMOUNT, _OTHER_PAYMENT, _NO_SUCH_CHARGE, _MORE_THAN_PAID))
 _BATCH_MOST = 200
+_LOOK_UP_SECONDS = 5.0
 
 
 class Inbox:
@@ -40,6 +63,16 @@ class Inbox:
         """`wake` is called when an event waits to be applied."""
         self._db, self._wake = db, wake
         self._put: Batcher[ProviderEvent, None] = Batcher("payments.inbox", self._put_all, lanes=1)
+
+    async def receive(self, webhook: Webhook, body: bytes, headers: Mapping[str, Any]) -> None:
+        """Verify and store a message of a provider. Raises what `Webhook.verify` raises."""
+        try:
+            event = webhook.verify(body, headers)
+        except AppError as error:
+            _EVENTS.labels("other", "refused").inc()
+            log.warning("a provider event is refused", reason=error.reason, fields=getattr(error, "violations", None))
+            raise
+        await self.put(event)
 
     async def put(self, event: ProviderEvent | None) -> None:
         """Return once the event is stored. A known event is no error; None stands for one that is dropped."""
@@ -57,8 +90,7 @@ class Inbox:
         return [None] * len(events)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """The result of `apply_events`."""
 
     size: int
@@ -71,89 +103,188 @@ class Batch:
         return self.size >= _BATCH_MOST
 
 
-async def apply_events(db: Database) -> Batch:
-    """Apply the oldest waiting events and their consequences in one transaction. Any number may run at once."""
-    async with db.begin() as tx:
-        waiting = await provider_events.claim_waiting(tx, _BATCH_MOST)
-        if not waiting:
-            return Batch(0, made_due=False)
-        events = [one.event for one in waiting]
-        before = await payments.lock(tx, {e.payment_id for e in events if e.payment_id}, {e.reference for e in events})
-        sorted_ = _sort(events, before)
-        after = await settle.apply_results(tx, before, sorted_.results) if sorted_.results else before
-        errors = sorted_.errors | await _apply_refunds(tx, after, sorted_.refunds)
-        if sorted_.unclear:
-            await payments.check_now(tx, sorted(sorted_.unclear))
-        await provider_events.mark(tx, [_outcome(one, errors.get(one.event)) for one in waiting])
-    return Batch(len(waiting), made_due=bool(sorted_.unclear))
+Records = Mapping[str, ChargeRecord | OutcomeUnknown | None]
+"""The provider's records of charges, by event id."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Sorted:
-    """Events by what is to be done with them."""
-
-    results: list[ChargeResult]
-    refunds: list[tuple[ProviderEvent, uuid.UUID]]
-    unclear: set[uuid.UUID]
-    """Payments whose events may be overtaken by others: the provider is asked about them."""
-    errors: dict[ProviderEvent, str]
+async def apply_events(db: Database, dispatcher: ChargeDispatcher) -> Batch:
+    """Claim the oldest waiting events and apply them. Any number may run at once."""
+    claimed = await provider_events.claim_waiting(db, _BATCH_MOST)
+    return Batch(len(claimed), made_due=bool(claimed) and await _apply(db, dispatcher, claimed))
 
 
-def _sort(events: Sequence[ProviderEvent], known: dict[uuid.UUID, Payment]) -> _Sorted:
-    by_reference = {p.provider_reference: p for p in known.values() if p.provider_reference}
-    found = _Sorted([], [], set(), {})
-    for event in events:
-        payment = by_reference.get(event.reference) or (known.get(event.payment_id) if event.payment_id else None)
-        if payment is None:
-            found.errors[event] = _UNKNOWN_PAYMENT
-        elif is_other_amount(payment, event.amount_minor, event.currency):
-            found.errors[event] = _OTHER_AMOUNT
-        elif event.refunded_minor is not None:
-            found.refunds.append((event, payment.id))
-        elif event.charge_status is not None:
-            found.results.append(
-                ChargeResult(
-                    payment_id=payment.id,
-                    status=event.charge_status,
-                    reference=event.reference,
-                    amount_minor=event.amount_minor,
-                    currency=event.currency,
-                )
-            )
-        elif payment.state in OPEN and payment.provider_reference is not None:
-            found.unclear.add(payment.id)
-    return found
+async def _apply(db: Database, dispatcher: ChargeDispatcher, claimed: Sequence[Attempt]) -> bool:
+    """Apply claimed events together, or each alone if that fails. Return whether payments are due."""
+    try:
+        records = await _look_up(db, dispatcher, claimed)
+        async with db.begin() as tx:
+            due, causes = await _apply_to_payments(tx, dispatcher, claimed, records)
+            await payments.check_now(tx, sorted(due))
+            await provider_events.mark(tx, [_outcome(one, causes.get(one.id)) for one in claimed])
+        return bool(due)
+    except Exception as error:
+        # An unavailable database is no fault of an event: the claim ends, and the next attempt follows.
+        if isinstance(statuses.as_app_error(error), Unavailable):
+            raise
+        if len(claimed) > 1:
+            return any([await _apply(db, dispatcher, [one]) for one in claimed])
+        cause = cause_of(error)  # not the error's text, which may quote a statement with its values
+        log.error("an event cannot be applied", event_id=claimed[0].id, cause=cause)
+        async with db.begin() as tx:
+            await provider_events.mark(tx, [_outcome(claimed[0], cause)])
+        return False
 
 
-async def _apply_refunds(
-    tx: AsyncSession, known: dict[uuid.UUID, Payment], refunds: Sequence[tuple[ProviderEvent, uuid.UUID]]
-) -> dict[ProviderEvent, str]:
-    """Count refunds that were made in the provider's dashboard; return the events that must wait, and why.
+async def _look_up(db: Database, dispatcher: ChargeDispatcher, claimed: Sequence[Attempt]) -> Records:
+    """Ask the provider about charges to which no payment leads, each once. No transaction is open meanwhile."""
+    async with db() as tx:
+        known = await payments.find(tx, *_keys(claimed))
+    wanted = [
+        (one.event, payment)
+        for one in claimed
+        if one.event and (payment := _payment_of(one.event, known)) and _need(one, payment) is Need.LOOK_UP
+    ]
+    tasks = {
+        (payment.id, event.reference): asyncio.ensure_future(_bounded(dispatcher, payment, event.reference))
+        for event, payment in {(e.reference, p.id): (e, p) for e, p in wanted}.values()
+    }
+    await asyncio.gather(*tasks.values())
+    return {event.id: tasks[payment.id, event.reference].result() for event, payment in wanted}
 
-    Our own refunds are counted when the provider confirms them, so their events change nothing.
+
+async def _bounded(
+    dispatcher: ChargeDispatcher, payment: Payment, reference: str
+) -> ChargeRecord | OutcomeUnknown | None:
+    try:
+        async with asyncio.timeout(_LOOK_UP_SECONDS):
+            return await dispatcher.look_up(payment, reference)
+    except OutcomeUnknown as error:
+        return error
+    except TimeoutError:
+        return OutcomeUnknown("look_up")
+
+
+async def _apply_to_payments(
+    tx: AsyncSession, dispatcher: ChargeDispatcher, claimed: Sequence[Attempt], records: Records
+) -> tuple[set[uuid.UUID], dict[str, str]]:
+    """Lock the payments of events and apply what the provider's records show.
+
+    Return the payments that the reconciler must ask about, and the causes, by event id, of events that are not done.
     """
-    errors: dict[ProviderEvent, str] = {}
-    changed: dict[uuid.UUID, Payment] = {}
-    for event, payment_id in refunds:
-        payment, total = changed.get(payment_id, known[payment_id]), event.refunded_minor or 0
-        if payment.state in OPEN:
-            errors[event] = _NOT_PAID_YET
-        elif payment.state not in (State.SUCCEEDED, State.REFUNDED) or total <= payment.refunded_minor:
+    before = await payments.lock(tx, *_keys(claimed))
+    causes = {one.id: _UNREADABLE for one in claimed if one.event is None}
+    due, found = set[uuid.UUID](), list[tuple[ProviderEvent, Payment, ChargeRecord]]()
+    for one in claimed:
+        if (event := one.event) is None:
             continue
-        elif payment.refunding_minor:
-            errors[event] = _REFUND_PENDING
+        payment = _payment_of(event, before)
+        if cause := _objection(event, payment):
+            causes[event.id] = cause
+            continue
+        assert payment
+        need = _need(one, payment)
+        if need is Need.WAIT:
+            causes[event.id] = _IN_PROGRESS
+        elif need in (Need.CHECK, Need.CHECK_UNTIL_SHOWN):
+            due.add(payment.id)
+            if dispatcher.is_in_progress(payment.id):
+                causes[event.id] = _IN_PROGRESS  # the call may have begun before the event
+            elif need is Need.CHECK_UNTIL_SHOWN:
+                causes[event.id] = _NOT_CONFIRMED
+        elif need is Need.LOOK_UP:
+            record = records.get(event.id, _NOT_ASKED)
+            if isinstance(record, ChargeRecord) and not (cause := _contradiction(event, payment, record)):
+                found.append((event, payment, record))
+            else:
+                causes[event.id] = cause or (_UNANSWERED if record else _NO_SUCH_CHARGE)
+    return due, causes | await _apply_records(tx, before, found)
+
+
+_NOT_ASKED = OutcomeUnknown("its payment changed after the look-up")
+
+
+def _keys(claimed: Sequence[Attempt]) -> tuple[set[uuid.UUID], set[str]]:
+    events = [one.event for one in claimed if one.event]
+    return {e.payment_id for e in events if e.payment_id}, {e.reference for e in events}
+
+
+def _need(one: Attempt, payment: Payment) -> Need:
+    assert one.event
+    return need_of(one.event, payment, earlier_attempts=one.earlier)
+
+
+def _payment_of(event: ProviderEvent, known: Mapping[uuid.UUID, Payment]) -> Payment | None:
+    """Return the payment of the charge that an event names; else the one that the charge's metadata names."""
+    own = next((p for p in known.values() if p.provider_reference == event.reference), None)
+    return own or (known.get(event.payment_id) if event.payment_id else None)
+
+
+def _objection(event: ProviderEvent, payment: Payment | None) -> str | None:
+    """Return the cause why an event cannot be used at all."""
+    if payment is None:
+        return _UNKNOWN_PAYMENT
+    return _OTHER_AMOUNT if is_other_amount(payment, event.amount_minor, event.currency, reported=True) else None
+
+
+def _contradiction(event: ProviderEvent, payment: Payment, record: ChargeRecord) -> str | None:
+    """Return the cause why the provider's record of an event's charge does not bear the event out."""
+    result = record.result
+    if event.reference != payment.provider_reference and record.payment_id != payment.id:
+        return _OTHER_PAYMENT
+    if is_other_amount(payment, result.amount_minor, result.currency, reported=True):
+        return _OTHER_AMOUNT
+    if result.status is not ChargeStatus.SUCCEEDED:
+        return _NOT_CONFIRMED
+    return _MORE_THAN_PAID if record.refunded_minor > payment.amount_minor else None
+
+
+async def _apply_records(
+    tx: AsyncSession, before: dict[uuid.UUID, Payment], found: Sequence[tuple[ProviderEvent, Payment, ChargeRecord]]
+) -> dict[str, str]:
+    """Apply records of charges that took money; return the causes of events that must wait, by event id."""
+    if not found:
+        return {}
+    results: list[ChargeResult] = [record.result for _, _, record in found]
+    after = await settle.apply_results(tx, before, results)
+    causes, changed = dict[str, str](), dict[uuid.UUID, Payment]()
+    for event, payment, record in found:
+        now, total = changed.get(payment.id, after[payment.id]), record.refunded_minor
+        # The refund of a stray charge is none of the payment's.
+        if event.refunded_minor is None or event.reference != now.provider_reference:
+            continue
+        if now.state in OPEN:
+            causes[event.id] = _NOT_PAID_YET
+        elif not is_paid(now) or total <= now.refunded_minor:
+            continue
+        elif now.refunding_minor:
+            causes[event.id] = _IN_PROGRESS
         else:
-            changed[payment.id] = with_refunded(payment, total)
+            changed[now.id] = with_refunded(now, total)
     if changed:
         await payments.store(tx, list(changed.values()))
         await outbox.publish(tx, [settle.refunded_event(payment) for payment in changed.values()])
-    return errors
+    return causes
 
 
-def _outcome(attempt: Attempt, error: str | None) -> Attempt:
+def _outcome(attempt: Attempt, cause: str | None) -> Attempt:
     """Decide whether an event is done. One that cannot be applied is tried again, and parked after its last attempt."""
-    done = error in (None, _OTHER_AMOUNT) or attempt.earlier + 1 >= EVENT_ATTEMPTS_MOST
-    _EVENTS.labels(attempt.event.type, "applied" if not error else "parked" if done else "later").inc()
-    if error and done:
-        log.error("an event is parked", event_id=attempt.event.id, cause=error)
-    return attempt._replace(error=error, done=done)
+    most = UNANSWERED_ATTEMPTS_MOST if cause == _UNANSWERED else EVENT_ATTEMPTS_MOST
+    done = cause is None or cause in _FINAL or attempt.earlier + 1 >= most
+    kind = attempt.event.type if attempt.event else "other"
+    _EVENTS.labels(kind, "applied" if not cause else "parked" if done else "later").inc()
+    if cause and done:
+        log.error("an event is parked", event_id=attempt.id, cause=cause)
+    return attempt._replace(error=cause, done=done)
+
+
+async def watch_events(db: Database) -> int:
+    """Update the metrics of the inbox, and have parked events applied whose payments have changed since.
+
+    Return how many those are.
+    """
+    taken_up = await provider_events.take_up_parked(db)
+    counted = await provider_events.count(db)
+    _WAITING.set(counted.waiting)
+    _PARKED.set(counted.parked)
+    _OLDEST.set(counted.oldest_seconds)
+    return taken_up

@@ -1,30 +1,82 @@
-"""Events of Stripe: signature, and reduction to what is used."""
+"""Events of Stripe: signature, types of their fields, and reduction to what is used."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Self
 
 import orjson
 import stripe
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.chassis.errors import InvalidFields
 from services.payments.domain import WEBHOOK_BYTES_MOST, BadSignature, ChargeStatus, ProviderEvent, own_id
-from services.payments.providers.stripe import charge_status
+from services.payments.providers.stripe import charge_status, is_live
 
 _TOLERANCE_SECONDS = 300
+_ERRORS_SHOWN = 5
 _REFUNDED = "charge.refunded"
-_USED = frozenset((
+_INTENTS = frozenset((
     "payment_intent.succeeded", "payment_intent.payment_failed", "payment_intent.canceled",
-    "payment_intent.processing", "payment_intent.requires_action", _REFUNDED,
+    "payment_intent.processing", "payment_intent.requires_action",
 ))  # fmt: skip
 # Only these two statuses of an intent never change again; events with others may be overtaken.
 _FINAL = frozenset((ChargeStatus.SUCCEEDED, ChargeStatus.CANCELLED))
+
+# Visible ASCII: PostgreSQL stores no NUL, and nothing here has a space.
+Id = Annotated[str, Field(pattern=r"^[!-~]{1,255}$")]
+Minor = Annotated[int, Field(ge=0, le=10**15)]
+Currency = Annotated[str, Field(pattern=r"^[A-Za-z]{3}$")]
+
+
+class Typed(BaseModel):
+    """The used fields of one of Stripe's objects, each with its own type: a number in quotes is no number."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class _Data(Typed):
+    object: dict[str, Any]
+
+
+class _Event(Typed):
+    id: Id
+    type: Id
+    created: Annotated[int, Field(ge=0, le=2**40)] | None = None
+    livemode: bool | None = None
+    account: Id | None = None
+    """The connected account that it is about; Stripe leaves it out for the account itself."""
+    data: _Data
+
+
+class _Intent(Typed):
+    id: Id
+    amount: Minor
+    currency: Currency
+    status: Id
+    livemode: bool | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class _Charge(Typed):
+    payment_intent: Id | None
+    amount: Minor
+    amount_refunded: Minor
+    currency: Currency
+    livemode: bool | None = None
+    metadata: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _within_the_charge(self) -> Self:
+        if self.amount_refunded > self.amount:
+            raise ValueError("amount_refunded must be at most amount")
+        return self
 
 
 class StripeWebhook:
     """The `Webhook` of one Stripe endpoint and its signing secret."""
 
-    def __init__(self, secret: str) -> None:
-        self._secret = secret
+    def __init__(self, secret: str, *, api_key: str, account: str = "") -> None:
+        """`api_key` shows whether the mode is test or live. `account` is the id of the account, if events name it."""
+        self._secret, self._is_live, self._account = secret, is_live(api_key), account
 
     def verify(self, body: bytes, headers: Mapping[str, Any]) -> ProviderEvent | None:
         if len(body) > WEBHOOK_BYTES_MOST:
@@ -35,27 +87,46 @@ class StripeWebhook:
         except (stripe.SignatureVerificationError, UnicodeDecodeError, OverflowError, TypeError):
             raise BadSignature() from None
         try:
-            event = orjson.loads(body)
-            event_id, kind = str(event["id"]), str(event["type"])
-            return _reduced(event_id, kind, event["data"]["object"]) if kind in _USED else None
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise InvalidFields({"body": "must be an event of Stripe"}) from None
+            event = _Event.model_validate(orjson.loads(body))
+            self._check_source(event.account, event.livemode)
+            return self._reduced(event)
+        except orjson.JSONDecodeError:
+            raise InvalidFields({"body": "must be JSON"}) from None
+        except ValidationError as error:
+            raise InvalidFields(_violations(error)) from None
+
+    def _check_source(self, account: str | None, livemode: bool | None) -> None:
+        """Refuse events of another account, and of the mode that the API key does not belong to."""
+        if account is not None and account != self._account:
+            raise InvalidFields({"account": "must be the account of this endpoint"})
+        if livemode is not None and livemode is not self._is_live:
+            raise InvalidFields({"livemode": f"must be {str(self._is_live).lower()}, the mode of the API key"})
+
+    def _reduced(self, event: _Event) -> ProviderEvent | None:
+        """Return what is used of an event; None for one of no use. Raises `ValidationError`."""
+        if event.type in _INTENTS:
+            intent = _Intent.model_validate(event.data.object)
+            self._check_source(None, intent.livemode)
+            status = charge_status(intent.status)
+            return ProviderEvent(
+                provider="stripe", id=event.id, type=event.type, reference=intent.id,
+                payment_id=own_id((intent.metadata or {}).get("payment_id")), amount_minor=intent.amount,
+                currency=intent.currency, charge_status=status if status in _FINAL else None,
+            )  # fmt: skip
+        if event.type == _REFUNDED:
+            charge = _Charge.model_validate(event.data.object)
+            self._check_source(None, charge.livemode)
+            if charge.payment_intent is None:
+                return None  # a charge without an intent is none of ours
+            return ProviderEvent(
+                provider="stripe", id=event.id, type=event.type, reference=charge.payment_intent,
+                payment_id=own_id((charge.metadata or {}).get("payment_id")), amount_minor=charge.amount,
+                currency=charge.currency, refunded_minor=charge.amount_refunded,
+            )  # fmt: skip
+        return None
 
 
-def _reduced(event_id: str, kind: str, subject: dict[str, Any]) -> ProviderEvent | None:
-    is_refund = kind == _REFUNDED
-    reference = subject["payment_intent"] if is_refund else subject["id"]
-    if reference is None:
-        return None  # a charge without an intent is none of ours
-    status = charge_status(subject["status"])
-    return ProviderEvent(
-        provider="stripe",
-        id=event_id,
-        type=kind,
-        reference=reference,
-        payment_id=own_id((subject.get("metadata") or {}).get("payment_id")),
-        amount_minor=subject["amount"],
-        currency=subject["currency"],
-        charge_status=status if status in _FINAL and not is_refund else None,
-        refunded_minor=subject["amount_refunded"] if is_refund else None,
-    )
+def _violations(error: ValidationError) -> dict[str, str]:
+    """Return the wrong fields and what they must be. The values are left out: they may contain anything."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:_ERRORS_SHOWN]
+    return {".".join(map(str, one["loc"])) or "body": one["msg"] for one in found}

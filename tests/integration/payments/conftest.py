@@ -172,7 +172,7 @@ class Payments:
     def add(self, server: grpc.aio.Server) -> None:
         charges = Charges(self.db, self.dispatcher, self.relay.nudge, provider="stripe")
         refunds, inbox = Refunds(self.db, self.dispatcher), Inbox(self.db, self.reconciler.wake)
-        webhooks = {"stripe": StripeWebhook(WEBHOOK_SECRET)}
+        webhooks = {"stripe": StripeWebhook(WEBHOOK_SECRET, api_key=KEY)}
         charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunds), server)
         pb_grpc.add_PaymentServiceServicer_to_server(PaymentService(charges, refunds, inbox, webhooks), server)
 

@@ -11,6 +11,7 @@ from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.reconciler import Reconciler
 from services.payments.domain import (
     Charge,
+    ChargeRecord,
     ChargeResult,
     ChargeStatus,
     Payment,
@@ -35,7 +36,10 @@ class Coins:
         self.taken, self.refunded, self.calls = set[uuid.UUID](), set[uuid.UUID](), Counter[str]()
 
     def _result(self, payment: Payment, status: ChargeStatus) -> ChargeResult:
-        return ChargeResult(payment_id=payment.id, status=status, reference=f"coin_{payment.id}")
+        return ChargeResult(
+            payment_id=payment.id, status=status, reference=f"coin_{payment.id}",
+            amount_minor=payment.amount_minor, currency=payment.currency,
+        )  # fmt: skip
 
     async def create(self, payment: Payment) -> ChargeResult:
         self.calls["create"] += 1
@@ -53,7 +57,10 @@ class Coins:
         return self._result(payment, ChargeStatus.CANCELLED)
 
     async def retrieve(self, payment: Payment) -> ChargeResult:
-        return self._result(payment, ChargeStatus.PROCESSING)
+        return self._result(payment, ChargeStatus.SUCCEEDED if payment.id in self.taken else ChargeStatus.PROCESSING)
+
+    async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
+        return ChargeRecord(payment_id=payment.id, result=await self.retrieve(payment), refunded_minor=0)
 
     async def find(self, payment: Payment) -> ChargeResult | None:
         return None
@@ -98,6 +105,9 @@ async def test_a_second_provider_charges_reverses_and_sends_events(db: Database,
         amount_minor=1999, currency="usd", charge_status=ChargeStatus.SUCCEEDED,
     )  # fmt: skip
     await inbox.Inbox(db, lambda: None).put(event)
-    await inbox.apply_events(db)
+    coins.taken.add(waiting.id)
+    assert (await inbox.apply_events(db, dispatcher)).made_due
+    await Reconciler(db, dispatcher, service.relay).reconcile_once()
+    await dispatcher.wait([waiting], seconds=10)
     assert (await charges.get(waiting.id)).state is State.SUCCEEDED
     await dispatcher.drain(seconds=5)

@@ -6,6 +6,7 @@ import time
 import uuid
 from typing import Any
 
+import pytest
 import stripe
 
 from services.payments import settle
@@ -15,6 +16,8 @@ from tests.integration.payments.conftest import WEBHOOK_SECRET, Payments, Sandbo
 from tests.support.serving import refusal
 from tests.support.waiting import until
 
+VISA = "pm_card_visa"
+
 
 def _event(intent: dict[str, Any], kind: str, **changes: Any) -> dict[str, Any]:
     return {
@@ -23,8 +26,28 @@ def _event(intent: dict[str, Any], kind: str, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _refund_event(intent: dict[str, Any], refunded: Any) -> dict[str, Any]:
+    charge = {
+        "id": "ch_1", "object": "charge", "payment_intent": intent["id"], "amount": 1999, "currency": "usd",
+        "amount_refunded": refunded, "metadata": intent["metadata"],
+    }  # fmt: skip
+    return {"id": f"evt_{uuid.uuid4().hex}", "type": "charge.refunded", "data": {"object": charge}}
+
+
+async def _apply(service: Payments) -> inbox.Batch:
+    """Apply what waits, ask the provider as the reconciler does, and apply what its answers bear out."""
+    batch = await inbox.apply_events(service.db, service.dispatcher)
+    if batch.made_due:
+        await service.reconciler.reconcile_once()
+        await service.dispatcher.drain(seconds=10)
+        service.dispatcher.draining = False
+        await service.rows("UPDATE provider_events SET next_try_time = now() WHERE error = 'NOT_CONFIRMED'")
+        await inbox.apply_events(service.db, service.dispatcher)
+    return batch
+
+
 async def _processed(service: Payments) -> list[tuple[Any, ...]]:
-    while (await inbox.apply_events(service.db)).is_full:
+    while (await _apply(service)).is_full:
         pass
     found = await service.rows("SELECT error, processed_time IS NOT NULL FROM provider_events ORDER BY received_time")
     return [tuple(row) for row in found]
@@ -83,6 +106,7 @@ async def _waiting(service: Payments, sandbox: Sandbox) -> tuple[str, str, dict[
 
 async def test_a_repeated_event_is_applied_once(service: Payments, sandbox: Sandbox) -> None:
     order_id, payment_id, intent = await _waiting(service, sandbox)
+    await sandbox.confirm(intent, VISA)
     event = _event(intent, "succeeded", status="succeeded")
     await asyncio.gather(*(service.send_event(event) for _ in range(5)))
     assert await _processed(service) == [(None, True)]
@@ -103,13 +127,15 @@ async def test_a_success_event_of_a_settled_payment_is_stored_processed(service:
         "SELECT processed_time IS NOT NULL, attempts FROM provider_events ORDER BY received_time"
     )
     assert [tuple(row) for row in found] == [(True, 1), (False, 0), (False, 0), (False, 0)]
-    assert [error for error, _ in await _processed(service)] == [None, "OTHER_AMOUNT", "OTHER_AMOUNT", None]
+    causes = [error for error, _ in await _processed(service)]
+    assert causes == [None, "OTHER_AMOUNT", "OTHER_AMOUNT", "NO_SUCH_CHARGE"]
     assert await service.published(item.order_id) == ["succeeded"]
 
 
 async def test_an_answer_after_its_event_publishes_nothing_again(service: Payments, sandbox: Sandbox) -> None:
     order_id, payment_id, intent = await _waiting(service, sandbox)
     before = await service.payment(uuid.UUID(payment_id))
+    await sandbox.confirm(intent, VISA)
     await service.send_event(_event(intent, "succeeded", status="succeeded"))
     await _processed(service)
     late = ChargeResult(
@@ -122,6 +148,7 @@ async def test_an_answer_after_its_event_publishes_nothing_again(service: Paymen
 
 async def test_events_out_of_order_never_move_a_payment_back(service: Payments, sandbox: Sandbox) -> None:
     order_id, payment_id, intent = await _waiting(service, sandbox)
+    await sandbox.confirm(intent, VISA)
     await service.send_event(_event(intent, "succeeded", status="succeeded"))
     await _processed(service)
     for kind, status in (
@@ -165,7 +192,10 @@ async def test_authenticating_is_true_while_the_bank_authenticates(running: Paym
 async def test_an_event_before_the_reference_finds_its_payment_by_id(service: Payments, sandbox: Sandbox) -> None:
     order_id, payment_id, intent = await _waiting(service, sandbox)
     await service.rows("UPDATE payments SET state = 'PROCESSING', provider_reference = NULL, client_secret = NULL")
+    await sandbox.confirm(intent, VISA)
     await service.send_event(_event(intent, "succeeded", status="succeeded"))
+    assert await _processed(service) == [("IN_PROGRESS", False)]  # our own answer normally follows
+    await service.rows("UPDATE provider_events SET next_try_time = now()")
     assert await _processed(service) == [(None, True)]
     payment = await service.get(payment_id)
     assert (payment.state, payment.provider_reference) == (State.SUCCEEDED, intent["id"])
@@ -178,10 +208,10 @@ async def test_an_event_of_an_unknown_payment_is_retried_then_parked(service: Pa
     assert await _processed(service) == [("UNKNOWN_PAYMENT", False)]
     for _ in range(11):
         await service.rows("UPDATE provider_events SET next_try_time = now()")
-        assert (await inbox.apply_events(service.db)).size == 1
+        assert (await inbox.apply_events(service.db, service.dispatcher)).size == 1
     assert await _processed(service) == [("UNKNOWN_PAYMENT", True)]
     await service.rows("UPDATE provider_events SET next_try_time = now()")
-    assert (await inbox.apply_events(service.db)).size == 0
+    assert (await inbox.apply_events(service.db, service.dispatcher)).size == 0
 
 
 async def test_an_event_with_another_amount_is_rejected(service: Payments, sandbox: Sandbox) -> None:
@@ -191,6 +221,127 @@ async def test_an_event_with_another_amount_is_rejected(service: Payments, sandb
     assert await _processed(service) == [("OTHER_AMOUNT", True)] * 2
     assert (await service.get(payment_id)).state == State.AWAITING_CUSTOMER
     assert await service.published(order_id) == []
+
+
+@pytest.mark.parametrize(("kind", "status"), [("succeeded", "succeeded"), ("canceled", "canceled")])
+async def test_an_event_that_the_provider_denies_moves_no_payment(
+    service: Payments, sandbox: Sandbox, kind: str, status: str
+) -> None:
+    """Forged with the signing secret, or a mistake: the provider's record says that the customer has not paid yet."""
+    order_id, payment_id, intent = await _waiting(service, sandbox)
+    await service.send_event(_event(intent, kind, status=status))
+    assert await _processed(service) == [("NOT_CONFIRMED", False)]
+    assert (await service.get(payment_id)).state == State.AWAITING_CUSTOMER
+    assert await service.published(order_id) == []
+
+
+async def test_a_refund_that_the_provider_denies_is_not_counted(service: Payments, sandbox: Sandbox) -> None:
+    item = an_order()
+    payment_id = (await service.charged(item)).payment_id
+    (intent,) = await sandbox.intents(item.order_id)
+    await service.send_event(_refund_event(intent, 1999))
+    assert await _processed(service) == [(None, True)]
+    payment = await service.get(payment_id)
+    assert (payment.state, payment.refunded.minor_units) == (State.SUCCEEDED, 0)
+    assert await service.published(item.order_id) == ["succeeded"]
+
+
+async def test_the_provider_says_how_much_was_refunded(service: Payments, sandbox: Sandbox) -> None:
+    item = an_order()
+    payment_id = (await service.charged(item)).payment_id
+    (intent,) = await sandbox.intents(item.order_id)
+    await sandbox.refund(intent["id"], 700)
+    await service.send_event(_refund_event(intent, 1999))
+    assert await _processed(service) == [(None, True)]
+    assert (await service.get(payment_id)).refunded.minor_units == 700
+
+
+async def test_a_success_of_a_charge_of_other_software_is_not_refunded(service: Payments, sandbox: Sandbox) -> None:
+    """The event says that it paid our cancelled payment; the provider's record of the charge does not."""
+    ours, others = an_order(""), an_order()
+    payment_id = (await service.charged(ours)).payment_id
+    await service.charged(others)
+    (intent,) = await sandbox.intents(others.order_id)
+    await service.rows("UPDATE payments SET state = 'CANCELLED' WHERE id = CAST(:id AS uuid)", id=payment_id)
+    await service.rows("DELETE FROM payments WHERE id <> CAST(:id AS uuid)", id=payment_id)
+    await service.send_event(_event(intent, "succeeded", metadata={"payment_id": payment_id}))
+    assert await _processed(service) == [("OTHER_PAYMENT", True)]
+    assert await service.rows("SELECT * FROM refunds") == []
+    assert await sandbox.refunds(intent["id"]) == []
+
+
+async def test_the_refund_of_another_charge_is_not_counted_as_the_payments(service: Payments, sandbox: Sandbox) -> None:
+    """Metadata names the payment, as of a stray charge that was paid back."""
+    item, twin = an_order(), an_order()
+    payment_id = (await service.charged(item)).payment_id
+    stray_id = (await service.charged(twin)).payment_id
+    (stray,) = await sandbox.intents(twin.order_id)
+    await service.rows("DELETE FROM payments WHERE id = CAST(:id AS uuid)", id=stray_id)
+    await sandbox.refund(stray["id"], 1999)
+    await service.send_event(_refund_event({**stray, "metadata": {"payment_id": payment_id}}, 1999))
+    await _processed(service)
+    assert (await service.get(payment_id)).refunded.minor_units == 0
+
+
+async def test_an_event_waits_while_the_provider_is_unavailable(service: Payments, sandbox: Sandbox) -> None:
+    item = an_order()
+    payment_id = (await service.charged(item)).payment_id
+    (intent,) = await sandbox.intents(item.order_id)
+    await sandbox.refund(intent["id"], 500)
+    await sandbox.faults(error_500={"next": 2})
+    await service.send_event(_refund_event(intent, 500))
+    await service.rows("UPDATE provider_events SET attempts = 40")
+    assert await _processed(service) == [("PROVIDER_UNAVAILABLE", False)]
+    await service.rows("UPDATE provider_events SET next_try_time = now()")
+    assert await _processed(service) == [(None, True)]
+    assert (await service.get(payment_id)).refunded.minor_units == 500
+
+
+async def test_one_event_that_cannot_be_applied_does_not_stop_the_others(service: Payments, sandbox: Sandbox) -> None:
+    """A row that nobody foresaw: a trigger makes PostgreSQL refuse its payment's refund."""
+    bad, good = an_order(), an_order()
+    bad_id, good_id = (await service.charged(bad)).payment_id, (await service.charged(good)).payment_id
+    for item in (bad, good):
+        (intent,) = await sandbox.intents(item.order_id)
+        await sandbox.refund(intent["id"], 500)
+        await service.send_event(_refund_event(intent, 500))
+    await service.rows(
+        f"ALTER TABLE payments ADD CONSTRAINT planted CHECK (refunded_minor = 0 OR id <> '{bad_id}') NOT VALID"
+    )
+    try:
+        errors = [error for error, _ in await _processed(service)]
+        assert errors[0].startswith("IntegrityError")
+        assert errors[1] is None
+        assert (await service.get(good_id)).refunded.minor_units == 500
+        await service.rows("UPDATE provider_events SET attempts = 11, next_try_time = now() WHERE error IS NOT NULL")
+        assert (await _processed(service))[0][1]  # parked after its last attempt
+    finally:
+        await service.rows("ALTER TABLE payments DROP CONSTRAINT planted")
+
+
+async def test_a_parked_event_is_taken_up_when_its_payment_changes(service: Payments, sandbox: Sandbox) -> None:
+    item = an_order()
+    payment_id = (await service.charged(item)).payment_id
+    (intent,) = await sandbox.intents(item.order_id)
+    await sandbox.refund(intent["id"], 500)
+    await service.rows("UPDATE payments SET refunding_minor = 100")
+    await service.send_event(_refund_event(intent, 500))
+    await service.rows("UPDATE provider_events SET attempts = 11")
+    assert await _processed(service) == [("IN_PROGRESS", True)]
+    assert await inbox.watch_events(service.db) == 0
+
+    await service.rows("UPDATE payments SET refunding_minor = 0, update_time = now()")
+    assert await inbox.watch_events(service.db) == 1
+    assert await _processed(service) == [(None, True)]
+    assert (await service.get(payment_id)).refunded.minor_units == 500
+
+
+async def test_a_stored_event_that_cannot_be_read_is_parked(service: Payments) -> None:
+    await service.rows(
+        "INSERT INTO provider_events (provider, event_id, payload, attempts)"
+        " VALUES ('stripe', 'evt_odd', '{\"reference\": []}', 0), ('stripe', 'evt_list', '[]', 0)"
+    )
+    assert await _processed(service) == [("UNREADABLE", True)] * 2
 
 
 async def test_a_refund_made_in_the_dashboard_is_counted(running: Payments, sandbox: Sandbox) -> None:

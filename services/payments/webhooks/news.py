@@ -1,0 +1,45 @@
+"""Decides how to find out whether a provider event is true: the event is a hint, and moves no payment. Pure."""
+
+import enum
+
+from services.payments.domain import OPEN, ChargeStatus, Payment, ProviderEvent, State
+
+_PAID = (State.SUCCEEDED, State.REFUNDED)
+_WITHOUT_MONEY = (State.FAILED, State.CANCELLED)
+
+
+class Need(enum.Enum):
+    """The consequences of an event."""
+
+    NOTHING = enum.auto()
+    """The payment shows what the event claims, or can no longer change because of it."""
+    CHECK = enum.auto()
+    """The reconciler asks about the payment's charge. Another event may contradict this one, so it is done."""
+    CHECK_UNTIL_SHOWN = enum.auto()
+    """The reconciler asks about the payment's charge, and the event waits until the payment shows what it claims."""
+    WAIT = enum.auto()
+    """A call of our own is in progress, and its answer may be what the event reports."""
+    LOOK_UP = enum.auto()
+    """The provider is asked about the charge that the event names; the payment does not lead there."""
+
+
+def need_of(event: ProviderEvent, payment: Payment, *, earlier_attempts: int) -> Need:
+    """Return what `event` calls for, given its payment."""
+    is_own = event.reference == payment.provider_reference
+    if event.refunded_minor is not None:
+        if is_own and event.refunded_minor <= payment.refunded_minor:
+            return Need.NOTHING
+        return Need.WAIT if is_own and payment.refunding_minor else Need.LOOK_UP
+    if payment.state not in OPEN:
+        # Money is news if the payment ended without it; nothing else is.
+        stray = event.charge_status is ChargeStatus.SUCCEEDED and (not is_own or payment.state in _WITHOUT_MONEY)
+        return Need.LOOK_UP if stray else Need.NOTHING
+    if not is_own:
+        is_first = payment.provider_reference is None and earlier_attempts == 0
+        return Need.WAIT if is_first else Need.LOOK_UP
+    return Need.CHECK if event.charge_status is None else Need.CHECK_UNTIL_SHOWN
+
+
+def is_paid(payment: Payment) -> bool:
+    """Whether refunds of the payment can be counted."""
+    return payment.state in _PAID
