@@ -4,9 +4,11 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 import sys
+import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import structlog
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import Counter
 
 from services.chassis import settings, telemetry
 from services.chassis.client.target import Target
@@ -31,15 +34,20 @@ from services.chassis.server.guard import Guard
 from services.chassis.server.http_server import HttpServer
 from services.chassis.server.registry import Registry
 from services.chassis.settings import S, ServiceSettings
+from services.chassis.telemetry.heartbeats import Hearts, beat, endless, together, waiting
 from stampede.identity.v1.identity_service_pb2 import GetJwksRequest
 from stampede.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 
 log = structlog.get_logger()
 
+_FAILURES = Counter("stampede_background_failures_total", "Failures of background tasks, which start again.", ["task"])
+
 _DRAIN_SECONDS = 10.0
 # The gateway checks readiness once a second.
 _LEAVE_SECONDS = 1.2
 _CHECK_SECONDS = 1.0
+# A readiness that was not confirmed for so long is none.
+_FRESH_SECONDS = 5.0
 _RESTART_SECONDS = 1.0
 # Open files: the connections of two gateways at their maximum (gateway/cluster.yaml), and all others.
 _FILES_MAX = 32_768
@@ -80,8 +88,9 @@ class Process:
         self.mesh = MeshIdentity(service, *config.mesh_secret.values())
         self._targets: list[Target] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._nats: Any = None
-        self._connecting = asyncio.Lock()
+        self._hearts, self._dead = Hearts(), ""
+        self._answered_at = -_FRESH_SECONDS
+        self._connecting: asyncio.Task[Any] | None = None
         url = config.database_url.get_secret_value()
         self._engine, self.db = db.connect(url, pool_size=config.database_pool_size)
         self.relay = Relay(self.db)
@@ -98,10 +107,15 @@ class Process:
     ) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._nats is not None:
-            with contextlib.suppress(Exception):
-                await self._nats.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
+        if self._dead:
+            telemetry.flush()
+            os._exit(1)  # an orderly end would wait for a task that hangs
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await (await self._connecting).close()
         await asyncio.gather(*(target.close() for target in self._targets))
         await self._engine.dispose()
 
@@ -111,15 +125,20 @@ class Process:
         return self._targets[-1]
 
     def background(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `work` beside the server until the process ends. If it fails or returns, it is started again."""
+        """Runs `work` beside the server until the process ends. If it fails or returns, it is started again.
+
+        `work` and the loops in it must `beat`. If it is silent for a minute, the process is not alive, and ends.
+        """
 
         async def forever() -> None:
-            while True:
-                try:
-                    await work()
-                except Exception:
-                    log.exception("background task failed", task=name)
-                await asyncio.sleep(_RESTART_SECONDS)
+            with self._hearts.of(name):
+                while beat():
+                    try:
+                        await endless(name, work())
+                    except Exception as error:
+                        _FAILURES.labels(name).inc()
+                        log.warning("background task failed", task=name, exc_info=error)
+                    await asyncio.sleep(_RESTART_SECONDS)
 
         self._tasks.append(asyncio.create_task(forever(), name=name))
 
@@ -135,11 +154,9 @@ class Process:
             connection = await self._connected()
             jetstream = connection.jetstream()
             await subscriber.declare_streams(jetstream, self.service)
-            async with asyncio.TaskGroup() as group:  # if one fails, all are started again and none runs twice
-                group.create_task(self.relay.run(connection))
-                group.create_task(dead_letters.measure(jetstream, consumers))
-                for consumer in consumers:
-                    group.create_task(consumer.run(jetstream))
+            works = {"relay": self.relay.run(connection), "dead letters": dead_letters.measure(jetstream, consumers)}
+            works |= {consumer.name: consumer.run(jetstream) for consumer in consumers}
+            await together(works)
 
         self.background("events", exchange)
         self.background("outbox metrics", self.relay.measure)
@@ -157,10 +174,11 @@ class Process:
 
     async def _connected(self) -> Any:
         """Returns the process's one connection to NATS; waits until NATS is available."""
-        async with self._connecting:
-            if self._nats is None:
-                self._nats = await subscriber.connect(self._config.nats_url.get_secret_value(), self.service)
-        return self._nats
+        connecting = self._connecting
+        if connecting is None or (connecting.done() and (connecting.cancelled() or connecting.exception())):
+            url = self._config.nats_url.get_secret_value()
+            connecting = self._connecting = asyncio.create_task(subscriber.connect(url, self.service))
+        return await waiting(asyncio.shield(connecting))
 
     async def serve(self, *services: str, ready: Callable[[], Awaitable[None]] | None = None) -> None:
         """Answers calls until SIGTERM or SIGINT, then drains: it turns not ready, and calls in flight finish.
@@ -179,7 +197,8 @@ class Process:
         self._http.start(self._config.http_listen)
         await self._server.start()
         log.info("started", listen=self._config.listen, http_listen=self._config.http_listen)
-        watcher = asyncio.create_task(self._watch_readiness(checks, ready))
+        watcher = asyncio.create_task(self._watch_readiness(checks, ready), name="readiness")
+        self._watch_tasks(watcher, stop)
         await stop.wait()
 
         log.info("draining")
@@ -191,23 +210,39 @@ class Process:
         await asyncio.gather(self._server.stop(_DRAIN_SECONDS), self._http.stop(_DRAIN_SECONDS))
         log.info("stopped")
 
+    def _watch_tasks(self, watcher: asyncio.Task[None], stop: asyncio.Event) -> None:
+        """Ends the process if a background task has ended or hangs. A timer calls it: it has no task that could."""
+        if stop.is_set():
+            return
+        if time.monotonic() < self._answered_at + _FRESH_SECONDS:
+            self._hearts.tick(_CHECK_SECONDS)
+        else:
+            self._http.ready = False  # also if the check itself hangs
+        ended = [task.get_name() for task in (watcher, *self._tasks) if task.done()]
+        if dead := ", ".join([*ended, *self._hearts.silent()]):
+            log.error("background tasks stand still", tasks=dead)
+            self._http.dead = self._dead = dead
+            stop.set()
+        asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._watch_tasks, watcher, stop)
+
     async def _watch_readiness(
         self, checks: health.aio.HealthServicer, ready: Callable[[], Awaitable[None]] | None
     ) -> None:
         was = None
-        while True:
+        while beat():
             try:
                 async with asyncio.timeout(2 * _CHECK_SECONDS):
                     await db.ping(self.db)
+                    self._answered_at = time.monotonic()
                     if ready:
                         await ready()
                 now = health_pb2.HealthCheckResponse.SERVING
             except Exception as error:
-                log.warning("not ready", cause=repr(error)[:300])
+                log.warning("not ready", cause=error)
                 now = health_pb2.HealthCheckResponse.NOT_SERVING
+            self._http.ready = now == health_pb2.HealthCheckResponse.SERVING
             if now != was:
                 await checks.set("", now)
-                self._http.ready = now == health_pb2.HealthCheckResponse.SERVING
                 was = now
             await asyncio.sleep(_CHECK_SECONDS if was == health_pb2.HealthCheckResponse.SERVING else 0.1)
 

@@ -5,6 +5,7 @@ import asyncio
 import structlog
 
 from services.chassis.data.db import Database
+from services.chassis.telemetry.heartbeats import beat
 from services.identity import domain, tokens
 from services.identity.domain import Lifetimes
 from services.identity.sql import signing_keys
@@ -47,7 +48,7 @@ async def load_keys(db: Database, sealer: KeySealer, keyring: Keyring) -> None:
 
 async def follow_keys(db: Database, sealer: KeySealer, keyring: Keyring) -> None:
     """Rotate the keys and load them, twice a minute: other replicas create keys too."""
-    while True:
+    while beat():
         await asyncio.sleep(_FOLLOW_SECONDS)
         await rotate_keys(db, sealer, keyring.lifetimes)
         await load_keys(db, sealer, keyring)

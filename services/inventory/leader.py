@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from services.chassis.data.db import Database
+from services.chassis.telemetry.heartbeats import beat, together
 from services.inventory import sales
 from services.inventory.gate import rebuild
 from services.inventory.gate.gate import Gate
@@ -38,19 +39,17 @@ async def lead(db: Database, gate: Gate, *, nudge: Callable[[], None]) -> None:
             await gate.give_back((r, line) for r in expired for line in r.lines)
         return len(expired) == settle.EXPIRE_MOST
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(_repeat("close sales", close_sales))
-        group.create_task(_repeat("expire holds", expire_holds))
-        group.create_task(rebuild.keep_rebuilt(db, gate))
+    works = {"close sales": _repeat("close sales", close_sales), "expire holds": _repeat("expire holds", expire_holds)}
+    await together({**works, "rebuild the gate": rebuild.keep_rebuilt(db, gate)})
 
 
 async def _repeat(name: str, act: Callable[[], Awaitable[bool]]) -> None:
     """Call `act` every tick, and at once if it returns that there is more to do. A failure is tried again."""
-    while True:
+    while beat():
         try:
             more = await act()
         except Exception as error:
-            log.warning("a timer failed", timer=name, cause=repr(error)[:300])
+            log.warning("a timer failed", timer=name, cause=error)
             more = False
         if not more:
             await asyncio.sleep(_TICK_SECONDS)
@@ -58,6 +57,6 @@ async def _repeat(name: str, act: Callable[[], Awaitable[bool]]) -> None:
 
 async def measure(db: Database) -> None:
     """Keep the gauge up to date, until cancelled; in every process, because a leader can hang."""
-    while True:
+    while beat():
         _OVERDUE.set(await reservations.overdue_seconds(db))
         await asyncio.sleep(_MEASURE_SECONDS)

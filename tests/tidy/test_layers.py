@@ -25,10 +25,11 @@ _DROPPED = re.compile(r"\bDROP TABLE (\w+)")
 # Each package of the chassis with those that it may import; "" holds the modules directly in the chassis.
 _CHASSIS = {
     "": {""},
-    "data": {"", "data"},
-    "server": {"", "server"},
+    "telemetry": {"", "telemetry"},
+    "data": {"", "telemetry", "data"},
+    "server": {"", "telemetry", "server"},
     "client": {"", "server", "client"},
-    "events": {"", "data", "server", "events"},
+    "events": {"", "telemetry", "data", "server", "events"},
 }
 _COMPOSES_THE_CHASSIS = "services/chassis/process.py"
 _CHASSIS_SQL = ("services/chassis/data/", "services/chassis/events/")

@@ -32,6 +32,20 @@ def test_functions_and_modules_stay_short() -> None:
     assert_none("short functions and modules", offenders)
 
 
+def test_endless_loops_of_services_beat() -> None:
+    """A background task that hangs is noticed by its missing heartbeat, so a loop that never ends must beat."""
+    offenders = [
+        f"{name_of(path)}:{loop.lineno}"
+        for path in modules("services")
+        for function in nodes(path)
+        if isinstance(function, ast.AsyncFunctionDef)
+        for loop in ast.walk(function)
+        if isinstance(loop, ast.While) and isinstance(loop.test, ast.Constant)
+        if not any(isinstance(node, ast.Return | ast.Break) for node in ast.walk(loop))
+    ]
+    assert_none("`while beat():` instead of `while True:`", offenders)
+
+
 def test_a_folder_holds_few_entries() -> None:
     entries: dict[Path, set[str]] = defaultdict(set)
     for path in tracked():

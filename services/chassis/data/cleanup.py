@@ -11,6 +11,7 @@ from prometheus_client import Counter, Gauge
 from sqlalchemy import CursorResult, text
 
 from services.chassis.data.db import Database
+from services.chassis.telemetry.heartbeats import beat
 
 log = structlog.get_logger()
 
@@ -44,20 +45,21 @@ def delete_old_rows(table: str, *, keep: str) -> Cleanup:
 
 async def run_hourly(db: Database, job: Cleanup) -> None:
     """Runs `job` every hour until cancelled; a minute later if it failed."""
-    while True:
+    while beat():
         try:
             await _run(db, job)
             pause = _PAUSE_SECONDS
         except Exception as error:
             _FAILURES.labels(job.name).inc()
-            log.warning("cleanup failed", job=job.name, cause=repr(error)[:300])
+            log.warning("cleanup failed", job=job.name, cause=error)
             pause = _RETRY_SECONDS
+        beat(rest=pause)
         await asyncio.sleep(pause)
 
 
 async def _run(db: Database, job: Cleanup) -> None:
     affected = _BATCH_ROWS
-    while affected == _BATCH_ROWS:
+    while beat() and affected == _BATCH_ROWS:
         async with db.begin() as tx:
             await tx.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT_SECONDS}s'"))
             result = await tx.execute(text(job.statement), {"most": _BATCH_ROWS})

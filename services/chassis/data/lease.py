@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from services.chassis import ids
 from services.chassis.data.db import Database, run_autocommit
+from services.chassis.telemetry.heartbeats import beat, waiting
 
 log = structlog.get_logger()
 
@@ -71,12 +72,12 @@ class Lease:
         `work` is cancelled when the lease could not be renewed in time. When it ends or raises, the lease is released,
         so that another process can try; this raises what `work` raised.
         """
-        while True:
+        while beat():
             try:
                 until, pause = await self._look(db)
             except SQLAlchemyError as error:
                 until, pause = None, _RENEW_SECONDS
-                log.warning("the lease cannot be read", lease=self.name, cause=repr(error)[:200])
+                log.warning("the lease cannot be read", lease=self.name, cause=error)
             if until is not None:
                 await self._work(db, until, work)
             await asyncio.sleep(pause)
@@ -100,7 +101,7 @@ class Lease:
         working = asyncio.ensure_future(work())
         keeping = asyncio.create_task(self._keep(db, until, working))
         try:
-            await asyncio.wait([working])
+            await waiting(asyncio.wait([working]))
         finally:
             keeping.cancel()
             working.cancel()
@@ -122,7 +123,7 @@ class Lease:
                 try:
                     renewed = await self._acquire(db)
                 except SQLAlchemyError as error:
-                    log.warning("a lease is not renewed", lease=self.name, cause=repr(error)[:200])
+                    log.warning("a lease is not renewed", lease=self.name, cause=error)
                     continue
                 if renewed is None:
                     return  # another process has taken over

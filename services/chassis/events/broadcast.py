@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from services.chassis.telemetry.heartbeats import beat, waiting
+
 _CHECK_SECONDS = 1.0
 _ANSWER_SECONDS = 2.0
 # A customer often watches an order for a moment after placing it: to stay subscribed costs less than to begin anew.
@@ -33,8 +35,8 @@ async def listen(connection: Any, subject: str, receive: Callable[[bytes], None]
     async def receive_message(message: Any) -> None:
         receive(message.data)
 
-    while True:
-        await listener.watched.wait()
+    while beat():
+        await waiting(listener.watched.wait())
         if not connection.is_connected:
             await asyncio.sleep(_CHECK_SECONDS)
             continue
@@ -53,7 +55,7 @@ async def _follow(connection: Any, echo: Any, listener: Listener) -> None:
     """Keeps `listener.live` true to `connection`, until events have not been wanted for a while."""
     loop = asyncio.get_running_loop()
     wanted, number = loop.time(), None
-    while loop.time() < wanted + _LINGER_SECONDS:
+    while beat() and loop.time() < wanted + _LINGER_SECONDS:
         now_number = await _connection_number(connection, echo)
         if now_number != number:
             listener.live = now_number is not None

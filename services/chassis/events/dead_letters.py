@@ -21,6 +21,7 @@ from services.chassis.data import db as databases
 from services.chassis.events import subscriber
 from services.chassis.events.subscriber import Consumer
 from services.chassis.settings import ServiceSettings
+from services.chassis.telemetry.heartbeats import beat
 
 _WAITING = Gauge("stampede_dead_letters", "Dead letters that wait for an operator.", ["consumer"])
 _MEASURE_SECONDS = 15.0
@@ -45,7 +46,7 @@ class DeadLetter:
 
 async def measure(jetstream: JetStreamContext, consumers: Sequence[Consumer]) -> None:
     """Updates the gauge of waiting letters, until cancelled."""
-    while True:
+    while beat():
         try:
             for consumer in consumers:
                 info = await jetstream.stream_info(subscriber.DEAD_LETTERS, subjects_filter=f"dead.{consumer.name}.>")

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
 from services.chassis.data.db import Database
+from services.chassis.telemetry.heartbeats import beat
 
 log = structlog.get_logger()
 
@@ -107,11 +108,11 @@ class Relay:
     async def run(self, connection: Client) -> None:
         """Runs until cancelled. An event that could not be published stays stored and is retried."""
         jetstream = connection.jetstream()
-        while True:
+        while beat():
             try:
                 stored = await self.relay_once(connection, jetstream)
             except Exception as error:
-                log.warning("events are not published", cause=repr(error)[:300])
+                log.warning("events are not published", cause=error)
                 stored = 0
                 await asyncio.sleep(_IDLE_SECONDS)
             if stored < _BATCH_MAX:
@@ -145,7 +146,7 @@ class Relay:
 
     async def measure(self) -> None:
         """Updates the gauges of waiting events, until cancelled. They rise while NATS is unavailable."""
-        while True:
+        while beat():
             async with self._db() as tx:
                 waiting = (await tx.execute(_MEASURE, {"most": _COUNT_MAX})).one()
             _WAITING.set(waiting.number)

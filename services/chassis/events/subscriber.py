@@ -21,6 +21,7 @@ from services.chassis.data.cleanup import delete_old_rows
 from services.chassis.data.db import Database
 from services.chassis.errors import Unavailable
 from services.chassis.server import statuses
+from services.chassis.telemetry.heartbeats import beat
 
 log = structlog.get_logger()
 
@@ -102,7 +103,7 @@ class Consumer:
 
     async def run(self, jetstream: JetStreamContext) -> None:
         """Runs until cancelled."""
-        while True:
+        while beat():
             try:
                 # Bound by name: the stream belongs to another service, which may not have created it yet.
                 config = ConsumerConfig(
@@ -112,7 +113,7 @@ class Consumer:
                 inbox = await jetstream.pull_subscribe(
                     self._subject, durable=self.name, stream=self._stream.upper(), config=config
                 )
-                while True:
+                while beat():
                     await self._fetch(inbox, jetstream)
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 log.warning("events cannot be fetched", stream=self._stream, cause=repr(error)[:200])
@@ -152,7 +153,7 @@ class Consumer:
 
     async def _handle_failure(self, message: Msg, error: Exception, jetstream: JetStreamContext) -> None:
         attempt = message.metadata.num_delivered
-        log.warning("event failed", subject=message.subject, attempt=attempt, cause=repr(error)[:300])
+        log.warning("event failed", subject=message.subject, attempt=attempt, cause=error)
         # An unavailable database makes no event a dead letter, however long that lasts.
         if attempt < _ATTEMPTS_MAX or isinstance(statuses.as_app_error(error), Unavailable):
             await message.nak(delay=_RETRY_SECONDS)

@@ -56,11 +56,12 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class HttpServer:
     """An ASGI application that answers the methods added to it, and the server that runs it.
 
-    `GET /healthz` returns 200 while `ready`, else 503; `GET /livez` returns 200 while the process answers.
+    `GET /healthz` returns 200 while `ready`, else 503. `GET /livez` returns 200 while the process answers and no
+    background task is `dead`, else 503 with their names.
     """
 
     def __init__(self, service: str) -> None:
-        self.ready = False
+        self.ready, self.dead = False, ""
         self._methods: dict[str, Callable[[bytes, Metadata, Receive, Send], Awaitable[None]]] = {}
         self._streams: set[asyncio.Task[Any]] = set()
         self._calls, self._stopping = 0, False
@@ -213,9 +214,10 @@ class HttpServer:
             self._streams.discard(task)
 
     async def _plain(self, path: str, send: Send) -> None:
-        status = {"/healthz": 200 if self.ready else 503, "/livez": 200}.get(path, 404)
-        await _start(send, [(b"content-length", b"0")], status)
-        await send({"type": "http.response.body", "body": b""})
+        status = {"/healthz": 200 if self.ready else 503, "/livez": 503 if self.dead else 200}.get(path, 404)
+        body = self.dead.encode() if path == "/livez" else b""
+        await _start(send, [(b"content-length", b"%d" % len(body))], status)
+        await send({"type": "http.response.body", "body": body})
 
 
 class _Server(uvicorn.Server):

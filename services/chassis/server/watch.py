@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from prometheus_client import Counter, Gauge
 
 from services.chassis.errors import RateLimited, TooSlow, Unavailable
+from services.chassis.telemetry.heartbeats import beat
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -134,7 +135,7 @@ class Watch(Generic[K, V]):
         """Fetches values and updates watchers, until cancelled."""
         loop = asyncio.get_running_loop()
         next_round = next_full = loop.time()
-        while True:
+        while beat():
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(next_round):
                     await self._wakeup.wait()

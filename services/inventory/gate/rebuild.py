@@ -11,6 +11,7 @@ import structlog
 from prometheus_client import Gauge
 
 from services.chassis.data.db import Database
+from services.chassis.telemetry.heartbeats import beat, waiting
 from services.inventory.gate.gate import LIFETIME_SECONDS, Gate, Script
 from services.inventory.sql import reservations
 from services.inventory.sql.reservations import HeldUnits
@@ -31,15 +32,15 @@ _BOTH_KEYS = 2
 async def keep_rebuilt(db: Database, gate: Gate) -> None:
     """Rebuilds the gate of all open sales every second, until cancelled. A rebuild that fails is tried again."""
     rebuild = Rebuild(db, gate)
-    while True:
+    while beat():
         if not gate.available.is_set():
-            await gate.available.wait()
+            await waiting(gate.available.wait())
             rebuild = Rebuild(db, gate)
         began, pause = time.monotonic(), REBUILD_SECONDS
         try:
             pause = await rebuild.run()
         except Exception as error:
-            log.warning("the gate was not rebuilt", cause=repr(error)[:200])
+            log.warning("the gate was not rebuilt", cause=error)
             rebuild = Rebuild(db, gate)
         # With very many sales a rebuild is slow; then half of the time is left to other work.
         await asyncio.sleep(max(pause, time.monotonic() - began))

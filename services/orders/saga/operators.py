@@ -11,6 +11,7 @@ from services.chassis.data import idempotency
 from services.chassis.data.db import Database
 from services.chassis.errors import WrongState
 from services.chassis.request_context import RequestKey
+from services.chassis.telemetry.heartbeats import beat
 from services.orders.domain import Actor, SagaNotFound
 from services.orders.saga.plan import COMPENSATED, Kind, Phase, SagaView
 from services.orders.sql import order_log, orders, sagas
@@ -74,7 +75,7 @@ async def compensate(db: Database, order_id: uuid.UUID, by: Actor, *, key: Reque
 
 async def measure(db: Database) -> None:
     """Keeps the metrics of running sagas up to date. Runs until cancelled."""
-    while True:
+    while beat():
         running, stuck, oldest = await sagas.count(db)
         _UNSETTLED.set(running)
         _STUCK.set(stuck)

@@ -15,6 +15,7 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError
 from services.chassis.events.outbox import Relay
 from services.chassis.server.watch import Watch
+from services.chassis.telemetry.heartbeats import beat
 from services.orders.domain import Order, State
 from services.orders.saga import plan
 from services.orders.saga.plan import Kind, Phase, Saga, SagaSteps, StepPending
@@ -89,7 +90,7 @@ class Worker:
 
     async def run(self) -> None:
         """Claims due sagas and carries them. Runs until cancelled."""
-        while True:
+        while beat():
             free, provider_bound = self._free_slots()
             claimed = await sagas.claim_due(self._db, free, provider_bound=provider_bound) if free else []
             # Provider-bound sagas have fewer slots, and may be the only ones left behind.
@@ -151,7 +152,7 @@ class Worker:
         try:
             await self._save(Checkpoint(saga, paused=True, seconds=seconds))
         except Exception as error:  # the lease expires, and a process continues from the last checkpoint
-            log.warning("the progress of a saga is not saved", order_id=saga.order_id, cause=repr(error)[:200])
+            log.warning("the progress of a saga is not saved", order_id=saga.order_id, cause=error)
         self._watch.nudge(saga.order_id)
 
     async def _finish_batch(self, finished: Sequence[Saga]) -> list[bool]:

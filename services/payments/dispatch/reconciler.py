@@ -6,6 +6,7 @@ from prometheus_client import Gauge
 
 from services.chassis.data.db import Database
 from services.chassis.events.outbox import Relay
+from services.chassis.telemetry.heartbeats import beat
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import IN_PROGRESS_MOST, State
 from services.payments.sql import leases, payments, refunds
@@ -32,7 +33,7 @@ class Reconciler:
 
     async def reconcile(self) -> None:
         """Repeat the provider calls of due payments and refunds, until cancelled."""
-        while True:
+        while beat():
             if not await self.reconcile_once():
                 await _wait(self._payments_due, _IDLE_SECONDS)
 
@@ -55,7 +56,7 @@ class Reconciler:
 
     async def renew_leases(self) -> None:
         """Renew the leases of what is in progress here, until cancelled. Those of a dead process expire."""
-        while True:
+        while beat():
             await asyncio.sleep(_RENEW_SECONDS)
             paying, refunding = self._dispatcher.payment_ids, self._dispatcher.refund_ids
             if paying or refunding:
@@ -65,7 +66,7 @@ class Reconciler:
 
     async def apply_events(self) -> None:
         """Apply provider events as they arrive, until cancelled."""
-        while True:
+        while beat():
             batch = await inbox.apply_events(self._db, self._dispatcher)
             if batch.size:
                 self._relay.nudge()
@@ -77,14 +78,14 @@ class Reconciler:
 
     async def watch_events(self) -> None:
         """Update the metrics of provider events and take up parked ones, until cancelled."""
-        while True:
+        while beat():
             if await inbox.watch_events(self._db):
                 self.wake()
             await asyncio.sleep(_COUNT_SECONDS)
 
     async def count_open(self) -> None:
         """Update the metric of open payments, until cancelled."""
-        while True:
+        while beat():
             async with self._db() as tx:
                 counted = await payments.count_open(tx)
             for state in (State.PROCESSING, State.AWAITING_CUSTOMER):

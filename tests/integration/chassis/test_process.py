@@ -63,7 +63,8 @@ class Slow:
 
 
 @pytest.fixture
-async def slow(infra: Infra) -> AsyncIterator[Slow]:
+async def slow(infra: Infra, request: pytest.FixtureRequest) -> AsyncIterator[Slow]:
+    """The parameter, if there is one, says what its background task does."""
     with socket.socket() as first, socket.socket() as second:
         for probe in (first, second):
             probe.bind(("127.0.0.1", 0))
@@ -71,7 +72,7 @@ async def slow(infra: Infra) -> AsyncIterator[Slow]:
     environment = {
         "ENVIRONMENT": "local", "LISTEN": address, "HTTP_LISTEN": http,
         "DATABASE_URL": infra.database_url("postgres"), "NATS_URL": infra.nats_url,
-        "MESH_SECRET": "m" * 32, "PAGE_SECRET": "p" * 32,
+        "MESH_SECRET": "m" * 32, "PAGE_SECRET": "p" * 32, "RESTOCK": getattr(request, "param", ""),
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.integration.chassis.slow_service", cwd=ROOT, env={**os.environ, **environment},
@@ -126,3 +127,15 @@ async def test_idle_process_stops_at_once(slow: Slow) -> None:
         slow.health.cancel()
         slow.process.send_signal(signal.SIGTERM)
         assert await slow.process.wait() == 0
+
+
+@pytest.mark.parametrize("slow", ["ends", "hangs"], indirect=True)
+async def test_process_whose_background_task_stands_still_ends_and_names_it(slow: Slow) -> None:
+    """Also one that no supervisor asks: the process ends by itself, so that whatever runs it starts it again."""
+    async with asyncio.timeout(20):
+        while (answer := await slow.answers("/livez"))[0] == 200:
+            pass
+        assert answer == (503, b"restock")
+        assert (await slow.answers("/healthz"))[0] == 503
+        slow.health.cancel()
+        assert await slow.process.wait() == 1

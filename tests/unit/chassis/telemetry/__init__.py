@@ -1,0 +1,1 @@
+"""Logs and heartbeats, without a server."""
