@@ -45,7 +45,9 @@ async def _dispatch(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRes
     if path == "/_sandbox/ledger" and method == "GET":
         if request.rel_url.query.get("detail") == "true":
             return await _detail(sandbox, request)
-        return _json(sandbox.store.ledger())
+        ledger = sandbox.store.ledger()
+        await sandbox.durable()
+        return _json(ledger)
     parts = path.split("/")
     if parts[1:3] == ["_sandbox", "payment_intents"] and len(parts) == 5:
         intent = routes.find_intent(sandbox.store, parts[3])
@@ -83,6 +85,7 @@ async def _decide(sandbox: Sandbox, request: web.BaseRequest, intent: Intent, qu
     rule = intents.authenticate if question == "authenticate" else intents.settle
     decided = rule(work, intent, succeed=outcome == "succeed")
     sandbox.commit(work)
+    await sandbox.durable()
     back = (intent.next_action or {}).get("redirect_to_url")
     if back is None or "text/html" not in request.headers.get("Accept", ""):
         return _json(render.intent(decided))
@@ -95,6 +98,7 @@ async def _decide(sandbox: Sandbox, request: web.BaseRequest, intent: Intent, qu
 
 async def _detail(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:
     """Sends one JSON line for each successful payment, in pieces, so that payments are not blocked meanwhile."""
+    await sandbox.durable()
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     lines: list[str] = []

@@ -79,6 +79,7 @@ class Handler:
             await self._wait_latency()
             status, body, _saved = self._execute(operation, call)
             self._sandbox.commit(work, body=body)
+            await self._sandbox.durable()
             return self._answer(request, status, body, request_id, work)
         except ApiError as error:
             body = _encoded_error(error, request_id, buyer)
@@ -93,6 +94,7 @@ class Handler:
         found = sandbox.keys.begin(key, mark, work.now)
         if found is not None:
             body = sandbox.journal.body_at(found.offset)
+            await sandbox.durable()
             return self._answer(request, found.status, body, request_id, replay_of=found)
         try:
             await self._wait_latency()
@@ -102,6 +104,7 @@ class Handler:
         finally:
             # A key with a saved answer is no longer among the running ones.
             sandbox.keys.leave(key)
+        await sandbox.durable()
         return self._answer(request, status, body, request_id, work)
 
     async def _wait_latency(self) -> None:

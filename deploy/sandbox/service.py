@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from deploy.sandbox.faults import Faults
 from deploy.sandbox.protocol.idempotency import Keys
 from deploy.sandbox.rules.values import Event, Subject, Work
 from deploy.sandbox.settings import Settings
+from deploy.sandbox.state.group_commit import GroupCommit
 from deploy.sandbox.state.journal import Journal, KeyRecord, Place
 from deploy.sandbox.state.store import Store
 from deploy.sandbox.webhooks import Webhooks
@@ -31,6 +33,8 @@ class Sandbox:
             self._compact(pending)
             self.store, self.keys = Store(), Keys()
             pending = self._load()
+        self._group = GroupCommit(self.journal, self._send_until)
+        self._unsent: deque[tuple[Event, Place]] = deque()
         self.webhooks: Webhooks | None = None
         if settings.webhook_url is not None:
             self.webhooks = Webhooks(
@@ -57,9 +61,9 @@ class Sandbox:
         )
 
     def commit(self, work: Work, key: KeyRecord | None = None, body: bytes = b"") -> None:
-        """Writes the journal, applies the changes, then queues the webhooks.
+        """Writes the journal and applies the changes. Webhooks are queued once the disk has them.
 
-        It awaits nothing, so no request sees half of another request's changes.
+        It awaits nothing, so no request sees half of another request's changes. No answer may leave before `durable`.
         """
         if not work.changes and key is None:
             return
@@ -70,7 +74,18 @@ class Sandbox:
         if self.webhooks is not None:
             for index, change in enumerate(work.changes):
                 if isinstance(change, Event) and change.pending:
-                    self.webhooks.offer(change, (offset, index))
+                    self._unsent.append((change, (offset, index)))
+        self._group.begin()
+
+    async def durable(self) -> None:
+        """Returns once all changes so far are on the disk, those of other requests too: an answer may show them."""
+        await self._group.wait()
+
+    def _send_until(self, size: int) -> None:
+        """Queues the webhooks of the first `size` bytes of the journal."""
+        while self._unsent and self._unsent[0][1][0] < size:
+            assert self.webhooks is not None
+            self.webhooks.offer(*self._unsent.popleft())
 
     def start(self) -> None:
         if self.webhooks is not None:
@@ -79,6 +94,7 @@ class Sandbox:
     async def stop(self) -> None:
         if self.webhooks is not None:
             await self.webhooks.stop()
+        await self._group.stop()
         self.journal.close()
 
     def _delivered(self, event: Event) -> None:

@@ -1,11 +1,12 @@
-"""The stored state: one append-only file of lines, each written before its answer is sent.
+"""The stored state: one append-only file of lines, each on the disk before its answer is sent.
 
 A line is `{"c": changes, "k": key record, "d": delivered events}`, all of them optional. With a key record, a tab and
 the answer's body follow. Bodies and old events stay in the file and are read by their offset, so memory holds numbers
 instead of text. An event follows, in the same line, the state that it reports, so every line can be read alone.
 
-A line is in the page cache of the operating system before the client has its answer. It survives the death of the
-process, but not a power cut.
+`append` writes a line, `sync` brings all lines to the disk; `group_commit` calls it before any answer leaves. So what
+a client has heard survives the death of the process, and a power cut. Only the owner of the file can read it, because
+it has client secrets.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Journal:
             os.close(self._lock)
             raise Busy(f"{path} is in use by another sandbox") from None
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.fchmod(self._file, 0o600)  # an older sandbox may have made it readable by all
+        self._sync_folder()
         self._end = os.fstat(self._file).st_size
         self._delivered: list[str] = []
 
@@ -92,6 +95,10 @@ class Journal:
         self._end = offset + written
         self._delivered = []
         return offset
+
+    def sync(self) -> None:
+        """Brings all appended lines to the disk. May be called in another thread."""
+        os.fdatasync(self._file)
 
     def note_delivered(self, event_id: str) -> None:
         """Records a delivery in the next line. A lost record only repeats a webhook."""
@@ -144,6 +151,7 @@ class Journal:
             out.flush()
             os.fsync(out.fileno())
         fresh.replace(self._path)
+        self._sync_folder()
         os.close(self._file)
         self._file = os.open(self._path, os.O_RDWR)
         self._end = os.fstat(self._file).st_size
@@ -154,6 +162,14 @@ class Journal:
         os.fsync(self._file)
         os.close(self._file)
         os.close(self._lock)
+
+    def _sync_folder(self) -> None:
+        """Brings the file's name to the disk; without it, a power cut may lose the file."""
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _line_at(self, offset: int) -> bytes:
         line = b""
