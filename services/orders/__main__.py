@@ -1,5 +1,7 @@
 """Composes and starts the orders service."""
 
+from functools import partial
+
 from services.chassis.data import idempotency, partitions
 from services.chassis.events import subscriber
 from services.chassis.process import Command, Process, run
@@ -7,6 +9,7 @@ from services.chassis.server.paging import Pages
 from services.orders import cli, consumers
 from services.orders.actions import Orders, order_watch
 from services.orders.clients import Catalog, Inventory, Payments
+from services.orders.events import CANCELLING
 from services.orders.placing.place import Placer
 from services.orders.placing.recent_orders import RECENT_MOST, RecentOrders
 from services.orders.placing.sold_out_cache import SoldOutCache
@@ -15,7 +18,7 @@ from services.orders.saga import operators
 from services.orders.saga.steps import MeshSteps
 from services.orders.saga.worker import Worker
 from services.orders.settings import Settings
-from services.orders.sql import order_lists
+from services.orders.sql import order_lists, sagas
 from stampede.orders.v1.order_service_pb2_grpc import add_OrderServiceServicer_to_server
 from stampede.orders.v1.saga_service_pb2_grpc import add_SagaServiceServicer_to_server
 
@@ -27,9 +30,10 @@ async def main(config: Settings) -> None:
         db, watch = process.db, order_watch(process.db)
         catalog = Catalog(process.target("catalog", config.catalog_target))
         inventory = Inventory(process.target("inventory", config.inventory_target))
-        payments = Payments(process.target("payments", config.payments_target))
+        payments_target = process.target("payments", config.payments_target)
+        payments = Payments(payments_target, still_wanted=partial(sagas.still_wanted, db))
         worker = Worker(db, MeshSteps(inventory, payments), process.relay, watch, at_once=config.sagas_at_once)
-        sold_out, recent = SoldOutCache(), RecentOrders()
+        sold_out, recent, withdrawals = SoldOutCache(), RecentOrders(), consumers.Withdrawals(worker.withdraw)
         placer = Placer(
             db,
             catalog=catalog,
@@ -47,6 +51,7 @@ async def main(config: Settings) -> None:
         recent.add(await order_lists.recent_ids(db, RECENT_MOST))
         process.exchange_events(*consumers.consumers(db))
         process.listen("stampede.orders.order.*", consumers.order_changed(watch), listener=watch)
+        process.listen(CANCELLING, withdrawals.receive, listener=withdrawals)
         process.listen("stampede.inventory.sale.*", sold_out.receive, listener=sold_out)
         process.run_cleanups(
             subscriber.CLEANUP, idempotency.CLEANUP, partitions.roll("order_log", keep_months=config.log_keep_months)
@@ -60,5 +65,5 @@ async def main(config: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sagas = Command("stuck sagas: list, show, resume or compensate them", cli.describe, cli.sagas)
-    run("orders", Settings, main, consumers=consumers.consumers, commands={"sagas": sagas})
+    command = Command("stuck sagas: list, show, resume or compensate them", cli.describe, cli.sagas)
+    run("orders", Settings, main, consumers=consumers.consumers, commands={"sagas": command})

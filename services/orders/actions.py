@@ -30,11 +30,12 @@ from services.orders.domain import (
     OrderFilter,
     OrderNotFound,
     Refund,
+    RefundRefused,
     SagaNotFound,
     State,
 )
 from services.orders.saga import operators
-from services.orders.saga.plan import CANCELLED, Kind, Saga, SagaView
+from services.orders.saga.plan import CANCELLED, Kind, Phase, Saga, SagaView
 from services.orders.saga.worker import STARTED, Worker
 from services.orders.sql import combined, order_lists, order_log, orders, sagas
 from services.orders.sql.order_lists import Position
@@ -115,30 +116,45 @@ class Orders:
         return order
 
     async def cancel(self, mutation: Mutation) -> Order:
-        """Cancels a `PENDING` order or, for staff, a `PAID` one; `OrderService.CancelOrder` has the refusals."""
-        order = await self.get(mutation.order_id, customer_id=mutation.customer_id)
-        saga = None
+        """Cancels a `PENDING` order or, for staff, a `PAID` one; `OrderService.CancelOrder` has the refusals.
+
+        A repeat only finds what the first request has brought about. If that was refused, it tries again.
+        """
+        order, saga = await self.get(mutation.order_id, customer_id=mutation.customer_id), None
         async with self._db.begin() as tx:
             repeat = await idempotency.find_repeat(tx, mutation.key, order.id)
-            if not repeat:
-                if order.state is State.PENDING:
-                    # Its row is not locked, for the saga locks its own first; the first of the two wins.
+            if order.state is State.PENDING:
+                # Its row is not locked, for the saga locks its own first; the first of the two wins.
+                if not repeat:
                     check_etag(mutation.etag, database.etag(order.version))
-                    await sagas.request_cancel(tx, [order.id], CANCELLED, mutation.by)
-                    saga = await sagas.claim_one(tx, order.id)
-                    order = order if saga else await orders.read(tx, order.id)  # it has just finished
-                if order.state is State.CANCELLED:
-                    return order
-                if saga is None and mutation.customer_id is not None:
-                    raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
-                if saga is None:
-                    await self._begin_refund(tx, mutation, Refund(ids.new(), None, State.CANCELLED, restock=True))
-                    saga = await sagas.claim_one(tx, order.id)
-        order = await self._await_saga(order, saga)
-        in_progress = order.state is State.PENDING or (order.refunding and mutation.customer_id is None)
-        if order.state is not State.CANCELLED and not in_progress:
+                saga = await self._cancel_purchase(tx, mutation)
+            if saga is None:
+                order = await orders.read(tx, order.id)
+                if not order.is_cancelled:
+                    saga = await self._cancel_paid(tx, mutation, order)
+            # Before the commit: from then on nothing of the order may be charged.
+            self._worker.withdraw(order.id)
+        order = order if order.state is State.CANCELLED else await self._await_saga(order, saga)
+        if not order.is_cancelled:
             raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
         return order
+
+    async def _cancel_purchase(self, tx: AsyncSession, mutation: Mutation) -> Saga | None:
+        """Has an order's purchase turn back, and claims it; None if it is not running, or was cancelled before."""
+        if not await combined.request_cancel(tx, mutation.order_id, CANCELLED, mutation.by, cause="CancelOrder begun"):
+            return None
+        return await sagas.claim_one(tx, mutation.order_id)
+
+    async def _cancel_paid(self, tx: AsyncSession, mutation: Mutation, order: Order) -> Saga | None:
+        """Begins the refund with which staff cancel a paid order, and claims its saga."""
+        if mutation.customer_id is not None:
+            raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
+        await self._begin_refund(tx, mutation, Refund(ids.new(), None, State.CANCELLED, restock=True))
+        return await sagas.claim_one(tx, order.id)
+
+    def withdraw(self, order_id: uuid.UUID) -> None:
+        """Keeps this process from beginning a charge of an order that is being cancelled."""
+        self._worker.withdraw(order_id)
 
     async def refund(
         self, mutation: Mutation, *, amount: Money | None, restock: bool, lines: Sequence[tuple[uuid.UUID, int]]
@@ -150,7 +166,12 @@ class Orders:
                 refund = Refund(ids.new(), amount, State.REFUNDED, restock=restock, lines=tuple(lines))
                 await self._begin_refund(tx, mutation, refund)
             saga = None if repeat else await sagas.claim_one(tx, mutation.order_id)
-        return await self._await_saga(await self.get(mutation.order_id, customer_id=None), saga)
+        try:
+            return await self._await_saga(await self.get(mutation.order_id, customer_id=None), saga)
+        except RefundRefused:
+            async with self._db.begin() as tx:  # a repeat tries again
+                await idempotency.forget(tx, mutation.key)
+            raise
 
     async def _begin_refund(self, tx: AsyncSession, mutation: Mutation, refund: Refund) -> None:
         order = await orders.read(tx, mutation.order_id, lock=True)
@@ -160,7 +181,7 @@ class Orders:
         await combined.begin_refund(tx, order, refund, mutation.by)
 
     async def _await_saga(self, order: Order, saga: Saga | None) -> Order:
-        """The order once its saga has paused or finished, or as it is after some seconds.
+        """The order once its saga has paused or finished, or as it is after some seconds. Raises `RefundRefused`.
 
         This process carries `saga`; None if another process or call does.
         """
@@ -170,6 +191,8 @@ class Orders:
             STARTED.labels(Kind.REFUND).inc()
         self._announce(order.id)
         await asyncio.wait({self._worker.start(saga)}, timeout=_SETTLE_SECONDS)
+        if saga.progress.kind is Kind.REFUND and saga.progress.phase is Phase.UNDONE:
+            raise RefundRefused(cause=saga.progress.reason)
         return await self.get(order.id, customer_id=None)
 
     async def carry_saga(self, view: SagaView) -> SagaView:

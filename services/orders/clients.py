@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from services.chassis.client.target import Target
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.server import statuses, wire
 from services.orders.domain import HOLD_SECONDS, DraftOrder, Payment, PaymentState, Product, State
-from services.orders.saga.plan import Saga
+from services.orders.saga.plan import Saga, Withdrawn
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
 from stampede.catalog.v1.snapshot_service_pb2_grpc import SnapshotServiceStub
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
@@ -25,6 +25,8 @@ from stampede.payments.v1.charge_service_pb2_grpc import ChargeServiceStub
 _PRODUCT_SECONDS = 1.0
 _PRODUCTS_MOST = 100_000
 _CHARGE_SECONDS = 6.0
+# A cancellation reaches this process within this time, if events arrive. An order that has waited longer is read again.
+_READ_AGAIN_SECONDS = 1.0
 
 
 class Catalog:
@@ -82,6 +84,8 @@ class Return:
 _Reserved = inventory_pb.Reservation | Exception
 _Settling = Batcher[Hold, inventory_pb.Reservation]
 _Moving = Batcher[Saga, Payment]
+StillWanted = Callable[[Sequence[tuple[uuid.UUID, int]]], Awaitable[set[tuple[uuid.UUID, int]]]]
+"""Of some sagas, by order id and fencing token: those that are neither taken over nor to turn back."""
 
 
 class Inventory:
@@ -131,18 +135,37 @@ class Inventory:
 class Payments:
     """Moves the money of orders."""
 
-    def __init__(self, target: Target) -> None:
-        self._target, self._stub = target, ChargeServiceStub(target.channel)
-        charge = partial(self._move, self._stub.BatchCharge, payments_pb.BatchChargeRequest)
+    def __init__(self, target: Target, *, still_wanted: StillWanted | None = None) -> None:
+        """`still_wanted` reads which of some sagas still want to charge, before those that have waited are charged."""
+        self._target, self._stub, self._still_wanted = target, ChargeServiceStub(target.channel), still_wanted
         cancel = partial(self._move, self._stub.BatchCancel, payments_pb.BatchCancelRequest)
         reverse = partial(self._move, self._stub.BatchReverse, payments_pb.BatchReverseRequest)
         # A batch answers when its slowest charge does, so several run at once. Payments that are known to have changed
         # do not wait for those that the provider still works on.
-        self.charge: _Moving = Batcher("charge", charge, size_max=64, lanes=8)
-        self.charge_changed: _Moving = Batcher("charge_changed", charge, size_max=64, lanes=2)
+        self.charge: _Moving = Batcher("charge", self._charge, size_max=64, lanes=8)
+        self.charge_changed: _Moving = Batcher("charge_changed", self._charge, size_max=64, lanes=2)
         self.cancel: _Moving = Batcher("cancel", cancel, size_max=64, lanes=4)
         self.reverse: _Moving = Batcher("reverse", reverse, size_max=64, lanes=4)
         self.refund = Batcher("refund", self._refund, size_max=64, lanes=2)
+
+    async def _charge(self, sagas: Sequence[Saga]) -> list[Payment | Exception]:
+        await self._withdraw_unwanted(sagas)
+        wanted = [saga for saga in sagas if not saga.withdrawn]
+        if not wanted:
+            return [Withdrawn() for _ in sagas]
+        outcomes = iter(await self._move(self._stub.BatchCharge, payments_pb.BatchChargeRequest, wanted))
+        # Not by `withdrawn`, which may change during the call.
+        charged = set(map(id, wanted))
+        return [next(outcomes) if id(saga) in charged else Withdrawn() for saga in sagas]
+
+    async def _withdraw_unwanted(self, sagas: Sequence[Saga]) -> None:
+        """Looks again, before the charge, at the sagas that have waited: for a slot, or in a batch."""
+        now = time.monotonic()
+        waited = [saga for saga in sagas if not saga.withdrawn and now - saga.read_time > _READ_AGAIN_SECONDS]
+        if waited and self._still_wanted:
+            wanted = await self._still_wanted([(saga.order_id, saga.fencing_token) for saga in waited])
+            for saga in waited:
+                saga.read_time, saga.withdrawn = now, (saga.order_id, saga.fencing_token) not in wanted
 
     async def _move(self, method: Any, request: Any, sagas: Sequence[Saga]) -> list[Payment | Exception]:
         # One item for each order, as in `Inventory._settle`: payments refuses a batch that names an order twice.
@@ -178,6 +201,7 @@ def _payment(outcome: payments_pb.PaymentOutcome) -> Payment | AppError:
         status.client_secret,
         status.failure_reason,
         status.authenticating,
+        status.refunded.minor_units,
     )
 
 

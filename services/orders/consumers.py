@@ -1,5 +1,6 @@
 """The events of other services. They decide nothing: they wake sagas, which ask the owner, or move refunded orders."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -56,3 +57,20 @@ def order_changed(watch: Watch[uuid.UUID, Order]) -> Callable[[bytes], None]:
         watch.nudge(uuid.UUID(event.order_id), unless=lambda order: order.version >= event.version)
 
     return receive
+
+
+class Withdrawals:
+    """Receives the cancellations that other processes accepted: this one begins no charge of these orders.
+
+    Implements `broadcast.Listener`. A missed event delays nothing for long: see `clients.Payments`.
+    """
+
+    live = False
+
+    def __init__(self, withdraw: Callable[[uuid.UUID], None]) -> None:
+        self._withdraw, self.watched = withdraw, asyncio.Event()
+        self.watched.set()  # events are wanted at all times
+
+    def receive(self, payload: bytes) -> None:
+        """Withdraws the order of one event `cancelling`."""
+        self._withdraw(uuid.UUID(OrderChanged.FromString(payload).order_id))

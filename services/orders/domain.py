@@ -49,6 +49,11 @@ class RefundTooLarge(AppError):
     template = "Only {leftMinorUnits} minor units of the order are left to refund."
 
 
+class RefundRefused(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The refund was refused: {cause}."
+
+
 class ReturnTooLarge(AppError):
     code = "FAILED_PRECONDITION"
     template = "The order has {quantity} units of the product {productId}."
@@ -126,6 +131,8 @@ class Payment:
     failure_reason: str = ""
     authenticating: bool = False
     """The customer has begun to pay and is at their bank's authentication."""
+    refunded_minor: int = 0
+    """The minor units refunded in total; 0 in the payment of an order that was read, which has its own sum."""
 
     @property
     def in_progress(self) -> bool:
@@ -295,6 +302,8 @@ class Order(DraftOrder):
     refunding: bool = False
     """Whether a refund is in progress."""
     shipment: Shipment | None = None
+    cancel_requested: bool = False
+    """Whether a cancellation was accepted and is not carried out yet."""
     version: int = 1
     create_time: datetime = _NOT_WRITTEN
     """The database's clock sets it."""
@@ -304,6 +313,11 @@ class Order(DraftOrder):
     def settled(self) -> bool:
         """Whether no saga is running for it."""
         return self.state is not State.PENDING and not self.refunding
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it is cancelled, or will be: a `PENDING` order by its saga, a paid one once it is refunded."""
+        return self.state is State.CANCELLED or self.cancel_requested
 
     def check_move(self, wanted: State) -> None:
         """Raises unless the order may become `wanted` now: `WrongState`, `RefundInProgress`."""

@@ -9,7 +9,7 @@ from services.orders.domain import Order, State
 from stampede.orders.v1.events_pb2 import OrderChanged
 
 _SUBJECT = "stampede.orders.order."
-PLACED = f"{_SUBJECT}placed"
+PLACED, CANCELLING = f"{_SUBJECT}placed", f"{_SUBJECT}cancelling"
 
 
 def placed_event(order: Order) -> Event:
@@ -24,11 +24,20 @@ def placed_event(order: Order) -> Event:
 
 def changed_event(row: Any, *, moved: bool) -> Event:
     """An order changed, as `row` with the columns `sql.orders.CHANGED` shows it; `moved` if its state did."""
+    return _event(row, _SUBJECT + (row.state.lower() if moved else "updated"))
+
+
+def cancelling_event(row: Any) -> Event:
+    """The cancellation of a `PENDING` order was accepted."""
+    return _event(row, CANCELLING)
+
+
+def _event(row: Any, subject: str) -> Event:
     message = OrderChanged(
         order_id=str(row.id), customer_id=str(row.customer_id), state=row.state, state_reason=row.state_reason,
         total=wire.money(Money(row.currency, row.total_minor)), version=row.version,
-        change_time=wire.timestamp(row.update_time),
+        change_time=wire.timestamp(row.update_time), cancel_requested=row.cancel_requested,
     )  # fmt: skip
     if row.refunded_minor:
         message.refunded.CopyFrom(wire.money(Money(row.currency, row.refunded_minor)))
-    return Event(_SUBJECT + (row.state.lower() if moved else "updated"), message.order_id, message)
+    return Event(subject, message.order_id, message)

@@ -144,7 +144,8 @@ class SagaService(saga_grpc.SagaServiceServicer):
 
     async def CompensateSaga(self, request: saga_pb.CompensateSagaRequest, context: Any) -> saga_pb.Saga:
         order_id, key = uuid.UUID(request.order_id), request_context.request_key(request)
-        saga = await operators.compensate(self._db, order_id, _actor(request.reason), key=key)
+        by, withdraw = _actor(request.reason), self._orders.withdraw
+        saga = await operators.compensate(self._db, order_id, by, key=key, withdraw=withdraw)
         return _saga_to_proto(await self._orders.carry_saga(saga))
 
 
@@ -237,7 +238,7 @@ def to_proto(order: Order) -> pb.Order:
         message.shipping_address.CopyFrom(pb.Address(**asdict(order.shipping_address)))
     if order.refunded_minor:
         message.refunded.CopyFrom(wire.money(replace(order.total, minor=order.refunded_minor)))
-    message.refunding = order.refunding
+    message.refunding, message.cancel_requested = order.refunding, order.cancel_requested
     if shipment := order.shipment:
         message.shipment.carrier, message.shipment.tracking_number = shipment.carrier, shipment.tracking_number
         message.shipment.ship_time.CopyFrom(wire.timestamp(shipment.ship_time))

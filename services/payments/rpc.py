@@ -148,6 +148,7 @@ def _to_status(payment: Payment) -> charge_pb.PaymentStatus:
         provider=payment.provider,
         client_secret=(payment.client_secret or "") if payment.state is State.AWAITING_CUSTOMER else "",
         authenticating=payment.authenticating,
+        refunded=wire.money(Money(payment.currency, payment.refunded_minor)) if payment.refunded_minor else None,
     )
 
 

@@ -171,6 +171,8 @@ async def cancelled(act: Act) -> None:
         buyer, order = await act.order(sale, *ends, card=card)
         answer = await buyer.patient().cancel(order["id"])
         assert answer.status == 200 or answer.reason == "WRONG_STATE", answer.text
+        if answer.status == 200:  # a promise
+            act.orders[order["id"]] = buyer, frozenset({"CANCELLED"})
 
     await asyncio.gather(
         change_of_mind("CANCELLED", card=None),

@@ -33,6 +33,15 @@ _FIND = text("""
 """)
 
 
+_FORGET = text("DELETE FROM requests WHERE caller = :caller AND method = :method AND request_id = :request_id")
+
+
+async def forget(tx: AsyncSession, key: RequestKey | None) -> None:
+    """Forgets a request that was recorded and then came to nothing, so that a repeat tries again."""
+    if key is not None:
+        await tx.execute(_FORGET, {"caller": key.caller, "method": key.method, "request_id": key.request_id})
+
+
 async def find_repeat(tx: AsyncSession, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
     """Returns the resource that the first request under `key` made, or None if this is the first one.
 

@@ -80,6 +80,8 @@ async def release(db: Database, ids: Sequence[uuid.UUID], *, nudge: Callable[[],
         found = await reservations.lock(tx, ids)
         held = {r.id: r for r in found.values() if r.state is State.HELD}
         is_available = await _end_holds(tx, list(held.values()), State.RELEASED)
+        # For good: a confirmation of the same order that arrives late must not retake the units.
+        await reservations.move(tx, [r for r in found.values() if r.state is State.EXPIRED], State.RELEASED)
     if is_available:
         nudge()
     outcomes: list[Outcome] = []
@@ -90,7 +92,7 @@ async def release(db: Database, ids: Sequence[uuid.UUID], *, nudge: Callable[[],
         elif r.state is State.CONFIRMED:
             outcomes.append(WrongState(resource="reservation", state=r.state, wanted=State.RELEASED))
         else:
-            outcomes.append(replace(r, state=State.RELEASED) if id_ in held else replace(r, repeated=True))
+            outcomes.append(replace(r, state=State.RELEASED, repeated=id_ not in held))
     return outcomes
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 
 from prometheus_client import Gauge
@@ -14,7 +15,7 @@ from services.chassis.request_context import RequestKey
 from services.chassis.telemetry.heartbeats import beat
 from services.orders.domain import Actor, SagaNotFound
 from services.orders.saga.plan import COMPENSATED, Kind, Phase, SagaView
-from services.orders.sql import order_log, orders, sagas
+from services.orders.sql import combined, order_log, orders, sagas
 
 _UNSETTLED = Gauge("stampede_sagas_unsettled", "Running sagas, all processes together.")
 _STUCK = Gauge("stampede_sagas_stuck", "Sagas without progress for a minute that do not wait for their customer.")
@@ -55,21 +56,30 @@ async def resume(db: Database, order_id: uuid.UUID, by: Actor, *, key: RequestKe
     return saga
 
 
-async def compensate(db: Database, order_id: uuid.UUID, by: Actor, *, key: RequestKey | None = None) -> SagaView:
+async def compensate(
+    db: Database,
+    order_id: uuid.UUID,
+    by: Actor,
+    *,
+    key: RequestKey | None = None,
+    withdraw: Callable[[uuid.UUID], None] = lambda _: None,
+) -> SagaView:
     """Has a saga turn back, whatever it has done; raises `OrderNotFound`, `SagaNotFound`, `WrongState`.
 
-    A saga that has turned back already is only resumed.
+    A saga that was compensated already is only resumed. Calls `withdraw` before the commit, as `Worker.withdraw`.
     """
     async with db.begin() as tx:
         saga = await _read(tx, order_id)
         if saga.progress.kind is not Kind.PURCHASE:
             raise WrongState(resource="saga", state=saga.progress.kind, wanted=Phase.UNDONE)
         if not await idempotency.find_repeat(tx, key, order_id):
-            await sagas.request_cancel(tx, [order_id], COMPENSATED, by)
+            new = await combined.request_cancel(tx, order_id, COMPENSATED, by, cause="CompensateSaga begun")
             # A process that has its lease does not have the reason yet, and could have the order paid.
             if not await sagas.make_due(tx, order_id, revoke=True):
                 raise SagaNotFound(orderId=order_id)  # it has just finished
-            await order_log.append(tx, order_id, by, cause="CompensateSaga")
+            if not new:
+                await order_log.append(tx, order_id, by, cause="CompensateSaga begun")
+            withdraw(order_id)
     return saga
 
 

@@ -4,9 +4,10 @@ Read `PLANS` first. `Progress` holds how far a saga has come and its moves are p
 between any two lines repeats a step under the same key and changes nothing.
 """
 
+import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -37,6 +38,10 @@ class StepRefused(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Withdrawn(Exception):
+    """The order was cancelled, or another process has the lease: this one must not begin a charge."""
 
 
 class StepPending(Exception):
@@ -73,8 +78,8 @@ class Progress:
     reason: str = ""
     """Why it turned back, or the refusal of an optional step."""
     cancel_reason: str = ""
-    """Why it shall turn back: `CANCELLED` or `HOLD_EXPIRED`, which come too late once the money has moved; or
-    `COMPENSATED`, which never does."""
+    """Why it shall turn back: `CANCELLED` or `COMPENSATED`, which are promises; or `HOLD_EXPIRED`, which comes too late
+    once the money has moved."""
     kind: Kind = Kind.PURCHASE
 
     @property
@@ -90,7 +95,18 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        return self.phase in (Phase.DONE, Phase.UNDONE)
+        # A purchase that is done and not written to its order yet can still be cancelled.
+        return self.phase is Phase.UNDONE or (self.phase is Phase.DONE and not self.must_turn_back)
+
+    @property
+    def must_turn_back(self) -> bool:
+        """Whether it was promised that the order is cancelled: money that has moved is reversed."""
+        return self.cancel_reason in (CANCELLED, COMPENSATED)
+
+    @property
+    def turned_for(self) -> str:
+        """Why it turned back. An accepted cancellation decides, also if the saga had turned back before."""
+        return self.cancel_reason if self.must_turn_back else self.reason
 
     def succeeded(self) -> "Progress":
         """The progress after the next step, or the reversal of the last one, has taken effect."""
@@ -113,9 +129,10 @@ class Progress:
         """The progress after an optional step was refused: the plan continues."""
         return replace(self.succeeded(), reason=reason)
 
-    def compensated(self) -> "Progress":
-        """The progress after an operator compensated it: a step that may be taking effect now is reversed too."""
-        return replace(self, steps_done=self.steps_done + 1).refused(COMPENSATED)
+    def cancelled(self) -> "Progress":
+        """The progress after a cancellation was promised: a step that may be taking effect now is reversed too."""
+        steps_done = min(self.steps_done + 1, len(self.plan))
+        return replace(self, phase=Phase.BACKWARD, steps_done=steps_done, reason=self.cancel_reason)
 
 
 @dataclass(slots=True)
@@ -148,6 +165,10 @@ class Saga:
     """The minor units refunded in total, as payments returned them last."""
     cause: str = ""
     """Why its last step had no outcome, for people to read."""
+    withdrawn: bool = False
+    """Whether its order was cancelled, or its lease taken over, since this process claimed it: it charges nothing."""
+    read_time: float = field(default_factory=time.monotonic)
+    """When this process read last whether it is still wanted."""
 
     @property
     def provider_bound(self) -> bool:
@@ -224,7 +245,7 @@ class Step:
     do: Call
     reverse: Call = _nothing
     cancel: Call | None = None
-    """Called instead of `do` if the saga shall turn back. Returns if it is too late for that."""
+    """Called instead of `do` if the hold has expired. Returns if the money has moved: then the plan continues."""
     optional: bool = False
     """Whether the plan continues after a refusal of the step."""
     extend_hold: Call | None = None
@@ -259,8 +280,8 @@ async def advance(steps: SagaSteps, saga: Saga) -> Progress:
     if progress.phase is Phase.BACKWARD:
         await progress.plan[progress.steps_done - 1].reverse(steps, saga)
         return progress.succeeded()
-    if progress.cancel_reason == COMPENSATED:
-        return progress.compensated()
+    if progress.must_turn_back:
+        return progress.cancelled()
     step = progress.plan[progress.steps_done]
     try:
         await (step.cancel if progress.cancel_reason and step.cancel else step.do)(steps, saga)
@@ -302,7 +323,7 @@ def purchase_end(progress: Progress) -> tuple[State, str, str]:
     if progress.phase is Phase.DONE:
         end = State.PAID, "", "paid"
     else:
-        end = _TURNED_BACK.get(progress.reason, (State.FAILED, progress.reason, "charge refused"))
+        end = _TURNED_BACK.get(progress.turned_for, (State.FAILED, progress.reason, "charge refused"))
     domain.move(State.PENDING, end[0])
     return end
 

@@ -21,7 +21,7 @@ class MeshSteps:
         self._inventory, self._payments = inventory, payments
 
     async def charge(self, saga: Saga) -> None:
-        """Begins or continues the payment."""
+        """Begins or continues the payment; raises `Withdrawn` if the order was cancelled meanwhile."""
         charge = self._payments.charge if saga.provider_bound else self._payments.charge_changed
         saga.payment = await charge(saga)
         if saga.payment.state in _WITHOUT_MONEY:
@@ -30,7 +30,7 @@ class MeshSteps:
             raise StepPending(for_customer=saga.payment.state is PaymentState.AWAITING_CUSTOMER)
 
     async def cancel_payment(self, saga: Saga) -> None:
-        """Cancels the payment; returns if the money has moved already."""
+        """Cancels the payment of an expired hold; returns if the money has moved already."""
         saga.payment = await self._payments.cancel(saga)
         if saga.payment.state in _WITHOUT_MONEY:
             raise StepRefused(saga.progress.cancel_reason)
@@ -40,6 +40,7 @@ class MeshSteps:
     async def reverse_charge(self, saga: Saga) -> None:
         """Reverses the whole charge."""
         saga.payment = await self._payments.reverse(saga)
+        saga.refunded_minor = saga.payment.refunded_minor
         if saga.payment.state not in _WITHOUT_MONEY:
             raise StepPending(for_customer=False)
 

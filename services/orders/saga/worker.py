@@ -18,7 +18,7 @@ from services.chassis.server.watch import Watch
 from services.chassis.telemetry.heartbeats import beat
 from services.orders.domain import Order, State
 from services.orders.saga import plan
-from services.orders.saga.plan import Kind, Phase, Saga, SagaSteps, StepPending
+from services.orders.saga.plan import Kind, Phase, Saga, SagaSteps, StepPending, Withdrawn
 from services.orders.sql import combined, sagas
 from services.orders.sql.combined import Checkpoint
 from services.orders.sql.sagas import LEASE_SECONDS
@@ -48,6 +48,7 @@ class Worker:
         self._db, self._steps, self._relay, self._watch, self._at_once = db, steps, relay, watch, at_once
         self._provider_bound_most = at_once - at_once // 4
         self._running: set[asyncio.Task[None]] = set()
+        self._carried: dict[uuid.UUID, Saga] = {}
         self._provider_bound: set[asyncio.Task[None]] = set()
         self._promised = 0
         self._due = 0
@@ -80,13 +81,28 @@ class Worker:
 
     def start(self, saga: Saga) -> asyncio.Task[None]:
         """Carries `saga`, whose lease this process has, in the background."""
+        self.withdraw(saga.order_id)  # as it was before this takeover
+        self._carried[saga.order_id] = saga
         task = asyncio.create_task(self.carry(saga))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda task: self._stopped(task, saga))
         if saga.provider_bound:
             self._provider_bound.add(task)
             task.add_done_callback(self._provider_bound.discard)
         return task
+
+    def _stopped(self, task: asyncio.Task[None], saga: Saga) -> None:
+        self._running.discard(task)
+        if self._carried.get(saga.order_id) is saga:
+            del self._carried[saga.order_id]
+
+    def withdraw(self, order_id: uuid.UUID) -> None:
+        """Keeps this process from beginning a charge of an order whose cancellation is accepted, or about to be.
+
+        If the cancellation fails after all, the saga pauses and is claimed again.
+        """
+        if carried := self._carried.get(order_id):
+            carried.withdrawn = True
 
     async def run(self) -> None:
         """Claims due sagas and carries them. Runs until cancelled."""
@@ -112,7 +128,7 @@ class Worker:
             while not saga.progress.finished:
                 phase = saga.progress.phase
                 saga.progress = await plan.advance(self._steps, saga)
-                turned = saga.progress.phase is Phase.BACKWARD and phase is Phase.FORWARD
+                turned = saga.progress.phase is Phase.BACKWARD and phase is not Phase.BACKWARD
                 # Before money is reversed, it must be certain that no other process takes the order forward.
                 if turned and saga.progress.steps_done > 1 and not await self._save(Checkpoint(saga)):
                     return
@@ -120,6 +136,9 @@ class Worker:
         except StepPending as pending:
             saga.cause = "" if pending.for_customer else f"{saga.progress.step}: the provider has not answered yet"
             await self._pause(saga, for_customer=pending.for_customer)
+        except Withdrawn:
+            saga.cause = f"{saga.progress.step}: the order is being cancelled"
+            await self._pause(saga, for_customer=False)
         except AppError as error:
             log.info("a saga pauses", order_id=saga.order_id, cause=str(error))
             saga.cause = f"{saga.progress.step}: {error}"[:_CAUSE_MOST]

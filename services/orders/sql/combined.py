@@ -3,6 +3,7 @@
 Those on the hot path take a whole batch and return one outcome for each item, in order.
 """
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from services.orders import events
 from services.orders.domain import Actor, Order, Refund, State
 from services.orders.events import changed_event
 from services.orders.saga import plan
-from services.orders.saga.plan import Saga
+from services.orders.saga.plan import Phase, Saga
 from services.orders.sql import order_log, orders, sagas
 
 _NEW = "w JOIN placed USING (id)"
@@ -46,14 +47,20 @@ _PLACE = text(f"""
     SELECT id, create_time FROM placed
 """)  # noqa: S608
 _LOCKED = f"locked AS ({sagas.lock('order_id IN (SELECT id FROM w)')})"  # noqa: S608
+_PURCHASE_END = """
+    state = w.state, state_reason = w.reason, payment = coalesce(w.payment, o.payment), cancel_requested = false,
+    -- An order that has ended must not change behind its reader: the reversed money is part of its end.
+    refunded_minor = greatest(o.refunded_minor, least(w.reversed, o.total_minor))
+"""
 _FINISH = text(f"""
     WITH w AS (
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:tokens AS integer[]), CAST(:states AS text[]), CAST(:reasons AS text[]),
-            CAST(:payments AS jsonb[]), CAST(:turned_for AS text[]), CAST(:causes AS text[])
-        ) AS w (id, fencing_token, state, reason, payment, turned_for, cause)
+            CAST(:payments AS jsonb[]), CAST(:turned_for AS text[]), CAST(:causes AS text[]),
+            CAST(:reversed AS bigint[])
+        ) AS w (id, fencing_token, state, reason, payment, turned_for, cause, reversed)
     ), {_LOCKED}, own AS ({sagas.DELETE_OWN}), changed AS (
-        {orders.update("state = w.state, state_reason = w.reason, payment = coalesce(w.payment, o.payment)")}
+        {orders.update(_PURCHASE_END)}
         FROM own AS w WHERE o.id = w.id AND o.state = 'PENDING'
         RETURNING {orders.CHANGED}, w.fencing_token, w.cause, w.refunded_minor AS refunded_at_payments, w.actor, w.note,
             w.request_id
@@ -93,9 +100,10 @@ _BEGIN_REFUND_SAGA = sagas.insert_from(
     request_id=":call",
     next_time="clock_timestamp()",
 )
+_REFUNDING = "refunding = true, cancel_requested = :cancels"
 _BEGIN_REFUND = text(f"""
     WITH begun AS ({_BEGIN_REFUND_SAGA}),
-        changed AS ({orders.update("refunding = true")} WHERE o.id = :id RETURNING {orders.CHANGED}),
+        changed AS ({orders.update(_REFUNDING)} WHERE o.id = :id RETURNING {orders.CHANGED}),
         logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
     SELECT * FROM changed
 """)  # noqa: S608
@@ -104,7 +112,7 @@ _TAKE_REFUND = text(f"""
     {sagas.DELETE_OWN}
 """)
 _REFUND_END = """
-    state = :state, state_reason = :reason, refunding = false, refunded_minor = :refunded,
+    state = :state, state_reason = :reason, refunding = false, cancel_requested = false, refunded_minor = :refunded,
     payment = CASE WHEN :refunded = o.total_minor THEN jsonb_set(o.payment, '{state}', '"REFUNDED"') ELSE o.payment END
 """
 _FINISH_REFUND = text(f"""
@@ -190,8 +198,9 @@ async def finish(tx: AsyncSession, finished: Sequence[Saga]) -> list[bool]:
         "states": [state for state, _, _ in ends],
         "reasons": [reason for _, reason, _ in ends],
         "payments": [orders.payment_to_json(saga.payment) for saga in finished],
-        "turned_for": [saga.progress.reason for saga in finished],
+        "turned_for": [saga.progress.turned_for for saga in finished],
         "causes": [cause for _, _, cause in ends],
+        "reversed": [0 if saga.progress.phase is Phase.DONE else saga.refunded_minor for saga in finished],
     }
     changed = (await tx.execute(_FINISH, arguments)).all()
     await outbox.publish(tx, [changed_event(row, moved=True) for row in changed])
@@ -202,10 +211,22 @@ async def finish(tx: AsyncSession, finished: Sequence[Saga]) -> list[bool]:
     return [(saga.order_id, saga.fencing_token) in own for saga in finished]
 
 
+async def request_cancel(tx: AsyncSession, order_id: uuid.UUID, reason: str, by: Actor, *, cause: str) -> bool:
+    """Has an order's purchase turn back for good, and shows that on the order and in its log.
+
+    Returns False, and changes nothing, if no purchase is running, or if it was requested before.
+    """
+    requested = await sagas.request_cancel(tx, [order_id], reason, by)
+    if requested:
+        await orders.note_cancel(tx, order_id, by, cause=cause)
+    return bool(requested)
+
+
 async def begin_refund(tx: AsyncSession, order: Order, refund: Refund, by: Actor) -> None:
     """Writes that `order`, whose row is locked and may be refunded, shall be; its saga makes the refund."""
     arguments = order_log.arguments(by, f"{refund.method} begun")
-    rows = await tx.execute(_BEGIN_REFUND, {"id": order.id, "refund": orjson.dumps(refund).decode(), **arguments})
+    arguments |= {"id": order.id, "refund": orjson.dumps(refund).decode()}
+    rows = await tx.execute(_BEGIN_REFUND, {**arguments, "cancels": refund.wanted is State.CANCELLED})
     await outbox.publish(tx, [changed_event(row, moved=False) for row in rows])
 
 

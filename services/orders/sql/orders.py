@@ -18,16 +18,18 @@ from services.chassis.events import outbox
 from services.chassis.money import Money
 from services.orders import domain
 from services.orders.domain import Actor, Address, Line, Order, OrderNotFound, Payment, PaymentState, Shipment, State
-from services.orders.events import changed_event
+from services.orders.events import cancelling_event, changed_event
 from services.orders.sql import order_log
 from services.orders.sql.schema import OrderRow, columns
 
 CHANGED = """
-    o.id, o.customer_id, o.state, o.state_reason, o.currency, o.total_minor, o.refunded_minor, o.version, o.update_time
+    o.id, o.customer_id, o.state, o.state_reason, o.currency, o.total_minor, o.refunded_minor, o.cancel_requested,
+    o.version, o.update_time
 """
 """The columns of an order `o` that `events.changed_event` and its log entry take."""
 SELECT = f"SELECT {columns(OrderRow)} FROM orders"  # noqa: S608
 
+_PAYMENT = ("id", "provider", "state", "client_secret", "failure_reason", "authenticating")
 _DRAFT = {
     "id": "uuid", "customer_id": "uuid", "request_id": "uuid", "digest": "bytea", "lines": "jsonb",
     "currency": "text", "total_minor": "bigint", "hold_expire_time": "timestamptz", "shipping_address": "jsonb",
@@ -65,6 +67,11 @@ _SHIPMENT = """
 """
 _MOVE = text(f"""
     WITH changed AS ({update(_SHIPMENT)} WHERE o.id = :id RETURNING {CHANGED}),
+        logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
+    SELECT * FROM changed
+""")  # noqa: S608
+_NOTE_CANCEL = text(f"""
+    WITH changed AS ({update("cancel_requested = true")} WHERE o.id = :id RETURNING {CHANGED}),
         logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
     SELECT * FROM changed
 """)  # noqa: S608
@@ -127,6 +134,7 @@ def from_row(row: Any) -> Order:
         refunded_minor=row.refunded_minor,
         refunding=row.refunding,
         shipment=_shipment(row.shipment) if row.shipment else None,
+        cancel_requested=row.cancel_requested,
         version=row.version,
         create_time=row.create_time,
         update_time=row.update_time,
@@ -141,8 +149,8 @@ def payment_from_json(column: dict[str, Any] | None) -> Payment | None:
 
 
 def payment_to_json(value: Payment | None) -> str | None:
-    """A payment as the column `payment` stores it."""
-    return orjson.dumps(value).decode() if value else None
+    """A payment as the column `payment` stores it: with these fields, which earlier releases know."""
+    return orjson.dumps({name: getattr(value, name) for name in _PAYMENT}).decode() if value else None
 
 
 def _shipment(column: dict[str, Any]) -> Shipment:
@@ -211,6 +219,12 @@ async def move(
     }  # fmt: skip
     await outbox.publish(tx, [changed_event((await tx.execute(_MOVE, values)).one(), moved=True)])
     return await read(tx, order.id)
+
+
+async def note_cancel(tx: AsyncSession, order_id: uuid.UUID, by: Actor, *, cause: str) -> None:
+    """Notes on a `PENDING` order, whose saga is locked, that its cancellation was accepted."""
+    row = (await tx.execute(_NOTE_CANCEL, {"id": order_id, **order_log.arguments(by, cause)})).one()
+    await outbox.publish(tx, [cancelling_event(row)])
 
 
 async def apply_refunds(tx: AsyncSession, minor_units: Mapping[uuid.UUID, int]) -> None:

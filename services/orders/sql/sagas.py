@@ -108,6 +108,12 @@ _CLAIM_DUE = text(
     )
 )
 _CLAIM_ONE = text(_CLAIM.format(due=f"due AS ({lock('order_id = :order')})"))
+_STILL_WANTED = text("""
+    SELECT s.order_id, s.fencing_token
+    FROM sagas s JOIN unnest(CAST(:ids AS uuid[]), CAST(:tokens AS integer[])) AS w (id, token)
+        ON s.order_id = w.id AND s.fencing_token = w.token
+    WHERE s.cancel_reason = ''
+""")
 _COUNT_DUE = text("SELECT count(*) FROM (SELECT FROM sagas WHERE next_time <= now() LIMIT :most) AS due")
 _LOCKED = f"WITH locked AS ({lock('order_id = ANY(CAST(:ids AS uuid[]))')})"
 _REQUEST_CANCEL = text(f"""
@@ -115,8 +121,11 @@ _REQUEST_CANCEL = text(f"""
     UPDATE sagas s SET cancel_reason = :reason, actor = :actor, note = :note, progress_time = clock_timestamp(),
         request_id = CASE WHEN :call = '' THEN request_id ELSE :call END,
         next_time = CASE WHEN paused THEN clock_timestamp() ELSE next_time END
-    FROM locked WHERE s.order_id = locked.order_id AND kind = 'PURCHASE' AND cancel_reason <> 'COMPENSATED'
-        AND (cancel_reason = '' OR :reason = 'COMPENSATED')
+    FROM locked WHERE s.order_id = locked.order_id AND kind = 'PURCHASE'
+        -- A cancellation is a promise, which the end of the hold must not weaken.
+        AND CASE cancel_reason WHEN '' THEN true WHEN 'HOLD_EXPIRED' THEN :reason <> 'HOLD_EXPIRED'
+            WHEN 'CANCELLED' THEN :reason = 'COMPENSATED' ELSE false END
+    RETURNING s.order_id
 """)  # noqa: S608
 _NOTE_PAYMENTS = text(f"""
     {_LOCKED}
@@ -153,6 +162,13 @@ async def count_due(db: Database, most: int) -> int:
     return int((await run_autocommit(db, _COUNT_DUE, {"most": most}))[0][0])
 
 
+async def still_wanted(db: Database, held: Sequence[tuple[uuid.UUID, int]]) -> set[tuple[uuid.UUID, int]]:
+    """Of sagas by order id and fencing token: those that are neither taken over nor to turn back."""
+    ids, tokens = zip(*held, strict=True)
+    rows = await run_autocommit(db, _STILL_WANTED, {"ids": list(ids), "tokens": list(tokens)})
+    return {(row.order_id, row.fencing_token) for row in rows}
+
+
 async def claim_one(tx: AsyncSession, order_id: uuid.UUID) -> Saga | None:
     """Claims one order's saga, also from a process that has its lease; None if no saga is running for the order.
 
@@ -166,13 +182,13 @@ async def claim_one(tx: AsyncSession, order_id: uuid.UUID) -> Saga | None:
 # --- what others have a saga do ---
 
 
-async def request_cancel(tx: AsyncSession, order_ids: Sequence[uuid.UUID], reason: str, by: Actor) -> None:
-    """Has purchases turn back for `reason`, unless another reason came first; paused ones are due at once.
+async def request_cancel(tx: AsyncSession, order_ids: Sequence[uuid.UUID], reason: str, by: Actor) -> list[uuid.UUID]:
+    """Has purchases turn back for `reason`; paused ones are due at once. Returns those for which the reason is new.
 
-    `COMPENSATED`, an operator's, takes precedence over earlier reasons.
+    A stronger reason replaces a weaker one: `COMPENSATED`, then `CANCELLED`, then `HOLD_EXPIRED`.
     """
     arguments = {"reason": reason, "ids": list(order_ids), "actor": by.name, "note": by.note, "call": by.call_id}
-    await tx.execute(_REQUEST_CANCEL, arguments)
+    return list(await tx.scalars(_REQUEST_CANCEL, arguments))
 
 
 async def note_payments(tx: AsyncSession, order_ids: Sequence[uuid.UUID]) -> None:

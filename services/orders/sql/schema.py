@@ -49,6 +49,7 @@ class OrderRow(Base):
     shipping_address: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     refunded_minor: Mapped[int] = mapped_column(default=0)
     refunding: Mapped[bool] = mapped_column(default=False)
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
     shipment: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     version: Mapped[int] = mapped_column(Integer, default=1)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)

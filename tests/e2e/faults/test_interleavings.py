@@ -41,7 +41,7 @@ class World:
     overdue: bool = False
     """The hold's time is up."""
     asked: str = ""
-    """The end that was asked for first; too late once the money has moved."""
+    """The end that was asked for. `EXPIRED` comes too late once the money has moved; `CANCELLED` never does."""
     state: str = "PENDING"
 
     def by_itself(self) -> Iterable["World"]:
@@ -50,7 +50,9 @@ class World:
             return
         if self.overdue and not self.asked:
             yield replace(self, asked="EXPIRED")
-        if self.money == "moved":
+        if self.asked == "CANCELLED" and self.money == "moved":
+            yield replace(self, money="closed", state="CANCELLED")  # refunded
+        elif self.money == "moved":
             yield replace(self, state="PAID")
         elif self.money == "closed":
             yield replace(self, state=self.asked)
@@ -62,8 +64,8 @@ class World:
         return (replace(self, money="moved"), "succeeded") if self.money == "open" else (self, "refused")
 
     def asked_to_end(self) -> "World":
-        """The world after the buyer's cancellation, which may come too late."""
-        return replace(self, asked=self.asked or "CANCELLED") if self.state == "PENDING" else self
+        """The world after the buyer's cancellation, which comes too late for an order that has ended."""
+        return replace(self, asked="CANCELLED") if self.state == "PENDING" else self
 
     def out_of_time(self) -> "World":
         """The world after the end of the hold."""
@@ -124,6 +126,8 @@ def allows(history: Iterable[tuple[str, str]], end: str) -> bool:
         ([("expire", ""), ("pay", "succeeded"), ("cancel", "WRONG_STATE")], "PAID"),
         ([("expire", ""), ("pay", "refused"), ("cancel", "WRONG_STATE")], "EXPIRED"),
         ([("expire", ""), ("cancel", "CANCELLED")], "CANCELLED"),
+        ([("pay", "succeeded"), ("cancel", "CANCELLED")], "CANCELLED"),
+        ([("pay", "succeeded"), ("expire", ""), ("cancel", "PENDING")], "CANCELLED"),
     ],
 )
 def test_the_model_allows_what_may_be(history: list[tuple[str, str]], end: str) -> None:
@@ -138,7 +142,8 @@ def test_the_model_allows_what_may_be(history: list[tuple[str, str]], end: str) 
         ([("pay", "succeeded")], "PENDING"),
         ([("pay", "succeeded"), ("pay", "succeeded")], "PAID"),
         ([("pay", "succeeded"), ("expire", "")], "EXPIRED"),
-        ([("pay", "succeeded"), ("cancel", "CANCELLED")], "CANCELLED"),
+        ([("pay", "succeeded"), ("cancel", "CANCELLED")], "PAID"),
+        ([("cancel", "PENDING")], "EXPIRED"),
         ([("cancel", "CANCELLED"), ("pay", "succeeded")], "CANCELLED"),
         ([("cancel", "CANCELLED"), ("pay", "succeeded")], "PAID"),
         ([("cancel", "CANCELLED"), ("retry", "PENDING")], "CANCELLED"),
@@ -315,6 +320,9 @@ async def compare_with_books(shop: Shop, stories: list[Story]) -> None:
         kept[entry["metadata"]["order_id"]] += entry["amount"] - entry["amount_refunded"]
     ids = "', '".join(by_id)
     holds = dict(await shop.rows("inventory", f"SELECT id::text, state FROM reservations WHERE id IN ('{ids}')"))
+    # Sold a moment before the cancellation, and taken back.
+    returned = f"SELECT reservation_id::text, 'RETURNED' FROM returns WHERE reservation_id IN ('{ids}')"
+    holds |= dict(await shop.rows("inventory", returned))
     ends_logged = Counter(
         order_id
         for (order_id,) in await shop.rows(
@@ -322,7 +330,7 @@ async def compare_with_books(shop: Shop, stories: list[Story]) -> None:
             f"SELECT order_id::text FROM order_log WHERE order_id IN ('{ids}') AND state IN {ENDS!r}",
         )
     )
-    wanted = {"PAID": {"CONFIRMED"}, "PENDING": {"HELD"}}
+    wanted = {"PAID": {"CONFIRMED"}, "PENDING": {"HELD"}, "CANCELLED": {"RELEASED", "EXPIRED", "RETURNED"}}
     for order_id, story in by_id.items():
         state = story.order["state"]
         if kept[order_id] != (PRICE if state == "PAID" else 0):

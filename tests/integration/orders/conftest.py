@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import grpc
@@ -29,7 +30,7 @@ from services.orders.placing.recent_orders import RecentOrders
 from services.orders.placing.sold_out_cache import SoldOutCache
 from services.orders.saga.steps import MeshSteps
 from services.orders.saga.worker import Worker
-from services.orders.sql import combined, orders
+from services.orders.sql import combined, orders, sagas
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
 from stampede.catalog.v1 import snapshot_service_pb2_grpc as catalog_grpc
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
@@ -242,6 +243,11 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
             outcomes=[self._settle(id_, inventory_pb.Reservation.RELEASED) for id_ in request.ids]
         )
 
+    async def BatchCreateReturns(self, request: Any, context: Any) -> Any:
+        await self._begin("BatchCreateReturns", context)
+        outcomes = [inventory_pb.ReturnOutcome(returned=item) for item in request.returns]
+        return inventory_pb.BatchCreateReturnsResponse(outcomes=outcomes)
+
     def _settle(self, id_: str, state: Any) -> Any:
         reservation = self.held.get(id_)
         if reservation is None:
@@ -266,13 +272,22 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
         self.payments: dict[str, Any] = {}
         self.calls: Counter[str] = Counter()
         self.unavailable = False
-        self.answers = asyncio.Event()
-        """While cleared, calls wait."""
+        self.answers, self.charges = asyncio.Event(), asyncio.Event()
+        """While cleared, calls wait; or only charges."""
         self.answers.set()
+        self.charges.set()
+        self.charged: list[str] = []
+        """The orders that were to be charged, in the order of the calls."""
+        self.refuses_refunds = False
+        self.amounts: dict[str, Any] = {}
+        self.refunds: dict[str, int] = {}
+        self.refunded: Counter[str] = Counter()
 
     async def _begin(self, name: str, context: Any) -> None:
         self.calls[name] += 1
         await self.answers.wait()
+        if name == "BatchCharge":
+            await self.charges.wait()
         if self.unavailable:
             raise Unavailable(part="here")
 
@@ -293,10 +308,12 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
         return str(payments_pb.PaymentStatus.State.Name(self.payments[order_id].state))
 
     async def BatchCharge(self, request: Any, context: Any) -> Any:
+        self.charged += [item.order_id for item in request.charges]
         await self._begin("BatchCharge", context)
         _check_distinct([item.order_id for item in request.charges])
         outcomes = []
         for item in request.charges:
+            self.amounts[item.order_id] = item.amount
             method = item.payment_method
             known = {"": "AWAITING_CUSTOMER", "pm_declined": "FAILED", "pm_slow": "PROCESSING"}
             state = known.get(method, "SUCCEEDED")
@@ -320,19 +337,31 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
         outcomes = []
         for item in request.charges:
             payment = self._payment(item, "CANCELLED")
-            if self.state(item.order_id) == "SUCCEEDED":
-                self.set_state(item.order_id, "REFUNDED")
+            end = {"SUCCEEDED": "REFUNDED", "AWAITING_CUSTOMER": "CANCELLED"}.get(self.state(item.order_id))
+            if end:
+                self.set_state(item.order_id, end)
             outcomes.append(payments_pb.PaymentOutcome(payment=payment))
         return payments_pb.BatchReverseResponse(outcomes=outcomes)
 
     async def BatchCreateRefunds(self, request: Any, context: Any) -> Any:
         await self._begin("BatchCreateRefunds", context)
         _check_distinct([item.refund_id for item in request.refunds])
-        made = [
-            payments_pb.RefundStatus(refund_id=item.refund_id, state=payments_pb.RefundStatus.SUCCEEDED)
-            for item in request.refunds
-        ]
+        made = [self._refund(item) for item in request.refunds]
         return payments_pb.BatchCreateRefundsResponse(outcomes=[payments_pb.RefundOutcome(refund=one) for one in made])
+
+    def _refund(self, item: Any) -> Any:
+        if self.refuses_refunds:
+            return payments_pb.RefundStatus(
+                refund_id=item.refund_id, state=payments_pb.RefundStatus.FAILED, failure_reason="CHARGE_DISPUTED"
+            )
+        if item.refund_id not in self.refunds:
+            left = self.amounts[item.order_id].minor_units - self.refunded[item.order_id]
+            self.refunds[item.refund_id] = item.amount.minor_units if item.HasField("amount") else left
+            self.refunded[item.order_id] += self.refunds[item.refund_id]
+        status = payments_pb.RefundStatus(refund_id=item.refund_id, state=payments_pb.RefundStatus.SUCCEEDED)
+        status.refunded.CopyFrom(self.amounts[item.order_id])
+        status.refunded.minor_units = self.refunded[item.order_id]
+        return status
 
 
 def _check_distinct(names: list[str]) -> None:
@@ -351,7 +380,8 @@ class Shop:
         relay, self.sold_out, self.watch = Relay(db), SoldOutCache(), actions.order_watch(db)
         self.recent = RecentOrders()
         self.inventory_client = Inventory(inventory)
-        self.worker = Worker(db, MeshSteps(self.inventory_client, Payments(payments)), relay, self.watch, at_once=512)
+        self.payments_client = Payments(payments, still_wanted=partial(sagas.still_wanted, db))
+        self.worker = Worker(db, MeshSteps(self.inventory_client, self.payments_client), relay, self.watch, at_once=512)
         self.placer = Placer(
             db, catalog=Catalog(catalog), inventory=self.inventory_client, worker=self.worker,
             sold_out=self.sold_out, recent=self.recent, relay=relay, backlog_max=10_000,

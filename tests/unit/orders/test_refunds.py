@@ -12,7 +12,7 @@ import structlog
 from services.chassis.errors import Unavailable
 from services.chassis.money import Money
 from services.orders.domain import Refund, State
-from services.orders.saga.plan import COMPENSATED, Kind, Phase, Progress, Saga
+from services.orders.saga.plan import Kind, Phase, Progress, Saga
 from services.orders.saga.steps import MeshSteps
 from services.orders.saga.worker import Worker
 from stampede.payments.v1.charge_service_pb2 import RefundStatus
@@ -181,12 +181,7 @@ async def test_compensation_reverses_a_saga_at_any_point(method: str, refuses: s
 
         await carried(a_worker(world, point), world.sagas.saga())
         await to_the_end(world, point)
-        if world.sagas.turned_for == COMPENSATED:
-            assert world.sagas.state is State.CANCELLED
-            assert world.charged == world.refunded, (ask_at, fault_at)
-            assert world.hold in ("RELEASED", "EXPIRED", "RETURNED"), (ask_at, fault_at, world.hold)
-        else:
-            world.check_end()
+        world.check_end()
 
 
 def test_only_the_first_step_of_a_refund_can_turn_it_back() -> None:

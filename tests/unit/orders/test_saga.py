@@ -123,7 +123,7 @@ async def test_customer_who_pays_in_the_browser_gets_goods_or_money(ask: str, pa
         await carried(a_worker(world, point), saga)
         await to_the_end(world)
         world.check_end()
-        goods = pays and (ask == CANCELLED or units_left)
+        goods = pays and ask == HOLD_EXPIRED and units_left
         assert (world.sagas.state is State.PAID) == goods
 
 

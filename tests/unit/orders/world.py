@@ -13,7 +13,7 @@ from services.chassis.money import Money
 from services.chassis.server import wire
 from services.orders.domain import Payment, PaymentState, State
 from services.orders.saga import plan
-from services.orders.saga.plan import COMPENSATED, HOLD_EXPIRED, Progress, Saga
+from services.orders.saga.plan import CANCELLED, COMPENSATED, HOLD_EXPIRED, RESERVATION_LOST, Progress, Saga
 from services.orders.saga.steps import MeshSteps
 from services.orders.saga.worker import Worker
 from services.orders.sql.combined import Checkpoint
@@ -24,6 +24,8 @@ class Killed(BaseException):
     """The process died here."""
 
 
+STRENGTH = ("", HOLD_EXPIRED, CANCELLED, COMPENSATED)
+"""The reasons to turn back: a stronger one replaces a weaker one."""
 CrashPoint = Callable[[str], Awaitable[None]]
 """Passed by each call before and after its effect; a test waits, counts or kills there."""
 
@@ -83,8 +85,7 @@ class World:
     def release(self) -> None:
         if self.hold in ("CONFIRMED", "RETURNED"):
             raise refused("FAILED_PRECONDITION", "WRONG_STATE")
-        if self.hold == "HELD":
-            self.hold = "RELEASED"
+        self.hold = "RELEASED"  # also an expired one: a late confirmation must not retake its units
 
     def restock(self) -> None:
         assert self.hold in ("CONFIRMED", "RETURNED")
@@ -158,11 +159,16 @@ class World:
         if state is State.PAID:
             assert (payment, self.hold, self.taken) == (PaymentState.SUCCEEDED, "CONFIRMED", 1)
         else:
-            assert self.hold in ("RELEASED", "EXPIRED"), f"{state}, but the hold is {self.hold}"
+            over = ("RELEASED", "EXPIRED", *(["RETURNED"] if self.sagas.promised else []))
+            assert self.hold in over, f"{state}, but the hold is {self.hold}"
             assert payment in (PaymentState.FAILED, PaymentState.CANCELLED, PaymentState.REFUNDED), payment
             assert (self.charged - self.refunded, self.taken) == (0, 0)
-            expected = {"CANCELLED": State.CANCELLED, "HOLD_EXPIRED": State.EXPIRED, "RESERVATION_LOST": State.EXPIRED}
+            expected = {
+                CANCELLED: State.CANCELLED, COMPENSATED: State.CANCELLED, HOLD_EXPIRED: State.EXPIRED,
+                RESERVATION_LOST: State.EXPIRED,
+            }  # fmt: skip
             assert state is expected.get(self.sagas.turned_for, State.FAILED)
+        assert not self.sagas.promised or state is State.CANCELLED, "an accepted cancellation was forgotten"
         assert self.sagas.ends == 1
 
 
@@ -221,6 +227,8 @@ class SagaTable:
         self.row: Row | None = Row(Progress(), world.hold_expire_time)
         self.state, self.turned_for = State.PENDING, ""
         self.ends = 0
+        self.promised = False
+        """Whether a cancellation was accepted."""
 
     def saga(self) -> Saga:
         assert self.row
@@ -255,20 +263,20 @@ class SagaTable:
         if self.row is None or saga.fencing_token != self.row.fencing_token:
             return False
         self.row = None
-        self.state, self.turned_for = plan.purchase_end(saga.progress)[0], saga.progress.reason
+        self.state, self.turned_for = plan.purchase_end(saga.progress)[0], saga.progress.turned_for
         self.ends += 1
         return True
 
     def request_cancel(self, reason: str) -> None:
-        if self.row and not self.row.progress.cancel_reason:
+        if self.row and STRENGTH.index(reason) > STRENGTH.index(self.row.progress.cancel_reason):
             self.row.progress = replace(self.row.progress, cancel_reason=reason)
             self.row.due = self.row.due or self.row.paused
+            if reason != HOLD_EXPIRED:  # an accepted cancellation takes the lease over
+                self.row.fencing_token, self.row.due, self.promised = self.row.fencing_token + 1, True, True
 
     def compensate(self) -> None:
         """An operator has it turn back; any process claims it at once."""
-        if self.row:
-            self.row.progress = replace(self.row.progress, cancel_reason=COMPENSATED)
-            self.row.due = True
+        self.request_cancel(COMPENSATED)
 
     def hold_is_about_to_end(self) -> None:
         if self.row and self.row.hold_checks:
