@@ -1,10 +1,10 @@
 """Stripe, through its official SDK."""
 
-import asyncio
 import logging
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +12,6 @@ from urllib.parse import quote
 import aiohttp
 import stripe
 import structlog
-from aiolimiter import AsyncLimiter
 from prometheus_client import Counter, Histogram
 
 from services.payments.domain import (
@@ -26,6 +25,7 @@ from services.payments.domain import (
     own_id,
 )
 from services.payments.providers import OutcomeUnknown
+from services.payments.providers.pacer import Pacer
 
 log = structlog.get_logger()
 # The SDK logs each request and answer. Failures are logged here, and the rest is in metrics.
@@ -35,6 +35,8 @@ stripe.enable_telemetry = False
 
 Object = Mapping[str, Any]
 """An object of Stripe's API, as its JSON contains it."""
+Turn = AbstractAsyncContextManager[None]
+"""The turn of a call; see `Pacer.turn`."""
 
 _SECONDS = Histogram("stampede_provider_seconds", "Time of one call to the provider, without waiting.", ["operation"])
 _UNKNOWN = Counter("stampede_provider_unknown_total", "Calls whose outcome is not known.", ["operation", "cause"])
@@ -42,7 +44,6 @@ _UNKNOWN = Counter("stampede_provider_unknown_total", "Calls whose outcome is no
 _INTENTS, _REFUNDS = "/v1/payment_intents", "/v1/refunds"
 _CALL_SECONDS = 10
 _RETRIES = 1  # under the same key; the reconciler handles outcomes that are still unknown
-_BURST_SECONDS = 0.1
 _NOT_FOUND = 404
 _PAGE = 100
 _PAGES_MOST = 50
@@ -102,12 +103,11 @@ class Stripe:
 
     def __init__(self, key: str, *, api_base: str, calls_per_second: float, concurrency: int) -> None:
         """`calls_per_second` of 0 means no limit."""
+        self._pacer = Pacer(calls_per_second=calls_per_second, concurrency=concurrency)
         self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS))
         self._client = stripe.StripeClient(
             key, base_addresses={"api": api_base}, http_client=self._http, max_network_retries=_RETRIES
         )
-        self._pace = pace(calls_per_second) if calls_per_second else None
-        self._slots = asyncio.Semaphore(concurrency)
 
     async def aclose(self) -> None:
         await self._http.close_async()  # type: ignore[no-untyped-call]
@@ -123,7 +123,9 @@ class Stripe:
         if payment.payment_method:
             params |= {"confirm": True, "payment_method": payment.payment_method}
         try:
-            intent = await self._post("create", _INTENTS, params, _key(payment, "create"))
+            # Without a card nobody's money waits for the answer, only the page that will ask for a card.
+            turn = self._pacer.turn(payment.customer_id, patient=not payment.payment_method)
+            intent = await self._post("create", _INTENTS, params, _key(payment, "create"), turn)
         except stripe.CardError as error:
             return _declined(payment, error)
         except stripe.InvalidRequestError as error:
@@ -133,7 +135,8 @@ class Stripe:
     async def confirm(self, payment: Payment) -> ChargeResult:
         params = {"payment_method": payment.payment_method}
         try:
-            intent = await self._post("confirm", _path(payment, "confirm"), params, _key(payment, "confirm"))
+            turn = self._pacer.turn(payment.customer_id)
+            intent = await self._post("confirm", _path(payment, "confirm"), params, _key(payment, "confirm"), turn)
         except stripe.CardError as error:
             return _declined(payment, error)
         except stripe.InvalidRequestError as error:
@@ -144,7 +147,8 @@ class Stripe:
 
     async def cancel(self, payment: Payment) -> ChargeResult:
         try:
-            intent = await self._post("cancel", _path(payment, "cancel"), {}, _key(payment, "cancel"))
+            turn = self._pacer.turn(payment.customer_id)
+            intent = await self._post("cancel", _path(payment, "cancel"), {}, _key(payment, "cancel"), turn)
         except stripe.InvalidRequestError:
             return await self.retrieve(payment)  # it is paid or cancelled already
         return _charge_result(payment.id, intent)
@@ -224,17 +228,15 @@ class Stripe:
     async def _get(self, operation: str, path: str, params: Object | None = None) -> Object:
         return await self._call(operation, "get", path, params or {})
 
-    async def _post(self, operation: str, path: str, params: Object, key: str) -> Object:
-        return await self._call(operation, "post", path, {**params, "idempotency_key": key})
+    async def _post(self, operation: str, path: str, params: Object, key: str, turn: Turn | None = None) -> Object:
+        return await self._call(operation, "post", path, {**params, "idempotency_key": key}, turn)
 
-    async def _call(self, operation: str, method: str, path: str, params: Object) -> Object:
+    async def _call(self, operation: str, method: str, path: str, params: Object, turn: Turn | None = None) -> Object:
         """Send one request within the limits. Raise Stripe's decisions as they are, all else as `OutcomeUnknown`.
 
         The request is a raw one: the SDK's typed objects cost as much as the call itself.
         """
-        async with self._slots:
-            if self._pace is not None:
-                await self._pace.acquire()
+        async with turn or self._pacer.turn():
             started = time.perf_counter()
             try:
                 response: Any = await self._client.raw_request_async(method, path, **params)
@@ -253,12 +255,6 @@ class Stripe:
         status = getattr(error, "http_status", None)
         log.warning("the outcome of a provider call is unknown", operation=operation, cause=cause, status=status)
         return OutcomeUnknown(operation)
-
-
-def pace(calls_per_second: float) -> AsyncLimiter:
-    """Return a limiter of calls a second that lets through a tenth of a second's calls, at least one, at once."""
-    burst = max(calls_per_second * _BURST_SECONDS, 1.0)
-    return AsyncLimiter(burst, burst / calls_per_second)
 
 
 def is_live(key: str) -> bool:
