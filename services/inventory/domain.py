@@ -11,7 +11,9 @@ from services.chassis.errors import AppError
 from services.chassis.money import Money
 
 SALE_HOLD_SECONDS_DEFAULT = 600
-"""For sales without a `hold_duration`. Orders requests the length of each hold; the shorter of the two counts."""
+"""For sales without a `hold_duration`. Orders bounds the length of each hold; the shorter of the two counts."""
+STOCK_HOLD_SECONDS_MOST = 600
+"""For reservations with ordinary units."""
 EXTENSION_SECONDS_MOST = 600
 ON_HAND_MOST = 1_000_000_000
 WATCHERS_MOST = 5_000
@@ -299,12 +301,12 @@ def _above(
 
 
 def _priced(hold: Hold, grants: Mapping[Pool, Grant]) -> Hold:
-    """`hold` with the sales' prices, and at most as long as the shortest hold time of its sales."""
+    """`hold` with the sales' prices, and at most as long as the shortest hold time of its pools."""
     seconds = [grants[line.pool].hold_seconds for line in hold.lines]
     return replace(
         hold,
         lines=tuple(replace(line, sale_price=grants[line.pool].price) for line in hold.lines),
-        seconds=min([hold.seconds, *(s for s in seconds if s is not None)]),
+        seconds=min([hold.seconds, *(STOCK_HOLD_SECONDS_MOST if s is None else s for s in seconds)]),
     )
 
 

@@ -9,8 +9,8 @@ from enum import StrEnum
 from services.chassis.errors import AppError, InvalidFields, WrongState
 from services.chassis.money import MINOR_UNITS_MAX, Money
 
-HOLD_SECONDS = 600
-"""For how long an order asks inventory to hold its stock. A flash sale may allow less."""
+HOLD_SECONDS = 3600
+"""For how long inventory may hold an order's stock: a sale has its own time, and ordinary stock 10 minutes."""
 WATCHERS_MOST = 5_000
 
 

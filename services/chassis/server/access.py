@@ -31,13 +31,17 @@ class Rule:
 
     access: int
     callers: frozenset[str]
+    reads: bool = False
+    """Whether a call changes nothing."""
 
 
 def rule_of(method: str) -> Rule:
     """Returns the rule of `/package.Service/Method`. An undeclared one admits no caller."""
     name = method.lstrip("/").replace("/", ".")
     options = descriptor_pool.Default().FindMethodByName(name).GetOptions()
-    return Rule(options.Extensions[access_pb2.access], frozenset(options.Extensions[access_pb2.callers]))
+    callers = frozenset(options.Extensions[access_pb2.callers])
+    reads = options.idempotency_level == options.NO_SIDE_EFFECTS
+    return Rule(options.Extensions[access_pb2.access], callers, reads)
 
 
 def is_for_mesh(method: str) -> bool:

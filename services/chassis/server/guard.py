@@ -16,10 +16,11 @@ from prometheus_client import Counter, Histogram
 from services.chassis import request_context, telemetry
 from services.chassis.errors import InvalidFields, RateLimited, TooSlow
 from services.chassis.request_context import Metadata
-from services.chassis.server import access, bounds, statuses
+from services.chassis.server import access, bounds, inputs, statuses
 from services.chassis.server.access import Gatekeeper, Rule
 from services.chassis.server.masks import json_name
 from services.chassis.server.statuses import Answer
+from stampede.access.v1 import access_pb2
 
 log = structlog.get_logger()
 
@@ -30,11 +31,8 @@ _SECONDS = Histogram(
 _ANSWERS = Counter("stampede_rpc_total", "Calls answered.", ["method", "code", "reason"])
 # More than the calls that may wait for a change at once (see `watch`), so that these leave room for others.
 _IN_FLIGHT_MAX = 8192
-_IDEMPOTENCY_KEY_MAX = 255
 # That of a batch contains the ids of all its items.
 _REQUEST_ID_MAX = 4096
-# The namespace of the UUIDs that are made from idempotency keys which are not UUIDs.
-_KEY_NAMESPACE = uuid.UUID("6f1c1f0e-6f5b-4c0e-9d7e-1f6c0d6f7a52")
 _NO_NUL = "must not contain the character U+0000"
 
 Unary = Callable[[Message | None, Metadata, float | None], Awaitable[Message | Answer]]
@@ -127,9 +125,10 @@ class Guard:
         if request is None:
             raise InvalidFields({"request": "is not a message of this method, or contains text that is not UTF-8"})
         call.caller = await self._gatekeeper.admit(rule, metadata)
-        if key := metadata.get("idempotency-key"):
-            _take_idempotency_key(request, str(key))
         bounds.check_lists(request)
+        if rule.access != access_pb2.ACCESS_MESH:  # services send ids as values
+            inputs.take_headers(request, metadata, reads=rule.reads)
+            inputs.normalize_ids(request)
         try:
             violations = self._validator.collect_violations(request)
         except protovalidate.EvaluationError as error:  # for example of a time that does not exist
@@ -183,18 +182,6 @@ def decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | N
 @lru_cache(maxsize=4096)
 def _counted(method: str, code: str, reason: str) -> Counter:
     return _ANSWERS.labels(method, code, reason)
-
-
-def _take_idempotency_key(request: Message, key: str) -> None:
-    """Fills an empty `request_id` from the header. From a key that is not a UUID one is made."""
-    if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:  # type: ignore[attr-defined]
-        return
-    if len(key) > _IDEMPOTENCY_KEY_MAX:
-        raise InvalidFields({"Idempotency-Key": f"must have at most {_IDEMPOTENCY_KEY_MAX} characters"})
-    try:
-        request.request_id = str(uuid.UUID(key))  # type: ignore[attr-defined]
-    except ValueError:
-        request.request_id = str(uuid.uuid5(_KEY_NAMESPACE, key))  # type: ignore[attr-defined]
 
 
 def _with_nul(message: Message, prefix: str = "") -> Iterator[str]:

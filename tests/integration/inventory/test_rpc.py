@@ -335,7 +335,11 @@ async def test_a_scheduled_sale_is_changed_as_its_mask_says(inventory: Inventory
         ("per_customer_limit", "perCustomerLimit"), ("*", "allocation"),
     ):  # fmt: skip
         assert field in (await refusal(changed(path))).fields
-    for fields in ({"title": ""}, {"allocation": 0}, {"per_customer_limit": 1001}, {"hold_duration": Duration()}):
+    for fields in (
+        {"title": ""}, {"allocation": 0}, {"per_customer_limit": 1001}, {"hold_duration": Duration()},
+        {"hold_duration": Duration(seconds=1, nanos=900_000_000)}, {"end_time": Timestamp(seconds=253402300799)},
+        {"start_time": Timestamp(seconds=253402300799)},
+    ):  # fmt: skip
         assert (await refusal(changed(**fields))).reason == "INVALID_FIELDS", fields
     stale = await refusal(changed(title="Fourth", etag='"1"'))
     assert (stale.code, stale.reason) == ("ABORTED", "STALE_ETAG")

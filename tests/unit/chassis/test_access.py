@@ -280,5 +280,5 @@ async def test_undeclared_method_admits_no_caller(gate: Gatekeeper) -> None:
 def test_rules_are_read_from_the_contract() -> None:
     public = access.rule_of("/stampede.catalog.v1.CatalogService/GetProduct")
     snapshots = access.rule_of("/stampede.catalog.v1.SnapshotService/GetSnapshots")
-    assert public == Rule(access_pb2.ACCESS_PUBLIC, frozenset())
-    assert snapshots == Rule(access_pb2.ACCESS_MESH, frozenset({"orders"}))
+    assert public == Rule(access_pb2.ACCESS_PUBLIC, frozenset(), reads=True)
+    assert snapshots == Rule(access_pb2.ACCESS_MESH, frozenset({"orders"}), reads=True)

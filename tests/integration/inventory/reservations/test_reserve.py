@@ -306,6 +306,20 @@ async def test_the_price_and_the_time_of_a_hold_are_the_sales(db: Database, quan
     assert 25 < (held.expire_time - sale.server_time).total_seconds() < 60
 
 
+@pytest.mark.parametrize(("quantity", "also_stock", "seconds"), [(1, False, 1800), (7, False, 1800), (1, True, 600)])
+async def test_a_long_sale_holds_as_long_as_it_says(
+    db: Database, quantity: int, also_stock: bool, seconds: int
+) -> None:
+    """Ordinary units of the same order are held for ten minutes, and so is all of it."""
+    sale = await a_sale(db, hold_seconds=1800)
+    lines = (of_sale(sale, quantity), *([of_stock(await a_product(db))] if also_stock else []))
+
+    held = await reserve_one(db, a_hold(*lines, seconds=3600))
+
+    assert isinstance(held, Reservation)
+    assert seconds - 5 < (held.expire_time - sale.server_time).total_seconds() < seconds + 30
+
+
 @pytest.mark.parametrize("first", [True, False])
 async def test_sale_price_applies_to_no_other_product_of_the_batch(db: Database, first: bool) -> None:
     sale, dear = await a_sale(db, units=10), await a_product(db)
