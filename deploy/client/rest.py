@@ -99,8 +99,8 @@ class Rest:
     async def put(self, path: str, body: object) -> Answer:
         return await self.send("PUT", path, json_body=body)
 
-    async def patch(self, path: str, body: object) -> Answer:
-        return await self.send("PATCH", path, json_body=body)
+    async def patch(self, path: str, body: object, **headers: str) -> Answer:
+        return await self.send("PATCH", path, json_body=body, headers=headers)
 
     async def send(
         self,

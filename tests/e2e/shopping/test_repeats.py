@@ -203,3 +203,26 @@ async def test_repeat_after_the_hold_expired_returns_the_expired_order(shop: Sho
     assert (await buyer.buy(sale, card=None, request_id=request_id)).expect().json == expired
     assert (await buyer.buy(sale, card=VISA, request_id=request_id)).refusal == (400, "REQUEST_ID_REUSED")
     assert await shop.counters(sale) == (2, 0, 0)
+
+
+async def test_a_repeat_in_capitals_finds_its_order(shop: Shop) -> None:
+    product, buyer, request_id = await shop.a_product(stock=5), await shop.a_buyer(), new_id()
+    body = {"lines": [{"productId": product["id"], "quantity": 1}], "preferWait": "10s", "paymentMethod": VISA}
+
+    first = (await buyer.rest.post("/v1/orders", {**body, "requestId": request_id})).expect().json
+    shouted = {"productId": product["id"].upper(), "quantity": 1}
+    again = await buyer.rest.post("/v1/orders", {**body, "requestId": request_id.upper(), "lines": [shouted]})
+
+    assert again.expect().json["id"] == first["id"]
+    assert await shop.stock(product) == (4, 0, 4)
+
+
+async def test_a_stale_if_match_changes_nothing(shop: Shop) -> None:
+    product = await shop.a_product()
+    path = f"/v1/products/{product['id']}"
+
+    (await shop.staff.patch(path, {"active": False}, **{"if-match": product["etag"]})).expect()
+
+    for body in ({"active": True}, {"name": "Another"}):
+        assert (await shop.staff.patch(path, body, **{"if-match": product["etag"]})).refusal == (409, "STALE_ETAG")
+    assert not (await shop.staff.get(path)).expect().json["active"]

@@ -1,0 +1,1 @@
+"""The guard and its helpers, without a server."""
