@@ -2,7 +2,7 @@
 SELECT format('CREATE ROLE %I LOGIN', role) FROM unnest(ARRAY[:'service', :'owner']) AS role
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) \gexec
 
-ALTER ROLE :"service" PASSWORD :'password' CONNECTION LIMIT 60;
+ALTER ROLE :"service" PASSWORD :'password' CONNECTION LIMIT 66;
 ALTER ROLE :"owner" PASSWORD :'owner_password' CONNECTION LIMIT 10;
 ALTER ROLE :"service" SET statement_timeout = '15s';
 ALTER ROLE :"service" SET idle_in_transaction_session_timeout = '15s';

@@ -4,12 +4,12 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from prometheus_client import Histogram
 
 from services.chassis import request_context
-from services.chassis.errors import AppError, RateLimited
+from services.chassis.errors import RateLimited, as_app_error
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,6 +25,10 @@ _STUCK_SECONDS = 0.05
 _STUCK_MAX = 4
 # A pause between batches under load, in which the callers just answered send their next items.
 _GATHER_SECONDS = 0.002
+
+
+# The class of PostgreSQL's errors for deadlocks and serialisation failures.
+_ROLLED_BACK = "40"
 
 
 class _Entry(NamedTuple, Generic[T, R]):
@@ -120,27 +124,50 @@ class Batcher(Generic[T, R]):
             self._stuck[lane] = {key for entry in batch for key in self._keys(entry.item)}
             self._open_lane()
 
-    async def _settle(self, batch: list[_Entry[T, R]]) -> None:
+    async def _settle(self, batch: list[_Entry[T, R]]) -> Exception | None:
+        """Acts on a batch and gives each item its outcome. Returns the error that they share, if there is one."""
         # Calls of the batch carry the request ids of all its items, so that logs show every request.
         ids = dict.fromkeys(entry.request_id for entry in batch if entry.request_id)
         request_context.enter(request_context.Call(method=self._name, request_id=",".join(list(ids)[:_IDS_MAX])))
         try:
             outcomes: Sequence[R | Exception] = await self._act([entry.item for entry in batch])
             assert len(outcomes) == len(batch), f"{self._name}: {len(outcomes)} outcomes for {len(batch)} items"
-        except AppError as error:
-            outcomes = [error] * len(batch)
         except Exception as error:
-            if len(batch) > 1:
-                # One bad item must not fail the others: act on each alone.
-                for entry in batch:
-                    await self._settle([entry])
-                return
-            outcomes = [error]
+            shared = error if _is_of_all(error) else None
+            if not shared and len(batch) > 1:
+                await self._settle_each(batch)
+                return None
+            for entry in batch:
+                _answer(entry, error)
+            return shared
         for entry, outcome in zip(batch, outcomes, strict=True):
-            future = entry.future
-            if future.done():
-                continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            _answer(entry, outcome)
+        return None
+
+    async def _settle_each(self, batch: list[_Entry[T, R]]) -> None:
+        """Acts on each item alone, because one bad item must not fail the others."""
+        for number, entry in enumerate(batch):
+            if error := await self._settle([entry]):
+                # The store is unavailable: each further item would wait for its time limit too.
+                for other in batch[number + 1 :]:
+                    _answer(other, error)
+                return
+
+
+def _is_of_all(error: BaseException) -> bool:
+    """Whether the error is no single item's: a refusal of the whole batch, or an unavailable store.
+
+    A deadlock does: the items of the batch locked rows in an order that each alone does not.
+    """
+    if (getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith(_ROLLED_BACK):
+        return False
+    return isinstance(error, OSError | TimeoutError) or as_app_error(error) is not None
+
+
+def _answer(entry: _Entry[Any, Any], outcome: Any) -> None:
+    if entry.future.done():
+        return
+    if isinstance(outcome, BaseException):
+        entry.future.set_exception(outcome)
+    else:
+        entry.future.set_result(outcome)

@@ -18,6 +18,8 @@ everything that the text contains (AIP-193).
 import re
 from typing import ClassVar
 
+import sqlalchemy.exc
+
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{1,61}[A-Z0-9]")
 
 
@@ -113,6 +115,7 @@ class Refused(AppError):
         self.reason = reason
         self.domain = domain
         self.metadata = metadata
+        self.retry_seconds = 1 if code in ("RESOURCE_EXHAUSTED", "UNAVAILABLE") else None  # type: ignore[misc]
 
     def copy(self) -> "Refused":
         """Returns the same refusal for another caller. Raised again, an error would keep its previous traceback."""
@@ -125,3 +128,15 @@ def check_etag(given: str, current: str) -> None:
     """Raises `StaleEtag` if `given` is not `current`. An empty one matches any version."""
     if given and given != current:
         raise StaleEtag(etag=current)
+
+
+def as_app_error(error: BaseException) -> AppError | None:
+    """Returns `error` as a refusal; None if it is a bug."""
+    if isinstance(error, AppError):
+        return error
+    if isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError):
+        # Unavailable, restarting, no connection free, or a lock or statement that timed out: a retry may succeed.
+        return Unavailable(part="database")
+    if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
+        return Unavailable(part="database")
+    return None

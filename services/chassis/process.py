@@ -93,6 +93,7 @@ class Process:
         self._connecting: asyncio.Task[Any] | None = None
         url = config.database_url.get_secret_value()
         self._engine, self.db = db.connect(url, pool_size=config.database_pool_size)
+        self._ping = db.Ping(url)
         self.relay = Relay(self.db)
         gatekeeper = Gatekeeper(self.mesh, fetch_jwks or self._jwks_from_identity())
         self._server, self._http = grpc.aio.server(options=_SERVER_OPTIONS), HttpServer(service)
@@ -117,7 +118,7 @@ class Process:
             with contextlib.suppress(Exception, asyncio.CancelledError):
                 await (await self._connecting).close()
         await asyncio.gather(*(target.close() for target in self._targets))
-        await self._engine.dispose()
+        await asyncio.gather(self._engine.dispose(), self._ping.close())
 
     def target(self, name: str, address: str) -> Target:
         """Returns a client of another service, which is closed with the process."""
@@ -232,7 +233,7 @@ class Process:
         while beat():
             try:
                 async with asyncio.timeout(2 * _CHECK_SECONDS):
-                    await db.ping(self.db)
+                    await self._ping()
                     self._answered_at = time.monotonic()
                     if ready:
                         await ready()

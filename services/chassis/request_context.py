@@ -59,6 +59,12 @@ def is_answering() -> bool:
     return _current.get() is not None
 
 
+def is_shared() -> bool:
+    """Whether the current task answers for several clients, as a batch does and a call of another service may."""
+    call = _current.get()
+    return call is not None and (bool(call.caller.service) or not call.method.startswith("/"))
+
+
 def request_id() -> str:
     """Returns the request id of the current call; empty outside of a call."""
     call = _current.get()

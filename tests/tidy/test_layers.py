@@ -33,7 +33,7 @@ _CHASSIS = {
 }
 _COMPOSES_THE_CHASSIS = "services/chassis/process.py"
 _CHASSIS_SQL = ("services/chassis/data/", "services/chassis/events/")
-_MAPS_DATABASE_ERRORS = "services/chassis/server/statuses.py"
+_MAPS_DATABASE_ERRORS = "services/chassis/errors.py"
 _COMBINED = ("services/inventory/sql/reserve_fast.py", "services/orders/sql/combined.py")
 _STRIPE = ("services/payments/providers/", "services/payments/webhooks/")
 

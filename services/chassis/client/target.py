@@ -83,6 +83,7 @@ class Target:
             self._open_until = time.monotonic() + _OPEN_SECONDS
         call = request_context.current()
         left = call.seconds_left()
+        hurried = left is not None and left < seconds
         if left is not None:
             seconds = min(seconds, left)
         if seconds <= 0:
@@ -93,12 +94,14 @@ class Target:
         try:
             response = await method(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise self._count_failure(error) from error
+            raise self._count_failure(error, hurried=hurried) from error
         self._failures = 0
         return response
 
-    def _count_failure(self, error: grpc.aio.AioRpcError) -> AppError:
+    def _count_failure(self, error: grpc.aio.AioRpcError, *, hurried: bool) -> AppError:
         refusal = statuses.from_rpc_error(error, self.name)
+        if hurried and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return refusal  # the deadline of one caller says nothing about the service
         if isinstance(refusal, Unavailable):
             _FAILED.labels(self.name).inc()
             self._failures += 1

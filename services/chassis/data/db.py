@@ -1,6 +1,7 @@
 """The service's own database: engine, transactions, migrations, names of violated constraints."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -20,14 +21,21 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.util import await_only
 
 from services.chassis import request_context
+from services.chassis.limiter import Limiter
 
 Database = async_sessionmaker[AsyncSession]
 """Opens transactions: `async with db.begin() as tx:` commits at the end, and rolls back when the block raises."""
 
 _CONNECT_SECONDS = 5
+# Background work waits so long for a connection; calls, which somebody waits for, a shorter time.
 _POOL_SECONDS = 3
+_PATIENCE_SECONDS = 1.0
+# One connection in so many is kept for background work: leases, the outbox, sagas that wait in a table.
+_BACKGROUND_SHARE = 5
 _DATA_EXCEPTION, _OUR_OWN = "22", "22023"
 """The class of SQL states whose messages quote the refused value; the one of them that our functions raise."""
 
@@ -82,13 +90,47 @@ class _Counted(AsyncCursor[Any]):
             _statements.in_background += statements
 
 
+class _Pool(AsyncAdaptedQueuePool):
+    """A pool that admits calls before their first statement; it keeps a fifth of its connections for background work.
+
+    A call waits at most a second for a connection, and is refused at once if the queue is longer than that: with
+    `RateLimited`, or with `Unavailable` if no connection came back meanwhile. So full does not look like unavailable.
+    Work that calls share, such as a batch or the call of another service, passes calls of single clients.
+    """
+
+    def __init__(self, creator: Any, pool_size: int = 5, **options: Any) -> None:
+        super().__init__(creator, pool_size=pool_size, **options)
+        slots = pool_size - pool_size // _BACKGROUND_SHARE
+        self._limiter = Limiter("database", slots, patience_seconds=_PATIENCE_SECONDS, part="database")
+        self._lent_to_calls: dict[ConnectionPoolEntry, float] = {}
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if not request_context.is_answering():
+            return super()._do_get()
+        if not self._limiter.take_free():
+            await_only(self._limiter.take(first=request_context.is_shared()))
+        try:
+            entry = super()._do_get()
+        except BaseException:
+            self._limiter.give_back()
+            raise
+        self._lent_to_calls[entry] = time.monotonic()
+        return entry
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        super()._do_return_conn(record)
+        if (since := self._lent_to_calls.pop(record, None)) is not None:
+            self._limiter.give_back(time.monotonic() - since)
+
+
 def connect(url: str, *, pool_size: int) -> tuple[AsyncEngine, Database]:
     """Returns the engine, to be disposed of at shutdown, and its transactions. Connects at the first use.
 
-    At most `pool_size` connections. A transaction that gets none within three seconds fails as `Unavailable`.
+    At most `pool_size` connections; `_Pool` says who gets them when there are too few.
     """
     engine = create_async_engine(
         url,
+        poolclass=_Pool,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=_POOL_SECONDS,
@@ -133,10 +175,19 @@ def _autocommit(engine: AsyncEngine) -> AsyncEngine:
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
-async def ping(db: Database) -> None:
-    """Raises if the database does not answer."""
-    async with db() as tx:
-        await tx.execute(text("SELECT 1"))
+class Ping:
+    """Asks whether the database answers, on a connection of its own: calls that fill the pool do not delay it."""
+
+    def __init__(self, url: str) -> None:
+        self._engine, _ = connect(url, pool_size=1)
+
+    async def __call__(self) -> None:
+        """Raises if the database does not answer."""
+        async with _autocommit(self._engine).connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        await self._engine.dispose()
 
 
 def violated_constraint(error: IntegrityError) -> str:

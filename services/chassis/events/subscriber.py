@@ -19,8 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import delete_old_rows
 from services.chassis.data.db import Database
-from services.chassis.errors import Unavailable
-from services.chassis.server import statuses
+from services.chassis.errors import RateLimited, Unavailable, as_app_error
 from services.chassis.telemetry.heartbeats import beat
 
 log = structlog.get_logger()
@@ -155,7 +154,7 @@ class Consumer:
         attempt = message.metadata.num_delivered
         log.warning("event failed", subject=message.subject, attempt=attempt, cause=error)
         # An unavailable database makes no event a dead letter, however long that lasts.
-        if attempt < _ATTEMPTS_MAX or isinstance(statuses.as_app_error(error), Unavailable):
+        if attempt < _ATTEMPTS_MAX or isinstance(as_app_error(error), Unavailable | RateLimited):
             await message.nak(delay=_RETRY_SECONDS)
             return
         # A poison event must not block those behind it: it becomes a dead letter, for an operator.

@@ -13,7 +13,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from prometheus_client import Counter, Histogram
 
-from services.chassis import request_context, telemetry
+from services.chassis import errors, request_context, telemetry
 from services.chassis.errors import InvalidFields, RateLimited, TooSlow
 from services.chassis.request_context import Metadata
 from services.chassis.server import access, bounds, inputs, statuses
@@ -31,6 +31,7 @@ _SECONDS = Histogram(
 _ANSWERS = Counter("stampede_rpc_total", "Calls answered.", ["method", "code", "reason"])
 # More than the calls that may wait for a change at once (see `watch`), so that these leave room for others.
 _IN_FLIGHT_MAX = 8192
+_LOG_OVERLOAD_SECONDS = 1.0
 # That of a batch contains the ids of all its items.
 _REQUEST_ID_MAX = 4096
 _NO_NUL = "must not contain the character U+0000"
@@ -52,6 +53,7 @@ class Guard:
         self._gatekeeper = gatekeeper
         self._validator = protovalidate.Validator()
         self._in_flight = 0
+        self._turned_away, self._log_overload_at = 0, 0.0
 
     def unary(self, method: str, behavior: Callable[..., Awaitable[Any]]) -> Unary:
         """Wraps `behavior`, which receives the request, and None in place of gRPC's context."""
@@ -62,7 +64,7 @@ class Guard:
         async def guarded(request: Message | None, metadata: Metadata, left: float | None) -> Message | Answer:
             started = time.perf_counter()
             if self._in_flight >= _IN_FLIGHT_MAX:
-                return statuses.answer(RateLimited(what=method), self._domain)
+                return self._overloaded(method)
             self._in_flight += 1
             code = "OK"
             try:
@@ -141,8 +143,19 @@ class Guard:
             raise InvalidFields(with_nul)
         return request
 
+    def _overloaded(self, method: str) -> Answer:
+        """Counts and logs a call that is refused because too many are in flight; logs at most once a second."""
+        refusal = RateLimited(what=method)
+        _counted(method, refusal.code, refusal.reason).inc()
+        self._turned_away += 1
+        now = time.monotonic()
+        if now >= self._log_overload_at:
+            log.warning("overloaded", method=method, in_flight=self._in_flight, refused=self._turned_away)
+            self._turned_away, self._log_overload_at = 0, now + _LOG_OVERLOAD_SECONDS
+        return statuses.answer(refusal, self._domain)
+
     def _answer(self, error: BaseException, method: str) -> Answer:
-        refusal = statuses.as_app_error(error)
+        refusal = errors.as_app_error(error)
         if refusal is None:
             log.exception("unexpected failure", method=method)
             _ANSWERS.labels(method, "INTERNAL", "").inc()

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import NamedTuple
 
 import grpc
-import sqlalchemy.exc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -76,18 +75,6 @@ def _answer(
         packed[-1].Pack(detail)
     status = status_pb2.Status(code=number, message=message, details=packed)
     return Answer(_CODES[number], message, ((_DETAILS_KEY, status.SerializeToString()),), initial)
-
-
-def as_app_error(error: BaseException) -> AppError | None:
-    """Returns `error` as a refusal; None if it is a bug."""
-    if isinstance(error, AppError):
-        return error
-    if isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError):
-        # Unavailable, restarting, no connection free, or a lock or statement that timed out: a retry may succeed.
-        return Unavailable(part="database")
-    if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
-        return Unavailable(part="database")
-    return None
 
 
 def to_refusal(error: AppError, domain: str) -> refusal_pb2.Refusal:

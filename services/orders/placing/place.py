@@ -7,7 +7,7 @@ from typing import NamedTuple
 from services.chassis import telemetry
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
-from services.chassis.errors import AppError, RateLimited, RequestIdReused, Unavailable
+from services.chassis.errors import AppError, RateLimited, RequestIdReused
 from services.chassis.events.outbox import Relay
 from services.chassis.server import wire
 from services.orders import domain
@@ -130,7 +130,7 @@ class Placer:
                 self._maybe_held.add([draft.id])
                 return await self._inventory.reserve(draft)
         except AppError as error:
-            if not isinstance(error, Unavailable):
+            if error.code not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
                 self._maybe_held.discard(draft.id)
             if error.reason == RequestIdReused.reason:
                 raise RequestIdReused(requestId=draft.request_id) from error

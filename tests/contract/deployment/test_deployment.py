@@ -292,7 +292,8 @@ def test_scaled_out_services_stay_within_role_and_provider_limits() -> None:
         surge = find("Deployment", service)["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
         assert scaler["scaleTargetRef"]["name"] == service
         assert scaler["minReplicas"] >= 2
-        assert (scaler["maxReplicas"] + surge) * int(plain["DATABASE_POOL_SIZE"]) <= int(limit[1])
+        connections = int(plain["DATABASE_POOL_SIZE"]) + 1  # and that of readiness
+        assert (scaler["maxReplicas"] + surge) * connections <= int(limit[1])
         assert scaler["maxReplicas"] * float(plain["PROVIDER_CALLS_PER_SECOND"]) <= 100
 
 

@@ -11,7 +11,7 @@ import pytest
 from services.chassis import request_context
 from services.chassis.client import target
 from services.chassis.client.target import Target
-from services.chassis.errors import Refused, Unavailable, WrongState
+from services.chassis.errors import RateLimited, Refused, Unavailable, WrongState
 from services.chassis.server.access import MeshIdentity
 from services.chassis.server.guard import Guard
 from services.chassis.server.registry import Registry
@@ -175,6 +175,24 @@ async def test_circuit_opens_and_closes(guarded: Served, monkeypatch: pytest.Mon
     await guarded.get()
     await asyncio.gather(*(guarded.get() for _ in range(5)))
     assert guarded.catalog.attempts == sent + 6
+
+
+async def test_short_deadline_of_one_caller_opens_no_circuit(guarded: Served) -> None:
+    guarded.catalog.hangs = True
+    for _ in range(12):
+        request_context.enter(request_context.Call(method="/m", request_id="r", deadline=time.monotonic() + 0.01))
+        with pytest.raises(Unavailable):
+            await guarded.get()
+    guarded.catalog.hangs = False
+    request_context.enter(None)  # type: ignore[arg-type]
+    await guarded.get()
+
+
+async def test_overload_of_another_service_tells_when_to_retry(guarded: Served) -> None:
+    guarded.catalog.answers = [RateLimited(what="products")]
+    with pytest.raises(Refused) as refused:
+        await guarded.get()
+    assert (refused.value.code, refused.value.retry_seconds) == ("RESOURCE_EXHAUSTED", 1)
 
 
 async def test_restarted_service_is_found_again(bare: Served) -> None:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from services.chassis import request_context
 from services.chassis.errors import Unavailable, WrongState
@@ -162,12 +164,20 @@ async def test_call_without_a_request_id_gets_one(catalog: Any, servicer: Catalo
 async def test_too_many_calls_in_flight_are_refused(
     catalog: Any, servicer: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They are counted, and logged once a second with their number."""
+    labels = {"code": "RESOURCE_EXHAUSTED", "reason": "RATE_LIMITED"}
+    labels["method"] = "/stampede.catalog.v1.CatalogService/CreateProduct"
+    counted = REGISTRY.get_sample_value("stampede_rpc_total", labels) or 0
     monkeypatch.setattr(guard, "_IN_FLIGHT_MAX", 1)
     servicer.gate.clear()
     first = asyncio.ensure_future(catalog.CreateProduct(a_request(), metadata=as_staff()))
     await servicer.entered.wait()
-    refused = await refusal(catalog.CreateProduct(a_request(), metadata=as_staff()))
-    assert (refused.code, refused.reason, refused.retry_seconds) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED", 1)
+    with capture_logs() as logs:
+        for _ in range(3):
+            refused = await refusal(catalog.CreateProduct(a_request(), metadata=as_staff()))
+            assert (refused.code, refused.reason, refused.retry_seconds) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED", 1)
+    assert REGISTRY.get_sample_value("stampede_rpc_total", labels) == counted + 3
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["overloaded"]
     servicer.gate.set()
     await first
     await catalog.CreateProduct(a_request(), metadata=as_staff())

@@ -4,9 +4,11 @@ import asyncio
 import contextvars
 from collections.abc import Sequence
 
+import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
 
 from services.chassis import batcher
 from services.chassis.batcher import Batcher
@@ -126,6 +128,37 @@ async def test_item_that_raises_fails_no_other_of_its_batch() -> None:
     outcomes = await asyncio.gather(*(do(n) for n in range(5)), return_exceptions=True)
     assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, ZeroDivisionError)] == [2]
     assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("store_fails_at", [0, 2])
+async def test_unavailable_store_is_not_asked_again_for_each_item(store_fails_at: int) -> None:
+    """Each item alone would wait for its time limit again. The store may also fail while items are tried alone."""
+    attempts: list[list[int]] = []
+
+    async def act(items: Sequence[int]) -> Sequence[int | Exception]:
+        attempts.append(list(items))
+        if len(attempts) > store_fails_at:
+            raise OperationalError("SELECT", {}, Exception("the connection is lost"))
+        if len(items) > 1:
+            raise ZeroDivisionError
+        return list(items)
+
+    do = Batcher("test", act, lanes=1)
+    outcomes = await asyncio.gather(*(do(n) for n in range(128)), return_exceptions=True)
+    assert len(attempts) == store_fails_at + 1
+    alone = max(store_fails_at - 1, 0)
+    assert outcomes[:alone] == list(range(alone))
+    assert all(isinstance(outcome, OperationalError) for outcome in outcomes[alone:])
+
+
+async def test_items_of_a_deadlock_are_tried_alone() -> None:
+    async def act(items: Sequence[int]) -> Sequence[int | Exception]:
+        if len(items) > 1:
+            raise OperationalError("UPDATE", {}, psycopg.errors.DeadlockDetected())
+        return list(items)
+
+    do = Batcher("test", act, lanes=1)
+    assert await asyncio.gather(*(do(n) for n in range(3))) == [0, 1, 2]
 
 
 async def test_missing_outcome_assigns_none_to_a_wrong_item() -> None:

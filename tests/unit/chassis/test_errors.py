@@ -149,17 +149,17 @@ def test_refusal_of_another_service_keeps_its_domain() -> None:
     "error", [OperationalError("SELECT 1", {}, Exception("secret")), PoolTimeout("no connection is free")]
 )
 def test_unavailable_database_is_a_refusal(error: Exception) -> None:
-    assert isinstance(statuses.as_app_error(error), Unavailable)
+    assert isinstance(errors.as_app_error(error), Unavailable)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), IntegrityError("INSERT", {}, Exception()), KeyError("x")])
 def test_bug_is_not_a_refusal(error: Exception) -> None:
-    assert statuses.as_app_error(error) is None
+    assert errors.as_app_error(error) is None
 
 
 def test_broken_connection_is_a_refusal() -> None:
     error = DBAPIError("SELECT 1", {}, Exception(), connection_invalidated=True)
-    assert isinstance(statuses.as_app_error(error), Unavailable)
+    assert isinstance(errors.as_app_error(error), Unavailable)
 
 
 def test_stale_etag_is_refused() -> None:

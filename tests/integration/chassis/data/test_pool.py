@@ -1,0 +1,147 @@
+"""A full pool of connections: calls are refused soon, background work and readiness go on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from grpc_health.v1 import health
+from sqlalchemy import text
+
+from services.chassis import process, request_context
+from services.chassis.data import db as databases
+from services.chassis.data.db import Database
+from services.chassis.errors import RateLimited, Unavailable
+from services.chassis.process import Process
+from services.chassis.request_context import Call, Caller
+from services.chassis.settings import ServiceSettings
+from tests.support.infra import Infra
+from tests.support.waiting import until
+
+_SELECT = text("SELECT 1")
+
+
+@pytest.fixture(autouse=True)
+def _no_call() -> None:
+    request_context.enter(None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def small(infra: Infra) -> AsyncIterator[Database]:
+    """A pool of five connections, of which calls get four."""
+    engine, sessions = databases.connect(infra.database_url("postgres"), pool_size=5)
+    yield sessions
+    await engine.dispose()
+
+
+async def in_call(work: Callable[[], Awaitable[object]], *, service: str = "") -> object:
+    """Does `work` as the handler of a client's call, or of a call of another service."""
+
+    async def answer() -> object:
+        call = Call(method="/some.Service/Method", request_id="one", caller=Caller(service=service))
+        request_context.enter(call)
+        return await work()
+
+    return await asyncio.create_task(answer())
+
+
+class Holding:
+    """Calls that each keep a connection until they are released."""
+
+    def __init__(self, db: Database, calls: int) -> None:
+        self._db, self._calls = db, calls
+        self._holding, self._end = asyncio.Semaphore(0), asyncio.Event()
+
+    async def __aenter__(self) -> "Holding":
+        self._tasks = [asyncio.create_task(in_call(self._hold)) for _ in range(self._calls)]
+        for _ in self._tasks:
+            await self._holding.acquire()
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._end.set()
+        await asyncio.gather(*self._tasks)
+
+    async def _hold(self) -> None:
+        async with self._db.begin() as tx:
+            await tx.execute(_SELECT)
+            self._holding.release()
+            await self._end.wait()
+
+
+async def select(db: Database) -> None:
+    await databases.run_autocommit(db, _SELECT, {})
+
+
+async def test_calls_leave_a_connection_to_background_work(small: Database) -> None:
+    async with asyncio.timeout(5), Holding(small, 4):
+        await select(small)
+
+
+async def test_full_pool_is_no_unavailable_database(small: Database) -> None:
+    """Short calls come and go, so the database works; there are only too many."""
+    refused: list[BaseException] = []
+    calls = 0
+
+    async def keep_calling() -> None:
+        nonlocal calls
+        while len(refused) < 20:
+            calls += 1
+            try:
+                await in_call(lambda: databases.run_autocommit(small, text("SELECT pg_sleep(0.05)"), {}))
+            except (RateLimited, Unavailable) as error:
+                refused.append(error)
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(keep_calling() for _ in range(200)))
+    assert {type(error) for error in refused} == {RateLimited}
+    assert calls > 40, "some calls are answered meanwhile"
+
+
+async def test_connections_that_never_come_back_are_an_unavailable_database(small: Database) -> None:
+    async with asyncio.timeout(5), Holding(small, 4):
+        with pytest.raises(Unavailable):
+            await in_call(lambda: select(small))
+
+
+async def test_calls_of_services_pass_calls_of_clients(small: Database) -> None:
+    order: list[str] = []
+
+    async def note(name: str, service: str = "") -> None:
+        await in_call(lambda: select(small), service=service)
+        order.append(name)
+
+    async with asyncio.timeout(5), Holding(small, 4):
+        waiting = [asyncio.create_task(note("client"))]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waiting.append(asyncio.create_task(note("service", "orders")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    assert order == ["service", "client"]
+
+
+async def test_cancelled_calls_return_their_slots(small: Database) -> None:
+    for _ in range(3):
+        calls = [
+            asyncio.create_task(in_call(lambda: databases.run_autocommit(small, text("SELECT pg_sleep(5)"), {})))
+            for _ in range(8)
+        ]
+        await select(small)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    async with asyncio.timeout(5), Holding(small, 4):
+        pass
+
+
+async def test_process_with_a_full_pool_is_ready(infra: Infra) -> None:
+    config = ServiceSettings(
+        environment="local", database_url=infra.database_url("postgres"), nats_url=infra.nats_url, database_pool_size=2,
+        mesh_secret="m" * 32, page_secret="p" * 32,
+    )  # fmt: skip
+    checks = health.aio.HealthServicer()
+    async with Process("catalog", config) as busy, asyncio.timeout(process._CHECK_SECONDS + 5), Holding(busy.db, 2):
+        watching = asyncio.create_task(busy._watch_readiness(checks, None))
+        await until(lambda: asyncio.sleep(0, busy._http.ready), seconds=5)
+        watching.cancel()
