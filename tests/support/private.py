@@ -11,7 +11,8 @@ _FORBIDDEN = re.compile(
     r"|(?:sk|rk|whsec)_(?:(?:test|live)_)?[A-Za-z0-9]{8,}"
     r"|\$2[aby]\$\d\d\$"  # a hash of a password
     r"|-----BEGIN"
-    r"|\b(?:4\d{3}|5[1-5]\d{2}|3[47]\d{2})[ -]?(?:\d{4}[ -]?){2}\d{3,4}\b"  # the number of a card
+    # The number of a card, which is no part of a UUID.
+    r"|(?<![\w-])(?:4\d{3}|5[1-5]\d{2}|3[47]\d{2})[ -]?(?:\d{4}[ -]?){2}\d{3,4}(?![\w-])"
 )
 _SHOWN = 60
 
