@@ -25,7 +25,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
 from services.chassis import request_context
-from services.chassis.limiter import Limiter
+from services.chassis.data.limiter import Limiter
 
 Database = async_sessionmaker[AsyncSession]
 """Opens transactions: `async with db.begin() as tx:` commits at the end, and rolls back when the block raises."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from services.chassis import request_context
+from services.chassis.data.limiter import Limiter
 from services.chassis.errors import RateLimited, Unavailable
-from services.chassis.limiter import Limiter
 from services.chassis.request_context import Call
 
 
