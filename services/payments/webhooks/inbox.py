@@ -14,10 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
-from services.chassis.errors import AppError, Unavailable
+from services.chassis.errors import AppError, Unavailable, as_app_error
 from services.chassis.events import outbox
 from services.chassis.events.subscriber import cause_of
-from services.chassis.server import statuses
 from services.payments import settle
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import (
@@ -124,7 +123,7 @@ async def _apply(db: Database, dispatcher: ChargeDispatcher, claimed: Sequence[A
         return bool(due)
     except Exception as error:
         # An unavailable database is no fault of an event: the claim ends, and the next attempt follows.
-        if isinstance(statuses.as_app_error(error), Unavailable):
+        if isinstance(as_app_error(error), Unavailable):
             raise
         if len(claimed) > 1:
             return any([await _apply(db, dispatcher, [one]) for one in claimed])
