@@ -1,7 +1,9 @@
-"""Kill processes at seeded points of orders that end in every way there is, and see that each ends right.
+"""Kill or stop processes at seeded points of orders that end in every way there is, and see that each ends right.
 
-CHAOS_SEED (default: a new one, which is printed), CHAOS_ROUNDS (default 60). Or one story with a death at one point, as
-a failure names it: CHAOS_AT='paid payments 1 after POST v1/payment_intents', played CHAOS_ROUNDS times (default 1).
+CHAOS_SEED (default: a new one, which is printed), CHAOS_ROUNDS (default 60). Or one story with a fault at one point, as
+a failure names it: CHAOS_AT='paid payments 1 after POST v1/payment_intents', played CHAOS_ROUNDS times (default 1). The
+victim dies there; `orders:stalls` has it stand still while another process takes over, `orders:dies-twice` kills it
+again later, `orders:postgres` (valkey, nats, gateway) kills that server meanwhile.
 Exit status: 0 all is right, 1 something is not.
 """
 
@@ -40,10 +42,10 @@ async def _run(home: Path, rounds: list[Round]) -> list[Outcome]:
 
 
 def _summary(outcomes: list[Outcome], seconds: float) -> None:
-    died = Counter(f"{one.round.victim} {one.died_at}" for one in outcomes if one.died_at)
+    sprung = Counter(f"{one.round.who} {one.sprung_at}" for one in outcomes if one.sprung_at)
     orders = Counter(state for one in outcomes for state in one.states.values())
-    _tell(f"\n{sum(died.values())} deaths at {len(died)} points in {seconds:.0f} s; orders: {dict(orders)}")
-    for point, times in sorted(died.items()):
+    _tell(f"\n{sum(sprung.values())} faults at {len(sprung)} points in {seconds:.0f} s; orders: {dict(orders)}")
+    for point, times in sorted(sprung.items()):
         _tell(f"  {times:>3} × {point}")
 
 
@@ -51,7 +53,7 @@ def main() -> int:
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1_000_000))
     rounds = _wanted(seed)
     what = f"CHAOS_AT='{os.environ['CHAOS_AT']}'" if os.environ.get("CHAOS_AT") else f"CHAOS_SEED={seed}"
-    _tell(f"{what}, {len(rounds)} rounds: story, victim, and the point it dies at")
+    _tell(f"{what}, {len(rounds)} rounds: story, victim, fault, and the point at which it happens")
     home, began = Path(tempfile.mkdtemp(prefix="stampede-chaos-")), time.monotonic()
     outcomes = asyncio.run(_run(home, rounds))
     _summary(outcomes, time.monotonic() - began)

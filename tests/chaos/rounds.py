@@ -1,4 +1,4 @@
-"""A seeded sample of stories, each crossed with the point at which a process dies in it."""
+"""A seeded sample of stories, each crossed with a fault and the point at which it happens."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.chaos.faults import DIES, FAULTS
 from tests.chaos.stories import PATIENCE_SECONDS, PRICE, STORIES, Act
-from tests.e2e.clock import leases_are_over
 from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up
 from tests.support.crashing import Trap
 from tests.support.waiting import eventually
@@ -30,7 +30,7 @@ _NEVER_SECONDS = 600
 
 @dataclass(frozen=True)
 class Round:
-    """One story, and where in it a process is killed."""
+    """One story, and the fault that happens when a process comes to a point in it."""
 
     number: int
     story: str
@@ -38,15 +38,22 @@ class Round:
     occurrence: int
     name: str = ""
     """Counts only points so named, where given."""
+    fault: str = DIES
 
     @classmethod
     def at(cls, number: int, point: str) -> "Round":
-        """As `Outcome.again` names it: `paid payments 1 after POST v1/payment_intents`."""
+        """As `Outcome.again` names it: `paid payments 1 after POST v1/payment_intents`, `paid orders:stalls 3`."""
         story, victim, occurrence, *name = point.split(" ", 3)
-        return cls(number, story, victim, int(occurrence), "".join(name))
+        victim, _, fault = victim.partition(":")
+        return cls(number, story, victim, int(occurrence), "".join(name), fault or DIES)
+
+    @property
+    def who(self) -> str:
+        """The victim and its fault, as `at` reads them."""
+        return self.victim if self.fault == DIES else f"{self.victim}:{self.fault}"
 
     def __str__(self) -> str:
-        return f"{self.number:>4}  {self.story:<20}{self.victim:<10}#{self.occurrence:<4}"
+        return f"{self.number:>4}  {self.story:<20}{self.who:<18}#{self.occurrence:<4}"
 
 
 def plan(seed: int, rounds: int) -> list[Round]:
@@ -57,7 +64,10 @@ def plan(seed: int, rounds: int) -> list[Round]:
     for number in range(1, rounds + 1):
         story = next(stories)
         [victim] = chance.choices(list(VICTIMS), _SHARES)
-        made.append(Round(number, story, victim, chance.randint(1, VICTIMS[victim])))
+        [fault] = chance.choices(list(FAULTS), [fault.share for fault in FAULTS.values()])
+        if victim not in FAULTS[fault].victims:
+            fault = DIES
+        made.append(Round(number, story, victim, chance.randint(1, VICTIMS[victim]), fault=fault))
     return made
 
 
@@ -66,8 +76,8 @@ class Outcome:
     """The result of one round."""
 
     round: Round
-    died_at: str = ""
-    """Empty where the story ended before it came to that point."""
+    sprung_at: str = ""
+    """The point at which the fault happened; empty where the story ended before it came to that point."""
     passed: list[str] = field(default_factory=list)
     """The points that the victim passed."""
     states: dict[str, str] = field(default_factory=dict)
@@ -77,15 +87,15 @@ class Outcome:
 
     @property
     def again(self) -> str:
-        """The point of death by its name, for `Round.at`: other numbers may change from run to run."""
-        if not self.died_at:
-            return f"{self.round.story} {self.round.victim} {self.round.occurrence}"
-        return f"{self.round.story} {self.round.victim} {self.passed.count(self.died_at)} {self.died_at}"
+        """The point of the fault by its name, for `Round.at`: other numbers may change from run to run."""
+        if not self.sprung_at:
+            return f"{self.round.story} {self.round.who} {self.round.occurrence}"
+        return f"{self.round.story} {self.round.who} {self.passed.count(self.sprung_at)} {self.sprung_at}"
 
     def __str__(self) -> str:
-        died = f"died {self.died_at}" if self.died_at else f"lived, with {len(self.passed)} points"
+        at = self.sprung_at or f"no fault, {len(self.passed)} points"
         ended = ", ".join(f"{count} {state}" for state, count in sorted(Counter(self.states.values()).items()))
-        return f"{self.round} {died:<50} {self.seconds:5.1f} s  {self.wrong or ended}"
+        return f"{self.round} {at:<50} {self.seconds:5.1f} s  {self.wrong or ended}"
 
 
 @asynccontextmanager
@@ -126,25 +136,24 @@ async def played(shop: Shop, rounds: list[Round], report: Callable[[str], None])
 
 
 async def _play(shop: Shop, one: Round, trap: Trap, buyers: Iterator[Buyer]) -> Outcome:
-    outcome, act, began = (
-        Outcome(one),
-        Act(shop, buyers, lambda: trap.arm(one.occurrence, name=one.name)),
-        time.monotonic(),
-    )
+    fault, outcome, began = FAULTS[one.fault], Outcome(one), time.monotonic()
+    act = Act(shop, buyers, lambda: trap.arm(one.occurrence, name=one.name, stops=fault.stops))
     shop.mesh.keep_down(one.victim)
     trap.forget()
     acting = asyncio.create_task(_until_ended(act, one.story))
-    dying = asyncio.create_task(trap.sprung(seconds=_NEVER_SECONDS))
-    await asyncio.wait({acting, dying}, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.wait({dying}, timeout=_LINGER_SECONDS)
-    if dying.done() or not trap.disarm():
-        outcome.died_at = await dying
-        await leases_are_over(shop)
-        await shop.mesh.restart(one.victim)
-    dying.cancel()
-    outcome.passed = trap.passed
-    assert outcome.died_at in ("", *outcome.passed[-1:]), "it died of something else"
-    shop.mesh.keep_up(one.victim)
+    try:
+        if await _springs(trap, acting):
+            outcome.sprung_at, outcome.passed = trap.sprung_at, trap.passed
+            await fault.happens(shop, one.victim)
+            if fault.again:
+                trap.arm(one.occurrence)
+                if await _springs(trap, acting):
+                    await fault.happens(shop, one.victim)
+        else:
+            outcome.passed = trap.passed
+    finally:
+        shop.mesh.keep_up(one.victim)
+    assert outcome.sprung_at in ("", *outcome.passed[-1:]), "it died of something else"
     try:
         outcome.states = await acting
         await shop.all_parts_answer()
@@ -156,6 +165,19 @@ async def _play(shop: Shop, one: Round, trap: Trap, buyers: Iterator[Buyer]) -> 
         await shop.sandbox.no_faults()
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+async def _springs(trap: Trap, acting: asyncio.Task[dict[str, str]]) -> bool:
+    """Whether the trap springs before the story has ended, or just after it."""
+    springing = asyncio.create_task(trap.sprung(seconds=_NEVER_SECONDS))
+    try:
+        await asyncio.wait({acting, springing}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({springing}, timeout=_LINGER_SECONDS)
+        if not springing.done() and trap.disarm():
+            return False
+        return bool(await springing)
+    finally:
+        springing.cancel()
 
 
 async def _until_ended(act: Act, story: str) -> dict[str, str]:

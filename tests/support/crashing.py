@@ -1,8 +1,9 @@
-"""Run a service that dies at a chosen crash point: `python -m tests.support.crashing orders serve`.
+"""Run a service that dies or stops at a chosen crash point: `python -m tests.support.crashing orders serve`.
 
 The code of the service is unchanged. Once its `Trap` is armed, the process counts the crash points that it passes:
 before and after each call of another service, each request to the provider, and each transaction that writes. At the
-n-th it dies by SIGKILL. A point is named by what happens there: `before BatchCharge`, `after commit of actions.place`.
+n-th it dies by SIGKILL, or stops by SIGSTOP until the test lets it go on. A point is named by what happens there:
+`before BatchCharge`, `after commit of actions.place`.
 """
 
 import functools
@@ -39,7 +40,7 @@ _COUNTED_OF_CHASSIS = ("outbox", "subscriber", "idempotency")
 
 @dataclass(frozen=True)
 class Trap:
-    """A folder that a test and the process that shall die share."""
+    """A folder that a test and the process that shall die or stop share."""
 
     folder: Path
 
@@ -47,21 +48,21 @@ class Trap:
         """The variables with which the process must be started."""
         return {_FOLDER: str(self.folder)}
 
-    def arm(self, occurrence: int, *, name: str = "") -> None:
-        """Let the process die at the n-th point from now on; with a name, at the n-th point of that name."""
+    def arm(self, occurrence: int, *, name: str = "", stops: bool = False) -> None:
+        """Let the process die, or stop, at the n-th point from now on; with a name, at the n-th point of that name."""
         self.forget()
         draft = self.folder / "draft"
-        draft.write_text(json.dumps({"occurrence": occurrence, "name": name}))
+        draft.write_text(json.dumps({"occurrence": occurrence, "name": name, "stops": stops}))
         draft.rename(self.folder / "armed")
 
     def forget(self) -> None:
-        """Remove the traces of an earlier death."""
+        """Remove the traces of an earlier use."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in ("died", "passed"):
+        for left in ("sprung", "passed"):
             (self.folder / left).unlink(missing_ok=True)
 
     def disarm(self) -> bool:
-        """Disarm the trap. False if the process has died already."""
+        """Disarm the trap. False if it has sprung already."""
         try:
             (self.folder / "armed").unlink()
         except FileNotFoundError:
@@ -69,22 +70,22 @@ class Trap:
         return True
 
     @property
-    def died_at(self) -> str:
-        """The name of the point at which the process died; empty while it has not."""
-        died = self.folder / "died"
-        return died.read_text() if died.exists() else ""
+    def sprung_at(self) -> str:
+        """The name of the point at which the process died or stopped; empty while it has not."""
+        sprung = self.folder / "sprung"
+        return sprung.read_text() if sprung.exists() else ""
 
     @property
     def passed(self) -> list[str]:
-        """The points that were passed since the trap was armed, the point of death included."""
+        """The points that were passed since the trap was armed, the last one included."""
         passed = self.folder / "passed"
         return passed.read_text().splitlines() if passed.exists() else []
 
     async def sprung(self, *, seconds: float) -> str:
-        """The point at which the process died, once it has."""
+        """The point at which the process died or stopped, once it has."""
 
         async def look() -> str:
-            return self.died_at
+            return self.sprung_at
 
         return str(await until(look, seconds=seconds))
 
@@ -93,12 +94,12 @@ class _Points:
     """Counts the points that this process passes while its trap is armed."""
 
     def __init__(self, folder: Path) -> None:
-        self._armed, self._died, self._passed = folder / "armed", folder / "died", folder / "passed"
+        self._armed, self._sprung, self._passed = folder / "armed", folder / "sprung", folder / "passed"
         self._arming: tuple[int, int] = (0, 0)
-        self._left, self._name = 0, ""
+        self._left, self._name, self._signal = 0, "", signal.SIGKILL
 
     def passes(self, name: str) -> None:
-        """Die here if this is the chosen point."""
+        """Die or stop here if this is the chosen point."""
         try:
             found = self._armed.stat()
         except FileNotFoundError:
@@ -107,6 +108,7 @@ class _Points:
         if arming != self._arming:
             wanted = json.loads(self._armed.read_text())
             self._arming, self._left, self._name = arming, wanted["occurrence"], wanted["name"]
+            self._signal = signal.SIGSTOP if wanted["stops"] else signal.SIGKILL
         if self._name not in ("", name):
             return
         with self._passed.open("a") as passed:
@@ -114,11 +116,11 @@ class _Points:
         self._left -= 1
         if self._left > 0:
             return
-        draft = self._died.with_suffix(".draft")
+        draft = self._sprung.with_suffix(".draft")
         draft.write_text(name)
-        draft.rename(self._died)
         self._armed.unlink(missing_ok=True)
-        os.kill(os.getpid(), signal.SIGKILL)
+        draft.rename(self._sprung)
+        os.kill(os.getpid(), self._signal)
 
     def around(self, call: Callable[..., Awaitable[Any]], name: Callable[..., str]) -> Callable[..., Awaitable[Any]]:
         """Wrap `call` with a point before and one after it; with none where `name` returns nothing."""
