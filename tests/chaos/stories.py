@@ -97,7 +97,7 @@ class Act:
     async def ended(self) -> dict[str, str]:
         """The state of every order, once each has come to an end that it may come to."""
         await asyncio.gather(
-            *(buyer.until(order_id, *ends, seconds=PATIENCE_SECONDS) for order_id, (buyer, ends) in self.orders.items())
+            *(buyer.patient().until(order_id, *ends, seconds=PATIENCE_SECONDS) for order_id, (buyer, ends) in self.orders.items())
         )
         return {order_id: (await self._state(order_id)) for order_id in self.orders}
 
