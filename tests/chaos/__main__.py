@@ -3,7 +3,7 @@
 CHAOS_SEED (default: a new one, which is printed), CHAOS_ROUNDS (default 60). Or one story with a fault at one point, as
 a failure names it: CHAOS_AT='paid payments 1 after POST v1/payment_intents', played CHAOS_ROUNDS times (default 1). The
 victim dies there; `orders:stalls` has it stand still while another process takes over, `orders:dies-twice` kills it
-again later, `orders:postgres` (valkey, nats, gateway) kills that server meanwhile.
+again later, `orders:postgres` (valkey, nats, gateway, sandbox) kills that server meanwhile.
 Exit status: 0 all is right, 1 something is not.
 """
 

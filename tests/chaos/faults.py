@@ -84,5 +84,5 @@ FAULTS = {
     DIES: Fault(happens=_is_started_again, share=8, stops=False),
     "dies-twice": Fault(happens=_is_started_again, share=3, stops=False, again=True),
     "stalls": Fault(happens=_stalls, share=4, victims=frozenset({"orders"})),
-    **{server: _loses(server) for server in ("postgres", "valkey", "nats", "gateway")},
+    **{server: _loses(server) for server in ("postgres", "valkey", "nats", "gateway", "sandbox")},
 }

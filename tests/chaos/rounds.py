@@ -10,12 +10,12 @@ import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.chaos.faults import DIES, FAULTS
 from tests.chaos.stories import PATIENCE_SECONDS, PRICE, STORIES, Act
-from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up
+from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up, patient
 from tests.support.crashing import Trap
 from tests.support.waiting import eventually
 
@@ -122,6 +122,8 @@ async def rigged(shop: Shop) -> AsyncIterator[dict[str, Trap]]:
 async def played(shop: Shop, rounds: list[Round], report: Callable[[str], None]) -> list[Outcome]:
     """Plays the rounds one after the other, then has the books audited. Each outcome holds its failure."""
     outcomes: list[Outcome] = []
+    # The provider may be the one that dies.
+    shop = replace(shop, sandbox=replace(shop.sandbox, rest=patient(shop.sandbox.rest)))
     buyers = itertools.cycle(await shop.a_crowd(_BUYERS))
     usual = await shop.a_product(stock=10 * len(rounds), price=PRICE)
     async with rigged(shop) as traps:
