@@ -1,8 +1,8 @@
 -- Creates the databases and roles of the mesh with psql. Safe to repeat.
 --
--- Every service has one database and two roles: `<service>_owner` migrates it, `<service>` reads and writes rows.
--- Neither role can open another service's database. Passwords come from the environment (CATALOG_PASSWORD,
--- CATALOG_OWNER_PASSWORD, ...), never from the command line.
+-- Every service has one database and two roles: `<service>_owner` migrates it, `<service>` reads and writes rows, as far
+-- as the service's sql/grants.py permits. Neither role can open another database. Passwords come from the environment
+-- (CATALOG_PASSWORD, CATALOG_OWNER_PASSWORD, ...), never from the command line.
 \set ON_ERROR_STOP on
 \set QUIET on
 SET client_min_messages = warning;
@@ -41,4 +41,4 @@ WHERE has_parameter_privilege(name, 'SET') \gexec
 \getenv owner_password PAYMENTS_OWNER_PASSWORD
 \ir service.sql
 
-REVOKE CONNECT ON DATABASE postgres FROM PUBLIC;
+REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC;

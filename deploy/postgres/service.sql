@@ -19,6 +19,7 @@ GRANT CONNECT ON DATABASE :"service" TO :"service";
 \connect :service
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO :"service";
-ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO :"service";
-ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" GRANT USAGE ON SEQUENCES TO :"service";
+-- The role's privileges on tables are in the service's sql/grants.py; each migration applies them.
+-- Large objects would be storage outside of all tables.
+REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
 \connect postgres

@@ -261,7 +261,8 @@ class Shop:
         """The one connection to this database; a closed one is replaced."""
         async with self._connecting:
             if service not in self._databases or self._databases[service].closed:
-                url = self.mesh.site.database_url(service).replace("+psycopg", "")
+                # As the owner: tests also move times that no service changes.
+                url = self.mesh.site.database_url(service, f"{service}_owner").replace("+psycopg", "")
                 self._databases[service] = await psycopg.AsyncConnection.connect(url, autocommit=True)
             return self._databases[service]
 

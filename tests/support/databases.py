@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from services.chassis.data import db
 from tests.support.infra import Infra
+from tests.support.privileges import Privileges
 
 # Changes whenever a test changes the schema: a column, a constraint, an index, a trigger, a partition.
 _SHAPE = """
@@ -54,6 +55,8 @@ class Databases:
 
     def __init__(self, infra: Infra) -> None:
         self._infra = infra
+        self._privileges = Privileges(infra)
+        self._privileges.install()
         self._templates: dict[str, str] = {}
         self._shapes: dict[str, object] = {}
         self._connections: dict[str, psycopg.Connection[tuple[object, ...]]] = {}
@@ -78,6 +81,8 @@ class Databases:
             yield sessions
         finally:
             await engine.dispose()
+        missing, self._privileges.missing = self._privileges.missing, []
+        assert not missing, missing
         if self._emptied(name):
             self._free[service].append(name)
 
@@ -103,5 +108,6 @@ class Databases:
         return False
 
     def close(self) -> None:
+        self._privileges.remove()
         for connection in self._connections.values():
             connection.close()

@@ -1,6 +1,7 @@
 """The service's own database: engine, transactions, migrations, names of violated constraints."""
 
 import asyncio
+import importlib
 import time
 import uuid
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
 from services.chassis import request_context
+from services.chassis.data import grants
 from services.chassis.data.limiter import Limiter
 
 Database = async_sessionmaker[AsyncSession]
@@ -197,7 +199,10 @@ def violated_constraint(error: IntegrityError) -> str:
 
 
 async def migrate(service: str, url: str) -> None:
-    """Migrates the service's database. Replicas that start together queue; the first one does the work."""
+    """Migrates the service's database and applies its grants to the role named like the service.
+
+    Replicas that start together queue; the first one does the work.
+    """
     import alembic.command
     import alembic.config  # here, because it takes a tenth of a second and only migrating needs it
 
@@ -207,6 +212,8 @@ async def migrate(service: str, url: str) -> None:
     config.set_main_option("version_locations", str(here.parents[1] / service / "migrations"))
     config.set_main_option("path_separator", "os")
     config.attributes["url"] = url
+    declared = importlib.import_module(f"services.{service}.sql.grants").GRANTS
+    config.attributes["grants"] = grants.statement(service, declared)
     await asyncio.to_thread(alembic.command.upgrade, config, "head")
 
 

@@ -6,6 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import delete_old_rows
+from services.chassis.data.grants import Grant
 from services.chassis.errors import RequestIdReused
 from services.chassis.request_context import RequestKey
 
@@ -21,6 +22,7 @@ CREATE TABLE requests (
 );
 CREATE INDEX requests_create_time ON requests (create_time);
 """
+GRANT = Grant(insert=True, delete=True)
 CLEANUP = delete_old_rows("requests", keep="2 days")
 """Two days are twice what the contract promises."""
 

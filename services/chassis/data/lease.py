@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from services.chassis import ids
 from services.chassis.data.db import Database, run_autocommit
+from services.chassis.data.grants import Grant
 from services.chassis.telemetry.heartbeats import beat, waiting
 
 log = structlog.get_logger()
@@ -38,6 +39,7 @@ CREATE TABLE leases (
     expire_time timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 """
+GRANT = Grant(insert=True, update=("holder", "expire_time"))
 # For databases in which leases still have terms.
 DROP_TERM = "ALTER TABLE leases DROP COLUMN IF EXISTS term"
 

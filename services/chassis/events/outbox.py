@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
 from services.chassis.data.db import Database
+from services.chassis.data.grants import Grant
 from services.chassis.telemetry.heartbeats import beat
 
 log = structlog.get_logger()
@@ -50,6 +51,7 @@ CREATE TABLE outbox (
     create_time timestamptz NOT NULL DEFAULT now()
 );
 """
+GRANT = Grant(insert=True, delete=True)
 # For databases in which the key has no column yet. Events that wait there are then ordered as events of one key.
 ADD_KEY = "ALTER TABLE outbox ADD COLUMN IF NOT EXISTS key text NOT NULL DEFAULT ''"
 

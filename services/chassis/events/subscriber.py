@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import delete_old_rows
 from services.chassis.data.db import Database
+from services.chassis.data.grants import Grant
 from services.chassis.errors import RateLimited, Unavailable, as_app_error
 from services.chassis.telemetry.heartbeats import beat
 
@@ -49,6 +50,7 @@ CREATE TABLE seen_events (
 );
 CREATE INDEX seen_events_create_time ON seen_events (create_time);
 """
+GRANT = Grant(insert=True, delete=True)
 _SEE = text("""
     INSERT INTO seen_events (event_id) SELECT unnest(CAST(:ids AS uuid[])) ON CONFLICT DO NOTHING RETURNING event_id
 """)

@@ -16,6 +16,7 @@ with engine.connect() as connection:
     context.configure(connection=connection, transactional_ddl=True)
     with context.begin_transaction():
         context.run_migrations()
+        connection.exec_driver_sql(context.config.attributes["grants"])
     connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
     connection.commit()
 engine.dispose()

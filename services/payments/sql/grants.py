@@ -1,0 +1,25 @@
+"""The privileges of the runtime role: what the statements beside this module need."""
+
+from services.chassis.data import idempotency
+from services.chassis.data.grants import Grant, Grants
+from services.chassis.events import outbox
+
+GRANTS: Grants = {
+    "payments": Grant(
+        insert=True,
+        update=(
+            "state", "payment_method", "provider_reference", "client_secret", "attempt", "attempt_time",
+            "failure_reason", "authenticating", "customer_pays", "refunded_minor", "refunding_minor",
+            "cancel_requested", "checks", "next_check_time", "version", "update_time",
+        ),
+    ),
+    "refunds": Grant(
+        insert=True,
+        update=("state", "provider_reference", "failure_reason", "checks", "next_check_time", "update_time"),
+    ),
+    "provider_events": Grant(
+        insert=True, update=("attempts", "error", "next_try_time", "processed_time"), delete=True
+    ),
+    "requests": idempotency.GRANT,
+    "outbox": outbox.GRANT,
+}  # fmt: skip
