@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from deploy.audit.audit import Report
+from deploy.audit.checks.all_checks import CHECKS
 from deploy.audit.findings import MEANING, Invariant
 
 FINE, WRONG, WARNING = "✓", "✗", "!"
@@ -25,7 +26,9 @@ def lines(report: Report) -> Iterator[str]:
         if found:
             yield f"    must hold: {MEANING[invariant]}"
         for finding in found[:_SHOWN_MOST]:
-            yield f"    {finding.text}"
+            yield f"    [{finding.check.name}] {finding.text}"
+        for repair in dict.fromkeys(finding.repair for finding in found[:_SHOWN_MOST]):
+            yield f"    repair: {repair}"
         if len(found) > _SHOWN_MOST:
             yield f"    … and {len(found) - _SHOWN_MOST:,} more"
     if report.books.in_flight_count:
@@ -33,6 +36,16 @@ def lines(report: Report) -> Iterator[str]:
         yield f"  in progress, not checked: {count(report.books.in_flight_count, 'order')} or hold ({some})"
     yield f"  read in {report.seconds:.1f} s, {count(report.passes, 'time')}"
     yield verdict(report)
+
+
+def list_checks() -> Iterator[str]:
+    """Every check: its name, the condition, and what repairs a finding."""
+    for invariant in Invariant:
+        yield f"{invariant}: {MEANING[invariant]}"
+        for check in CHECKS:
+            if check.invariant == invariant:
+                yield f"  {check.name:<24} {check.means}"
+                yield f"  {'':<24} repair: {check.repair.format(id='ID', check=check.name)}"
 
 
 def verdict(report: Report) -> str:
@@ -61,9 +74,9 @@ def numbers(report: Report, invariant: Invariant) -> str:
         return "customer limits" if report.of(invariant) else "no customer is above a sale's limit"
     if invariant is Invariant.SAGAS:
         return f"{count(books.in_flight_count, 'order')} in progress, {len(report.of(invariant)):,} stuck"
-    if invariant is Invariant.OUTBOX:
+    if invariant is Invariant.EVENTS:
         return f"{count(sum(outbox.waiting for outbox in report.outboxes), 'event')} not published yet"
-    return "products and customers of orders exist"
+    return MEANING[invariant]
 
 
 def money(report: Report) -> str:

@@ -43,8 +43,8 @@ async def _dispatch(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRes
     if path == "/_sandbox/faults":
         return await _faults(sandbox, request)
     if path == "/_sandbox/ledger" and method == "GET":
-        if request.rel_url.query.get("detail") == "true":
-            return await _detail(sandbox, request)
+        if detail := request.rel_url.query.get("detail"):
+            return await _detail(sandbox, request, detail)
         ledger = sandbox.store.ledger()
         await sandbox.durable()
         return _json(ledger)
@@ -96,13 +96,16 @@ async def _decide(sandbox: Sandbox, request: web.BaseRequest, intent: Intent, qu
     return web.Response(status=303, headers={"Location": where})
 
 
-async def _detail(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:
-    """Sends one JSON line for each successful payment, in pieces, so that payments are not blocked meanwhile."""
+async def _detail(sandbox: Sandbox, request: web.BaseRequest, detail: str) -> web.StreamResponse:
+    """Sends one JSON line for each successful payment, in pieces, so that payments are not blocked meanwhile.
+
+    With the detail `records`, one for each intent.
+    """
     await sandbox.durable()
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     lines: list[str] = []
-    for entry in sandbox.store.paid():
+    for entry in sandbox.store.records() if detail == "records" else sandbox.store.paid():
         lines.append(render.dumps(entry) + "\n")
         if len(lines) == LINES_AT_ONCE:
             await response.write("".join(lines).encode())

@@ -118,6 +118,23 @@ class Store:
                     "metadata": intent.metadata,
                 }
 
+    def records(self) -> Iterator[Json]:
+        """Yields one entry for each intent with its refunds, oldest first: what an audit compares."""
+        for intent in self.intents.oldest_first():
+            charge = self.charge_of(intent)
+            yield {
+                "id": intent.id,
+                "status": intent.status,
+                "amount": charge.amount if charge else intent.amount,
+                "currency": intent.currency,
+                "amount_refunded": charge.amount_refunded if charge else 0,
+                "metadata": intent.metadata,
+                "refunds": [
+                    {"id": refund.id, "amount": refund.amount, "metadata": refund.metadata}
+                    for refund in map(self.refunds.rows.__getitem__, self.refunds_of.get(intent.id, ()))
+                ],
+            }
+
     def _apply_intent(self, intent: Intent) -> None:
         before = self.intents.put(intent)
         statuses = self._statuses.setdefault(intent.currency, Counter())

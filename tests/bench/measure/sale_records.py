@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deploy.audit import Sources, fetch
+from deploy.audit import Sources
+from deploy.audit.reading import fetch
 from deploy.local import Site
 
 

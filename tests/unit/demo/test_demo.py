@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from deploy.audit import Report as Audit
-from deploy.audit.findings import Finding, Invariant
-from deploy.audit.money import Books
-from deploy.audit.rows import Sale, Stock
+from deploy.audit.books import BALANCE, Books
+from deploy.audit.findings import Finding
+from deploy.audit.reading.rows import Sale, Stock
 from deploy.demo import report, screen
 from deploy.demo.options import Options, parse
 from deploy.demo.report import Outcome
@@ -122,7 +122,7 @@ def test_a_report_ends_with_its_verdict() -> None:
 
 
 BAD_AUDIT = Audit()
-BAD_AUDIT.findings.add([Finding(Invariant.MONEY, ("o",), "order o: it is PAID, but has no payment")])
+BAD_AUDIT.findings.add([Finding(BALANCE, ("o",), "order o: it is PAID, but has no payment")])
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,10 @@ async def test_refunds_never_exceed_the_charge(provider, order):
         lines = (await answer.text()).splitlines()
     assert len(lines) == 1
     assert '"amount_refunded":2500' in lines[0]
+    async with provider.http.get(f"{provider.url}/_sandbox/ledger?detail=records") as answer:
+        (record,) = map(json.loads, (await answer.text()).splitlines())
+    assert (record["id"], record["status"], record["amount_refunded"]) == (paid.id, "succeeded", 2500)
+    assert [made["id"] for made in record["refunds"]] == [part.id, rest.id]
 
 
 async def test_lists_are_newest_first_and_page_without_gaps(provider, order):

@@ -1,7 +1,7 @@
 """The rows that the checks compare, as the databases and the provider have them. Ids are strings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LineKey = tuple[str, str, int]
 """Product, sale or an empty string, quantity."""
@@ -55,9 +55,26 @@ class CustomerUnits:
     limit: int
     counted: int
     reserved: int
-    terms_changed: bool
-    paid_late: bool
-    """They paid after their hold had ended, and the units were retaken, which ignores the limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentCopy:
+    """The payment of an order as orders has stored it."""
+
+    id: str
+    provider: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saga:
+    """The saga of one order, as far as it excuses that the parts of the order do not agree yet."""
+
+    kind: str
+    waits_for_customer: bool = False
+    still_seconds: float = 0.0
+    """For how long it has made no progress."""
+    refund_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +85,16 @@ class Order:
     customer_id: str
     state: str
     lines: tuple[LineKey, ...]
+    prices: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """By product: minor units and currency."""
     total_minor: int
     currency: str
-    has_saga: bool
-    waits_for_customer: bool = False
+    refunded_minor: int = 0
+    refunding: bool = False
+    payment: PaymentCopy | None = None
+    hold_over_seconds: float = 0.0
+    """For how long its hold has been over; negative before its end."""
+    saga: Saga | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +105,24 @@ class Reservation:
     customer_id: str
     state: str
     lines: tuple[LineKey, ...]
+    prices: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """By product, of lines of sales only."""
     returned: tuple[LineKey, ...] = ()
     """The sum of all returns of `lines`."""
-    overdue: bool
-    """It is past its expiry by more than a minute."""
+    over_seconds: float = 0.0
+    """For how long its time has been over; negative before its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refund:
+    """A refund of a payment, in the payments database."""
+
+    id: str
+    state: str
+    amount_minor: int
+    stray: bool
+    reference: str
+    age_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,19 +138,45 @@ class Payment:
     amount_minor: int
     currency: str
     refunded_minor: int
-    refunds_pending: int
+    refunds: tuple[Refund, ...] = ()
+
+    @property
+    def pending_minor(self) -> int:
+        """The sum of its refunds that the provider has not confirmed."""
+        return sum(refund.amount_minor for refund in self.refunds if refund.state == "PENDING" and not refund.stray)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Capture:
-    """One successful payment in the provider's ledger."""
+class ProviderRefund:
+    """A refund in the provider's records; `refund_id` is empty if it was made in the provider's dashboard."""
+
+    id: str
+    refund_id: str
+    amount_minor: int
+    state: str = "succeeded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """One payment in the provider's records, in any status."""
 
     id: str
     order_id: str
     payment_id: str
     amount_minor: int
     currency: str
-    refunded_minor: int
+    status: str = "succeeded"
+    refunded_minor: int = 0
+    refunds: tuple[ProviderRefund, ...] = ()
+
+    @property
+    def is_captured(self) -> bool:
+        return self.status == "succeeded"
+
+    @property
+    def can_be_paid(self) -> bool:
+        """Whether it can still take money."""
+        return self.status not in ("succeeded", "canceled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,19 +186,16 @@ class Case:
     id: str
     order: Order | None = None
     reservation: Reservation | None = None
-    payment: Payment | None = None
-    captures: tuple[Capture, ...] = ()
+    payments: tuple[Payment, ...] = ()
+    intents: tuple[Intent, ...] = ()
 
+    @property
+    def payment(self) -> Payment | None:
+        return self.payments[0] if self.payments else None
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saga:
-    """A saga that looks stuck."""
-
-    order_id: str
-    phase: str
-    attempts: int
-    age_seconds: float
-    waits_for_customer: bool
+    @property
+    def captures(self) -> tuple[Intent, ...]:
+        return tuple(intent for intent in self.intents if intent.is_captured)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,29 +2,29 @@
 
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from deploy.audit.rows import (
+from deploy.audit.findings import KEPT_MOST
+from deploy.audit.reading.rows import (
     CustomerUnits,
     LineKey,
     Order,
     Outbox,
     Payment,
+    PaymentCopy,
     Pools,
+    Refund,
     Reservation,
     Saga,
     Sale,
     Stock,
     Units,
 )
-from deploy.audit.sources import Connection
-from deploy.audit.units import STUCK_SECONDS
+from deploy.audit.reading.sources import Connection
+from services.orders.sql.sagas import WAITS_FOR_CUSTOMER
 
 _AT_ONCE = 2_000
-_ROWS_MOST = 1_000
-"""Suspicious rows read for one check; so many are enough for a report."""
-_OVERDUE_SECONDS = 60
 
 _TAKEN = """
     SELECT t.state, l.value->>'product_id' AS product_id, coalesce(l.value->>'sale_id', '') AS sale_id,
@@ -42,41 +42,34 @@ _STOCK = """
         FROM (SELECT product_id, kind, sum(delta) AS units FROM stock_movements GROUP BY 1, 2) k GROUP BY 1
     ) m USING (product_id) ORDER BY s.product_id
 """
-_CUSTOMER_LIMITS = """
+_CUSTOMER_UNITS = """
     WITH bought AS (
         SELECT (l.value->>'sale_id')::uuid AS sale_id, t.customer_id,
-            sum(t.sign * (l.value->>'quantity')::bigint) AS units, bool_or(t.late) AS late
+            sum(t.sign * (l.value->>'quantity')::bigint) AS units
         FROM (
-            SELECT customer_id, lines, 1 AS sign, state = 'CONFIRMED' AND update_time > expire_time AS late
-            FROM reservations WHERE state IN ('HELD', 'CONFIRMED')
+            SELECT customer_id, lines, 1 AS sign FROM reservations WHERE state IN ('HELD', 'CONFIRMED')
             UNION ALL
-            SELECT r.customer_id, b.lines, -1, false FROM returns b JOIN reservations r ON r.id = b.reservation_id
+            SELECT r.customer_id, b.lines, -1 FROM returns b JOIN reservations r ON r.id = b.reservation_id
         ) t CROSS JOIN LATERAL jsonb_array_elements(t.lines) l
         WHERE l.value->>'sale_id' IS NOT NULL GROUP BY 1, 2
     )
-    SELECT sale_id, customer_id, s.per_customer_limit, coalesce(c.units, 0)::bigint, coalesce(b.units, 0)::bigint,
-        s.version > 1, coalesce(b.late, false)
-    FROM sale_customers c FULL JOIN bought b USING (sale_id, customer_id) JOIN flash_sales s ON s.id = sale_id
-    WHERE s.per_customer_limit > 0 AND (coalesce(c.units, 0) <> coalesce(b.units, 0)
-        OR coalesce(c.units, 0) > s.per_customer_limit)
+    SELECT sale_id, customer_id, coalesce(s.per_customer_limit, 0), coalesce(c.units, 0)::bigint,
+        coalesce(b.units, 0)::bigint
+    FROM sale_customers c FULL JOIN bought b USING (sale_id, customer_id) LEFT JOIN flash_sales s ON s.id = sale_id
+    WHERE (c.units IS NOT NULL OR s.per_customer_limit > 0) AND (coalesce(c.units, 0) <> coalesce(b.units, 0)
+        OR greatest(c.units, b.units) > s.per_customer_limit)
     ORDER BY 1, 2 LIMIT %s
 """
-_SAGAS = """
-    SELECT * FROM (
-        SELECT s.order_id, s.phase, s.attempts,
-            extract(epoch FROM clock_timestamp() - greatest(s.create_time, o.update_time))::float AS age,
-            coalesce(s.paused AND o.payment->>'state' = 'AWAITING_CUSTOMER', false) AS for_customer
-        FROM sagas s JOIN orders o ON o.id = s.order_id
-    ) sagas WHERE age > %s AND NOT for_customer ORDER BY age DESC LIMIT %s
-"""
-_ORDERS = """
-    SELECT o.id, o.customer_id, o.state, o.lines, o.total_minor, o.currency, s.order_id IS NOT NULL,
-        coalesce(s.paused AND o.payment->>'state' = 'AWAITING_CUSTOMER', false)
+_ORDERS = f"""
+    SELECT o.id, o.customer_id, o.state, o.lines, o.total_minor, o.currency, o.refunded_minor, o.refunding, o.payment,
+        extract(epoch FROM clock_timestamp() - o.hold_expire_time)::float, s.kind,
+        coalesce({WAITS_FOR_CUSTOMER}, false),
+        extract(epoch FROM clock_timestamp() - s.progress_time)::float, s.refund->>'id'
     FROM orders o LEFT JOIN sagas s ON s.order_id = o.id ORDER BY o.id
 """
 _RESERVATIONS = """
     SELECT r.id, r.customer_id, r.state, r.lines, coalesce(b.lines, '[]'),
-        r.expire_time < clock_timestamp() - make_interval(secs => %s)
+        extract(epoch FROM clock_timestamp() - r.expire_time)::float
     FROM reservations r LEFT JOIN (
         SELECT b.reservation_id, jsonb_agg(l.value) AS lines
         FROM returns b CROSS JOIN LATERAL jsonb_array_elements(b.lines) l GROUP BY 1
@@ -84,10 +77,12 @@ _RESERVATIONS = """
 """
 _PAYMENTS = """
     SELECT p.id, p.order_id, p.customer_id, p.state, p.provider, coalesce(p.provider_reference, ''), p.amount_minor,
-        p.currency, p.refunded_minor, coalesce(r.pending, 0)
+        p.currency, p.refunded_minor, coalesce(r.refunds, '[]')
     FROM payments p LEFT JOIN (
-        SELECT payment_id, count(*) AS pending FROM refunds WHERE state = 'PENDING' GROUP BY 1
-    ) r ON r.payment_id = p.id ORDER BY p.order_id
+        SELECT payment_id, jsonb_agg(jsonb_build_array(id, state, amount_minor, stray,
+            coalesce(provider_reference, ''), extract(epoch FROM clock_timestamp() - create_time))) AS refunds
+        FROM refunds GROUP BY 1
+    ) r ON r.payment_id = p.id ORDER BY p.order_id, p.id
 """
 _OUTBOX = """
     SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(create_time)), 0)::float FROM outbox
@@ -127,22 +122,12 @@ def _units(pools: dict[str, dict[str, int]]) -> dict[str, Units]:
 def customer_units(inventory: Connection) -> list[CustomerUnits]:
     """Only the rows that look wrong."""
     return [
-        CustomerUnits(
-            sale_id=str(a), customer_id=str(b), limit=c, counted=d, reserved=e, terms_changed=f, paid_late=g
-        )
-        for a, b, c, d, e, f, g in inventory.execute(_CUSTOMER_LIMITS, [_ROWS_MOST])
-    ]  # fmt: skip
-
-
-def sagas(orders: Connection) -> list[Saga]:
-    """Only the sagas that look stuck, the oldest first."""
-    return [
-        Saga(order_id=str(a), phase=b, attempts=c, age_seconds=d, waits_for_customer=e)
-        for a, b, c, d, e in orders.execute(_SAGAS, [STUCK_SECONDS, _ROWS_MOST])
+        CustomerUnits(sale_id=str(a), customer_id=str(b), limit=c, counted=d, reserved=e)
+        for a, b, c, d, e in inventory.execute(_CUSTOMER_UNITS, [KEPT_MOST])
     ]
 
 
-def outboxes(connections: dict[str, Connection]) -> list[Outbox]:
+def outboxes(connections: Mapping[str, Connection]) -> list[Outbox]:
     """The outboxes of the services that have one."""
     found = []
     for service, connection in connections.items():
@@ -154,27 +139,49 @@ def outboxes(connections: dict[str, Connection]) -> list[Outbox]:
 
 
 def orders(connection: Connection) -> Iterator[Order]:
-    for a, b, c, d, e, f, g, h in _stream(connection, _ORDERS):
+    for row in _stream(connection, _ORDERS):
+        id_, customer_id, state, lines, total, currency, refunded, refunding, payment, over, *saga = row
         yield Order(
-            id=str(a), customer_id=str(b), state=c, lines=_lines(d), total_minor=e, currency=f, has_saga=g,
-            waits_for_customer=h,
+            id=str(id_), customer_id=str(customer_id), state=state, lines=_lines(lines),
+            prices={
+                line["product_id"]: (line["unit_price"]["minor"], line["unit_price"]["currency"]) for line in lines
+            },
+            total_minor=total, currency=currency, refunded_minor=refunded, refunding=refunding,
+            payment=_copy(payment), hold_over_seconds=over, saga=_saga(*saga),
         )  # fmt: skip
 
 
+def _copy(column: dict[str, Any] | None) -> PaymentCopy | None:
+    return PaymentCopy(id=column["id"], provider=column["provider"], state=column["state"]) if column else None
+
+
+def _saga(kind: str | None, waits: bool, still: float | None, refund_id: str | None) -> Saga | None:
+    if kind is None:
+        return None
+    return Saga(kind=kind, waits_for_customer=waits, still_seconds=still or 0.0, refund_id=refund_id or "")
+
+
 def reservations(connection: Connection) -> Iterator[Reservation]:
-    for a, b, c, d, e, f in _stream(connection, _RESERVATIONS, _OVERDUE_SECONDS):
+    for id_, customer_id, state, lines, returned, over in _stream(connection, _RESERVATIONS):
         yield Reservation(
-            id=str(a), customer_id=str(b), state=c, lines=_lines(d), returned=_summed(e), overdue=f
+            id=str(id_), customer_id=str(customer_id), state=state, lines=_lines(lines), returned=_summed(returned),
+            prices={
+                line["product_id"]: (line["price_minor"], line["currency"]) for line in lines if line["sale_id"]
+            },
+            over_seconds=over,
         )  # fmt: skip
 
 
 def payments(connection: Connection) -> Iterator[Payment]:
     for row in _stream(connection, _PAYMENTS):
-        id_, order_id, customer_id, state, provider, reference, amount, currency, refunded, pending = row
+        id_, order_id, customer_id, state, provider, reference, amount, currency, refunded, refunds = row
         yield Payment(
             id=str(id_), order_id=str(order_id), customer_id=str(customer_id), state=state, provider=provider,
             reference=reference, amount_minor=amount, currency=currency, refunded_minor=refunded,
-            refunds_pending=pending,
+            refunds=tuple(
+                Refund(id=a, state=b, amount_minor=c, stray=d, reference=e, age_seconds=f)
+                for a, b, c, d, e, f in refunds
+            ),
         )  # fmt: skip
 
 
@@ -197,6 +204,12 @@ def products_of_orders(connection: Connection) -> list[str]:
 def known_products(catalog: Connection, ids: Iterable[str]) -> set[str]:
     """The products among `ids` that exist, also deleted ones."""
     return {str(row[0]) for row in catalog.execute("SELECT id FROM products WHERE id = ANY(%s::uuid[])", [list(ids)])}
+
+
+def currencies(catalog: Connection, ids: Iterable[str]) -> dict[str, str]:
+    """The currencies of products that exist."""
+    query = "SELECT id::text, currency FROM products WHERE id = ANY(%s::uuid[])"
+    return {row[0]: row[1] for row in catalog.execute(query, [list(ids)])}
 
 
 def _stream(connection: Connection, query: str, *arguments: Any) -> Iterator[tuple[Any, ...]]:

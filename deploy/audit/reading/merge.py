@@ -1,9 +1,9 @@
-"""Joins several streams of rows by order id. Streams are sorted, so only one row of each is in memory."""
+"""Joins several streams of rows by order id. Streams are sorted, so only the rows of one order are in memory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from deploy.audit.rows import Capture, Case, Order, Payment, Reservation
+from deploy.audit.reading.rows import Case, Intent, Order, Payment, Reservation
 
 T = TypeVar("T")
 
@@ -37,16 +37,16 @@ def cases(
     orders: Iterable[Order],
     reservations: Iterable[Reservation],
     payments: Iterable[Payment],
-    captures: Iterable[Capture],
+    intents: Iterable[Intent],
 ) -> Iterator[Case]:
-    """Joins the rows of each order id. Every stream must be sorted by it; several captures may have the same."""
+    """Joins the rows of each order id. Every stream must be sorted by it; payments and intents may share one."""
     o = _Stream("orders", orders, lambda row: row.id)
     r = _Stream("reservations", reservations, lambda row: row.id)
     p = _Stream("payments", payments, lambda row: row.order_id)
-    c = _Stream("captures", captures, lambda row: row.order_id)
-    while keys := [stream.key for stream in (o, r, p, c) if stream.key is not None]:
+    i = _Stream("intents", intents, lambda row: row.order_id)
+    while keys := [stream.key for stream in (o, r, p, i) if stream.key is not None]:
         key = min(keys)
-        yield Case(id=key, order=_one(o, key), reservation=_one(r, key), payment=_one(p, key), captures=c.take(key))
+        yield Case(id=key, order=_one(o, key), reservation=_one(r, key), payments=p.take(key), intents=i.take(key))
 
 
 def missing(wanted: Iterable[str], known: Iterable[str]) -> Iterator[str]:

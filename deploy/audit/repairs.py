@@ -1,0 +1,11 @@
+"""The commands that repair findings, as they are printed. A test parses each with the parser of its program."""
+
+MEND = "python -m deploy.audit repair {check} {id}"
+"""Derives the wrong value from others, in one transaction that is kept only if the finding is gone."""
+RESUME = "python -m services.orders sagas resume {id}"
+COMPENSATE = "python -m services.orders sagas compensate {id}"
+REPLAY = "python -m services.orders dead-letters replay --all"
+RETRY_EVENT = "python -m services.payments events retry {id}"
+LEADER = "the leader of inventory does it within a second: restart inventory, and see its log"
+RESTORE = "python -m deploy.audit show {id}  # then restore the lost rows from a backup: nothing else has them"
+LOOK = "python -m deploy.audit show {id}  # then correct the wrong row by SQL as the owner: a person decides which"
