@@ -81,6 +81,25 @@ class Orders:
             raise OrderNotFound(orderId=order_id)
         return order
 
+    async def show(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None, viewer: uuid.UUID) -> Order:
+        """The order, as `get`. If `viewer` is its customer and can pay it, it has the client secret after this."""
+        order = await self.get(order_id, customer_id=customer_id)
+        if saga := await self.want_secret(order, viewer):
+            await asyncio.wait({saga}, timeout=_SETTLE_SECONDS)
+            order = await self.get(order_id, customer_id=customer_id)
+        return order
+
+    async def want_secret(self, order: Order, viewer: uuid.UUID) -> "asyncio.Task[None] | None":
+        """Has the payment of an unpaid order begun, because its customer, as `viewer`, asks how to pay it.
+
+        Returns the saga that does it; None if there is nothing to begin, or if another call has done so.
+        """
+        if order.secret_wanted or order.state is not State.PENDING or viewer != order.customer_id:
+            return None
+        async with self._db.begin() as tx:
+            saga = await sagas.claim_one(tx, order.id) if await combined.want_secret(tx, order.id) else None
+        return self._worker.start(saga) if saga else None
+
     async def page(
         self, query: OrderFilter, *, after: Position | None, most: int
     ) -> tuple[list[Order], Position | None]:
@@ -91,11 +110,18 @@ class Orders:
         """The entries of an order's log after the one with the id `after`, oldest first."""
         return await order_log.entries(self._db, order, after=after, most=most)
 
-    async def changes(self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None) -> AsyncIterator[Order]:
-        """The order as it is, then at each change, until it is settled; raises `OrderNotFound`."""
+    async def changes(
+        self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None, viewer: uuid.UUID | None = None
+    ) -> AsyncIterator[Order]:
+        """The order as it is, then at each change, until it is settled; raises `OrderNotFound`.
+
+        If `viewer` is its customer and can pay it, a change brings the client secret.
+        """
         with self._watch.subscribe(order_id) as updates:
             order = await self.get(order_id, customer_id=customer_id)
             yield order
+            if viewer:
+                await self.want_secret(order, viewer)
             if order.settled:
                 return
             async for latest in updates:

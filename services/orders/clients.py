@@ -141,8 +141,9 @@ class Payments:
         cancel = partial(self._move, self._stub.BatchCancel, payments_pb.BatchCancelRequest)
         reverse = partial(self._move, self._stub.BatchReverse, payments_pb.BatchReverseRequest)
         # A batch answers when its slowest charge does, so several run at once. Payments that are known to have changed
-        # do not wait for those that the provider still works on.
+        # do not wait for those that the provider still works on, and charges do not wait for payments without a card.
         self.charge: _Moving = Batcher("charge", self._charge, size_max=64, lanes=8)
+        self.open: _Moving = Batcher("open", self._charge, size_max=64, lanes=4)
         self.charge_changed: _Moving = Batcher("charge_changed", self._charge, size_max=64, lanes=2)
         self.cancel: _Moving = Batcher("cancel", cancel, size_max=64, lanes=4)
         self.reverse: _Moving = Batcher("reverse", reverse, size_max=64, lanes=4)

@@ -272,6 +272,8 @@ class DraftOrder:
     """Kept by the order's saga; empty in an order that was read."""
     call_id: str = ""
     """The `x-request-id` of the call that places it. Kept by the saga and the log; empty in an order that was read."""
+    secret_wanted: bool = False
+    """Whether somebody has asked how to pay it. Without a card, the provider hears of the order only then."""
 
     @property
     def pools(self) -> tuple[uuid.UUID, ...]:

@@ -46,13 +46,15 @@ class OrderService(pb_grpc.OrderServiceServicer):
         if request.HasField("prefer_wait"):
             seconds = request.prefer_wait.ToTimedelta().total_seconds()
             request.ClearField("prefer_wait")  # no part of the content that distinguishes repeats
-        order = await self._placer.place(_draft(request))
+        order = await self._placer.place(replace(_draft(request), secret_wanted=bool(seconds)))
         if seconds and order.state is State.PENDING:
+            await self._orders.want_secret(order, order.customer_id)
             order = await self._orders.settled(order, seconds=seconds)
         return to_proto(order)
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.Order:
-        return to_proto(await self._orders.get(uuid.UUID(request.order_id), customer_id=_customer_id()))
+        order_id, viewer = uuid.UUID(request.order_id), request_context.user_id()
+        return to_proto(await self._orders.show(order_id, customer_id=_customer_id(), viewer=viewer))
 
     async def ListOrders(self, request: pb.ListOrdersRequest, context: Any) -> pb.ListOrdersResponse:
         return await self._page(request, _query(request, request_context.user_id()))
@@ -114,7 +116,8 @@ class OrderService(pb_grpc.OrderServiceServicer):
         return to_proto(order)
 
     async def WatchOrder(self, request: pb.WatchOrderRequest, context: Any) -> AsyncIterator[pb.Order]:
-        async for order in self._orders.changes(uuid.UUID(request.order_id), customer_id=_customer_id()):
+        order_id, viewer = uuid.UUID(request.order_id), request_context.user_id()
+        async for order in self._orders.changes(order_id, customer_id=_customer_id(), viewer=viewer):
             yield to_proto(order)
 
 

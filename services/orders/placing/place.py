@@ -83,7 +83,7 @@ class Placer:
         self._placing.add(placing)
         placing.add_done_callback(self._done)
         order, saga = await asyncio.shield(placing)
-        if saga is None or draft.payment_method:
+        if saga is None or draft.payment_method or not order.secret_wanted:
             return order
         # To pay, the customer needs the provider's secret, which is stored when the saga pauses for the customer.
         await asyncio.wait({saga}, timeout=_SECRET_SECONDS)

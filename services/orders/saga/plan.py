@@ -21,6 +21,9 @@ HOLD_EXPIRED = "HOLD_EXPIRED"
 RESERVATION_LOST = "RESERVATION_LOST"
 COMPENSATED = "COMPENSATED"
 
+SECRETS_UNASKED_MOST = 3
+"""So many unpaid orders of a customer get their client secret with the answer; further ones when somebody asks."""
+
 _BACKOFF_FIRST_SECONDS = 0.5
 _BACKOFF_MOST_SECONDS = 15.0
 _ATTEMPTS_MOST = 16
@@ -149,6 +152,8 @@ class Saga:
     """Rises at each takeover; a process with an older one cannot save."""
     pools: tuple[uuid.UUID, ...] = ()
     """The pools of its units."""
+    secret_wanted: bool = True
+    """Whether somebody has asked how to pay the order. Without a card, nothing is charged before."""
     attempts: int = 0
     """How often the next step was tried without an outcome."""
     payment: Payment | None = None
@@ -214,6 +219,7 @@ def begin(order: Order) -> Saga:
         progress=Progress(),
         fencing_token=1,
         pools=order.pools,
+        secret_wanted=order.secret_wanted,
     )
 
 

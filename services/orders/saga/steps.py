@@ -22,7 +22,10 @@ class MeshSteps:
 
     async def charge(self, saga: Saga) -> None:
         """Begins or continues the payment; raises `Withdrawn` if the order was cancelled meanwhile."""
-        charge = self._payments.charge if saga.provider_bound else self._payments.charge_changed
+        if not (saga.payment_method or saga.secret_wanted):
+            raise StepPending(for_customer=True)  # a payment that nobody asks for costs the provider no call
+        begin = self._payments.charge if saga.payment_method else self._payments.open
+        charge = begin if saga.provider_bound else self._payments.charge_changed
         saga.payment = await charge(saga)
         if saga.payment.state in _WITHOUT_MONEY:
             raise StepRefused(saga.payment.failure_reason or f"PAYMENT_{saga.payment.state}")

@@ -4,6 +4,7 @@ Those on the hot path take a whole batch and return one outcome for each item, i
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,7 @@ _BEGIN_PURCHASE = sagas.insert_from(
 _PLACE = text(f"""
     WITH w AS (
         SELECT * FROM jsonb_to_recordset(CAST(:orders AS jsonb)) AS w ({orders.DOCUMENT},
-            payment_method text, call_id text, lease double precision, event_id uuid, event bytea)
+            payment_method text, call_id text, secret_rank integer, lease double precision, event_id uuid, event bytea)
     ), placed AS ({orders.insert_from("w")}), products AS ({orders.insert_products_from(_NEW)}),
         begun AS ({_BEGIN_PURCHASE}),
         logged AS ({order_log.insert_from(_NEW, actor="'customer'", cause="'PlaceOrder'", call_id="call_id")}),
@@ -44,7 +45,7 @@ _PLACE = text(f"""
             INSERT INTO outbox (event_id, subject, key, payload)
             SELECT event_id, '{events.PLACED}', id::text, event FROM {_NEW}
         )
-    SELECT id, create_time FROM placed
+    SELECT id, create_time, secret_wanted FROM placed
 """)  # noqa: S608
 _LOCKED = f"locked AS ({sagas.lock('order_id IN (SELECT id FROM w)')})"  # noqa: S608
 _PURCHASE_END = """
@@ -86,6 +87,12 @@ _SAVE = text(f"""
         RETURNING {orders.CHANGED}
     )
     SELECT own.id AS order_id, own.fencing_token, changed.* FROM own LEFT JOIN changed ON changed.id = own.id
+""")  # noqa: S608
+# Not a change of the order that its reader sees, so its version stays.
+_WANT_SECRET = text(f"""
+    WITH locked AS ({sagas.lock("order_id = :id")})
+    UPDATE orders o SET secret_wanted = true FROM locked
+    WHERE o.id = locked.order_id AND o.state = 'PENDING' AND NOT o.secret_wanted RETURNING o.id
 """)  # noqa: S608
 _BEGIN_REFUND_SAGA = sagas.insert_from(
     "orders WHERE id = :id",
@@ -131,9 +138,17 @@ async def place(db: Database, items: Sequence[tuple[Order, float]]) -> list[tupl
     # Two items of one batch may be repeats of one request: the first is the order.
     first = {order.id: order for order, _ in reversed(items)}
     leases = {order.id: lease for order, lease in reversed(items)}
-    documents = [_document(order, leases[order.id]) for order in first.values()]
-    rows = await run_autocommit(db, _PLACE, {"orders": orjson.dumps(documents).decode()})
-    placed = {row.id: replace(first[row.id], create_time=row.create_time, update_time=row.create_time) for row in rows}
+    ranks = _secret_ranks(list(first.values()))
+    documents = [_document(order, leases[order.id], ranks[order.id]) for order in first.values()]
+    rows = await run_autocommit(
+        db, _PLACE, {"orders": orjson.dumps(documents).decode(), "unasked_most": plan.SECRETS_UNASKED_MOST}
+    )
+    placed = {
+        row.id: replace(
+            first[row.id], create_time=row.create_time, update_time=row.create_time, secret_wanted=row.secret_wanted
+        )
+        for row in rows
+    }
     repeats = [(order.customer_id, order.request_id) for order, _ in items if order.id not in placed]
     known = dict(zip(repeats, await orders.find_by_requests(db, repeats), strict=True))
     outcomes: list[tuple[Order, bool]] = []
@@ -144,8 +159,25 @@ async def place(db: Database, items: Sequence[tuple[Order, float]]) -> list[tupl
     return outcomes
 
 
-def _document(order: Order, lease_seconds: float) -> dict[str, object]:
+def _secret_ranks(new: Sequence[Order]) -> dict[uuid.UUID, int]:
+    """The `secret_rank` of each new order; see `orders.insert_from`."""
+    unasked: Counter[uuid.UUID] = Counter()
+    ranks = {}
+    for order in new:
+        if is_unasked := bool(order.total.minor) and not (order.payment_method or order.secret_wanted):
+            unasked[order.customer_id] += 1
+        ranks[order.id] = unasked[order.customer_id] if is_unasked else 0
+    return ranks
+
+
+async def want_secret(tx: AsyncSession, order_id: uuid.UUID) -> bool:
+    """Has the payment of an unpaid order begun, because somebody asks how to pay; whether nobody has before."""
+    return bool((await tx.execute(_WANT_SECRET, {"id": order_id})).all())
+
+
+def _document(order: Order, lease_seconds: float, secret_rank: int) -> dict[str, object]:
     return orders.document(order) | {
+        "secret_rank": secret_rank,
         "payment_method": order.payment_method,
         "call_id": order.call_id,
         "lease": lease_seconds,

@@ -17,7 +17,17 @@ from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events import outbox
 from services.chassis.money import Money
 from services.orders import domain
-from services.orders.domain import Actor, Address, Line, Order, OrderNotFound, Payment, PaymentState, Shipment, State
+from services.orders.domain import (
+    Actor,
+    Address,
+    Line,
+    Order,
+    OrderNotFound,
+    Payment,
+    PaymentState,
+    Shipment,
+    State,
+)
 from services.orders.events import cancelling_event, changed_event
 from services.orders.sql import order_log
 from services.orders.sql.schema import OrderRow, columns
@@ -37,14 +47,27 @@ _DRAFT = {
 DOCUMENT = ", ".join(f"{name} {kind}" for name, kind in _DRAFT.items())
 """The columns of a new order with their types, for `jsonb_to_recordset` over `document`."""
 
+_IS_AMONG_FIRST = """secret_rank + (
+    SELECT count(*) FROM orders AS p WHERE p.customer_id = w.customer_id
+        AND p.create_time > clock_timestamp() - interval '1 hour' AND p.state = 'PENDING' AND p.secret_wanted
+        AND coalesce(p.payment->>'state', 'AWAITING_CUSTOMER') = 'AWAITING_CUSTOMER'
+) <= :unasked_most"""
+"""Whether a new order `w` is one of the first unpaid ones of its customer, which get their secrets unasked."""
+
 
 def insert_from(source: str) -> str:
-    """SQL that writes a `PENDING` order for each row of `source`, whose columns are `DOCUMENT`; and returns the new."""
+    """SQL that writes a `PENDING` order for each row of `source`; and returns the new.
+
+    Its columns are `DOCUMENT`, and `secret_rank`: 0 if its secret is wanted or not needed, else its number among the
+    customer's orders of this batch.
+    """
     return f"""
-        INSERT INTO orders AS o ({", ".join(_DRAFT)}, state, create_time, update_time)
-        SELECT {", ".join(_DRAFT)}, 'PENDING', clock_timestamp(), clock_timestamp() FROM {source} ORDER BY id
+        INSERT INTO orders AS o ({", ".join(_DRAFT)}, secret_wanted, state, create_time, update_time)
+        SELECT {", ".join(_DRAFT)}, secret_rank = 0 OR {_IS_AMONG_FIRST}, 'PENDING', clock_timestamp(),
+            clock_timestamp()
+        FROM {source} ORDER BY id
         ON CONFLICT DO NOTHING
-        RETURNING o.id, o.version, o.state, o.state_reason, o.refunded_minor, o.create_time
+        RETURNING o.id, o.version, o.state, o.state_reason, o.refunded_minor, o.create_time, o.secret_wanted
     """  # noqa: S608
 
 
@@ -134,6 +157,7 @@ def from_row(row: Any) -> Order:
         refunded_minor=row.refunded_minor,
         refunding=row.refunding,
         shipment=_shipment(row.shipment) if row.shipment else None,
+        secret_wanted=row.secret_wanted,
         cancel_requested=row.cancel_requested,
         version=row.version,
         create_time=row.create_time,

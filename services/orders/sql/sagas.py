@@ -23,7 +23,10 @@ LEASE_SECONDS = 10.0
 """For how long one process holds a saga. Longer than the slowest step, else two processes take that step; no longer,
 because the sagas of a process that died stand still for as long."""
 
-WAITS_FOR_CUSTOMER = "s.paused AND s.cancel_reason = '' AND s.cause = '' AND o.payment->>'state' = 'AWAITING_CUSTOMER'"
+WAITS_FOR_CUSTOMER = """
+    s.paused AND s.cancel_reason = '' AND s.cause = ''
+    AND (o.payment->>'state' = 'AWAITING_CUSTOMER' OR NOT (o.secret_wanted OR s.payment_method <> ''))
+"""
 """Of a saga `s` and its order `o`. With a `cause`, something keeps it from asking whether the customer has paid."""
 
 # A hold is checked early enough for a slow charge, a process that dies, and its lease.
@@ -85,6 +88,7 @@ _CLAIM = f"""
                 THEN o.hold_expire_time - (o.hold_expire_time - clock_timestamp()) / 4 END
         FROM due JOIN orders o ON o.id = due.order_id WHERE s.order_id = due.order_id
         RETURNING {columns(SagaRow, "s")}, o.customer_id, o.currency, o.total_minor, o.hold_expire_time, o.payment,
+            o.secret_wanted,
             ARRAY(SELECT coalesce(line->>'sale_id', line->>'product_id')::uuid FROM jsonb_array_elements(o.lines) line)
                 AS pools,
             old.hold_check_time IS DISTINCT FROM new.hold_check_time AS hold_check_due,
@@ -273,6 +277,7 @@ def _saga(row: Any) -> Saga:
         progress=_progress(row),
         fencing_token=row.fencing_token,
         pools=tuple(row.pools),
+        secret_wanted=row.secret_wanted,
         attempts=row.attempts,
         payment=orders.payment_from_json(row.payment),
         hold_check_due=row.hold_check_due,

@@ -49,6 +49,8 @@ class OrderRow(Base):
     shipping_address: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     refunded_minor: Mapped[int] = mapped_column(default=0)
     refunding: Mapped[bool] = mapped_column(default=False)
+    secret_wanted: Mapped[bool] = mapped_column(default=True)
+    """Whether a payment may be begun at the provider; false until somebody asks how to pay."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     shipment: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     version: Mapped[int] = mapped_column(Integer, default=1)

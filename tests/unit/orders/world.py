@@ -185,7 +185,7 @@ class Clients:
     def __getattr__(self, name: str) -> Callable[[Any], Awaitable[Any]]:
         async def call(_item: Any) -> Payment | Reservation | None:
             await self._point(f"before {name}")
-            getattr(self._world, "charge" if name == "charge_changed" else name)()
+            getattr(self._world, "charge" if name in ("charge_changed", "open") else name)()
             # As it was when the answer was written.
             answer, authenticating, until = (
                 self._world.payment,
