@@ -253,15 +253,17 @@ def _ended_order_cannot_be_paid(case: Case) -> Iterator[str]:
 
 def _refunds_are_the_providers(case: Case) -> Iterator[str]:
     rows = {refund.id: refund for payment in case.payments for refund in payment.refunds}
-    theirs = {refund.id: (refund, intent) for intent in case.intents for refund in intent.refunds}
-    for refund, intent in theirs.values():
-        row = rows.get(refund.refund_id)
+    referred = {refund.reference: refund for refund in rows.values() if refund.reference}
+    theirs = {refund.id: refund for intent in case.intents for refund in intent.refunds}
+    for refund in theirs.values():
+        # One that was made in the provider's dashboard names none of ours.
+        row = referred.get(refund.id) or rows.get(refund.refund_id)
         if refund.refund_id and row is None:
-            yield f"{refund.id} refunds {refund.amount_minor} of {intent.id}, but refund {refund.refund_id} is lost"
+            yield f"{refund.id} refunds {refund.amount_minor}, but refund {refund.refund_id} is lost"
         elif row and row.amount_minor != refund.amount_minor:
             yield f"{refund.id} refunds {refund.amount_minor}, but refund {row.id} is {row.amount_minor}"
-        elif row and row.state == "FAILED" and refund.state == "succeeded":
-            yield f"{refund.id} has succeeded, but refund {row.id} is FAILED"
+        elif row and (row.state, refund.state) in (("FAILED", "succeeded"), ("SUCCEEDED", "failed")):
+            yield f"{refund.id} has {refund.state}, but refund {row.id} is {row.state}"
     for row in rows.values():
         if row.state == "SUCCEEDED" and row.reference not in theirs:
             yield f"refund {row.id} SUCCEEDED, but the provider has no {row.reference or 'refund of it'}"

@@ -130,7 +130,7 @@ class Store:
                 "amount_refunded": charge.amount_refunded if charge else 0,
                 "metadata": intent.metadata,
                 "refunds": [
-                    {"id": refund.id, "amount": refund.amount, "metadata": refund.metadata}
+                    refund._asdict()
                     for refund in map(self.refunds.rows.__getitem__, self.refunds_of.get(intent.id, ()))
                 ],
             }

@@ -237,6 +237,8 @@ def test_a_pending_refund_excuses_only_its_own_amount() -> None:
         ((replace(PART, amount_minor=1),), (THEIR_PART,)),
         ((replace(PART, state="FAILED"),), (THEIR_PART,)),
         ((PART, replace(PART, id="r2", reference="re2")), (THEIR_PART,)),
+        ((PART,), (replace(THEIR_PART, state="failed"),)),
+        ((replace(PART, id="theirs"),), (replace(THEIR_PART, refund_id="", amount_minor=1),)),
     ],
 )
 def test_refunds_that_contradict_the_provider_are_found(
