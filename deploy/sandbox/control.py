@@ -14,7 +14,7 @@ from deploy.sandbox.faults import Faults
 from deploy.sandbox.protocol import render
 from deploy.sandbox.protocol.errors import ApiError, invalid
 from deploy.sandbox.protocol.forms import parse
-from deploy.sandbox.rules import intents
+from deploy.sandbox.rules import intents, refunds
 from deploy.sandbox.rules.currencies import readable
 from deploy.sandbox.rules.values import Intent, Json
 from deploy.sandbox.service import Sandbox
@@ -56,6 +56,8 @@ async def _dispatch(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRes
         if method == "GET" and parts[4] == "authenticate":
             page = _PAGE.format(amount=escape(readable(intent.amount, intent.currency)))
             return web.Response(text=page, content_type="text/html")
+    if parts[1:3] == ["_sandbox", "refunds"] and parts[4:] == ["fail"] and method == "POST":
+        return _json(await _fail_refund(sandbox, parts[3]))
     raise ApiError(404, f"The sandbox has no {method} {path[:200]}.")
 
 
@@ -94,6 +96,16 @@ async def _decide(sandbox: Sandbox, request: web.BaseRequest, intent: Intent, qu
     joint = "&" if "?" in back["return_url"] else "?"
     where = f"{back['return_url']}{joint}{urlencode({**query, 'redirect_status': status})}"
     return web.Response(status=303, headers={"Location": where})
+
+
+async def _fail_refund(sandbox: Sandbox, identifier: str) -> Json:
+    refund = routes.find_refund(sandbox.store, identifier)
+    work = sandbox.work("")
+    work.request_id = None
+    failed = refunds.fail(work, sandbox.store.charges.rows[refund.charge], refund)
+    sandbox.commit(work)
+    await sandbox.durable()
+    return render.refund(failed)
 
 
 async def _detail(sandbox: Sandbox, request: web.BaseRequest, detail: str) -> web.StreamResponse:

@@ -86,6 +86,8 @@ class Faults:
     rate_limit_429: Switch = field(default_factory=Switch)
     error_500: Switch = field(default_factory=Switch)
     error_500_saved: bool = False
+    error_500_on: str = ""
+    """The only operation that it concerns, such as `POST refunds`; empty for all."""
     webhooks: WebhookFaults = field(default_factory=WebhookFaults)
     _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
 
@@ -102,6 +104,8 @@ class Faults:
                 setting = dict(value) if isinstance(value, dict) else value
                 self.error_500_saved = isinstance(setting, dict) and setting.pop("saved", False) is True
                 self.error_500 = Switch(setting)
+            elif name == "error_500_on" and isinstance(value, str):
+                self.error_500_on = value
             elif name in ("drop_after_charge", "drop_after_refund", "rate_limit_429"):
                 setattr(self, name, Switch(value))
             elif name == "webhooks" and isinstance(value, dict):
@@ -114,6 +118,7 @@ class Faults:
         self.change(
             {
                 "latency_ms": latency_ms,
+                "error_500_on": "",
                 "webhooks": {"delay_ms": 0, "duplicate": False, "reorder": False, "drop": False},
                 **dict.fromkeys(("drop_after_charge", "drop_after_refund", "rate_limit_429", "error_500"), False),
             }
@@ -124,6 +129,10 @@ class Faults:
         if not self.latency_ms and not self.jitter_ms:
             return 0.0
         return (self.latency_ms + self._random.random() * self.jitter_ms) / 1000
+
+    def fails(self, operation: str) -> bool:
+        """Whether this call of `operation`, a method and the kind of object, answers 500."""
+        return self.error_500_on in ("", operation) and self.error_500.fires()
 
     def drops_answer(self, effects: set[str]) -> bool:
         """Whether the answer about these effects is dropped."""
@@ -139,6 +148,7 @@ class Faults:
             "rate_limit_429": self.rate_limit_429.shown(),
             "error_500": self.error_500.shown(),
             "error_500_saved": self.error_500_saved,
+            "error_500_on": self.error_500_on,
             "webhooks": {
                 "delay_ms": hooks.delay_ms,
                 "duplicate": hooks.duplicate.shown(),

@@ -90,6 +90,13 @@ def find_intent(store: Store, identifier: str, *, param: str = "intent", status:
     return intent
 
 
+def find_refund(store: Store, identifier: str) -> Refund:
+    refund = store.refunds.rows.get(identifier)
+    if refund is None:
+        raise no_such("refund", identifier[:100])
+    return refund
+
+
 def _create_intent(_store: Store, call: Call) -> Intent:
     return intents.create(call.work, call.params)
 
@@ -154,10 +161,7 @@ def _create_refund(store: Store, call: Call) -> Refund:
 
 def _retrieve_refund(store: Store, call: Call) -> Refund:
     call.params.only(("expand",))
-    refund = store.refunds.rows.get(call.id)
-    if refund is None:
-        raise no_such("refund", call.id[:100])
-    return refund
+    return find_refund(store, call.id)
 
 
 def _list_refunds(store: Store, call: Call) -> Json:
@@ -268,6 +272,7 @@ ROUTES: dict[tuple[str, str], Operation] = {
     ("GET", "events"): _list_events,
     ("GET", "events/*"): _retrieve_event,
 }
+NAMES: dict[Operation, str] = {operation: " ".join(url) for url, operation in ROUTES.items()}
 # The operations that a publishable key may call.
 FOR_BUYERS: frozenset[Operation] = frozenset((_retrieve_intent, _confirm_intent))
 

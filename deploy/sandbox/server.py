@@ -117,7 +117,7 @@ class Handler:
         faults = self._sandbox.faults
         request_id = call.work.request_id or ""
         try:
-            if faults.error_500.fires():
+            if faults.fails(routes.NAMES[operation]):
                 raise server_error(saved=faults.error_500_saved)
             body = routes.perform(self._sandbox.store, operation, call)
             return 200, orjson.dumps(body), True

@@ -14,6 +14,7 @@ from services.payments.settings import Settings
 from services.payments.sql import provider_events, refunds
 from services.payments.webhooks.inbox import Inbox
 from services.payments.webhooks.stripe import StripeWebhook
+from services.payments.webhooks.walk import EventWalk
 from stampede.payments.v1 import charge_service_pb2_grpc, payment_service_pb2_grpc
 
 _DRAIN_SECONDS = 12.0
@@ -48,6 +49,9 @@ async def main(config: Settings) -> None:
             reconciler.count_open,
         ):  # fmt: skip
             process.background(loop.__name__, loop)
+        for name, provider in providers.items():
+            walk = EventWalk(process.db, provider, webhooks[name], inbox)
+            process.background(f"events of {name}", walk.run)
         await process.serve("stampede.payments.v1.ChargeService", "stampede.payments.v1.PaymentService")
         await dispatcher.drain(seconds=_DRAIN_SECONDS)
 

@@ -15,16 +15,11 @@ ANSWER_SECONDS = 3.0
 """A call returns the known state after this long. Its provider calls continue in the background."""
 LEASE_SECONDS = 4.0
 """A process owns a payment for this long, unless it renews the lease."""
-LOOK_UP_AFTER_CHECKS = 6
-"""After this many calls under one key without an answer, the provider's records are searched instead."""
+REFUND_CHECK_SECONDS = 15.0
+"""After this long, a comparison of refunds with the provider's list that has not finished begins again."""
 EVENT_ATTEMPTS_MOST = 12
 UNANSWERED_ATTEMPTS_MOST = 150
 """An event about which the provider gives no answer is parked after this many attempts, about a day."""
-
-_PROCESSING_SECONDS = (1.0, 60.0)
-_AWAITING_SECONDS = (60.0, 3600.0)
-_CANCELLING_SECONDS = (1.0, 60.0)
-_EVENT_SECONDS = (1.0, 600.0)
 
 
 class State(enum.StrEnum):
@@ -56,7 +51,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.SUCCEEDED: frozenset((State.REFUNDED,)),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
-    State.REFUNDED: frozenset(),
+    State.REFUNDED: frozenset((State.SUCCEEDED,)),  # a refund failed after it had succeeded
 }
 
 
@@ -110,6 +105,8 @@ class Payment:
     refunding_minor: int
     """The sum of the refunds that the provider has not confirmed yet."""
     cancel_requested: bool
+    problem: str
+    """Why an operator must look at it; empty if nothing is wrong."""
     checks: int
     version: int
     create_time: datetime
@@ -137,9 +134,15 @@ class Refund:
     state: RefundState
     stray: bool
     """Returns a stray charge, which the payment never counted."""
+    external: bool
+    """Made at the provider by people, or by an operator; not by a call of ours."""
     charge_reference: str
     provider_reference: str | None
     failure_reason: str
+    problem: str
+    """Why an operator must look at it; empty if nothing is wrong."""
+    attempt: int
+    """Part of its idempotency key."""
     checks: int
 
 
@@ -191,8 +194,6 @@ class ChargeRecord:
     payment_id: uuid.UUID | None
     """From the charge's metadata, as the provider has it."""
     result: ChargeResult
-    refunded_minor: int
-    """The sum of the charge's refunds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +208,42 @@ class RefundResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderRefund:
+    """A refund in the provider's records, made by a call of ours or by people."""
+
+    reference: str
+    charge_reference: str
+    amount_minor: int
+    state: RefundState
+    refund_id: uuid.UUID | None
+    """Our id, from its metadata; None if people made it at the provider."""
+    reason: str = ""
+
+
+class EventKind(enum.Enum):
+    """The subject of a provider event."""
+
+    CHARGE = enum.auto()
+    REFUND = enum.auto()
+    """A refund was made, has succeeded, or has failed. A hint: the provider's list of refunds decides."""
+    DISPUTE = enum.auto()
+    UNHANDLED = enum.auto()
+    """Nothing here handles its type. It is stored and counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispute:
+    """Money that the customer's bank demands back, as the provider reported it at `report_time`."""
+
+    reference: str
+    status: str
+    reason: str
+    amount_minor: int
+    currency: str
+    report_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderEvent:
     """A signed event of a provider, reduced to what is used: no secrets, no card data. It is a hint, not a result."""
 
@@ -214,16 +251,21 @@ class ProviderEvent:
     id: str
     type: str
     """The provider's name of the event, for metrics."""
-    reference: str
+    kind: EventKind = EventKind.CHARGE
+    reference: str = ""
     """The provider's id of the charge."""
-    payment_id: uuid.UUID | None
+    payment_id: uuid.UUID | None = None
     """From the charge's metadata; None if that names none of our payments."""
-    amount_minor: int
-    currency: str
+    amount_minor: int = 0
+    currency: str = ""
     charge_status: ChargeStatus | None = None
     """The final status that the event claims; None if a later event may contradict it."""
     refunded_minor: int | None = None
-    """The sum of all refunds of the charge that the event claims; only in events about refunds."""
+    """The sum of all refunds of the charge that the event claims; only in some events about refunds."""
+    refund_reference: str = ""
+    """The provider's id of the refund, if the event is about one."""
+    refund_state: RefundState | None = None
+    dispute: Dispute | None = None
 
 
 def own_id(value: object) -> uuid.UUID | None:
@@ -306,65 +348,3 @@ def refundable_minor(payment: Payment, amount: Money | None) -> int:
     if minor > payment.left_minor or minor == 0:
         raise RefundTooLarge(leftMinorUnits=payment.left_minor)
     return minor
-
-
-def after_refund(payment: Payment, refund: Refund, outcome: RefundState) -> Payment:
-    """Return the payment after its pending `refund` has ended with `outcome`."""
-    if refund.stray:
-        return payment
-    total = payment.refunded_minor + (refund.amount_minor if outcome is RefundState.SUCCEEDED else 0)
-    payment = with_refunded(payment, total)
-    return dataclasses.replace(payment, refunding_minor=payment.refunding_minor - refund.amount_minor)
-
-
-def with_refunded(payment: Payment, total_minor: int) -> Payment:
-    """Return the payment once refunds of `total_minor` are confirmed; a full refund makes it `REFUNDED`."""
-    whole = total_minor == payment.amount_minor and payment.state is State.SUCCEEDED
-    return dataclasses.replace(payment, refunded_minor=total_minor, state=State.REFUNDED if whole else payment.state)
-
-
-class Operation(enum.Enum):
-    """The calls of a provider about a payment; see `PaymentProvider`."""
-
-    CREATE = enum.auto()
-    FIND = enum.auto()
-    CONFIRM = enum.auto()
-    CANCEL = enum.auto()
-    RETRIEVE = enum.auto()
-
-
-def next_operation(payment: Payment, *, key_expired: bool = False) -> Operation:
-    """Return the next provider call for an open payment. `key_expired`: the provider may have forgotten the key."""
-    if payment.provider_reference is None:
-        # Every second time only: while the provider is unavailable, nothing but a repeat under the key can charge.
-        look_up = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
-        return Operation.FIND if key_expired or look_up else Operation.CREATE
-    if payment.cancel_requested:
-        return Operation.CANCEL
-    # Safe without a key too: an intent takes money once, and then refuses to be confirmed again.
-    return Operation.CONFIRM if payment.payment_method else Operation.RETRIEVE
-
-
-def check_seconds(payment: Payment) -> float | None:
-    """Return the pause before the reconciler asks the provider again; None once the payment has ended."""
-    if payment.state not in OPEN:
-        return None
-    if payment.state is State.PROCESSING:
-        return backoff(payment.checks, _PROCESSING_SECONDS)
-    return backoff(payment.checks, _CANCELLING_SECONDS if payment.cancel_requested else _AWAITING_SECONDS)
-
-
-def refund_check_seconds(refund: Refund) -> float | None:
-    """Return the pause before the reconciler repeats a refund; None once it has ended."""
-    return backoff(refund.checks, _PROCESSING_SECONDS) if refund.state is RefundState.PENDING else None
-
-
-def event_seconds(attempts: int) -> float:
-    """Return the pause before an event that could not be applied is tried again."""
-    return backoff(attempts, _EVENT_SECONDS)
-
-
-def backoff(tries: int, bounds: tuple[float, float]) -> float:
-    """Double the pause with each try, within the bounds. The database adds the jitter."""
-    least, most = bounds
-    return min(least * 2.0 ** min(tries, 30), most)

@@ -14,18 +14,19 @@ from services.chassis.events.outbox import Event
 from services.payments.domain import (
     OPEN,
     ChargeResult,
+    Dispute,
     NewRefund,
     Payment,
     Refund,
     RefundResult,
     RefundState,
     Verdict,
-    after_refund,
     decide,
 )
+from services.payments.refunds.rules import FAILED_LATER, after_refund
 from services.payments.sql import payments, refunds
 from services.payments.sql.payments import Change
-from stampede.payments.v1.events_pb2 import PaymentChanged
+from stampede.payments.v1.events_pb2 import PaymentChanged, PaymentDisputed
 
 log = structlog.get_logger()
 
@@ -102,7 +103,7 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
     async with db.begin() as tx:
         known = await payments.lock(tx, {result.payment_id for result in results})
         found = await refunds.lock(tx, [result.refund_id for result in results])
-        before, events = dict(known), list[Event]()
+        before, events, failed = dict(known), list[Event](), set[uuid.UUID]()
         for result in results:
             refund = found[result.refund_id]
             if refund.state is not RefundState.PENDING:
@@ -113,13 +114,21 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
                 state=outcome,
                 provider_reference=result.reference or refund.provider_reference,
                 failure_reason=result.reason,
+                # A stray charge whose refund fails is money that nobody else asks for.
+                problem=FAILED_LATER if outcome is RefundState.FAILED and refund.stray else refund.problem,
             )
-            if outcome is not RefundState.PENDING:
-                known[refund.payment_id] = after_refund(known[refund.payment_id], refund, outcome)
-            if outcome is RefundState.SUCCEEDED and not refund.stray:
-                events.append(refunded_event(known[refund.payment_id]))
+            if outcome is RefundState.PENDING:
+                continue
+            known[refund.payment_id] = payment = after_refund(known[refund.payment_id], refund, outcome)
+            if not refund.stray:
+                succeeded = outcome is RefundState.SUCCEEDED
+                events.append(refunded_event(payment) if succeeded else refund_failed_event(payment))
+            if outcome is RefundState.FAILED:
+                failed.add(payment.id)
         await payments.store(tx, [payment for payment in known.values() if payment != before[payment.id]])
         await refunds.store(tx, list(found.values()))
+        if failed:  # people may have refunded the charge at the provider
+            await payments.check_refunds(tx, sorted(failed))
         await outbox.publish(tx, events)
     return [found[result.refund_id] for result in results]
 
@@ -132,6 +141,25 @@ def ended_event(payment: Payment) -> Event:
 def refunded_event(payment: Payment) -> Event:
     """A refund was confirmed, full or partial; `payment` has the new sum."""
     return _event(payment, "refunded")
+
+
+def refund_failed_event(payment: Payment) -> Event:
+    """A refund failed, perhaps after it had succeeded; `payment` has the new sum."""
+    return _event(payment, "refund_failed")
+
+
+def disputed_event(payment: Payment, dispute: Dispute) -> Event:
+    """A dispute of a payment was opened or has changed."""
+    message = PaymentDisputed(
+        payment_id=str(payment.id),
+        order_id=str(payment.order_id),
+        dispute=dispute.reference,
+        status=dispute.status,
+        reason=dispute.reason,
+        amount_minor_units=dispute.amount_minor,
+        currency_code=dispute.currency,
+    )
+    return Event(f"stampede.payments.dispute.{dispute.status.lower()}", message.payment_id, message)
 
 
 def _event(payment: Payment, name: str) -> Event:

@@ -170,8 +170,9 @@ def refund(value: Refund) -> Json:
         "reason": value.reason,
         "receipt_number": None,
         "source_transfer_reversal": None,
-        "status": "succeeded",
+        "status": value.status,
         "transfer_reversal": None,
+        **({"failure_reason": value.failure_reason} if value.failure_reason else {}),
     }
 
 

@@ -12,6 +12,16 @@ CREATE = frozenset(["payment_intent", "charge", "amount", "reason", "metadata", 
 REASONS = ("duplicate", "fraudulent", "requested_by_customer")
 
 
+def fail(work: Work, charge: Charge, refund: Refund) -> Refund:
+    """Fails a refund that had succeeded: the money is back in the account. A helper, not part of Stripe's API."""
+    if refund.status != "succeeded":
+        raise ApiError(400, f"This refund ({refund.id}) is {refund.status}.")
+    failed = refund._replace(status="failed", failure_reason="lost_or_stolen_card")
+    work.put(charge._replace(amount_refunded=charge.amount_refunded - refund.amount))
+    work.put(failed, "refund.updated", "charge.refund.updated", "refund.failed")
+    return failed
+
+
 def create(work: Work, charge: Charge, params: Params) -> Refund:
     """Refunds `amount`, or the rest of the charge; never more than was taken."""
     left = charge.amount - charge.amount_refunded

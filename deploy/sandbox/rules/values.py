@@ -54,7 +54,7 @@ class Charge(NamedTuple):
 
 
 class Refund(NamedTuple):
-    """Money that was refunded; always `succeeded`, as for Stripe's test cards."""
+    """Money that was refunded; `succeeded` at once, as for Stripe's test cards, and `failed` if a test decides so."""
 
     id: str
     charge: str
@@ -64,6 +64,8 @@ class Refund(NamedTuple):
     created: int
     metadata: dict[str, str]
     reason: str | None = None
+    status: str = "succeeded"
+    failure_reason: str | None = None
 
 
 Subject = Intent | Charge | Refund

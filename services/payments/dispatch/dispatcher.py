@@ -15,6 +15,7 @@ from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
 from services.chassis.errors import RateLimited
 from services.payments import settle
+from services.payments.dispatch.rules import Operation, next_operation
 from services.payments.domain import (
     ANSWER_SECONDS,
     IN_PROGRESS_MOST,
@@ -22,15 +23,15 @@ from services.payments.domain import (
     ChargeRecord,
     ChargeResult,
     ChargeStatus,
-    Operation,
     Payment,
     Refund,
     RefundResult,
     State,
-    next_operation,
 )
 from services.payments.providers import OutcomeUnknown, PaymentProvider
+from services.payments.refunds import listed
 from services.payments.sql import payments
+from services.payments.sql.payments import RefundCheck
 
 log = structlog.get_logger()
 
@@ -59,7 +60,7 @@ class ChargeDispatcher:
         self._db, self._providers, self._published = db, providers, published
         self._payments: dict[uuid.UUID, asyncio.Task[Payment | None]] = {}
         self._refunds: dict[uuid.UUID, asyncio.Task[None]] = {}
-        self._others: set[asyncio.Task[ChargeResult]] = set()
+        self._others: set[asyncio.Task[Any]] = set()
         self._settle: Batcher[tuple[Payment, ChargeResult], Payment] = Batcher(
             "payments.settle", self._settle_all, lanes=1, queue_max=IN_PROGRESS_MOST
         )
@@ -101,6 +102,10 @@ class ChargeDispatcher:
     async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
         """Return the record of a charge at the payment's provider. Raises `OutcomeUnknown`."""
         return await self._providers[payment.provider].look_up(payment, reference)
+
+    def check_refunds(self, check: RefundCheck) -> None:
+        """Start to compare a payment's refunds with the provider's list."""
+        self._detach(self._check_refunds(check))
 
     async def wait(self, known: Sequence[Payment], *, seconds: float) -> list[Payment]:
         """Return payments once they are no longer in progress, or as they are `known` after `seconds`."""
@@ -168,9 +173,7 @@ class ChargeDispatcher:
 
     def _void(self, provider: PaymentProvider, payment: Payment) -> None:
         """Void a declined charge, so that it can never be paid. If that fails, still no customer has its secret."""
-        task = _detached(self._call(provider, payment, Operation.CANCEL))
-        self._others.add(task)
-        task.add_done_callback(self._others.discard)
+        self._detach(self._call(provider, payment, Operation.CANCEL))
 
     async def _refund(self, refund: Refund, key_age: timedelta) -> None:
         provider = self._providers[refund.provider]
@@ -182,6 +185,18 @@ class ChargeDispatcher:
             await self._settle_refund(result)
         except Exception:
             log.exception("a provider result was not stored", refund_id=refund.id)
+
+    async def _check_refunds(self, check: RefundCheck) -> None:
+        try:
+            await listed.check_refunds(self._db, self._providers[check.payment.provider], check)
+            self._published()
+        except Exception:  # the lease expires, and the check is claimed again
+            log.exception("refunds are not compared", payment_id=check.payment.id)
+
+    def _detach(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = _detached(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
 
     async def _settle_all(self, results: Sequence[tuple[Payment, ChargeResult]]) -> list[Payment]:
         settled = await settle.settle_charges(self._db, results)

@@ -52,7 +52,11 @@ class Reconciler:
             due_refunds = await refunds.claim_due(tx, besides=dispatcher.refund_ids, most=_BATCH_MOST)
         for refund, key_age in due_refunds:
             dispatcher.refund(refund, key_age=key_age)
-        return len(due) == _BATCH_MOST or len(due_refunds) == _BATCH_MOST
+        async with self._db.begin() as tx:
+            checks = await payments.claim_refund_checks(tx, most=_BATCH_MOST)
+        for check in checks:
+            dispatcher.check_refunds(check)
+        return _BATCH_MOST in (len(due), len(due_refunds), len(checks))
 
     async def renew_leases(self) -> None:
         """Renew the leases of what is in progress here, until cancelled. Those of a dead process expire."""

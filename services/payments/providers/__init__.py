@@ -1,9 +1,10 @@
 """The port to payment providers. One module a provider implements it, and alone imports that provider's SDK."""
 
-from datetime import timedelta
-from typing import Protocol
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Protocol
 
-from services.payments.domain import ChargeRecord, ChargeResult, Payment, Refund, RefundResult
+from services.payments.domain import ChargeRecord, ChargeResult, Payment, ProviderRefund, Refund, RefundResult
 
 
 class OutcomeUnknown(Exception):
@@ -11,6 +12,10 @@ class OutcomeUnknown(Exception):
 
     Timeouts, lost connections, 429 and 5xx raise it. The caller repeats the call under the same key, or looks it up.
     """
+
+
+class TooManyObjects(OutcomeUnknown):
+    """A list is longer than one search may read."""
 
 
 class PaymentProvider(Protocol):
@@ -57,6 +62,15 @@ class PaymentProvider(Protocol):
         """Return money to the customer, once. With `key_expired`, search the provider's records first.
 
         A refund that the provider refuses for good is a result with `RefundState.FAILED` and a reason.
+        """
+
+    async def list_refunds(self, charge_reference: str) -> list[ProviderRefund]:
+        """Return all refunds of a charge, also failed ones and those that people made. Has no effect."""
+
+    async def list_events(self, since: datetime, until: datetime) -> list[Mapping[str, Any]]:
+        """Return the events of this span that report what no answer does: refunds and disputes. Has no effect.
+
+        Raises `TooManyObjects` for a span with too many.
         """
 
     async def aclose(self) -> None:

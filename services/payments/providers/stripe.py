@@ -3,9 +3,9 @@
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -19,12 +19,13 @@ from services.payments.domain import (
     ChargeResult,
     ChargeStatus,
     Payment,
+    ProviderRefund,
     Refund,
     RefundResult,
     RefundState,
     own_id,
 )
-from services.payments.providers import OutcomeUnknown
+from services.payments.providers import OutcomeUnknown, TooManyObjects
 from services.payments.providers.pacer import Pacer
 
 log = structlog.get_logger()
@@ -41,12 +42,13 @@ Turn = AbstractAsyncContextManager[None]
 _SECONDS = Histogram("stampede_provider_seconds", "Time of one call to the provider, without waiting.", ["operation"])
 _UNKNOWN = Counter("stampede_provider_unknown_total", "Calls whose outcome is not known.", ["operation", "cause"])
 
-_INTENTS, _REFUNDS = "/v1/payment_intents", "/v1/refunds"
+_INTENTS, _REFUNDS, _EVENTS = "/v1/payment_intents", "/v1/refunds", "/v1/events"
 _CALL_SECONDS = 10
 _RETRIES = 1  # under the same key; the reconciler handles outcomes that are still unknown
 _NOT_FOUND = 404
 _PAGE = 100
 _PAGES_MOST = 50
+_EVENT_PAGES_MOST = 300
 _EARLIER_SECONDS = 600  # the provider's clock may be behind ours by this much
 
 # Without redirects, so that the server can confirm a card without a return address.
@@ -64,6 +66,18 @@ _REFUND_STATES = {
     "failed": RefundState.FAILED,
     "canceled": RefundState.FAILED,
 }
+REFUND_EVENTS = frozenset((
+    "charge.refunded", "charge.refund.updated", "refund.created", "refund.updated", "refund.failed",
+))  # fmt: skip
+DISPUTE_EVENTS = frozenset((
+    "charge.dispute.created", "charge.dispute.updated", "charge.dispute.closed", "charge.dispute.funds_withdrawn",
+    "charge.dispute.funds_reinstated",
+))  # fmt: skip
+WALKED_EVENTS = (REFUND_EVENTS | DISPUTE_EVENTS) - {"refund.created"}
+"""The types that report what no answer of a call does. They are listed again, so that a lost one is found.
+
+`charge.refunded` is sent for each refund that is created.
+"""
 _REASONS = {
     "insufficient_funds": "INSUFFICIENT_FUNDS",
     "expired_card": "EXPIRED_CARD",
@@ -168,7 +182,7 @@ class Stripe:
     async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
         path = f"{_INTENTS}/{quote(reference, safe='')}"
         try:
-            intent = await self._get("look_up", path, {"expand": ["latest_charge"]})
+            intent = await self._get("look_up", path)
         except stripe.InvalidRequestError as error:
             if error.http_status == _NOT_FOUND:
                 return None
@@ -176,7 +190,6 @@ class Stripe:
         return ChargeRecord(
             payment_id=own_id((intent.get("metadata") or {}).get("payment_id")),
             result=_charge_result(payment.id, intent),
-            refunded_minor=(intent.get("latest_charge") or {}).get("amount_refunded", 0),
         )
 
     async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
@@ -211,19 +224,40 @@ class Stripe:
         made = await self._search("list_refunds", _REFUNDS, params, "refund_id", refund.id)
         return _refund_result(refund, made) if made else None
 
+    async def list_refunds(self, charge_reference: str) -> list[ProviderRefund]:
+        params = {"payment_intent": charge_reference}
+        try:
+            return [
+                _provider_refund(charge_reference, made) async for made in self._list("list_refunds", _REFUNDS, params)
+            ]
+        except stripe.InvalidRequestError as error:
+            raise self._unknown("list_refunds", error) from error
+
+    async def list_events(self, since: datetime, until: datetime) -> list[Object]:
+        span = {"gte": int(since.timestamp()), "lte": int(until.timestamp())}
+        params = {"created": span, "types": sorted(WALKED_EVENTS)}
+        return [event async for event in self._list("list_events", _EVENTS, params, pages_most=_EVENT_PAGES_MOST)]
+
     async def _search(self, operation: str, path: str, params: Object, key: str, id_: uuid.UUID) -> Object | None:
         """Return the object of a list whose metadata has our `id_` under `key`; None if there is none."""
+        async for found in self._list(operation, path, params):
+            if (found.get("metadata") or {}).get(key) == str(id_):
+                return found
+        return None
+
+    async def _list(
+        self, operation: str, path: str, params: Object, *, pages_most: int = _PAGES_MOST
+    ) -> AsyncIterator[Object]:
+        """Yield the objects of a list, newest first."""
         after: dict[str, str] = {}
-        for _ in range(_PAGES_MOST):
+        for _ in range(pages_most):
             page = await self._get(operation, path, {**params, **after, "limit": _PAGE})
             for found in page["data"]:
-                if (found.get("metadata") or {}).get(key) == str(id_):
-                    answer: Object = found
-                    return answer
+                yield found
             if not page["has_more"]:
-                return None
+                return
             after = {"starting_after": page["data"][-1]["id"]}
-        raise self._unknown(operation, RuntimeError("too many objects to search"))
+        raise TooManyObjects(operation)
 
     async def _get(self, operation: str, path: str, params: Object | None = None) -> Object:
         return await self._call(operation, "get", path, params or {})
@@ -265,6 +299,11 @@ def is_live(key: str) -> bool:
 def charge_status(status: str) -> ChargeStatus:
     """Return the meaning of a PaymentIntent's status. A status that Stripe adds later is unknown, and asked again."""
     return _STATUSES.get(status, ChargeStatus.UNKNOWN)
+
+
+def refund_state(status: str) -> RefundState:
+    """Return the meaning of a Refund's status. A status that Stripe adds later is one without an end."""
+    return _REFUND_STATES.get(status, RefundState.PENDING)
 
 
 def _key(payment: Payment, operation: str) -> str:
@@ -314,11 +353,22 @@ def _refused(payment: Payment, error: stripe.InvalidRequestError) -> ChargeResul
     return ChargeResult(payment_id=payment.id, status=status, reference=reference, reason=reason)
 
 
+def _provider_refund(charge_reference: str, made: Object) -> ProviderRefund:
+    return ProviderRefund(
+        reference=made["id"],
+        charge_reference=charge_reference,
+        amount_minor=made["amount"],
+        state=refund_state(made["status"]),
+        refund_id=own_id((made.get("metadata") or {}).get("refund_id")),
+        reason=str(made.get("failure_reason") or "").upper(),
+    )
+
+
 def _refund_result(refund: Refund, made: Object) -> RefundResult:
     return RefundResult(
         refund_id=refund.id,
         payment_id=refund.payment_id,
-        state=_REFUND_STATES.get(made["status"], RefundState.PENDING),
+        state=refund_state(made["status"]),
         reference=made["id"],
         reason=str(made.get("failure_reason") or "").upper(),
     )

@@ -4,8 +4,8 @@ import dataclasses
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Row, Select, func, or_, select, text
@@ -14,7 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis import ids
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events.outbox import Event
-from services.payments.domain import LEASE_SECONDS, OPEN, Charge, Payment, PaymentNotFound, State, check_seconds
+from services.payments.dispatch.rules import check_seconds
+from services.payments.domain import (
+    LEASE_SECONDS,
+    OPEN,
+    REFUND_CHECK_SECONDS,
+    Charge,
+    Payment,
+    PaymentNotFound,
+    State,
+)
 from services.payments.sql import leases, schema
 
 NAMES = tuple(field.name for field in dataclasses.fields(Payment))
@@ -31,9 +40,9 @@ def from_row(row: Sequence[Any]) -> Payment:
 _INSERT = text("""
     INSERT INTO payments (id, order_id, customer_id, amount_minor, currency, state, provider, customer_pays,
         payment_method, attempt, attempt_time, failure_reason, refunded_minor, refunding_minor, cancel_requested,
-        checks, authenticating, next_check_time, version)
+        problem, checks, authenticating, next_check_time, version)
     SELECT n.id, n.order_id, n.customer_id, n.amount, n.currency, :state, :provider, n.method IS NULL,
-        CASE WHEN :is_open THEN n.method END, 1, now(), '', 0, 0, NOT :is_open, 0, false,
+        CASE WHEN :is_open THEN n.method END, 1, now(), '', 0, 0, NOT :is_open, '', 0, false,
         CASE WHEN :is_open THEN now() + make_interval(secs => :lease) END, 1
     FROM jsonb_to_recordset(CAST(:charges AS jsonb)) AS n (
         id uuid, order_id uuid, customer_id uuid, amount bigint, currency text, method text)
@@ -91,7 +100,8 @@ def _inserted(
             currency=charge.amount.currency, state=state, provider=provider, customer_pays=not charge.payment_method,
             payment_method=(charge.payment_method or None) if is_open else None, provider_reference=None,
             client_secret=None, attempt=1, failure_reason="", authenticating=False, refunded_minor=0,
-            refunding_minor=0, cancel_requested=not is_open, checks=0, version=1, create_time=time, update_time=time,
+            refunding_minor=0, cancel_requested=not is_open, problem="", checks=0, version=1,
+            create_time=time, update_time=time,
         )  # fmt: skip
     return made
 
@@ -187,13 +197,13 @@ def _named(payment_ids: Iterable[uuid.UUID], references: Iterable[str]) -> Selec
 # The columns that results change. One list for both statements below, so that they cannot differ.
 _RECORD = """
     id uuid, version bigint, state text, method text, reference text, secret text, reason text, authenticating boolean,
-    refunded bigint, refunding bigint, checks bigint, pause double precision, bump int, event_id uuid, subject text,
-    key text, event bytea
+    refunded bigint, refunding bigint, problem text, checks bigint, pause double precision, bump int, event_id uuid,
+    subject text, key text, event bytea
 """
 _SET = """
     state = n.state, payment_method = n.method, provider_reference = n.reference, client_secret = n.secret,
     failure_reason = n.reason, authenticating = n.authenticating, refunded_minor = n.refunded,
-    refunding_minor = n.refunding, checks = n.checks, version = p.version + n.bump,
+    refunding_minor = n.refunding, problem = n.problem, checks = n.checks, version = p.version + n.bump,
     update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,
     next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
 """
@@ -257,7 +267,7 @@ def _to_store(change: Change, *, bump: int = 1) -> dict[str, object]:
         "id": after.id, "version": after.version, "state": after.state, "method": after.payment_method,
         "reference": after.provider_reference, "secret": after.client_secret, "reason": after.failure_reason,
         "authenticating": after.authenticating, "refunded": after.refunded_minor, "refunding": after.refunding_minor,
-        "checks": after.checks, "pause": check_seconds(after), "bump": bump,
+        "problem": after.problem, "checks": after.checks, "pause": check_seconds(after), "bump": bump,
         "event_id": ids.new() if event else None, "subject": subject, "key": key,
         "event": f"\\x{event.SerializeToString().hex()}" if event else None,
     }  # fmt: skip
@@ -283,6 +293,43 @@ async def check_now(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
             " WHERE id = ANY(CAST(:ids AS uuid[])) AND next_check_time > now()"
         ),
         {"ids": list(payment_ids)},
+    )
+
+
+async def check_refunds(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
+    """Have the reconciler compare these payments' refunds with the provider's list."""
+    await tx.execute(
+        text("UPDATE payments SET refund_check_time = clock_timestamp() WHERE id = ANY(CAST(:ids AS uuid[]))"),
+        {"ids": list(payment_ids)},
+    )
+
+
+class RefundCheck(NamedTuple):
+    """A payment whose refunds are to be compared now, and the end of this process's lease on that."""
+
+    payment: Payment
+    lease_time: datetime
+
+
+async def claim_refund_checks(tx: AsyncSession, *, most: int) -> list[RefundCheck]:
+    """Lease payments whose refunds are to be compared. One that is not finished in time is claimed again."""
+    claimed = await tx.execute(
+        text(
+            "UPDATE payments AS p SET refund_check_time = clock_timestamp() + make_interval(secs => :lease)"  # noqa: S608
+            " WHERE p.id IN (SELECT id FROM payments WHERE refund_check_time <= now() ORDER BY refund_check_time"
+            " LIMIT :most FOR UPDATE SKIP LOCKED)"
+            f" RETURNING {', '.join(f'p.{name}' for name in NAMES)}, p.refund_check_time"
+        ),
+        {"lease": REFUND_CHECK_SECONDS, "most": most},
+    )
+    return [RefundCheck(from_row(row[:-1]), row[-1]) for row in claimed]
+
+
+async def end_refund_check(tx: AsyncSession, check: RefundCheck) -> None:
+    """End a comparison, unless a later event has asked for another one."""
+    await tx.execute(
+        text("UPDATE payments SET refund_check_time = NULL WHERE id = :id AND refund_check_time = :time"),
+        {"id": check.payment.id, "time": check.lease_time},
     )
 
 

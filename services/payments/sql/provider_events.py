@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import Cleanup
 from services.chassis.data.db import Database, run_autocommit
-from services.payments.domain import ChargeStatus, ProviderEvent, event_seconds, own_id
+from services.payments.dispatch.rules import event_seconds
+from services.payments.domain import ChargeStatus, Dispute, EventKind, ProviderEvent, RefundState, own_id
 
 CLEANUP = Cleanup(
     "provider_events",
@@ -66,7 +67,7 @@ class Parked(NamedTuple):
 _PUT = text("""
     INSERT INTO provider_events (provider, event_id, payload, attempts, processed_time)
     SELECT n.provider, n.id, n.payload, CASE WHEN p.id IS NULL THEN 0 ELSE 1 END,
-        CASE WHEN p.id IS NOT NULL THEN now() END
+        CASE WHEN p.id IS NOT NULL OR n.payload->>'kind' = 'UNHANDLED' THEN now() END
     FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS n (provider text, id text, payload jsonb, payment_id uuid)
     -- Row by row: a plan made while the table was small must not read all of it when it is large.
     LEFT JOIN LATERAL (
@@ -76,19 +77,31 @@ _PUT = text("""
     ) AS p ON true
     ORDER BY n.provider, n.id
     ON CONFLICT DO NOTHING
-    RETURNING payload->>'type' AS type, processed_time IS NULL AS waits
+    RETURNING payload->>'type' AS type, payload->>'kind' = 'UNHANDLED' AS unhandled, processed_time IS NULL AS waits
 """)
 
 
-async def put(db: Database, events: Sequence[ProviderEvent]) -> tuple[list[str], int]:
-    """Store events, each once. Return the types of those stored as processed, and how many new ones wait."""
+class Stored(NamedTuple):
+    """The types of new events that are done as soon as they are stored, and how many others wait."""
+
+    applied: list[str]
+    unhandled: list[str]
+    waiting: int
+
+
+async def put(db: Database, events: Sequence[ProviderEvent]) -> Stored:
+    """Store events, each once."""
     unique = {(event.provider, event.id): event for event in events}.values()
     document = [
         {"provider": e.provider, "id": e.id, "payload": _to_payload(e), "payment_id": e.payment_id} for e in unique
     ]
     stored = await run_autocommit(db, _PUT, {"events": orjson.dumps(document).decode()})
-    processed = [row.type for row in stored if not row.waits]
-    return processed, len(stored) - len(processed)
+    done = [row for row in stored if not row.waits]
+    return Stored(
+        applied=[row.type for row in done if not row.unhandled],
+        unhandled=[row.type for row in done if row.unhandled],
+        waiting=len(stored) - len(done),
+    )
 
 
 _CLAIM = text("""
@@ -191,12 +204,16 @@ async def drop_parked(db: Database, event_ids: Sequence[str]) -> list[str]:
 def _to_payload(event: ProviderEvent) -> dict[str, Any]:
     return {
         "type": event.type,
+        "kind": event.kind.name,
         "reference": event.reference,
         "payment_id": event.payment_id,
         "amount": event.amount_minor,
         "currency": event.currency,
         "charge_status": event.charge_status.name if event.charge_status else None,
         "refunded": event.refunded_minor,
+        "refund_reference": event.refund_reference,
+        "refund_state": event.refund_state,
+        "dispute": event.dispute,
     }
 
 
@@ -205,17 +222,26 @@ def _read(row: Row[Any]) -> ProviderEvent | None:
     payload = row.payload
     try:
         # Processes of the release before store no status. Such an event makes the reconciler ask the provider.
-        status = payload.get("charge_status")
+        status, refund, dispute = payload.get("charge_status"), payload.get("refund_state"), payload.get("dispute")
+        old_kind = "CHARGE" if payload["refunded"] is None else "REFUND"
         return ProviderEvent(
             provider=row.provider,
             id=row.event_id,
             type=str(payload["type"]),
+            kind=EventKind[payload.get("kind", old_kind)],
             reference=str(payload["reference"]),
             payment_id=own_id(payload["payment_id"]),
             amount_minor=int(payload["amount"]),
             currency=str(payload["currency"]),
             charge_status=ChargeStatus[status] if status else None,
             refunded_minor=None if payload["refunded"] is None else int(payload["refunded"]),
+            refund_reference=str(payload.get("refund_reference", "")),
+            refund_state=RefundState(refund) if refund else None,
+            dispute=_dispute(dispute) if dispute else None,
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+def _dispute(payload: dict[str, Any]) -> Dispute:
+    return Dispute(**payload | {"report_time": datetime.fromisoformat(payload["report_time"])})

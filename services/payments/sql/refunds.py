@@ -11,7 +11,8 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import delete_old_rows
-from services.payments.domain import LEASE_SECONDS, NewRefund, Payment, Refund, RefundState, refund_check_seconds
+from services.payments.dispatch.rules import refund_check_seconds
+from services.payments.domain import LEASE_SECONDS, NewRefund, Payment, Refund, RefundState
 from services.payments.sql import leases, payments, schema
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Refund))
@@ -44,8 +45,9 @@ async def insert(tx: AsyncSession, new: Sequence[NewRefund]) -> list[Refund]:
     inserted = await tx.execute(
         text(
             "INSERT INTO refunds (id, payment_id, provider, amount_minor, reason, state, stray, charge_reference,"  # noqa: S608
-            " failure_reason, checks, next_check_time)"
-            " SELECT n.id, n.payment_id, n.provider, n.amount, n.reason, 'PENDING', n.stray, n.reference, '', 0,"
+            " external, failure_reason, problem, attempt, checks, next_check_time)"
+            " SELECT n.id, n.payment_id, n.provider, n.amount, n.reason, 'PENDING', n.stray, n.reference, false, '',"
+            " '', 1, 0,"
             " now() + CASE WHEN n.stray THEN interval '0' ELSE make_interval(secs => :lease) END"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:payments AS uuid[]), CAST(:providers AS text[]),"
             " CAST(:amounts AS bigint[]), CAST(:reasons AS text[]), CAST(:strays AS boolean[]),"
@@ -74,6 +76,36 @@ async def insert(tx: AsyncSession, new: Sequence[NewRefund]) -> list[Refund]:
     return made
 
 
+async def insert_external(tx: AsyncSession, found: Sequence[Refund]) -> None:
+    """Insert refunds that were made at the provider, in the state that it reports."""
+    if not found:
+        return
+    await tx.execute(
+        text(
+            "INSERT INTO refunds (id, payment_id, provider, amount_minor, reason, state, stray, external,"
+            " charge_reference, provider_reference, failure_reason, problem, attempt, checks, next_check_time)"
+            " SELECT n.id, n.payment_id, n.provider, n.amount, 'made at the provider', n.state, n.stray, true,"
+            " n.charge, n.reference, n.failure, '', 1, 0,"
+            " CASE WHEN n.state = 'PENDING' THEN now() + interval '60 s' END"
+            " FROM unnest(CAST(:ids AS uuid[]), CAST(:payments AS uuid[]), CAST(:providers AS text[]),"
+            " CAST(:amounts AS bigint[]), CAST(:states AS text[]), CAST(:strays AS boolean[]),"
+            " CAST(:charges AS text[]), CAST(:references AS text[]), CAST(:failures AS text[]))"
+            " AS n(id, payment_id, provider, amount, state, stray, charge, reference, failure) ORDER BY n.id"
+        ),
+        {
+            "ids": [r.id for r in found],
+            "payments": [r.payment_id for r in found],
+            "providers": [r.provider for r in found],
+            "amounts": [r.amount_minor for r in found],
+            "states": [str(r.state) for r in found],
+            "strays": [r.stray for r in found],
+            "charges": [r.charge_reference for r in found],
+            "references": [r.provider_reference for r in found],
+            "failures": [r.failure_reason for r in found],
+        },
+    )
+
+
 async def read(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, RefundOfPayment]:
     """Return refunds by id, each with its payment."""
     both = select(*_COLUMNS, *payments.COLUMNS).join(schema.Payment, schema.Payment.id == schema.Refund.payment_id)
@@ -92,6 +124,29 @@ async def read_pending(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> li
     return [_from_row(row) for row in await tx.execute(wanted)]
 
 
+async def read_states(tx: AsyncSession, references: Sequence[str]) -> dict[str, RefundState]:
+    """Return the states of refunds by the provider's ids of them."""
+    table = schema.Refund
+    found = await tx.execute(
+        select(table.provider_reference, table.state).where(table.provider_reference.in_(references))
+    )
+    return {row.provider_reference: RefundState(row.state) for row in found}
+
+
+async def read_charges(tx: AsyncSession, payment_id: uuid.UUID) -> list[str]:
+    """Return the charges of a payment that have refunds: its own one, and stray ones."""
+    found = await tx.execute(
+        select(schema.Refund.charge_reference).where(schema.Refund.payment_id == payment_id).distinct()
+    )
+    return [row.charge_reference for row in found]
+
+
+async def lock_of_payment(tx: AsyncSession, payment_id: uuid.UUID) -> list[Refund]:
+    """Lock and return all refunds of a payment, which the caller has locked first."""
+    wanted = select(*_COLUMNS).where(schema.Refund.payment_id == payment_id).order_by(schema.Refund.id)
+    return [_from_row(row) for row in await tx.execute(wanted.with_for_update())]
+
+
 async def lock(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Refund]:
     """Lock and return refunds by id; the caller has locked their payments first."""
     wanted = select(*_COLUMNS).where(schema.Refund.id.in_(refund_ids)).order_by(schema.Refund.id)
@@ -103,9 +158,11 @@ async def store(tx: AsyncSession, refunds: Sequence[Refund]) -> None:
     await tx.execute(
         text(
             "UPDATE refunds AS r SET state = n.state, provider_reference = n.reference, failure_reason = n.reason,"
-            " update_time = now(), next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
+            " problem = n.problem, update_time = now(),"
+            " next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:states AS text[]), CAST(:references AS text[]),"
-            " CAST(:reasons AS text[]), CAST(:pauses AS double precision[])) AS n(id, state, reference, reason, pause)"
+            " CAST(:reasons AS text[]), CAST(:problems AS text[]), CAST(:pauses AS double precision[]))"
+            " AS n(id, state, reference, reason, problem, pause)"
             " WHERE r.id = n.id"
         ),
         {
@@ -113,6 +170,7 @@ async def store(tx: AsyncSession, refunds: Sequence[Refund]) -> None:
             "states": [str(r.state) for r in refunds],
             "references": [r.provider_reference for r in refunds],
             "reasons": [r.failure_reason for r in refunds],
+            "problems": [r.problem for r in refunds],
             "pauses": [refund_check_seconds(r) for r in refunds],
         },
     )
@@ -120,5 +178,5 @@ async def store(tx: AsyncSession, refunds: Sequence[Refund]) -> None:
 
 async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int) -> list[tuple[Refund, timedelta]]:
     """Lease due refunds; return each with the age of its idempotency key."""
-    rows = await leases.claim(tx, "refunds", _NAMES, key_time="create_time", besides=besides, most=most)
+    rows = await leases.claim(tx, "refunds", _NAMES, key_time="attempt_time", besides=besides, most=most)
     return [(_from_row(row[:-1]), row[-1]) for row in rows]

@@ -28,6 +28,10 @@ class Payment(Base):
             name="payments_refunds_within_amount",
         ),
         Index("payments_next_check_time", "next_check_time", postgresql_where=text("next_check_time IS NOT NULL")),
+        Index(
+            "payments_refund_check_time", "refund_check_time", postgresql_where=text("refund_check_time IS NOT NULL")
+        ),
+        Index("payments_problem", "update_time", postgresql_where=text("problem <> ''")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -48,6 +52,11 @@ class Payment(Base):
     refunded_minor: Mapped[int]
     refunding_minor: Mapped[int]
     cancel_requested: Mapped[bool]
+    problem: Mapped[str]
+    unanswered_time: Mapped[datetime | None]
+    """When the last call began that may have an effect and got no answer; NULL if each one was answered."""
+    refund_check_time: Mapped[datetime | None]
+    """When the provider's list of its refunds is read next; NULL if nothing new is known about them."""
     checks: Mapped[int]
     next_check_time: Mapped[datetime | None]
     version: Mapped[int]
@@ -64,6 +73,8 @@ class Refund(Base):
         CheckConstraint("amount_minor > 0", name="refunds_amount_positive"),
         Index("refunds_payment_id", "payment_id"),
         Index("refunds_next_check_time", "next_check_time", postgresql_where=text("next_check_time IS NOT NULL")),
+        Index("refunds_provider_reference", "provider_reference"),
+        Index("refunds_problem", "update_time", postgresql_where=text("problem <> ''")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -73,13 +84,50 @@ class Refund(Base):
     reason: Mapped[str]
     state: Mapped[str]
     stray: Mapped[bool]
+    external: Mapped[bool]
     charge_reference: Mapped[str]
     provider_reference: Mapped[str | None]
     failure_reason: Mapped[str]
+    problem: Mapped[str]
+    attempt: Mapped[int]
+    attempt_time: Mapped[datetime]
+    unanswered_time: Mapped[datetime | None]
+    """As in `payments`."""
     checks: Mapped[int]
     next_check_time: Mapped[datetime | None]
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class Dispute(Base):
+    """Money that a customer's bank demands back, as the provider reported it last."""
+
+    __tablename__ = "disputes"
+    __table_args__ = (
+        CheckConstraint("amount_minor >= 0", name="disputes_amount_not_negative"),
+        Index("disputes_payment_id", "payment_id"),
+    )
+
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    reference: Mapped[str] = mapped_column(primary_key=True)
+    payment_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("payments.id", name="disputes_payment_id_fkey"))
+    status: Mapped[str]
+    reason: Mapped[str]
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    report_time: Mapped[datetime]
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+    update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class EventWalk(Base):
+    """How far the events that a provider lists were read, and when they are read next."""
+
+    __tablename__ = "event_walks"
+
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    done_time: Mapped[datetime]
+    next_time: Mapped[datetime]
 
 
 class ProviderEvent(Base):

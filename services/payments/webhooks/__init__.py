@@ -15,3 +15,9 @@ class Webhook(Protocol):
         Raises `BadSignature`, and `InvalidFields` for a body that is no event. Nothing in `body` is trusted before the
         signature is verified.
         """
+
+    def reduce(self, event: object) -> ProviderEvent | None:
+        """Return an event that the provider listed, as `verify` does; None for an event of no use here.
+
+        Raises `InvalidFields` for a value that is no event.
+        """

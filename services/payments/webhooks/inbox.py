@@ -15,27 +15,26 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
 from services.chassis.errors import AppError, Unavailable, as_app_error
-from services.chassis.events import outbox
 from services.chassis.events.subscriber import cause_of
 from services.payments import settle
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import (
     EVENT_ATTEMPTS_MOST,
-    OPEN,
     UNANSWERED_ATTEMPTS_MOST,
     ChargeRecord,
     ChargeResult,
     ChargeStatus,
+    EventKind,
     Payment,
     ProviderEvent,
     is_other_amount,
-    with_refunded,
 )
 from services.payments.providers import OutcomeUnknown
 from services.payments.sql import payments, provider_events
 from services.payments.sql.provider_events import Attempt
 from services.payments.webhooks import Webhook
-from services.payments.webhooks.news import Need, is_paid, need_of
+from services.payments.webhooks.news import Need, need_of
+from services.payments.webhooks.reports import Report, apply_reports
 
 log = structlog.get_logger()
 
@@ -49,8 +48,8 @@ _UNKNOWN_PAYMENT, _NOT_CONFIRMED, _NOT_PAID_YET = "UNKNOWN_PAYMENT", "NOT_CONFIR
 _IN_PROGRESS, _UNANSWERED = "IN_PROGRESS", "PROVIDER_UNAVAILABLE"
 # Causes that no further attempt can change.
 _UNREADABLE, _OTHER_AMOUNT, _OTHER_PAYMENT = "UNREADABLE", "OTHER_AMOUNT", "OTHER_PAYMENT"
-_NO_SUCH_CHARGE, _MORE_THAN_PAID = "NO_SUCH_CHARGE", "MORE_THAN_PAID"
-_FINAL = frozenset((_UNREADABLE, _OTHER_AMOUNT, _OTHER_PAYMENT, _NO_SUCH_CHARGE, _MORE_THAN_PAID))
+_NO_SUCH_CHARGE = "NO_SUCH_CHARGE"
+_FINAL = frozenset((_UNREADABLE, _OTHER_AMOUNT, _OTHER_PAYMENT, _NO_SUCH_CHARGE))
 _BATCH_MOST = 200
 _LOOK_UP_SECONDS = 5.0
 
@@ -81,11 +80,13 @@ class Inbox:
             await self._put(event)
 
     async def _put_all(self, events: Sequence[ProviderEvent]) -> list[None]:
-        processed, waiting = await provider_events.put(self._db, events)
-        if waiting:
+        stored = await provider_events.put(self._db, events)
+        if stored.waiting:
             self._wake()
-        for kind in processed:
+        for kind in stored.applied:
             _EVENTS.labels(kind, "applied").inc()
+        for kind in stored.unhandled:
+            _EVENTS.labels(kind, "unhandled").inc()
         return [None] * len(events)
 
 
@@ -117,10 +118,9 @@ async def _apply(db: Database, dispatcher: ChargeDispatcher, claimed: Sequence[A
     try:
         records = await _look_up(db, dispatcher, claimed)
         async with db.begin() as tx:
-            due, causes = await _apply_to_payments(tx, dispatcher, claimed, records)
-            await payments.check_now(tx, sorted(due))
+            made_due, causes = await _apply_to_payments(tx, dispatcher, claimed, records)
             await provider_events.mark(tx, [_outcome(one, causes.get(one.id)) for one in claimed])
-        return bool(due)
+        return made_due
     except Exception as error:
         # An unavailable database is no fault of an event: the claim ends, and the next attempt follows.
         if isinstance(as_app_error(error), Unavailable):
@@ -165,14 +165,14 @@ async def _bounded(
 
 async def _apply_to_payments(
     tx: AsyncSession, dispatcher: ChargeDispatcher, claimed: Sequence[Attempt], records: Records
-) -> tuple[set[uuid.UUID], dict[str, str]]:
+) -> tuple[bool, dict[str, str]]:
     """Lock the payments of events and apply what the provider's records show.
 
-    Return the payments that the reconciler must ask about, and the causes, by event id, of events that are not done.
+    Return whether the reconciler has something to ask now, and the causes, by event id, of events that are not done.
     """
     before = await payments.lock(tx, *_keys(claimed))
     causes = {one.id: _UNREADABLE for one in claimed if one.event is None}
-    due, found = set[uuid.UUID](), list[tuple[ProviderEvent, Payment, ChargeRecord]]()
+    due, results, reports = set[uuid.UUID](), list[ChargeResult](), list[Report]()
     for one in claimed:
         if (event := one.event) is None:
             continue
@@ -182,7 +182,9 @@ async def _apply_to_payments(
             continue
         assert payment
         need = _need(one, payment)
-        if need is Need.WAIT:
+        if need is Need.REPORT:
+            reports.append((event, payment))
+        elif need is Need.WAIT:
             causes[event.id] = _IN_PROGRESS
         elif need in (Need.CHECK, Need.CHECK_UNTIL_SHOWN):
             due.add(payment.id)
@@ -193,10 +195,14 @@ async def _apply_to_payments(
         elif need is Need.LOOK_UP:
             record = records.get(event.id, _NOT_ASKED)
             if isinstance(record, ChargeRecord) and not (cause := _contradiction(event, payment, record)):
-                found.append((event, payment, record))
+                results.append(record.result)
             else:
                 causes[event.id] = cause or (_UNANSWERED if record else _NO_SUCH_CHARGE)
-    return due, causes | await _apply_records(tx, before, found)
+    if results:
+        before |= await settle.apply_results(tx, {r.payment_id: before[r.payment_id] for r in results}, results)
+    await payments.check_now(tx, sorted(due))
+    compares = await apply_reports(tx, [(event, before[payment.id]) for event, payment in reports])
+    return bool(due) or compares, causes
 
 
 _NOT_ASKED = OutcomeUnknown("its payment changed after the look-up")
@@ -222,7 +228,9 @@ def _objection(event: ProviderEvent, payment: Payment | None) -> str | None:
     """Return the cause why an event cannot be used at all."""
     if payment is None:
         return _UNKNOWN_PAYMENT
-    return _OTHER_AMOUNT if is_other_amount(payment, event.amount_minor, event.currency, reported=True) else None
+    is_charge = event.kind is EventKind.CHARGE
+    other = is_charge and is_other_amount(payment, event.amount_minor, event.currency, reported=True)
+    return _OTHER_AMOUNT if other else None
 
 
 def _contradiction(event: ProviderEvent, payment: Payment, record: ChargeRecord) -> str | None:
@@ -232,37 +240,7 @@ def _contradiction(event: ProviderEvent, payment: Payment, record: ChargeRecord)
         return _OTHER_PAYMENT
     if is_other_amount(payment, result.amount_minor, result.currency, reported=True):
         return _OTHER_AMOUNT
-    if result.status is not ChargeStatus.SUCCEEDED:
-        return _NOT_CONFIRMED
-    return _MORE_THAN_PAID if record.refunded_minor > payment.amount_minor else None
-
-
-async def _apply_records(
-    tx: AsyncSession, before: dict[uuid.UUID, Payment], found: Sequence[tuple[ProviderEvent, Payment, ChargeRecord]]
-) -> dict[str, str]:
-    """Apply records of charges that took money; return the causes of events that must wait, by event id."""
-    if not found:
-        return {}
-    results: list[ChargeResult] = [record.result for _, _, record in found]
-    after = await settle.apply_results(tx, before, results)
-    causes, changed = dict[str, str](), dict[uuid.UUID, Payment]()
-    for event, payment, record in found:
-        now, total = changed.get(payment.id, after[payment.id]), record.refunded_minor
-        # The refund of a stray charge is none of the payment's.
-        if event.refunded_minor is None or event.reference != now.provider_reference:
-            continue
-        if now.state in OPEN:
-            causes[event.id] = _NOT_PAID_YET
-        elif not is_paid(now) or total <= now.refunded_minor:
-            continue
-        elif now.refunding_minor:
-            causes[event.id] = _IN_PROGRESS
-        else:
-            changed[now.id] = with_refunded(now, total)
-    if changed:
-        await payments.store(tx, list(changed.values()))
-        await outbox.publish(tx, [settle.refunded_event(payment) for payment in changed.values()])
-    return causes
+    return None if result.status is ChargeStatus.SUCCEEDED else _NOT_CONFIRMED
 
 
 def _outcome(attempt: Attempt, cause: str | None) -> Attempt:

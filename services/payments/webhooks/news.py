@@ -2,9 +2,8 @@
 
 import enum
 
-from services.payments.domain import OPEN, ChargeStatus, Payment, ProviderEvent, State
+from services.payments.domain import OPEN, ChargeStatus, EventKind, Payment, ProviderEvent, State
 
-_PAID = (State.SUCCEEDED, State.REFUNDED)
 _WITHOUT_MONEY = (State.FAILED, State.CANCELLED)
 
 
@@ -21,15 +20,15 @@ class Need(enum.Enum):
     """A call of our own is in progress, and its answer may be what the event reports."""
     LOOK_UP = enum.auto()
     """The provider is asked about the charge that the event names; the payment does not lead there."""
+    REPORT = enum.auto()
+    """It reports a refund or a dispute; see `reports`."""
 
 
 def need_of(event: ProviderEvent, payment: Payment, *, earlier_attempts: int) -> Need:
     """Return what `event` calls for, given its payment."""
     is_own = event.reference == payment.provider_reference
-    if event.refunded_minor is not None:
-        if is_own and event.refunded_minor <= payment.refunded_minor:
-            return Need.NOTHING
-        return Need.WAIT if is_own and payment.refunding_minor else Need.LOOK_UP
+    if event.kind is not EventKind.CHARGE:
+        return Need.REPORT
     if payment.state not in OPEN:
         # Money is news if the payment ended without it; nothing else is.
         stray = event.charge_status is ChargeStatus.SUCCEEDED and (not is_own or payment.state in _WITHOUT_MONEY)
@@ -38,8 +37,3 @@ def need_of(event: ProviderEvent, payment: Payment, *, earlier_attempts: int) ->
         is_first = payment.provider_reference is None and earlier_attempts == 0
         return Need.WAIT if is_first else Need.LOOK_UP
     return Need.CHECK if event.charge_status is None else Need.CHECK_UNTIL_SHOWN
-
-
-def is_paid(payment: Payment) -> bool:
-    """Whether refunds of the payment can be counted."""
-    return payment.state in _PAID

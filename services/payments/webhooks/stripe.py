@@ -1,6 +1,7 @@
 """Events of Stripe: signature, types of their fields, and reduction to what is used."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
 import orjson
@@ -8,12 +9,33 @@ import stripe
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.chassis.errors import InvalidFields
-from services.payments.domain import WEBHOOK_BYTES_MOST, BadSignature, ChargeStatus, ProviderEvent, own_id
-from services.payments.providers.stripe import charge_status, is_live
+from services.payments.domain import (
+    WEBHOOK_BYTES_MOST,
+    BadSignature,
+    ChargeStatus,
+    Dispute,
+    EventKind,
+    ProviderEvent,
+    own_id,
+)
+from services.payments.providers.stripe import DISPUTE_EVENTS, REFUND_EVENTS, charge_status, is_live, refund_state
 
+_PROVIDER = "stripe"
 _TOLERANCE_SECONDS = 300
+_YEAR_9999 = 253_370_764_800
 _ERRORS_SHOWN = 5
 _REFUNDED = "charge.refunded"
+IGNORED = {
+    "payment_intent.created": "the answer of the call that made the intent says the same",
+    "payment_intent.amount_capturable_updated": "money is taken at once, never captured later",
+    "payment_intent.partially_funded": "only of bank transfers, which are not offered",
+    "charge.succeeded": "the event of its intent says the same",
+    "charge.failed": "the event of its intent says the same",
+    "charge.pending": "the event of its intent says the same",
+    "charge.captured": "money is taken at once, never captured later",
+    "charge.updated": "changes descriptions and fees, which are not stored here",
+}
+"""The types that are dropped, each with the reason. Any other type is stored and counted as unhandled."""
 _INTENTS = frozenset((
     "payment_intent.succeeded", "payment_intent.payment_failed", "payment_intent.canceled",
     "payment_intent.processing", "payment_intent.requires_action",
@@ -71,6 +93,23 @@ class _Charge(Typed):
         return self
 
 
+class _Refund(Typed):
+    id: Id
+    payment_intent: Id | None
+    status: Id
+    metadata: dict[str, Any] | None = None
+
+
+class _Dispute(Typed):
+    id: Id
+    payment_intent: Id | None
+    amount: Minor
+    currency: Currency
+    status: Id
+    reason: Id
+    livemode: bool | None = None
+
+
 class StripeWebhook:
     """The `Webhook` of one Stripe endpoint and its signing secret."""
 
@@ -87,11 +126,15 @@ class StripeWebhook:
         except (stripe.SignatureVerificationError, UnicodeDecodeError, OverflowError, TypeError):
             raise BadSignature() from None
         try:
-            event = _Event.model_validate(orjson.loads(body))
-            self._check_source(event.account, event.livemode)
-            return self._reduced(event)
+            return self.reduce(orjson.loads(body))
         except orjson.JSONDecodeError:
             raise InvalidFields({"body": "must be JSON"}) from None
+
+    def reduce(self, event: object) -> ProviderEvent | None:
+        try:
+            typed = _Event.model_validate(event)
+            self._check_source(typed.account, typed.livemode)
+            return self._reduced(typed)
         except ValidationError as error:
             raise InvalidFields(_violations(error)) from None
 
@@ -104,26 +147,57 @@ class StripeWebhook:
 
     def _reduced(self, event: _Event) -> ProviderEvent | None:
         """Return what is used of an event; None for one of no use. Raises `ValidationError`."""
+        if event.type in IGNORED:
+            return None
         if event.type in _INTENTS:
-            intent = _Intent.model_validate(event.data.object)
-            self._check_source(None, intent.livemode)
-            status = charge_status(intent.status)
-            return ProviderEvent(
-                provider="stripe", id=event.id, type=event.type, reference=intent.id,
-                payment_id=own_id((intent.metadata or {}).get("payment_id")), amount_minor=intent.amount,
-                currency=intent.currency, charge_status=status if status in _FINAL else None,
-            )  # fmt: skip
+            return self._about_intent(event)
+        if event.type in REFUND_EVENTS:
+            return self._about_refund(event)
+        if event.type in DISPUTE_EVENTS:
+            return self._about_dispute(event)
+        return ProviderEvent(provider=_PROVIDER, id=event.id, type=event.type, kind=EventKind.UNHANDLED)
+
+    def _about_intent(self, event: _Event) -> ProviderEvent:
+        intent = _Intent.model_validate(event.data.object)
+        self._check_source(None, intent.livemode)
+        status = charge_status(intent.status)
+        return ProviderEvent(
+            provider=_PROVIDER, id=event.id, type=event.type, reference=intent.id,
+            payment_id=own_id((intent.metadata or {}).get("payment_id")), amount_minor=intent.amount,
+            currency=intent.currency, charge_status=status if status in _FINAL else None,
+        )  # fmt: skip
+
+    def _about_refund(self, event: _Event) -> ProviderEvent | None:
+        """Reduce an event about a refund: `charge.refunded` has its charge, all others the refund itself."""
+        subject: _Charge | _Refund
         if event.type == _REFUNDED:
-            charge = _Charge.model_validate(event.data.object)
-            self._check_source(None, charge.livemode)
-            if charge.payment_intent is None:
-                return None  # a charge without an intent is none of ours
-            return ProviderEvent(
-                provider="stripe", id=event.id, type=event.type, reference=charge.payment_intent,
-                payment_id=own_id((charge.metadata or {}).get("payment_id")), amount_minor=charge.amount,
-                currency=charge.currency, refunded_minor=charge.amount_refunded,
-            )  # fmt: skip
-        return None
+            subject = _Charge.model_validate(event.data.object)
+            self._check_source(None, subject.livemode)
+        else:
+            subject = _Refund.model_validate(event.data.object)
+        if subject.payment_intent is None:
+            return None  # a charge without an intent is none of ours
+        made = subject if isinstance(subject, _Refund) else None
+        return ProviderEvent(
+            provider=_PROVIDER, id=event.id, type=event.type, kind=EventKind.REFUND, reference=subject.payment_intent,
+            payment_id=own_id((subject.metadata or {}).get("payment_id")),
+            refunded_minor=subject.amount_refunded if isinstance(subject, _Charge) else None,
+            refund_reference=made.id if made else "", refund_state=refund_state(made.status) if made else None,
+        )  # fmt: skip
+
+    def _about_dispute(self, event: _Event) -> ProviderEvent | None:
+        dispute = _Dispute.model_validate(event.data.object)
+        self._check_source(None, dispute.livemode)
+        if dispute.payment_intent is None:
+            return None
+        return ProviderEvent(
+            provider=_PROVIDER, id=event.id, type=event.type, kind=EventKind.DISPUTE, reference=dispute.payment_intent,
+            dispute=Dispute(
+                reference=dispute.id, status=dispute.status.upper(), reason=dispute.reason.upper(),
+                amount_minor=dispute.amount, currency=dispute.currency.upper(),
+                report_time=datetime.fromtimestamp(min(event.created or 0, _YEAR_9999), UTC),
+            ),
+        )  # fmt: skip
 
 
 def _violations(error: ValidationError) -> dict[str, str]:

@@ -31,6 +31,7 @@ from services.payments.rpc import ChargeService, PaymentService
 from services.payments.sql import payments as sql
 from services.payments.webhooks.inbox import Inbox
 from services.payments.webhooks.stripe import StripeWebhook
+from services.payments.webhooks.walk import EventWalk
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
 from stampede.payments.v1 import events_pb2
@@ -106,6 +107,10 @@ class Sandbox:
         async with self.http.post(f"{self.url}/v1/refunds", data=form, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
 
+    async def fail_refund(self, refund_id: str) -> None:
+        """Fail a refund that has succeeded, as a bank does that cannot find the card."""
+        await self.control("POST", f"refunds/{refund_id}/fail")
+
     async def refunds(self, intent: str) -> list[dict[str, Any]]:
         headers = {"Authorization": f"Bearer {KEY}"}
         async with self.http.get(f"{self.url}/v1/refunds?limit=100&payment_intent={intent}", headers=headers) as answer:
@@ -175,6 +180,12 @@ class Payments:
         webhooks = {"stripe": StripeWebhook(WEBHOOK_SECRET, api_key=KEY)}
         charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunds), server)
         pb_grpc.add_PaymentServiceServicer_to_server(PaymentService(charges, refunds, inbox, webhooks), server)
+
+    @property
+    def walk(self) -> EventWalk:
+        """The walk through the events that the provider lists."""
+        webhook = StripeWebhook(WEBHOOK_SECRET, api_key=KEY)
+        return EventWalk(self.db, self.provider, webhook, Inbox(self.db, self.reconciler.wake))
 
     def start_loops(self) -> None:
         for loop in (self.reconciler.reconcile, self.reconciler.renew_leases, self.reconciler.apply_events):
@@ -264,7 +275,12 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        await tx.execute(text("TRUNCATE payments, refunds, provider_events, requests, outbox RESTART IDENTITY CASCADE"))
+        await tx.execute(
+            text(
+                "TRUNCATE payments, refunds, provider_events, disputes, event_walks, requests, outbox"
+                " RESTART IDENTITY CASCADE"
+            )
+        )
     return one_database
 
 

@@ -146,7 +146,7 @@ async def test_a_refund_with_an_expired_key_is_looked_up_first(service: Payments
     await service.rows("UPDATE payments SET state = 'SUCCEEDED', refunded_minor = 0, refunding_minor = 1999")
     await service.rows(
         "UPDATE refunds SET state = 'PENDING', provider_reference = NULL, next_check_time = now(),"
-        " create_time = now() - interval '2 days'"
+        " attempt_time = now() - interval '2 days'"
     )
     service.start_loops()
     await service.reaches(payment.payment_id, State.REFUNDED)

@@ -2,7 +2,9 @@
 
 import uuid
 from collections import Counter
-from datetime import timedelta
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
 
 from services.chassis.data.db import Database
 from services.chassis.money import Money
@@ -16,6 +18,7 @@ from services.payments.domain import (
     ChargeStatus,
     Payment,
     ProviderEvent,
+    ProviderRefund,
     Refund,
     RefundResult,
     RefundState,
@@ -68,6 +71,12 @@ class Coins:
     async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
         self.refunded.add(refund.payment_id)
         return RefundResult(refund_id=refund.id, payment_id=refund.payment_id, state=RefundState.SUCCEEDED)
+
+    async def list_refunds(self, charge_reference: str) -> list[ProviderRefund]:
+        return []
+
+    async def list_events(self, since: datetime, until: datetime) -> list[Mapping[str, Any]]:
+        return []
 
     async def aclose(self) -> None:
         pass

@@ -8,7 +8,8 @@ from typing import Any
 from services.chassis.data.db import Database
 from services.chassis.money import Money
 from services.payments import settle
-from services.payments.domain import Charge, ChargeResult, ChargeStatus, Payment, State, check_seconds
+from services.payments.dispatch.rules import check_seconds
+from services.payments.domain import Charge, ChargeResult, ChargeStatus, Payment, State
 from services.payments.sql import payments
 from stampede.payments.v1 import events_pb2
 from tests.integration.payments.conftest import Payments

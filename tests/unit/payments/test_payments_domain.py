@@ -8,23 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.payments import domain
+from services.payments.dispatch import rules
+from services.payments.dispatch.rules import Operation, next_operation
 from services.payments.domain import (
     MOVES,
     OPEN,
     ChargeResult,
     ChargeStatus,
-    Operation,
     Payment,
     Refund,
     RefundState,
     State,
     Verdict,
-    after_refund,
     decide,
-    next_operation,
 )
 from services.payments.providers.stripe import decline_reason
+from services.payments.refunds.rules import after_refund
 
 _ID = uuid.UUID(int=7)
 _RANK = {State.AWAITING_CUSTOMER: 0, State.PROCESSING: 0, State.SUCCEEDED: 1, State.FAILED: 1, State.CANCELLED: 1,
@@ -37,7 +36,7 @@ def a_payment(**changes: object) -> Payment:
         id=_ID, order_id=_ID, customer_id=_ID, amount_minor=1999, currency="USD", state=State.PROCESSING,
         provider="stripe", customer_pays=False, payment_method="pm_card_visa", provider_reference=None,
         client_secret=None, attempt=1, failure_reason="", authenticating=False, refunded_minor=0, refunding_minor=0,
-        cancel_requested=False, checks=0, version=1, create_time=moment, update_time=moment,
+        cancel_requested=False, problem="", checks=0, version=1, create_time=moment, update_time=moment,
     )  # fmt: skip
     return dataclasses.replace(payment, **changes)  # type: ignore[arg-type]
 
@@ -53,9 +52,11 @@ def a_result(kind: ChargeStatus, reference: str = "pi_1", **more: object) -> Cha
 
 def test_the_moves_that_exist() -> None:
     assert set(MOVES) == set(State)
-    assert not MOVES[State.FAILED] | MOVES[State.CANCELLED] | MOVES[State.REFUNDED]
+    assert not MOVES[State.FAILED] | MOVES[State.CANCELLED]
     assert MOVES[State.SUCCEEDED] == {State.REFUNDED}
-    assert not any(_RANK[after] < _RANK[before] for before, ends in MOVES.items() for after in ends)
+    assert MOVES[State.REFUNDED] == {State.SUCCEEDED}, "a refund may fail after it has succeeded"
+    back = [(before, after) for before, ends in MOVES.items() for after in ends if _RANK[after] < _RANK[before]]
+    assert back == [(State.REFUNDED, State.SUCCEEDED)]
 
 
 @pytest.mark.parametrize(
@@ -151,8 +152,8 @@ def test_refunds_add_up(parts: list[tuple[int, bool]]) -> None:
         payment = dataclasses.replace(payment, refunding_minor=payment.refunding_minor + minor)
         refund = Refund(
             id=_ID, payment_id=_ID, provider="stripe", amount_minor=minor, state=RefundState.PENDING, stray=False,
-            charge_reference="pi_1",
-            provider_reference=None, failure_reason="", checks=0,
+            external=False, charge_reference="pi_1", provider_reference=None, failure_reason="", problem="",
+            attempt=1, checks=0,
         )  # fmt: skip
         before = payment.refunded_minor
         payment = after_refund(payment, refund, RefundState.SUCCEEDED if succeeds else RefundState.FAILED)
@@ -183,15 +184,15 @@ def test_declines_get_our_reasons(code: str | None, decline_code: str | None, re
 def test_the_next_operation() -> None:
     assert next_operation(a_payment()) is Operation.CREATE
     assert next_operation(a_payment(), key_expired=True) is Operation.FIND
-    assert next_operation(a_payment(checks=domain.LOOK_UP_AFTER_CHECKS)) is Operation.FIND
-    assert next_operation(a_payment(checks=domain.LOOK_UP_AFTER_CHECKS + 1)) is Operation.CREATE
+    assert next_operation(a_payment(checks=rules.LOOK_UP_AFTER_CHECKS)) is Operation.FIND
+    assert next_operation(a_payment(checks=rules.LOOK_UP_AFTER_CHECKS + 1)) is Operation.CREATE
     assert next_operation(a_payment(provider_reference="pi_1")) is Operation.CONFIRM
     assert next_operation(a_payment(provider_reference="pi_1", payment_method=None)) is Operation.RETRIEVE
     assert next_operation(a_payment(provider_reference="pi_1", cancel_requested=True)) is Operation.CANCEL
 
 
 def test_ended_payments_are_not_checked_and_pauses_are_bounded() -> None:
-    assert all((domain.check_seconds(a_payment(state=state)) is None) == (state not in OPEN) for state in State)
-    pauses = [domain.check_seconds(a_payment(checks=n)) or 0 for n in range(40)]
+    assert all((rules.check_seconds(a_payment(state=state)) is None) == (state not in OPEN) for state in State)
+    pauses = [rules.check_seconds(a_payment(checks=n)) or 0 for n in range(40)]
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (1.0, 60.0)

@@ -1,0 +1,60 @@
+"""Which provider call comes next, and when a call without an answer is repeated. Pure."""
+
+import enum
+
+from services.payments.domain import OPEN, Payment, Refund, RefundState, State
+
+LOOK_UP_AFTER_CHECKS = 6
+"""After this many calls under one key without an answer, the provider's records are searched instead."""
+
+_PROCESSING_SECONDS = (1.0, 60.0)
+_AWAITING_SECONDS = (60.0, 3600.0)
+_CANCELLING_SECONDS = (1.0, 60.0)
+_EVENT_SECONDS = (1.0, 600.0)
+
+
+class Operation(enum.Enum):
+    """The calls of a provider about a payment; see `PaymentProvider`."""
+
+    CREATE = enum.auto()
+    FIND = enum.auto()
+    CONFIRM = enum.auto()
+    CANCEL = enum.auto()
+    RETRIEVE = enum.auto()
+
+
+def next_operation(payment: Payment, *, key_expired: bool = False) -> Operation:
+    """Return the next provider call for an open payment. `key_expired`: the provider may have forgotten the key."""
+    if payment.provider_reference is None:
+        # Every second time only: while the provider is unavailable, nothing but a repeat under the key can charge.
+        look_up = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
+        return Operation.FIND if key_expired or look_up else Operation.CREATE
+    if payment.cancel_requested:
+        return Operation.CANCEL
+    # Safe without a key too: an intent takes money once, and then refuses to be confirmed again.
+    return Operation.CONFIRM if payment.payment_method else Operation.RETRIEVE
+
+
+def check_seconds(payment: Payment) -> float | None:
+    """Return the pause before the reconciler asks the provider again; None once the payment has ended."""
+    if payment.state not in OPEN:
+        return None
+    if payment.state is State.PROCESSING:
+        return backoff(payment.checks, _PROCESSING_SECONDS)
+    return backoff(payment.checks, _CANCELLING_SECONDS if payment.cancel_requested else _AWAITING_SECONDS)
+
+
+def refund_check_seconds(refund: Refund) -> float | None:
+    """Return the pause before the reconciler repeats a refund; None once it has ended."""
+    return backoff(refund.checks, _PROCESSING_SECONDS) if refund.state is RefundState.PENDING else None
+
+
+def event_seconds(attempts: int) -> float:
+    """Return the pause before an event that could not be applied is tried again."""
+    return backoff(attempts, _EVENT_SECONDS)
+
+
+def backoff(tries: int, bounds: tuple[float, float]) -> float:
+    """Double the pause with each try, within the bounds. The database adds the jitter."""
+    least, most = bounds
+    return min(least * 2.0 ** min(tries, 30), most)

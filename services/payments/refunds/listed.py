@@ -1,0 +1,71 @@
+"""Adopts the provider's list of refunds: those made there, those that failed later, those of lost answers."""
+
+import structlog
+from prometheus_client import Counter
+
+from services.chassis.data.db import Database
+from services.chassis.events import outbox
+from services.payments import settle
+from services.payments.domain import OPEN, ProviderRefund, Refund
+from services.payments.providers import OutcomeUnknown, PaymentProvider
+from services.payments.refunds import rules
+from services.payments.sql import payments, refunds
+from services.payments.sql.payments import RefundCheck
+
+log = structlog.get_logger()
+
+_FAILED_LATER = Counter("stampede_refunds_failed_later_total", "Refunds that failed after they had succeeded.")
+_FOUND = Counter("stampede_refunds_found_total", "Refunds that were made at the provider, without a call of ours.")
+
+
+async def check_refunds(db: Database, provider: PaymentProvider, check: RefundCheck) -> None:
+    """Compare a payment's refunds with the provider's list, and store what differs.
+
+    Without an answer of the provider, or while the payment itself has no end, the check is claimed again later.
+    """
+    payment = check.payment
+    async with db() as tx:
+        charges = set(await refunds.read_charges(tx, payment.id))
+    if payment.provider_reference is not None:
+        charges.add(payment.provider_reference)
+    if payment.state in OPEN:
+        async with db.begin() as tx:
+            await payments.check_now(tx, [payment.id])
+        return
+    try:
+        listed = [refund for charge in sorted(charges) for refund in await provider.list_refunds(charge)]
+    except OutcomeUnknown:
+        return
+    await store_listed(db, check, listed)
+
+
+async def store_listed(db: Database, check: RefundCheck, listed: list[ProviderRefund]) -> None:
+    """Store the provider's list of a payment's refunds, and publish what it changes, in one transaction."""
+    async with db.begin() as tx:
+        payment = (await payments.lock(tx, [check.payment.id]))[check.payment.id]
+        found = rules.compare(payment, await refunds.lock_of_payment(tx, payment.id), listed)
+        await refunds.insert_external(tx, found.new)
+        if found.changed:
+            await refunds.store(tx, found.changed)
+        now = found.payment
+        if now != payment:
+            await payments.store(tx, [now])
+        await payments.end_refund_check(tx, check)
+        events = []
+        if now.refunded_minor > payment.refunded_minor:
+            events.append(settle.refunded_event(now))
+        if now.refunded_minor < payment.refunded_minor or any(not refund.stray for refund in found.failed):
+            events.append(settle.refund_failed_event(now))
+        await outbox.publish(tx, events)
+    _FOUND.inc(len(found.new))
+    for refund in found.failed:
+        _count_failed(refund)
+
+
+def _count_failed(refund: Refund) -> None:
+    if refund.problem == rules.FAILED_LATER:
+        _FAILED_LATER.inc()
+        log.error(
+            "a refund failed after it had succeeded",
+            payment_id=refund.payment_id, refund_id=refund.id, cause=refund.failure_reason,
+        )  # fmt: skip

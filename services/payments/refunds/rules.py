@@ -1,0 +1,122 @@
+"""How refunds change a payment, and how the provider's list of refunds is compared with ours. Pure."""
+
+import dataclasses
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from services.payments.domain import Payment, ProviderRefund, Refund, RefundState, State
+
+DISPLACED = "CHARGE_ALREADY_REFUNDED"
+FAILED_LATER = "FAILED_AFTER_SUCCESS"
+_EXTERNAL = "made at the provider"
+
+
+def after_refund(payment: Payment, refund: Refund, outcome: RefundState) -> Payment:
+    """Return the payment after its pending `refund` has ended with `outcome`."""
+    if refund.stray:
+        return payment
+    total = payment.refunded_minor + (refund.amount_minor if outcome is RefundState.SUCCEEDED else 0)
+    payment = with_refunded(payment, total)
+    return dataclasses.replace(payment, refunding_minor=payment.refunding_minor - refund.amount_minor)
+
+
+def with_refunded(payment: Payment, total_minor: int) -> Payment:
+    """Return the payment once refunds of `total_minor` are confirmed.
+
+    A full refund makes it `REFUNDED`. A refund that failed after it had succeeded makes it `SUCCEEDED` again.
+    """
+    state = payment.state
+    if state in (State.SUCCEEDED, State.REFUNDED):
+        state = State.REFUNDED if total_minor == payment.amount_minor else State.SUCCEEDED
+    return dataclasses.replace(payment, refunded_minor=total_minor, state=state)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The payment and its refunds as the provider's records have them."""
+
+    payment: Payment
+    changed: list[Refund]
+    new: list[Refund]
+    """Refunds that were made at the provider, and are not known here yet."""
+    failed: list[Refund]
+    """Those of `changed` that have failed now."""
+
+
+def compare(payment: Payment, known: Sequence[Refund], listed: Iterable[ProviderRefund]) -> Comparison:
+    """Adopt the provider's list of a payment's refunds. `known` are all refunds of the payment.
+
+    A refund of ours that is not in the list keeps its state: a call for it may still be under way.
+    """
+    before = {refund.id: refund for refund in known}
+    after = dict(before)
+    by_reference = {refund.provider_reference: refund for refund in known if refund.provider_reference}
+    seen: set[uuid.UUID] = set()
+    for report in listed:
+        refund = by_reference.get(report.reference) or _by_id(after, report) or _external(payment, report)
+        seen.add(refund.id)
+        after[refund.id] = _adopted(refund, report)
+    _fail_displaced(payment, after, seen)
+    changed = [refund for key, refund in after.items() if key in before and refund != before[key]]
+    counted = [refund for refund in after.values() if not refund.stray]
+    now = with_refunded(payment, min(_sum(counted, RefundState.SUCCEEDED), payment.amount_minor))
+    return Comparison(
+        payment=dataclasses.replace(now, refunding_minor=_sum(counted, RefundState.PENDING)),
+        changed=changed,
+        new=[refund for key, refund in after.items() if key not in before],
+        failed=[r for r in changed if r.state is RefundState.FAILED and before[r.id].state is not RefundState.FAILED],
+    )
+
+
+def _by_id(known: dict[uuid.UUID, Refund], report: ProviderRefund) -> Refund | None:
+    refund = known.get(report.refund_id) if report.refund_id else None
+    # With another reference it was refunded twice: the second one counts by itself.
+    return refund if refund and refund.provider_reference in (None, report.reference) else None
+
+
+def _external(payment: Payment, report: ProviderRefund) -> Refund:
+    own = report.charge_reference == payment.provider_reference
+    return Refund(
+        id=uuid.uuid5(payment.id, report.reference),
+        payment_id=payment.id,
+        provider=payment.provider,
+        amount_minor=report.amount_minor,
+        state=report.state,
+        stray=not own or payment.state not in (State.SUCCEEDED, State.REFUNDED),
+        external=True,
+        charge_reference=report.charge_reference,
+        provider_reference=report.reference,
+        failure_reason=report.reason,
+        problem="",
+        attempt=1,
+        checks=0,
+    )
+
+
+def _adopted(refund: Refund, report: ProviderRefund) -> Refund:
+    state = report.state
+    if state is RefundState.PENDING and refund.state is RefundState.SUCCEEDED:
+        state = refund.state
+    problem = "" if state is not RefundState.FAILED else refund.problem
+    if state is RefundState.FAILED and (refund.state is RefundState.SUCCEEDED or refund.stray):
+        problem = FAILED_LATER
+    return dataclasses.replace(
+        refund, state=state, provider_reference=report.reference, failure_reason=report.reason, problem=problem
+    )
+
+
+def _fail_displaced(payment: Payment, after: dict[uuid.UUID, Refund], seen: set[uuid.UUID]) -> None:
+    """Fail pending refunds for which the provider's own refunds leave no money: it refuses them for good."""
+    counted = [refund for refund in after.values() if not refund.stray]
+    room = payment.amount_minor - _sum(counted, RefundState.SUCCEEDED)
+    pending = [refund for refund in counted if refund.state is RefundState.PENDING]
+    for refund in sorted(pending, key=lambda one: (one.id not in seen, one.id)):
+        room -= refund.amount_minor
+        if room < 0 and refund.id not in seen:
+            after[refund.id] = dataclasses.replace(refund, state=RefundState.FAILED, failure_reason=DISPLACED)
+            room += refund.amount_minor
+
+
+def _sum(refunds: Iterable[Refund], state: RefundState) -> int:
+    return sum(refund.amount_minor for refund in refunds if refund.state is state)
