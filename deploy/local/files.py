@@ -31,7 +31,7 @@ def nats(site: Site, path: Path) -> None:
         f"""\
 listen: "{HOST}:{site.ports.nats}"
 http: "{HOST}:{site.ports.nats_monitor}"
-jetstream {{ store_dir: "{site.data / "nats"}", max_memory_store: 64MB, max_file_store: 2GB }}
+jetstream {{ store_dir: "{site.data / "nats"}", max_memory_store: 64MB, max_file_store: 2GB, sync_interval: 1s }}
 authorization {{ user: "stampede", password: "{site.secrets["nats"]}" }}
 """,
     )

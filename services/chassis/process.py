@@ -27,7 +27,7 @@ from services.chassis import settings, telemetry
 from services.chassis.client.target import Target
 from services.chassis.data import cleanup, db
 from services.chassis.data.cleanup import Cleanup
-from services.chassis.events import broadcast, dead_letters, subscriber
+from services.chassis.events import broadcast, dead_letters, outbox, streams, subscriber
 from services.chassis.events.outbox import Relay
 from services.chassis.server.access import Gatekeeper, MeshIdentity
 from services.chassis.server.guard import Guard
@@ -94,7 +94,7 @@ class Process:
         url = config.database_url.get_secret_value()
         self._engine, self.db = db.connect(url, pool_size=config.database_pool_size)
         self._ping = db.Ping(url)
-        self.relay = Relay(self.db)
+        self.relay = Relay(self.db, service)
         gatekeeper = Gatekeeper(self.mesh, fetch_jwks or self._jwks_from_identity())
         self._server, self._http = grpc.aio.server(options=_SERVER_OPTIONS), HttpServer(service)
         # Any, because the registry has only the part of a server that generated code uses.
@@ -148,18 +148,24 @@ class Process:
         for job in jobs:
             self.background(f"cleanup of {job.name}", partial(cleanup.run_hourly, self.db, job))
 
-    def exchange_events(self, *consumers: subscriber.Consumer) -> None:
-        """Publishes the events of the outbox and runs `consumers` while NATS is available."""
+    def exchange_events(self, *consumers: subscriber.Consumer, keep: bool = True) -> None:
+        """Publishes the events of the outbox and runs `consumers` while NATS is available.
+
+        With `keep`, events that the broker loses are published again. A service whose events no consumer reads, but
+        only live views, can do without.
+        """
+        self.relay.keeps = keep
 
         async def exchange() -> None:
             connection = await self._connected()
             jetstream = connection.jetstream()
-            await subscriber.declare_streams(jetstream, self.service)
+            await streams.declare_streams(jetstream, self.service)
             works = {"relay": self.relay.run(connection), "dead letters": dead_letters.measure(jetstream, consumers)}
             works |= {consumer.name: consumer.run(jetstream) for consumer in consumers}
             await together(works)
 
         self.background("events", exchange)
+        self.run_cleanups(outbox.CLEANUP)
         self.background("outbox metrics", self.relay.measure)
 
     def listen(self, subject: str, receive: Callable[[bytes], None], *, listener: broadcast.Listener) -> None:

@@ -49,7 +49,8 @@ async def main(config: Settings) -> None:
         add_SagaServiceServicer_to_server(SagaService(db, orders, pages), process.server)
 
         recent.add(await order_lists.recent_ids(db, RECENT_MOST))
-        process.exchange_events(*consumers.consumers(db))
+        # Only live views follow the events of orders, and they read the database after a gap.
+        process.exchange_events(*consumers.consumers(db), keep=False)
         process.listen("stampede.orders.order.*", consumers.order_changed(watch), listener=watch)
         process.listen(CANCELLING, withdrawals.receive, listener=withdrawals)
         process.listen("stampede.inventory.sale.*", sold_out.receive, listener=sold_out)

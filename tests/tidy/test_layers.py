@@ -1,5 +1,6 @@
 """Which part of the code may see which."""
 
+import ast
 import importlib
 import re
 from collections import defaultdict
@@ -197,6 +198,20 @@ def test_chassis_packages_import_in_one_direction() -> None:
                 if other not in _CHASSIS.get(package, set()):
                     offenders.append(f"{name}:{line}: imports {imported}")
     assert_none("chassis packages", offenders)
+
+
+def test_services_whose_events_have_a_consumer_keep_them() -> None:
+    """The broker may lose its data. An event that a consumer acts on must then be published again."""
+    consumed, forgetful = set(), set()
+    for service, _, path in of_services():
+        for called, node in calls(path):
+            said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if called.endswith("Consumer") and "stream" in said:
+                consumed.add(said["stream"].strip("'"))
+            if called.endswith(".exchange_events") and said.get("keep") == "False":
+                forgetful.add(service)
+    assert "payments" in consumed
+    assert_none("services that keep published events", sorted(consumed & forgetful))
 
 
 def test_the_chassis_names_no_service() -> None:

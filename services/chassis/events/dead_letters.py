@@ -19,6 +19,7 @@ from prometheus_client import Gauge
 
 from services.chassis.data import db as databases
 from services.chassis.events import subscriber
+from services.chassis.events.streams import DEAD_LETTERS
 from services.chassis.events.subscriber import Consumer
 from services.chassis.settings import ServiceSettings
 from services.chassis.telemetry.heartbeats import beat
@@ -49,7 +50,7 @@ async def measure(jetstream: JetStreamContext, consumers: Sequence[Consumer]) ->
     while beat():
         try:
             for consumer in consumers:
-                info = await jetstream.stream_info(subscriber.DEAD_LETTERS, subjects_filter=f"dead.{consumer.name}.>")
+                info = await jetstream.stream_info(DEAD_LETTERS, subjects_filter=f"dead.{consumer.name}.>")
                 _WAITING.labels(consumer.name).set(sum((info.state.subjects or {}).values()))
         except (nats.errors.Error, TimeoutError):
             pass  # the gauge keeps its value; others report that NATS is unavailable
@@ -62,9 +63,7 @@ async def list_letters(jetstream: JetStreamContext, consumers: Sequence[Consumer
         sequence = 1
         while True:
             try:
-                found = await jetstream.get_msg(
-                    subscriber.DEAD_LETTERS, sequence, subject=f"dead.{consumer.name}.>", next=True
-                )
+                found = await jetstream.get_msg(DEAD_LETTERS, sequence, subject=f"dead.{consumer.name}.>", next=True)
             except NotFoundError:
                 break
             letter = _letter(found, consumer)
@@ -77,7 +76,7 @@ async def find_letter(
 ) -> tuple[DeadLetter, Consumer] | None:
     """Returns the letter of that number and its consumer; None if it belongs to none of `consumers`."""
     try:
-        found = await jetstream.get_msg(subscriber.DEAD_LETTERS, sequence)
+        found = await jetstream.get_msg(DEAD_LETTERS, sequence)
     except NotFoundError:
         return None
     owner = next((c for c in consumers if str(found.subject).startswith(f"dead.{c.name}.")), None)
@@ -149,7 +148,7 @@ async def _act(jetstream: JetStreamContext, consumers: Sequence[Consumer], optio
         elif options.action == "replay":
             failed |= await _replay(jetstream, *found)
         else:
-            await jetstream.delete_msg(subscriber.DEAD_LETTERS, number)
+            await jetstream.delete_msg(DEAD_LETTERS, number)
             _print(f"{number}: dropped")
     return failed
 
@@ -187,7 +186,7 @@ async def _replay(jetstream: JetStreamContext, letter: DeadLetter, consumer: Con
             "Fix the cause and replay it, or drop it if nobody needs it."
         )
         return 1
-    await jetstream.delete_msg(subscriber.DEAD_LETTERS, letter.sequence)
+    await jetstream.delete_msg(DEAD_LETTERS, letter.sequence)
     _print(f"{letter.sequence}: {'succeeded' if is_new else 'had succeeded before'}, removed")
     return 0
 

@@ -1,6 +1,7 @@
 """Consumers of other services' events: durable readers of JetStream that act on each event once."""
 
 import asyncio
+import contextlib
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import nats.errors
 import structlog
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+from nats.js.api import ConsumerConfig
 from prometheus_client import Counter
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,17 +28,15 @@ log = structlog.get_logger()
 
 _CONSUMED = Counter("stampede_events_consumed_total", "Events that a consumer acted on.", ["consumer"])
 _DEAD = Counter("stampede_events_dead_total", "Events that became dead letters.", ["subject"])
-_WEEK_SECONDS = 7 * 24 * 3600
-_DUPLICATE_SECONDS = 120
 _FETCH_MAX = 100
 _FETCH_SECONDS = 5.0
 # Also the delay of an event whose consumer died before it acknowledged it.
 _ACK_SECONDS = 10
 _ATTEMPTS_MAX = 10
 _RETRY_SECONDS = 2.0
+_RESUBSCRIBE_SECONDS = 1.0
 # The client reconnects after three pings without an answer; with its default interval that takes six minutes.
 _PING_SECONDS = 5
-DEAD_LETTERS = "DEAD_LETTERS"
 EVENT_ID, ATTEMPTS, CAUSE = "Stampede-Event-Id", "Stampede-Attempts", "Stampede-Cause"
 """Headers of a dead letter."""
 
@@ -75,23 +74,6 @@ async def _log_error(error: Exception) -> None:
     log.warning("NATS connection", cause=repr(error)[:200])
 
 
-async def declare_streams(jetstream: JetStreamContext, service: str) -> None:
-    """Creates or updates the stream of the service's own events, `stampede.<service>.>`, and that of dead letters."""
-    config = StreamConfig(
-        name=service.upper(),
-        subjects=[f"stampede.{service}.>"],
-        retention=RetentionPolicy.LIMITS,
-        max_age=_WEEK_SECONDS,
-        duplicate_window=_DUPLICATE_SECONDS,
-    )
-    dead = StreamConfig(name=DEAD_LETTERS, subjects=["dead.>"], max_age=4 * _WEEK_SECONDS)
-    for wanted in (config, dead):
-        try:
-            await jetstream.add_stream(wanted)
-        except nats.js.errors.BadRequestError:
-            await jetstream.update_stream(wanted)  # it exists, perhaps with the limits of another version
-
-
 class Consumer:
     """Acts on each event of another service once, in the order of publication unless one has to be retried.
 
@@ -114,17 +96,24 @@ class Consumer:
                 inbox = await jetstream.pull_subscribe(
                     self._subject, durable=self.name, stream=self._stream.upper(), config=config
                 )
-                while beat():
-                    await self._fetch(inbox, jetstream)
+                try:
+                    while beat():
+                        await self._fetch(inbox, jetstream)
+                finally:
+                    with contextlib.suppress(nats.errors.Error):
+                        await inbox.unsubscribe()
             except (nats.errors.Error, OSError, TimeoutError) as error:
+                # Also where the broker has lost the stream or the consumer: both are declared again.
                 log.warning("events cannot be fetched", stream=self._stream, cause=repr(error)[:200])
-                await asyncio.sleep(1)
+                await asyncio.sleep(_RESUBSCRIBE_SECONDS)
 
     async def _fetch(self, inbox: Any, jetstream: JetStreamContext) -> None:
         try:
             messages = await inbox.fetch(_FETCH_MAX, timeout=_FETCH_SECONDS)
         except (nats.errors.TimeoutError, TimeoutError):
             return  # no events
+        if not messages:
+            return  # the consumer was deleted
         try:
             await self._act_on(messages)
         except Exception as error:

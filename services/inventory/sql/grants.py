@@ -21,4 +21,5 @@ GRANTS: Grants = {
     "leases": lease.GRANT,
     "requests": idempotency.GRANT,
     "outbox": outbox.GRANT,
+    "published_events": outbox.GRANT,
 }  # fmt: skip

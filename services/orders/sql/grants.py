@@ -26,5 +26,6 @@ GRANTS: Grants = {
     ),
     "requests": idempotency.GRANT,
     "outbox": outbox.GRANT,
+    "published_events": outbox.GRANT,
     "seen_events": subscriber.GRANT,
 }  # fmt: skip

@@ -22,4 +22,5 @@ GRANTS: Grants = {
     ),
     "requests": idempotency.GRANT,
     "outbox": outbox.GRANT,
+    "published_events": outbox.GRANT,
 }  # fmt: skip

@@ -49,9 +49,9 @@ _OTHER_OBJECTS: LiteralString = """
 _MAY_DELETE = {
     "catalog": {"requests"},
     "identity": {"requests", "sessions", "refresh_tokens", "signing_keys"},
-    "inventory": {"requests", "outbox"},
-    "orders": {"requests", "outbox", "seen_events", "sagas"},
-    "payments": {"requests", "outbox", "provider_events"},
+    "inventory": {"requests", "outbox", "published_events"},
+    "orders": {"requests", "outbox", "published_events", "seen_events", "sagas"},
+    "payments": {"requests", "outbox", "published_events", "provider_events"},
 }
 _FORBIDDEN: dict[str, tuple[LiteralString, ...]] = {
     "catalog": ("DELETE FROM products", "UPDATE products SET id = gen_random_uuid()"),

@@ -63,7 +63,7 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        tables = "orders, order_products, sagas, order_log, outbox, seen_events, requests"
+        tables = "orders, order_products, sagas, order_log, outbox, published_events, seen_events, requests"
         await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     return one_database
 

@@ -10,7 +10,7 @@ import pytest
 
 from services.chassis import ids
 from services.chassis.data.db import Database
-from services.chassis.events import broadcast, outbox, subscriber
+from services.chassis.events import broadcast, outbox, streams, subscriber
 from services.chassis.events.outbox import Event, Relay
 from services.orders.placing.sold_out_cache import SoldOutCache
 from stampede.inventory.v1.events_pb2 import SaleAvailabilityChanged
@@ -61,7 +61,7 @@ class Inventory:
 @contextlib.asynccontextmanager
 async def publishing(db: Database, broker: Broker) -> AsyncIterator[Inventory]:
     connection, inventory = await subscriber.connect(broker.url, "inventory"), Inventory(db)
-    await subscriber.declare_streams(connection.jetstream(), "inventory")
+    await streams.declare_streams(connection.jetstream(), "inventory")
     task = asyncio.create_task(inventory.relay.run(connection))
     try:
         yield inventory

@@ -275,12 +275,8 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        await tx.execute(
-            text(
-                "TRUNCATE payments, refunds, provider_events, disputes, event_walks, requests, outbox"
-                " RESTART IDENTITY CASCADE"
-            )
-        )
+        tables = "payments, refunds, provider_events, disputes, event_walks, requests, outbox, published_events"
+        await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     return one_database
 
 

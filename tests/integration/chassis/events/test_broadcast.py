@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from services.chassis.data.db import Database
-from services.chassis.events import broadcast, outbox, subscriber
+from services.chassis.events import broadcast, outbox, streams, subscriber
 from services.chassis.events.outbox import Event, Relay
 from services.chassis.server.watch import Watch
 from stampede.orders.v1.events_pb2 import OrderChanged
@@ -74,7 +74,7 @@ class Replica:
 async def replica(db: Database, broker: Broker, *, seconds: float = NEVER) -> AsyncIterator[Replica]:
     connection = await subscriber.connect(broker.url, "orders")
     jetstream = connection.jetstream()
-    await subscriber.declare_streams(jetstream, "orders")
+    await streams.declare_streams(jetstream, "orders")
     replica = Replica(db, connection, seconds=seconds)
     works = (
         replica.watch.run(),

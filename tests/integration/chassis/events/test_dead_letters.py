@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.db import Database
-from services.chassis.events import dead_letters, subscriber
+from services.chassis.events import dead_letters, streams, subscriber
 from services.chassis.events.subscriber import Consumer
 from services.chassis.settings import ServiceSettings
 from tests.integration.chassis.events.sample_events import message, number_of
@@ -84,7 +84,7 @@ async def operator(
 ) -> Operator:
     monkeypatch.setattr(subscriber, "_ATTEMPTS_MAX", 2)
     monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
-    await subscriber.declare_streams(jetstream, service)
+    await streams.declare_streams(jetstream, service)
     return Operator(infra, db, jetstream, service)
 
 

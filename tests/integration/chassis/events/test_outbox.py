@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.db import Database
-from services.chassis.events import outbox, subscriber
+from services.chassis.events import outbox, streams, subscriber
 from services.chassis.events.outbox import Event, Relay
 from services.chassis.events.subscriber import Consumer
 from stampede.orders.v1.events_pb2 import OrderChanged
@@ -43,7 +43,7 @@ RelayOnce = Callable[[], Awaitable[int]]
 @pytest.fixture
 async def relay_once(db: Database, broker: Client, jetstream: JetStreamContext, service: str) -> RelayOnce:
     """Relays one batch of the outbox into the stream of `service`, as another process would."""
-    await subscriber.declare_streams(jetstream, service)
+    await streams.declare_streams(jetstream, service)
     return lambda: Relay(db).relay_once(broker, jetstream)
 
 
@@ -168,7 +168,7 @@ async def test_nudged_relay_does_not_wait_for_its_pause(
     db: Database, broker: Client, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "_IDLE_SECONDS", 60)
-    await subscriber.declare_streams(jetstream, service)
+    await streams.declare_streams(jetstream, service)
     inbox = await jetstream.subscribe(f"stampede.{service}.>")
     relay = Relay(db)
     running = asyncio.create_task(relay.run(broker))
@@ -222,6 +222,27 @@ async def test_event_larger_than_nats_accepts_delays_only_its_own_key(
     assert broker.is_connected
 
 
+async def test_refused_key_leaves_room_for_others_however_many_events_it_has(
+    db: Database, broker: Client, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch holds the oldest events; those of a refused key must not fill it for ever."""
+    monkeypatch.setattr(outbox, "_BATCH_MAX", 4)
+    await streams.declare_streams(jetstream, service)
+    async with db.begin() as tx:
+        change = large_change(broker.max_payload)
+        await outbox.publish(tx, [Event(f"stampede.{service}.order.1", change.order_id, change)])
+    await store_changes(db, service, *[("a", number) for number in range(2, 10)], ("b", 1), ("b", 2))
+    relay = Relay(db)
+    assert [await relay.relay_once(broker, jetstream) for _ in range(2)] == [0, 2]
+    assert await published_changes(jetstream, service) == [("b", 1), ("b", 2)]
+
+    monkeypatch.setattr(outbox, "_HEADER_BYTES", -broker.max_payload)  # as after its payload was mended
+    async with db.begin() as tx:
+        await tx.execute(text("UPDATE outbox SET payload = '' WHERE id = (SELECT min(id) FROM outbox)"))
+    relay._refused.clear()
+    assert await relay.relay_once(broker, jetstream) == 4
+
+
 async def test_largest_event_that_nats_accepts_is_published(
     db: Database, relay_once: RelayOnce, broker: Client, service: str
 ) -> None:
@@ -259,9 +280,9 @@ def numbers_by_order(changes: Sequence[Change]) -> dict[str, list[int]]:
     return numbers
 
 
-_PUBLISHING = text("""
+_PUBLISHING = text(r"""
     SELECT count(*) FROM pg_stat_activity
-    WHERE datname = :database AND state = 'idle in transaction' AND query ~ 'FROM outbox ORDER'
+    WHERE datname = :database AND state = 'idle in transaction' AND query ~ 'FROM outbox\s+WHERE key'
 """)
 
 
@@ -359,7 +380,7 @@ async def test_killed_relays_lose_and_reorder_nothing(
         chaos = Chaos(infra, db, server, service)
         connection = await subscriber.connect(server.url, "consumer")
         jetstream = connection.jetstream()
-        await subscriber.declare_streams(jetstream, service)
+        await streams.declare_streams(jetstream, service)
         consumer = Consumer("reader", stream=service, subject=f"stampede.{service}.>", db=db, act=chaos.act)
         consuming = asyncio.create_task(consumer.run(jetstream))
         try:

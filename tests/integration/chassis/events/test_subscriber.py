@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.db import Database
-from services.chassis.events import subscriber
+from services.chassis.events import streams, subscriber
 from services.chassis.events.outbox import Relay
 from services.chassis.events.subscriber import Consumer
 from tests.integration.chassis.events.sample_events import message, number_of, store
@@ -59,7 +59,7 @@ async def publish(jetstream: JetStreamContext, service: str, number: int, event_
 async def test_events_are_acted_on_in_order(
     db: Database, broker: Client, jetstream: JetStreamContext, service: str
 ) -> None:
-    await subscriber.declare_streams(jetstream, service)
+    await streams.declare_streams(jetstream, service)
     actions = Actions()
     async with consuming(db, jetstream, service, actions):
         await store(db, service, *range(30))
@@ -72,7 +72,7 @@ async def test_event_delivered_twice_is_acted_on_once(db: Database, jetstream: J
     """The stream is made anew in between, so that JetStream does not know the event, and the consumer must."""
     event_id, actions = uuid.uuid4(), Actions()
     for number in (1, 2):
-        await subscriber.declare_streams(jetstream, service)
+        await streams.declare_streams(jetstream, service)
         await publish(jetstream, service, 0, event_id)
         await publish(jetstream, service, number)
         async with consuming(db, jetstream, service, actions):
@@ -86,7 +86,7 @@ async def test_poison_event_becomes_a_dead_letter_and_delays_no_other(
 ) -> None:
     monkeypatch.setattr(subscriber, "_ATTEMPTS_MAX", 3)
     monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
-    await subscriber.declare_streams(jetstream, service)
+    await streams.declare_streams(jetstream, service)
     dead = await broker.subscribe(f"dead.{service}-reader.>")
     for number in range(5):
         await publish(jetstream, service, number)
@@ -107,7 +107,7 @@ async def test_unavailable_database_makes_no_event_a_dead_letter(
 ) -> None:
     monkeypatch.setattr(subscriber, "_ATTEMPTS_MAX", 2)
     monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
-    await subscriber.declare_streams(jetstream, service)
+    await streams.declare_streams(jetstream, service)
     actions = Actions()
     actions.failures[1] = [OperationalError("SELECT 1", {}, Exception("the server is restarting"))] * 5
     await publish(jetstream, service, 1)
@@ -120,7 +120,7 @@ async def test_failed_event_is_not_recorded_as_seen(
     db: Database, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
-    await subscriber.declare_streams(jetstream, service)
+    await streams.declare_streams(jetstream, service)
     actions = Actions()
     actions.failures[1] = [ValueError("for now")]
     await publish(jetstream, service, 1)
