@@ -61,9 +61,21 @@ class CustomerLimit(AppError):
     template = "One customer may buy {limit} units in the flash sale {flashSaleId}."
 
 
+GRACE_SECONDS = 30
+"""After its end a hold keeps its units for as long again, at most for so long. Meanwhile orders asks the provider
+whether it was paid in time, and confirms or releases it."""
+RETAKE_SECONDS = 1
+"""For how long a retaken hold is asked for. It is confirmed in the transaction that takes it."""
+
+
 class ReservationLost(AppError):
     code = "FAILED_PRECONDITION"
     template = "The units of reservation {reservationId} went to others."
+
+
+class ReservationExpired(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The hold of reservation {reservationId} has expired."
 
 
 class ReturnTooLarge(AppError):

@@ -128,7 +128,8 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         return pb.BatchReserveResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchConfirm(self, request: pb.BatchConfirmRequest, context: Any) -> pb.BatchConfirmResponse:
-        outcomes = await settle.confirm(self._db, db.parse_uuids(request.ids), nudge=self._nudge)
+        ids, may_retake = db.parse_uuids(request.ids), request.retake
+        outcomes = await settle.confirm(self._db, ids, may_retake=may_retake, nudge=self._nudge)
         return pb.BatchConfirmResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchExtend(self, request: pb.BatchExtendRequest, context: Any) -> pb.BatchExtendResponse:

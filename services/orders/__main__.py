@@ -1,5 +1,7 @@
 """Composes and starts the orders service."""
 
+import socket
+import uuid
 from functools import partial
 
 from services.chassis.data import idempotency, partitions
@@ -15,6 +17,7 @@ from services.orders.placing.recent_orders import RECENT_MOST, RecentOrders
 from services.orders.placing.sold_out_cache import SoldOutCache
 from services.orders.rpc import OrderService, SagaService
 from services.orders.saga import operators
+from services.orders.saga.comparer import Comparer
 from services.orders.saga.steps import MeshSteps
 from services.orders.saga.worker import Worker
 from services.orders.settings import Settings
@@ -32,7 +35,15 @@ async def main(config: Settings) -> None:
         inventory = Inventory(process.target("inventory", config.inventory_target))
         payments_target = process.target("payments", config.payments_target)
         payments = Payments(payments_target, still_wanted=partial(sagas.still_wanted, db))
-        worker = Worker(db, MeshSteps(inventory, payments), process.relay, watch, at_once=config.sagas_at_once)
+        steps = MeshSteps(catalog, inventory, payments)
+        # A container's host name is its own, and two processes of one host never listen at one port.
+        name = f"{socket.gethostname()}/{config.listen}"
+        worker = Worker(db, steps, process.relay, watch, at_once=config.sagas_at_once, holder=name)
+
+        def changed(order_id: uuid.UUID) -> None:
+            process.relay.nudge()
+            watch.nudge(order_id)
+
         sold_out, recent, withdrawals = SoldOutCache(), RecentOrders(), consumers.Withdrawals(worker.withdraw)
         placer = Placer(
             db,
@@ -44,10 +55,12 @@ async def main(config: Settings) -> None:
             relay=process.relay,
             backlog_max=config.backlog_max,
         )
+        comparer = Comparer(db, payments, changed)
         orders, pages = Orders(db, worker, watch, process.relay), Pages(*config.page_secret.values())
         add_OrderServiceServicer_to_server(OrderService(placer, orders, pages), process.server)
         add_SagaServiceServicer_to_server(SagaService(db, orders, pages), process.server)
 
+        await worker.take_over()
         recent.add(await order_lists.recent_ids(db, RECENT_MOST))
         # Only live views follow the events of orders, and they read the database after a gap.
         process.exchange_events(*consumers.consumers(db), keep=False)
@@ -58,6 +71,8 @@ async def main(config: Settings) -> None:
             subscriber.CLEANUP, idempotency.CLEANUP, partitions.roll("order_log", keep_months=config.log_keep_months)
         )
         process.background("sagas", worker.run)
+        process.background("payment checks", comparer.run_checks)
+        process.background("payment walk", comparer.walk)
         process.background("saga metrics", lambda: operators.measure(db))
         process.background("watch", watch.run)
         await process.serve("stampede.orders.v1.OrderService", "stampede.orders.v1.SagaService")

@@ -169,14 +169,14 @@ class Orders:
         """Has an order's purchase turn back, and claims it; None if it is not running, or was cancelled before."""
         if not await combined.request_cancel(tx, mutation.order_id, CANCELLED, mutation.by, cause="CancelOrder begun"):
             return None
-        return await sagas.claim_one(tx, mutation.order_id)
+        return await sagas.claim_one(tx, mutation.order_id, holder=self._worker.holder)
 
     async def _cancel_paid(self, tx: AsyncSession, mutation: Mutation, order: Order) -> Saga | None:
         """Begins the refund with which staff cancel a paid order, and claims its saga."""
         if mutation.customer_id is not None:
             raise WrongState(resource="order", state=order.state, wanted=State.CANCELLED)
         await self._begin_refund(tx, mutation, Refund(ids.new(), None, State.CANCELLED, restock=True))
-        return await sagas.claim_one(tx, order.id)
+        return await sagas.claim_one(tx, order.id, holder=self._worker.holder)
 
     def withdraw(self, order_id: uuid.UUID) -> None:
         """Keeps this process from beginning a charge of an order that is being cancelled."""
@@ -191,7 +191,7 @@ class Orders:
             if not repeat:
                 refund = Refund(ids.new(), amount, State.REFUNDED, restock=restock, lines=tuple(lines))
                 await self._begin_refund(tx, mutation, refund)
-            saga = None if repeat else await sagas.claim_one(tx, mutation.order_id)
+            saga = None if repeat else await sagas.claim_one(tx, mutation.order_id, holder=self._worker.holder)
         try:
             return await self._await_saga(await self.get(mutation.order_id, customer_id=None), saga)
         except RefundRefused:
@@ -224,7 +224,7 @@ class Orders:
     async def carry_saga(self, view: SagaView) -> SagaView:
         """Carries a saga in this process; returns it as it is when it pauses or finishes, or after some seconds."""
         async with self._db.begin() as tx:
-            saga = await sagas.claim_one(tx, view.order_id)
+            saga = await sagas.claim_one(tx, view.order_id, holder=self._worker.holder)
         if saga:
             await asyncio.wait({self._worker.start(saga)}, timeout=_SETTLE_SECONDS)
         try:

@@ -94,11 +94,14 @@ class Inventory:
     def __init__(self, target: Target) -> None:
         self._target, self._stub = target, ReservationServiceStub(target.channel)
         confirm = partial(self._settle, self._stub.BatchConfirm, inventory_pb.BatchConfirmRequest)
+        retake_request = partial(inventory_pb.BatchConfirmRequest, retake=True)
+        retake = partial(self._settle, self._stub.BatchConfirm, retake_request)
         extend = partial(self._settle, self._stub.BatchExtend, inventory_pb.BatchExtendRequest)
         release = partial(self._settle, self._stub.BatchRelease, inventory_pb.BatchReleaseRequest)
         # Items of other pools go past a batch that is stuck on a locked row: a sale's, or that of a product's stock.
         self.reserve = Batcher("reserve", self._reserve, size_max=256, keys=lambda draft: draft.pools)
         self.confirm: _Settling = Batcher("confirm", confirm, size_max=256, keys=lambda hold: hold.pools)
+        self.retake: _Settling = Batcher("retake", retake, size_max=256, keys=lambda hold: hold.pools)
         self.extend: _Settling = Batcher("extend", extend, size_max=256, keys=lambda hold: hold.pools)
         self.release: _Settling = Batcher("release", release, size_max=256, keys=lambda hold: hold.pools)
         self.restock = Batcher("restock", self._restock, keys=lambda units: units.hold.pools)
@@ -168,6 +171,13 @@ class Payments:
             for saga in waited:
                 saga.read_time, saga.withdrawn = now, (saga.order_id, saga.fencing_token) not in wanted
 
+    async def read(self, order_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Payment]:
+        """The payments of at most 200 orders as payments has them now, by order; those that exist."""
+        request = payments_pb.GetPaymentsRequest(order_ids=map(str, order_ids))
+        response = await self._target.call(self._stub.GetPayments, request)
+        outcomes = zip(order_ids, map(_payment, response.outcomes), strict=True)
+        return {order_id: payment for order_id, payment in outcomes if isinstance(payment, Payment)}
+
     async def _move(self, method: Any, request: Any, sagas: Sequence[Saga]) -> list[Payment | Exception]:
         # One item for each order, as in `Inventory._settle`: payments refuses a batch that names an order twice.
         charges = {saga.order_id: _charge_item(saga) for saga in sagas}
@@ -203,6 +213,7 @@ def _payment(outcome: payments_pb.PaymentOutcome) -> Payment | AppError:
         status.failure_reason,
         status.authenticating,
         status.refunded.minor_units,
+        status.refunding.minor_units,
     )
 
 

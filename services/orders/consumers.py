@@ -1,4 +1,4 @@
-"""The events of other services. They decide nothing: they wake sagas, which ask the owner, or move refunded orders."""
+"""The events of other services. They decide nothing: they wake sagas or request checks, which ask the owner."""
 
 import asyncio
 import uuid
@@ -9,9 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.data.db import Database
 from services.chassis.events.subscriber import Consumer
 from services.chassis.server.watch import Watch
-from services.orders.domain import Actor, Order
-from services.orders.saga.plan import HOLD_EXPIRED
-from services.orders.sql import orders, sagas
+from services.orders.domain import Order
+from services.orders.sql import payment_checks, sagas
 from stampede.inventory.v1.events_pb2 import ReservationExpired
 from stampede.orders.v1.events_pb2 import OrderChanged
 from stampede.payments.v1.events_pb2 import PaymentChanged
@@ -22,31 +21,28 @@ def consumers(db: Database) -> tuple[Consumer, ...]:
     return (
         Consumer(
             "orders-reservations", stream="inventory", subject="stampede.inventory.reservation.expired", db=db,
-            act=cancel_expired,
+            act=note_expired,
         ),
         Consumer("orders-payments", stream="payments", subject="stampede.payments.payment.*", db=db, act=note_payments),
     )  # fmt: skip
 
 
-async def cancel_expired(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
-    """Has the sagas of expired holds turn back, unless the money has moved meanwhile."""
+async def note_expired(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
+    """Wakes the sagas whose holds inventory has given up. Their own timers decide whether the holds have ended."""
     order_ids = [uuid.UUID(ReservationExpired.FromString(payload).reservation_id) for payload in payloads]
-    await sagas.request_cancel(tx, order_ids, HOLD_EXPIRED, Actor("inventory"))
+    await sagas.wake(tx, order_ids)
 
 
 async def note_payments(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
-    """Wakes the sagas that wait for these payments; moves orders that staff refunded at payments."""
+    """Wakes the sagas that wait for these payments; has orders compared with payments whose refunds may have changed.
+
+    The sum in an event is a hint: only payments knows what was refunded.
+    """
     events = [PaymentChanged.FromString(payload) for payload in payloads]
-    await sagas.note_payments(tx, [uuid.UUID(event.order_id) for event in events])
-    refunded: dict[uuid.UUID, int] = {}
-    for event in events:  # a repeated one may come out of order
-        order_id = uuid.UUID(event.order_id)
-        refunded[order_id] = max(refunded.get(order_id, 0), event.refunded_minor_units)
-    if refunded := {order_id: units for order_id, units in refunded.items() if units}:
-        await sagas.note_refunds(tx, refunded)
-        await orders.apply_refunds(tx, refunded)
-        # A refund that began while this waited for its order has a saga now, and the order was left to it.
-        await sagas.note_refunds(tx, refunded)
+    order_ids = [uuid.UUID(event.order_id) for event in events]
+    await sagas.note_payments(tx, order_ids)
+    refunded = [id_ for id_, event in zip(order_ids, events, strict=True) if event.refunded_minor_units]
+    await payment_checks.request(tx, order_ids, refunded=refunded)
 
 
 def order_changed(watch: Watch[uuid.UUID, Order]) -> Callable[[bytes], None]:

@@ -133,6 +133,8 @@ class Payment:
     """The customer has begun to pay and is at their bank's authentication."""
     refunded_minor: int = 0
     """The minor units refunded in total; 0 in the payment of an order that was read, which has its own sum."""
+    refunding_minor: int = 0
+    """The minor units of refunds that the provider has not confirmed; 0 in the payment of an order that was read."""
 
     @property
     def in_progress(self) -> bool:

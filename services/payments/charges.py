@@ -14,7 +14,7 @@ from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.events import outbox
 from services.chassis.money import Money
 from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
-from services.payments.domain import OPEN, Charge, NewRefund, Payment, Refund, State
+from services.payments.domain import OPEN, Charge, NewRefund, Payment, PaymentNotFound, Refund, State
 from services.payments.settle import ended_event
 from services.payments.sql import payments, refunds
 
@@ -126,6 +126,12 @@ class Charges:
         # Charges in progress are not awaited: the caller calls again, and can do other work until then.
         results = iter(await self._dispatcher.wait(cancellable, seconds=deadline.seconds_left()))
         return [next(results) if payment.is_cancellable else payment for payment in known]
+
+    async def get_by_orders(self, order_ids: Sequence[uuid.UUID]) -> list[Payment | AppError]:
+        """Return the payments of orders, in their order; `PaymentNotFound` for an order without one."""
+        async with self._db() as tx:
+            known = await payments.read_by_order(tx, order_ids, lock=False)
+        return [known.get(order_id) or PaymentNotFound(orderId=order_id) for order_id in order_ids]
 
     async def get(self, payment_id: uuid.UUID) -> Payment:
         """Raises `PaymentNotFound`."""

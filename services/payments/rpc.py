@@ -51,6 +51,12 @@ class ChargeService(charge_grpc.ChargeServiceServicer):
         outcomes = await self._charges.reverse(_charges(request.charges))
         return charge_pb.BatchReverseResponse(outcomes=_outcomes(outcomes))
 
+    async def GetPayments(
+        self, request: charge_pb.GetPaymentsRequest, _context: Context
+    ) -> charge_pb.GetPaymentsResponse:
+        outcomes = await self._charges.get_by_orders(db.parse_uuids(request.order_ids))
+        return charge_pb.GetPaymentsResponse(outcomes=_outcomes(outcomes))
+
     async def BatchCreateRefunds(
         self, request: charge_pb.BatchCreateRefundsRequest, _context: Context
     ) -> charge_pb.BatchCreateRefundsResponse:
@@ -149,6 +155,7 @@ def _to_status(payment: Payment) -> charge_pb.PaymentStatus:
         client_secret=(payment.client_secret or "") if payment.state is State.AWAITING_CUSTOMER else "",
         authenticating=payment.authenticating,
         refunded=wire.money(Money(payment.currency, payment.refunded_minor)) if payment.refunded_minor else None,
+        refunding=wire.money(Money(payment.currency, payment.refunding_minor)) if payment.refunding_minor else None,
     )
 
 

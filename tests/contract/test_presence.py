@@ -56,6 +56,7 @@ HARMLESS = {
 }
 """The fields that a client may leave out, and what happens then."""
 BY_SERVICES = {
+    "stampede.inventory.v1.BatchConfirmRequest.retake": "expired reservations retake nothing",
     "stampede.inventory.v1.Return.lines": "all units",
     "stampede.payments.v1.Refund.amount": "all that is left",
 }

@@ -25,6 +25,20 @@ async def time_passes(shop: Shop, order_id: str) -> None:
     )
 
 
+async def hold_ends(shop: Shop, order_id: str) -> None:
+    """End the order's hold now: the order's own timer is due, and inventory's grace begins."""
+    await shop.rows(
+        "inventory",
+        "UPDATE reservations SET create_time = create_time - (expire_time - clock_timestamp()),"
+        f" expire_time = clock_timestamp() WHERE id = '{order_id}' RETURNING id",
+    )
+    await shop.rows(
+        "orders",
+        f"WITH o AS (UPDATE orders SET hold_expire_time = clock_timestamp() WHERE id = '{order_id}' RETURNING id)"
+        " UPDATE sagas SET next_time = clock_timestamp() FROM o WHERE order_id = o.id RETURNING order_id",
+    )
+
+
 async def hold_is_checked(shop: Shop, order_id: str) -> None:
     """Let the saga check now whether the order's hold must be extended."""
     await shop.rows(

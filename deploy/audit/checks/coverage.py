@@ -92,6 +92,7 @@ COVERAGE: dict[str, dict[str, str]] = {
         "state": "log-moves", "reason": _TEXT, "actor": _TEXT, "request_id": _TEXT, "cause": "log-moves",
         "note": _TEXT, "refunded_minor": "log-complete",
     },
+    "orders.payment_checks": {"order_id": "order-refunded", "due_time": _PACE, "attempts": _PACE},
     "payments.payments": {
         "id": "provider-charge", "order_id": "order-lost", "customer_id": "payment-amount",
         "amount_minor": "payment-amount", "currency": "payment-amount", "state": "payment-of-paid-order",

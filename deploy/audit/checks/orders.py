@@ -4,13 +4,16 @@ from deploy.audit import repairs
 from deploy.audit.checks.across import OVER_SECONDS, SAGA_SECONDS
 from deploy.audit.findings import Check, Invariant
 from services.orders.domain import NEXT, State
+from services.orders.saga.comparison import BACK
 from services.orders.sql.sagas import WAITS_FOR_CUSTOMER
 
 HOLD_SECONDS = 7_200
 """No hold is longer, extensions included: a sale's hold lasts an hour at most."""
 LOST = "entry lost"
 """The cause of an entry that a repair has written instead of lost ones. Moves before it are not judged again."""
-_MOVES = ", ".join(f"('{before}', '{after}')" for before, possible in NEXT.items() for after in possible)
+_MOVES = ", ".join(
+    f"('{before}', '{after}')" for moves in (NEXT, BACK) for before, possible in moves.items() for after in possible
+)
 _STATES = ", ".join(f"'{state}'" for state in State)
 # The months before this one have been dropped, so that older orders have no whole log.
 _LOGGED = """

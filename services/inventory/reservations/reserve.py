@@ -11,7 +11,7 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.events import outbox
 from services.inventory import domain
-from services.inventory.domain import Hold, Line, Reservation, SaleState
+from services.inventory.domain import Grant, Hold, Line, Pool, Reservation, SaleState
 from services.inventory.events import availability_event, no_nudge
 from services.inventory.gate.gate import Gate
 from services.inventory.sql import reservations, reserve_fast, sale_customers, sales, stock
@@ -63,20 +63,12 @@ async def reserve(db: Database, holds: Sequence[Hold], *, nudge: Callable[[], No
 
 async def reserve_slowly(tx: AsyncSession, holds: Sequence[Hold]) -> tuple[dict[uuid.UUID, Outcome], bool]:
     """Hold units in every case. Returns the outcomes by id, and whether a sale sold out."""
-    wanted = domain.units_by_pool(line for hold in holds for line in hold.lines)
-    grants = await sales.hold(tx, wanted) | await stock.hold(tx, wanted)
-    # The pools are locked from here on: the counts of their customers stay as they are read now.
-    counted = await sale_customers.counted(tx, holds, grants)
-    enough = all(pool in grants and grants[pool].units == units for pool, units in wanted.items())
-    # With enough units for all, a repeat takes no unit from another hold, and the insert finds it.
-    known = {} if enough else await reservations.find(tx, [hold.id for hold in holds])
-    allotment = domain.allot(holds, grants, counted=counted, known=known)
+    grants, allotment = await _grant(tx, holds, are_new=True)
     held = await reservations.insert(tx, allotment.held)
     await sale_customers.count(tx, [hold for hold in allotment.held if hold.id in held], grants)
     back = Counter(allotment.leftover)
     back.update(domain.units_by_pool(line for hold in allotment.held if hold.id not in held for line in hold.lines))
-    await sales.undo_hold(tx, back)
-    await stock.unhold(tx, back)
+    await _undo(tx, back)
     empty = [pool[1] for pool, grant in grants.items() if pool[1] and grant.remaining + back[pool] == 0]
     await outbox.publish(tx, [availability_event(sale_id, sold_out=True) for sale_id in empty])
     outcomes: dict[uuid.UUID, Outcome] = dict(held)
@@ -88,6 +80,40 @@ async def reserve_slowly(tx: AsyncSession, holds: Sequence[Hold]) -> tuple[dict[
         refused.update(await _why_short(tx, allotment.short))
         outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
     return outcomes, bool(empty)
+
+
+async def retake(tx: AsyncSession, expired: Sequence[Reservation]) -> list[Reservation]:
+    """Hold the units of expired reservations again, each all or nothing; return those.
+
+    Late money buys by the rules of a new order: what the sale's state, its units and the customer limit allow now. The
+    pools of all lines must be locked.
+    """
+    holds = [Hold(r.id, r.customer_id, r.lines, domain.RETAKE_SECONDS) for r in expired]
+    grants, allotment = await _grant(tx, holds, are_new=False)
+    await sale_customers.count(tx, allotment.held, grants)
+    await _undo(tx, allotment.leftover)
+    retaken = {hold.id for hold in allotment.held}
+    return [reservation for reservation in expired if reservation.id in retaken]
+
+
+async def _grant(
+    tx: AsyncSession, holds: Sequence[Hold], *, are_new: bool
+) -> tuple[Mapping[Pool, Grant], domain.Allotment]:
+    """Take the units that are left, and divide them. Beside `reserve_fast`, the only door to the units of a pool."""
+    wanted = domain.units_by_pool(line for hold in holds for line in hold.lines)
+    grants = await sales.hold(tx, wanted) | await stock.hold(tx, wanted)
+    # The pools are locked from here on: the counts of their customers stay as they are read now.
+    counted = await sale_customers.counted(tx, holds, grants)
+    enough = all(pool in grants and grants[pool].units == units for pool, units in wanted.items())
+    # With enough units for all, a repeat takes no unit from another hold, and the insert finds it.
+    known = await reservations.find(tx, [hold.id for hold in holds]) if are_new and not enough else {}
+    return grants, domain.allot(holds, grants, counted=counted, known=known)
+
+
+async def _undo(tx: AsyncSession, units: Mapping[Pool, int]) -> None:
+    """Give back units that `_grant` took in this transaction and no hold keeps."""
+    await sales.undo_hold(tx, units)
+    await stock.unhold(tx, units)
 
 
 async def _why_short(tx: AsyncSession, short: Sequence[tuple[Hold, Line]]) -> dict[uuid.UUID, AppError]:

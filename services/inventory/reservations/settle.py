@@ -1,7 +1,7 @@
 """Decides what becomes of held units: confirmed, released, expired, or held for longer."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,21 +10,23 @@ from services.chassis.data.db import Database
 from services.chassis.errors import WrongState
 from services.chassis.events import outbox
 from services.inventory import domain
-from services.inventory.domain import Line, Reservation, State
+from services.inventory.domain import Reservation, State
 from services.inventory.events import availability_event, expired_events, no_nudge
-from services.inventory.reservations import pools
+from services.inventory.reservations import pools, reserve
 from services.inventory.reservations.reserve import Outcome
 from services.inventory.sql import reservations, sale_customers, sales, stock
 
 EXPIRE_MOST = 500
 
 
-async def confirm(db: Database, ids: Sequence[uuid.UUID], *, nudge: Callable[[], None] = no_nudge) -> list[Outcome]:
+async def confirm(
+    db: Database, ids: Sequence[uuid.UUID], *, may_retake: bool = True, nudge: Callable[[], None] = no_nudge
+) -> list[Outcome]:
     """Make held units sold ones; one outcome per id, in order. See `ReservationService.BatchConfirm`."""
     async with db.begin() as tx:
         found = await reservations.lock(tx, ids)
         held = [r for r in found.values() if r.state is State.HELD]
-        expired = [r for r in found.values() if r.state is State.EXPIRED]
+        expired = [r for r in found.values() if r.state is State.EXPIRED] if may_retake else []
         retaken, is_sold_out = await _retake(tx, expired, beside=held) if expired else ([], False)
         done = [*held, *retaken]
         # The verdict is final: orders refunds the money, and no later repeat may take units after that.
@@ -35,43 +37,34 @@ async def confirm(db: Database, ids: Sequence[uuid.UUID], *, nudge: Callable[[],
             await reservations.move(tx, done, State.CONFIRMED)
     if is_sold_out:
         nudge()
-    confirmed = {r.id: r for r in done} | {r.id: r for r in found.values() if r.state is State.CONFIRMED}
-    outcomes: list[Outcome] = []
-    for id_ in ids:
-        if id_ in confirmed:
-            outcomes.append(replace(confirmed[id_], state=State.CONFIRMED))
-        elif id_ in found:
-            outcomes.append(domain.ReservationLost(reservationId=id_))
-        else:
-            outcomes.append(domain.ReservationNotFound(reservationId=id_))
-    return outcomes
+    confirmed = {r.id for r in done} | {r.id for r in found.values() if r.state is State.CONFIRMED}
+    return [_confirmation(id_, found.get(id_), confirmed, may_retake=may_retake) for id_ in ids]
+
+
+def _confirmation(
+    id_: uuid.UUID, reservation: Reservation | None, confirmed: Collection[uuid.UUID], *, may_retake: bool
+) -> Outcome:
+    if reservation is None:
+        return domain.ReservationNotFound(reservationId=id_)
+    if id_ in confirmed:
+        return replace(reservation, state=State.CONFIRMED)
+    if reservation.state is State.EXPIRED and not may_retake:
+        return domain.ReservationExpired(reservationId=id_)
+    return domain.ReservationLost(reservationId=id_)
 
 
 async def _retake(
     tx: AsyncSession, expired: Sequence[Reservation], *, beside: Sequence[Reservation]
 ) -> tuple[list[Reservation], bool]:
-    """Hold the units of expired reservations again, each all or nothing. Returns those, and whether a sale sold out.
+    """Hold the units of expired reservations again. Returns those that got them, and whether a sale sold out.
 
-    The customer has paid, so neither the sale's end nor the customer limit is checked again. The pools of `beside` are
-    locked as well, because the caller changes them later.
+    The pools of `beside` are locked as well, because the caller changes them later.
     """
     await pools.lock(tx, (line for r in (*beside, *expired) for line in r.lines))
-    retaken = []
-    for reservation in expired:
-        savepoint = await tx.begin_nested()
-        if all([await _hold_again(tx, line) for line in reservation.lines]):
-            await savepoint.commit()
-            retaken.append(reservation)
-        else:
-            await savepoint.rollback()
-    await sale_customers.recount(tx, [(r.customer_id, r.lines) for r in retaken], sign=1)
+    retaken = await reserve.retake(tx, expired)
     sold_out = await sales.sold_out(tx, {line.sale_id for r in retaken for line in r.lines if line.sale_id})
     await outbox.publish(tx, [availability_event(sale_id, sold_out=True) for sale_id in sold_out])
     return retaken, bool(sold_out)
-
-
-async def _hold_again(tx: AsyncSession, line: Line) -> bool:
-    return await (sales.hold_again(tx, line) if line.sale_id else stock.hold_again(tx, line))
 
 
 async def release(db: Database, ids: Sequence[uuid.UUID], *, nudge: Callable[[], None] = no_nudge) -> list[Outcome]:
@@ -108,7 +101,7 @@ async def extend(db: Database, ids: Sequence[uuid.UUID]) -> list[Outcome]:
 
 
 async def expire(db: Database) -> list[Reservation]:
-    """Give back up to `EXPIRE_MOST` holds whose time is over, publish their expiry, and return them."""
+    """Give back up to `EXPIRE_MOST` holds whose time and grace are over, publish their expiry, and return them."""
     async with db.begin() as tx:
         expired = await reservations.lock_expired(tx, most=EXPIRE_MOST)
         await _end_holds(tx, expired, State.EXPIRED)

@@ -11,14 +11,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.money import Money
-from services.inventory.domain import Hold, Line, Reservation, Return, Returned, State
+from services.inventory.domain import GRACE_SECONDS, Hold, Line, Reservation, Return, Returned, State
 
 _COLUMNS = "SELECT id, customer_id, state, lines, expire_time FROM reservations"
 _FIND = text(f"{_COLUMNS} WHERE id = ANY(CAST(:ids AS uuid[]))")
 _LOCK = text(f"{_COLUMNS} WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
-# The clock stands in a query of its own, which runs once: an index cannot be searched for a moving value.
+_GRACE_OVER = f"(expire_time + least(make_interval(secs => {GRACE_SECONDS}), expire_time - create_time))"
+# The clock stands in a query of its own, which runs once: an index cannot be searched for a moving value. The index
+# finds the holds that have ended; those in their grace are few, because orders settles them.
 _LOCK_EXPIRED = text(
     f"{_COLUMNS} WHERE state = 'HELD' AND expire_time <= (SELECT clock_timestamp())"
+    f" AND {_GRACE_OVER} <= (SELECT clock_timestamp())"
     " ORDER BY expire_time LIMIT :most FOR UPDATE SKIP LOCKED"
 )
 _INSERT = text("""
@@ -40,13 +43,14 @@ _EXTEND = text("""
     WHERE id = ANY(CAST(:ids AS uuid[])) AND NOT extended
     RETURNING id, expire_time
 """)
-_OVERDUE = text("""
-    SELECT coalesce(extract(epoch FROM max(clock_timestamp() - expire_time)), 0)::double precision AS seconds
+_OVERDUE = text(f"""
+    SELECT coalesce(extract(epoch FROM max(clock_timestamp() - {_GRACE_OVER})), 0)::double precision AS seconds
     FROM (
-        SELECT expire_time FROM reservations WHERE state = 'HELD' AND expire_time <= clock_timestamp()
+        SELECT expire_time, create_time FROM reservations
+        WHERE state = 'HELD' AND expire_time <= clock_timestamp() AND {_GRACE_OVER} <= clock_timestamp()
         ORDER BY expire_time LIMIT 1
     ) oldest
-""")
+""")  # noqa: S608
 _NEWEST_HOLDS = text("""
     SELECT r.id, r.expire_time, r.customer_id, (line->>'sale_id')::uuid AS sale_id,
         (line->>'quantity')::integer AS units
@@ -91,7 +95,7 @@ async def lock(tx: AsyncSession, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Re
 
 
 async def lock_expired(tx: AsyncSession, *, most: int) -> list[Reservation]:
-    """Lock holds whose time is over, those that no other transaction has locked."""
+    """Lock holds whose time and grace are over, those that no other transaction has locked."""
     return [_reservation(row) for row in await tx.execute(_LOCK_EXPIRED, {"most": most})]
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.money import Money
-from services.inventory.domain import FlashSale, FlashSaleNotFound, Grant, Line, NewSale, Pool, SaleOverlaps, SaleState
+from services.inventory.domain import FlashSale, FlashSaleNotFound, Grant, NewSale, Pool, SaleOverlaps, SaleState
 from services.inventory.sql import stock
 from services.inventory.sql.schema import FlashSaleRow
 
@@ -99,17 +99,6 @@ _UNDO_HOLD = text("""
     UPDATE flash_sales s SET held = s.held - w.units
     FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (id, units) WHERE s.id = w.id
 """)
-_HOLD_AGAIN = text("""
-    UPDATE flash_sales SET held = held + :units, update_time = clock_timestamp()
-    WHERE id = :id AND allocation - held - sold - returned >= :units RETURNING id
-""")
-_HOLD_AGAIN_FROM_STOCK = text(f"""
-    WITH eligible AS (
-        SELECT id FROM flash_sales WHERE id = :id AND returned >= :units
-    ), {stock.TAKE_INTO_SALE}
-    UPDATE flash_sales SET held = held + :units, returned = returned - :units
-    WHERE id = :id AND EXISTS (SELECT FROM taken) RETURNING id
-""")  # noqa: S608
 _SELL = text("""
     WITH w AS (
         SELECT * FROM unnest(CAST(:pools AS uuid[]), CAST(:units AS integer[])) AS w (id, units)
@@ -263,17 +252,6 @@ async def undo_hold(tx: AsyncSession, units: Mapping[Pool, int]) -> None:
     """Undo part of what `hold` did in this very transaction; no other transaction saw it."""
     if arguments := _arguments(units):
         await tx.execute(_UNDO_HOLD, arguments)
-
-
-async def hold_again(tx: AsyncSession, line: Line) -> bool:
-    """Hold the units of a line, from the sale, or from what it gave back to stock. Returns whether there were enough.
-
-    A closed sale takes as many units back from stock as it sells late, so that its books still close.
-    """
-    arguments = {"id": line.sale_id, "units": line.quantity}
-    if await tx.scalar(_HOLD_AGAIN, arguments):
-        return True
-    return await tx.scalar(_HOLD_AGAIN_FROM_STOCK, {**arguments, "product": line.product_id}) is not None
 
 
 async def sell(tx: AsyncSession, units: Mapping[Pool, int]) -> None:

@@ -57,10 +57,6 @@ _HOLD = text(
     _UPDATE.format(moved="", change="held = s.held + least(w.units, s.on_hand - s.held)")
     + " AND s.on_hand > s.held RETURNING s.product_id AS id, new.held - old.held AS units"
 )
-_HOLD_AGAIN = text("""
-    UPDATE stock SET held = held + :units WHERE product_id = :product AND on_hand - held >= :units
-    RETURNING product_id
-""")
 _UNHOLD = text(_UPDATE.format(moved="", change="held = s.held - w.units"))
 _SELL = text(
     _UPDATE.format(
@@ -85,17 +81,6 @@ RETURN_FROM_SALES = """
     )
 """
 """Common table expressions that move the units of `returned` (id, product_id, units), sales' rows, to stock."""
-TAKE_INTO_SALE = """
-    taken AS (
-        UPDATE stock SET on_hand = on_hand - :units, update_time = clock_timestamp()
-        WHERE product_id = :product AND on_hand - held >= :units AND EXISTS (SELECT FROM eligible)
-        RETURNING product_id
-    ), moved AS (
-        INSERT INTO stock_movements (product_id, delta, kind, reference_id)
-        SELECT product_id, -:units, 'ALLOCATED', :id FROM taken
-    )
-"""
-"""Common table expressions that move units from stock into the sale in `eligible`. `taken` is empty if they lack."""
 
 
 async def find_stock(tx: AsyncSession, product_id: uuid.UUID, *, lock: bool = False) -> Stock:
@@ -167,11 +152,6 @@ async def hold(tx: AsyncSession, units: Mapping[Pool, int]) -> dict[Pool, Grant]
     arguments = _arguments(units)
     rows = await tx.execute(_HOLD, arguments) if arguments else ()
     return {(row.id, None): Grant(row.units) for row in rows}
-
-
-async def hold_again(tx: AsyncSession, line: Line) -> bool:
-    """Hold the units of a line, if there are enough."""
-    return await tx.scalar(_HOLD_AGAIN, {"product": line.product_id, "units": line.quantity}) is not None
 
 
 async def unhold(tx: AsyncSession, units: Mapping[Pool, int]) -> None:

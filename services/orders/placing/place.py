@@ -1,6 +1,7 @@
 """Placing an order: hold its stock, write the order, start its saga."""
 
 import asyncio
+import time
 import uuid
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class Placer:
         """Orders that inventory holds stock for, or may: it has not answered yet, or its answer was lost."""
         self._placing: set[asyncio.Task[_Placed]] = set()
         self._write: Batcher[tuple[Order, float], tuple[Order, bool]] = Batcher(
-            "place", lambda items: combined.place(db, items)
+            "place", lambda items: combined.place(db, items, holder=worker.holder)
         )
         self._find: Batcher[tuple[uuid.UUID, uuid.UUID], Order | None] = Batcher(
             "find", lambda requests: orders.find_by_requests(db, requests)
@@ -115,7 +116,7 @@ class Placer:
                     return _Placed(known)
                 await self._inventory.release(Hold(draft.id, draft.pools))
                 raise
-            if reservation.state not in (Reservation.HELD, Reservation.CONFIRMED):
+            if _has_ended(reservation):
                 # A late repeat: only an order that was written before can answer it.
                 if known := await self._known(draft):
                     return _Placed(known)
@@ -148,6 +149,13 @@ class Placer:
         telemetry.log_info("order placed", order_id=order.id)
         # Without a lease, any process claims its saga.
         return _Placed(order, self._worker.start(plan.begin(order)) if lease_seconds else None)
+
+
+def _has_ended(reservation: Reservation) -> bool:
+    """Whether no order can be written for it any more. One that has just ended is in its grace, and still `HELD`."""
+    if reservation.state == Reservation.HELD:
+        return reservation.repeated and reservation.expire_time.ToSeconds() <= time.time()
+    return reservation.state != Reservation.CONFIRMED
 
 
 def _order(draft: DraftOrder, products: dict[uuid.UUID, Product], reservation: Reservation) -> Order:

@@ -1,1 +1,1 @@
-"""The saga that brings an order to its end: plan, steps, the worker, and the operators' view. No SQL stands here."""
+"""The saga that brings an order to its end, and the comparison of settled orders with payments. No SQL stands here."""

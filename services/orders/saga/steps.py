@@ -4,7 +4,7 @@ import structlog
 
 from services.chassis.errors import Refused
 from services.chassis.server import wire
-from services.orders.clients import Hold, Inventory, Payments, Return
+from services.orders.clients import Catalog, Hold, Inventory, Payments, Return
 from services.orders.domain import PaymentState
 from services.orders.saga.plan import RESERVATION_LOST, Saga, StepPending, StepRefused
 from stampede.payments.v1 import charge_service_pb2 as payments_pb
@@ -15,10 +15,10 @@ _WITHOUT_MONEY = (PaymentState.CANCELLED, PaymentState.FAILED, PaymentState.REFU
 
 
 class MeshSteps:
-    """Implements `plan.SagaSteps` with the clients of inventory and payments."""
+    """Implements `plan.SagaSteps` with the clients of catalog, inventory and payments."""
 
-    def __init__(self, inventory: Inventory, payments: Payments) -> None:
-        self._inventory, self._payments = inventory, payments
+    def __init__(self, catalog: Catalog, inventory: Inventory, payments: Payments) -> None:
+        self._catalog, self._inventory, self._payments = catalog, inventory, payments
 
     async def charge(self, saga: Saga) -> None:
         """Begins or continues the payment; raises `Withdrawn` if the order was cancelled meanwhile."""
@@ -52,6 +52,21 @@ class MeshSteps:
         try:
             await self._inventory.confirm(_hold(saga))
         except Refused as refusal:
+            if refusal.reason == "RESERVATION_EXPIRED":
+                await self._retake(saga)
+            elif refusal.code in ("FAILED_PRECONDITION", "NOT_FOUND"):
+                raise StepRefused(RESERVATION_LOST) from refusal
+            else:
+                raise
+
+    async def _retake(self, saga: Saga) -> None:
+        """Takes the units of an expired hold again, by the rules of a new order; the money came late."""
+        products = await self._catalog.products(saga.products)
+        if not all(id_ in products and products[id_].active for id_ in saga.products):
+            raise StepRefused(RESERVATION_LOST)
+        try:
+            await self._inventory.retake(_hold(saga))
+        except Refused as refusal:
             if refusal.code in ("FAILED_PRECONDITION", "NOT_FOUND"):
                 raise StepRefused(RESERVATION_LOST) from refusal
             raise
@@ -80,6 +95,7 @@ class MeshSteps:
             status = await self._payments.refund(saga)
         except Refused as refusal:
             if refusal.code in ("FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT"):
+                await self._note_other_refunds(saga)
                 raise StepRefused(refusal.reason) from refusal
             raise
         saga.refunded_minor = max(saga.refunded_minor, status.refunded.minor_units)
@@ -87,6 +103,14 @@ class MeshSteps:
             raise StepRefused(status.failure_reason or "REFUND_FAILED")
         if status.state != payments_pb.RefundStatus.SUCCEEDED:
             raise StepPending(for_customer=False)
+
+    async def _note_other_refunds(self, saga: Saga) -> None:
+        """Reads what was refunded beside this refund, for the order. Raises `StepPending` while more may follow."""
+        payment = (await self._payments.read([saga.order_id])).get(saga.order_id)
+        if payment and payment.refunding_minor:
+            raise StepPending(for_customer=False)
+        if payment:
+            saga.refunded_minor = payment.refunded_minor
 
     async def restock(self, saga: Saga) -> None:
         """Takes the units of the saga's refund back into stock."""

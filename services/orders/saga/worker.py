@@ -43,8 +43,17 @@ class Worker:
     """
 
     def __init__(
-        self, db: Database, steps: SagaSteps, relay: Relay, watch: Watch[uuid.UUID, Order], *, at_once: int
+        self,
+        db: Database,
+        steps: SagaSteps,
+        relay: Relay,
+        watch: Watch[uuid.UUID, Order],
+        *,
+        at_once: int,
+        holder: str = "",
     ) -> None:
+        """`holder` names this process in leases; a later process of the same name is its successor."""
+        self.holder = holder
         self._db, self._steps, self._relay, self._watch, self._at_once = db, steps, relay, watch, at_once
         self._provider_bound_most = at_once - at_once // 4
         self._running: set[asyncio.Task[None]] = set()
@@ -54,6 +63,14 @@ class Worker:
         self._due = 0
         self._finish: Batcher[Saga, bool] = Batcher("finish", self._finish_batch)
         self._save: Batcher[Checkpoint, bool] = Batcher("save", self._save_batch)
+
+    async def take_over(self) -> None:
+        """Makes the sagas due that an earlier process of this name left; call it before this one has any.
+
+        Their leases need not expire. Should that process still be alive, the fencing tokens keep it from saving.
+        """
+        if left := await sagas.make_leased_due(self._db, self.holder):
+            log.info("sagas of an earlier process are taken over", sagas=left)
 
     @contextmanager
     def slot(self) -> Iterator[float]:
@@ -108,7 +125,9 @@ class Worker:
         """Claims due sagas and carries them. Runs until cancelled."""
         while beat():
             free, provider_bound = self._free_slots()
-            claimed = await sagas.claim_due(self._db, free, provider_bound=provider_bound) if free else []
+            claimed = (
+                await sagas.claim_due(self._db, free, provider_bound=provider_bound, holder=self.holder) if free else []
+            )
             # Provider-bound sagas have fewer slots, and may be the only ones left behind.
             behind = self._at_once > 0 and len(claimed) >= provider_bound
             self._due = await sagas.count_due(self._db, _DUE_MOST) if behind else 0

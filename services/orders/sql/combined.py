@@ -31,6 +31,7 @@ _BEGIN_PURCHASE = sagas.insert_from(
     payment_method="payment_method",
     request_id="call_id",
     next_time="clock_timestamp() + make_interval(secs => lease)",
+    holder=":holder",
     hold_check_time=sagas.FIRST_CHECK,
 )
 # One document instead of a dozen arrays: it is made in C, while psycopg makes arrays in Python.
@@ -63,7 +64,7 @@ _FINISH = text(f"""
     ), {_LOCKED}, own AS ({sagas.DELETE_OWN}), changed AS (
         {orders.update(_PURCHASE_END)}
         FROM own AS w WHERE o.id = w.id AND o.state = 'PENDING'
-        RETURNING {orders.CHANGED}, w.fencing_token, w.cause, w.refunded_minor AS refunded_at_payments, w.actor, w.note,
+        RETURNING {orders.CHANGED}, w.fencing_token, w.cause, w.actor, w.note,
             w.request_id
     ), logged AS (
         {order_log.insert_from("changed", actor="actor", cause="cause", note="note", call_id="request_id")}
@@ -129,10 +130,10 @@ _FINISH_REFUND = text(f"""
 """)  # noqa: S608
 
 
-async def place(db: Database, items: Sequence[tuple[Order, float]]) -> list[tuple[Order, bool]]:
+async def place(db: Database, items: Sequence[tuple[Order, float]], *, holder: str = "") -> list[tuple[Order, bool]]:
     """Writes orders with their sagas, log entries and events. Returns (order, whether it is new) for each.
 
-    Each item is an order and the seconds for which this process alone may carry its saga; with 0, any process may. If
+    Each item is an order and the seconds for which `holder` alone may carry its saga; with 0, any process may. If
     the customer's request id is known, the order that was placed the first time is returned.
     """
     # Two items of one batch may be repeats of one request: the first is the order.
@@ -140,9 +141,12 @@ async def place(db: Database, items: Sequence[tuple[Order, float]]) -> list[tupl
     leases = {order.id: lease for order, lease in reversed(items)}
     ranks = _secret_ranks(list(first.values()))
     documents = [_document(order, leases[order.id], ranks[order.id]) for order in first.values()]
-    rows = await run_autocommit(
-        db, _PLACE, {"orders": orjson.dumps(documents).decode(), "unasked_most": plan.SECRETS_UNASKED_MOST}
-    )
+    arguments = {
+        "orders": orjson.dumps(documents).decode(),
+        "unasked_most": plan.SECRETS_UNASKED_MOST,
+        "holder": holder,
+    }
+    rows = await run_autocommit(db, _PLACE, arguments)
     placed = {
         row.id: replace(
             first[row.id], create_time=row.create_time, update_time=row.create_time, secret_wanted=row.secret_wanted
@@ -236,9 +240,6 @@ async def finish(tx: AsyncSession, finished: Sequence[Saga]) -> list[bool]:
     }
     changed = (await tx.execute(_FINISH, arguments)).all()
     await outbox.publish(tx, [changed_event(row, moved=True) for row in changed])
-    # Refunds at payments meanwhile were left to the saga.
-    if refunded := {row.id: row.refunded_at_payments for row in changed if row.refunded_at_payments}:
-        await orders.apply_refunds(tx, refunded)
     own = {(row.id, row.fencing_token) for row in changed}
     return [(saga.order_id, saga.fencing_token) in own for saga in finished]
 

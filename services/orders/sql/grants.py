@@ -19,11 +19,12 @@ GRANTS: Grants = {
         insert=True,
         update=(
             "phase", "steps_done", "reason", "cancel_reason", "paused", "payment_changed", "refunded_minor",
-            "fencing_token", "attempts", "cause", "actor", "note", "request_id", "progress_time", "next_time",
+            "holder", "fencing_token", "attempts", "cause", "actor", "note", "request_id", "progress_time", "next_time",
             "hold_check_time",
         ),
         delete=True,
     ),
+    "payment_checks": Grant(insert=True, update=("due_time", "attempts"), delete=True),
     "requests": idempotency.GRANT,
     "outbox": outbox.GRANT,
     "published_events": outbox.GRANT,

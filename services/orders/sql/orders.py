@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events import outbox
 from services.chassis.money import Money
-from services.orders import domain
 from services.orders.domain import (
     Actor,
     Address,
@@ -29,6 +28,7 @@ from services.orders.domain import (
     State,
 )
 from services.orders.events import cancelling_event, changed_event
+from services.orders.saga.comparison import Comparison
 from services.orders.sql import order_log
 from services.orders.sql.schema import OrderRow, columns
 
@@ -98,24 +98,14 @@ _NOTE_CANCEL = text(f"""
         logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
     SELECT * FROM changed
 """)  # noqa: S608
-_REFUNDED = """
-    refunded_minor = w.units,
-    -- An order that ended in another state, because it expired or was compensated, keeps that.
-    state = CASE WHEN o.state = ANY(:refundable) THEN w.state ELSE o.state END,
-    state_reason = CASE WHEN o.state = ANY(:refundable) THEN '' ELSE o.state_reason END,
-    payment = CASE WHEN w.state = 'REFUNDED' THEN jsonb_set(o.payment, '{state}', '"REFUNDED"') ELSE o.payment END
-"""
-_APPLY_REFUNDS = text(f"""
-    WITH w AS (
-        SELECT id, least(units, total_minor) AS units,
-            CASE WHEN units < total_minor THEN 'PARTIALLY_REFUNDED' ELSE 'REFUNDED' END AS state
-        FROM unnest(CAST(:ids AS uuid[]), CAST(:units AS bigint[])) AS w (id, units) JOIN orders USING (id)
-        ORDER BY id FOR UPDATE OF orders
-    ), changed AS (
-        {update(_REFUNDED)}
-        FROM w WHERE o.id = w.id AND o.refunded_minor < w.units AND NOT o.refunding AND o.state <> 'PENDING'
-        RETURNING {CHANGED}, old.state AS state_before
-    ), logged AS ({order_log.insert_from("changed", actor="'payments'", cause="'refunded at payments'")})
+_APPLY_PAYMENT = text(f"""
+    WITH changed AS ({
+    update(
+        "state = :state, state_reason = :reason, refunded_minor = :refunded,"
+        " payment = jsonb_set(o.payment, '{state}', to_jsonb(CAST(:payment_state AS text)))"
+    )
+} WHERE o.id = :id RETURNING {CHANGED}),
+        logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
     SELECT * FROM changed
 """)  # noqa: S608
 
@@ -251,13 +241,12 @@ async def note_cancel(tx: AsyncSession, order_id: uuid.UUID, by: Actor, *, cause
     await outbox.publish(tx, [cancelling_event(row)])
 
 
-async def apply_refunds(tx: AsyncSession, minor_units: Mapping[uuid.UUID, int]) -> None:
-    """Moves paid orders that staff refunded at payments: to `REFUNDED` or `PARTIALLY_REFUNDED`.
-
-    `minor_units` were refunded in total, by order. An order whose saga is running moves when that has finished.
-    """
+async def apply_payment(tx: AsyncSession, order: Order, found: Comparison) -> None:
+    """Corrects a settled order, whose row is locked, by what payments knows about its payment."""
     values = {
-        "ids": list(minor_units), "units": list(minor_units.values()), "refundable": list(domain.REFUNDABLE),
+        "id": order.id, "state": found.state, "reason": "" if found.state is not order.state else order.state_reason,
+        "refunded": found.refunded_minor, "payment_state": found.payment_state,
+        **order_log.arguments(Actor("payments"), found.cause),
     }  # fmt: skip
-    rows = await tx.execute(_APPLY_REFUNDS, values)
-    await outbox.publish(tx, [changed_event(row, moved=row.state != row.state_before) for row in rows])
+    row = (await tx.execute(_APPLY_PAYMENT, values)).one()
+    await outbox.publish(tx, [changed_event(row, moved=found.state is not order.state)])

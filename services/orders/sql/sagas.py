@@ -4,7 +4,7 @@ Locks are taken in one order: a saga's row before its order's, and several by th
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -73,13 +73,14 @@ SAVE_OWN = """
 
 _CLAIM = f"""
     WITH {{due}}, claimed AS (
-        UPDATE sagas s SET fencing_token = s.fencing_token + 1, paused = false, payment_changed = false,
+        UPDATE sagas s SET fencing_token = s.fencing_token + 1, holder = :holder, paused = false,
+            payment_changed = false,
             next_time = clock_timestamp() + make_interval(secs => :lease),
             -- Time spent waiting for the customer does not count as stuck.
             progress_time = CASE WHEN {WAITS_FOR_CUSTOMER} THEN clock_timestamp() ELSE s.progress_time END,
-            -- The hold's own timer: inventory's event may be late or lost.
+            -- Only the order's own timer decides that its hold has ended: an event may be late, lost or forged.
             cancel_reason = CASE WHEN s.cancel_reason = '' AND s.kind = 'PURCHASE'
-                AND o.hold_expire_time + interval '2 seconds' < clock_timestamp()
+                AND o.hold_expire_time <= clock_timestamp()
                 THEN 'HOLD_EXPIRED' ELSE s.cancel_reason END,
             -- The customer may begin to pay after this check: the next one is after three quarters of the time left.
             hold_check_time = CASE
@@ -91,6 +92,7 @@ _CLAIM = f"""
             o.secret_wanted,
             ARRAY(SELECT coalesce(line->>'sale_id', line->>'product_id')::uuid FROM jsonb_array_elements(o.lines) line)
                 AS pools,
+            ARRAY(SELECT (line->>'product_id')::uuid FROM jsonb_array_elements(o.lines) line) AS products,
             old.hold_check_time IS DISTINCT FROM new.hold_check_time AS hold_check_due,
             old.payment_changed AS payment_had_changed
     )
@@ -112,6 +114,11 @@ _CLAIM_DUE = text(
     )
 )
 _CLAIM_ONE = text(_CLAIM.format(due=f"due AS ({lock('order_id = :order')})"))
+_MAKE_LEASED_DUE = text(f"""
+    WITH locked AS ({lock("holder = :holder AND NOT paused AND next_time > clock_timestamp()")})
+    UPDATE sagas s SET next_time = clock_timestamp() FROM locked WHERE s.order_id = locked.order_id
+    RETURNING s.order_id
+""")  # noqa: S608
 _STILL_WANTED = text("""
     SELECT s.order_id, s.fencing_token
     FROM sagas s JOIN unnest(CAST(:ids AS uuid[]), CAST(:tokens AS integer[])) AS w (id, token)
@@ -137,11 +144,10 @@ _NOTE_PAYMENTS = text(f"""
         next_time = CASE WHEN paused THEN clock_timestamp() ELSE next_time END
     FROM locked WHERE s.order_id = locked.order_id
 """)  # noqa: S608
-_NOTE_REFUNDS = text("""
-    UPDATE sagas SET refunded_minor = w.units
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:units AS bigint[])) AS w (id, units)
-    WHERE order_id = w.id AND refunded_minor < w.units
-""")
+_WAKE = text(f"""
+    {_LOCKED}
+    UPDATE sagas s SET next_time = clock_timestamp() FROM locked WHERE s.order_id = locked.order_id AND s.paused
+""")  # noqa: S608
 _MAKE_DUE = text("""
     UPDATE sagas SET attempts = 0, next_time = clock_timestamp(),
         fencing_token = fencing_token + CASE WHEN :revoke THEN 1 ELSE 0 END
@@ -152,12 +158,12 @@ _MAKE_DUE = text("""
 # --- what workers do ---
 
 
-async def claim_due(db: Database, most: int, *, provider_bound: int) -> list[Saga]:
-    """Claims up to `most` sagas that are due: paused until now, or left by a process that died.
+async def claim_due(db: Database, most: int, *, provider_bound: int, holder: str = "") -> list[Saga]:
+    """Claims up to `most` sagas that are due, for `holder`: paused until now, or left by a process that died.
 
     At most `provider_bound` of them are provider-bound, and these come last.
     """
-    arguments = {"most": most, "provider_bound": provider_bound, "lease": LEASE_SECONDS}
+    arguments = {"most": most, "provider_bound": provider_bound, "lease": LEASE_SECONDS, "holder": holder}
     return [_saga(row) for row in await run_autocommit(db, _CLAIM_DUE, arguments)]
 
 
@@ -173,13 +179,19 @@ async def still_wanted(db: Database, held: Sequence[tuple[uuid.UUID, int]]) -> s
     return {(row.order_id, row.fencing_token) for row in rows}
 
 
-async def claim_one(tx: AsyncSession, order_id: uuid.UUID) -> Saga | None:
+async def make_leased_due(db: Database, holder: str) -> int:
+    """Has any process claim the sagas whose leases `holder` has; returns how many."""
+    return len(await run_autocommit(db, _MAKE_LEASED_DUE, {"holder": holder}))
+
+
+async def claim_one(tx: AsyncSession, order_id: uuid.UUID, *, holder: str = "") -> Saga | None:
     """Claims one order's saga, also from a process that has its lease; None if no saga is running for the order.
 
     Call it in the transaction that writes what the saga shall do. Otherwise another process may claim it in between,
     carry that out, and leave the caller without an outcome.
     """
-    row = (await tx.execute(_CLAIM_ONE, {"order": order_id, "lease": LEASE_SECONDS})).one_or_none()
+    arguments = {"order": order_id, "lease": LEASE_SECONDS, "holder": holder}
+    row = (await tx.execute(_CLAIM_ONE, arguments)).one_or_none()
     return _saga(row) if row else None
 
 
@@ -195,14 +207,14 @@ async def request_cancel(tx: AsyncSession, order_ids: Sequence[uuid.UUID], reaso
     return list(await tx.scalars(_REQUEST_CANCEL, arguments))
 
 
+async def wake(tx: AsyncSession, order_ids: Sequence[uuid.UUID]) -> None:
+    """Has any process claim paused sagas now."""
+    await tx.execute(_WAKE, {"ids": list(order_ids)})
+
+
 async def note_payments(tx: AsyncSession, order_ids: Sequence[uuid.UUID]) -> None:
     """Notes that the payments of these orders changed. Paused sagas are due at once, others once they would pause."""
     await tx.execute(_NOTE_PAYMENTS, {"ids": list(order_ids)})
-
-
-async def note_refunds(tx: AsyncSession, minor_units: Mapping[uuid.UUID, int]) -> None:
-    """Notes how much was refunded at payments in total, by order, for their sagas to apply when they finish."""
-    await tx.execute(_NOTE_REFUNDS, {"ids": list(minor_units), "units": list(minor_units.values())})
 
 
 async def make_due(tx: AsyncSession, order_id: uuid.UUID, *, revoke: bool = False) -> bool:
@@ -278,6 +290,7 @@ def _saga(row: Any) -> Saga:
         fencing_token=row.fencing_token,
         pools=tuple(row.pools),
         secret_wanted=row.secret_wanted,
+        products=tuple(row.products),
         attempts=row.attempts,
         payment=orders.payment_from_json(row.payment),
         hold_check_due=row.hold_check_due,

@@ -102,9 +102,21 @@ class SagaRow(Base):
         ),
         init=False,
     )
+    holder: Mapped[str] = mapped_column(default="")
+    """The process that claimed it last, by its stable name. It has the lease, unless the saga is paused or due."""
     fencing_token: Mapped[int] = mapped_column(Integer, default=1)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class PaymentCheckRow(Base):
+    """An order to be compared with payments."""
+
+    __tablename__ = "payment_checks"
+
+    order_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    due_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
 
 
 class OrderLogRow(Base):

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.e2e.clock import STEP, hold_is_checked, time_passes
+from tests.e2e.clock import STEP, hold_ends, hold_is_checked, time_passes
 from tests.e2e.shop import SECURE, VISA, Buyer, Shop, assert_books_add_up
 from tests.support.rest import Answer, Json
 from tests.support.waiting import eventually
@@ -60,6 +60,24 @@ async def test_expired_hold_returns_unit_state_and_allowance(shop: Shop) -> None
     assert ((await shop.sale(sale))["state"], await shop.counters(sale)) == ("LIVE", (1, 0, 0))
     assert (await slow.buy_when_back(sale)).expect().json["state"] == "PAID"
     assert (await slow.buy(sale)).refusal[1] in ("CUSTOMER_LIMIT", "SOLD_OUT")
+    await assert_books_add_up(shop, sale)
+
+
+async def test_customer_who_paid_in_time_gets_the_unit_without_a_webhook(shop: Shop) -> None:
+    """The provider is asked before the unit is given up, and the unit waits for its answer."""
+    await shop.sandbox.faults(webhooks={"drop": True}, latency_ms={"fixed": 500, "jitter": 0})
+    sale, buyer, other = await shop.a_sale(units=1, price=PRICE), await shop.a_buyer(), await shop.a_buyer()
+    order = await buyer.until_payable((await buyer.buy(sale, card=None, wait=0)).expect().json["id"])
+    assert (await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["status"] == "succeeded"
+
+    await hold_ends(shop, order["id"])
+    refused = []
+    while (await buyer.order(order["id"]))["state"] == "PENDING":
+        refused.append((await other.buy(sale, wait=0)).reason)
+
+    assert (await buyer.order(order["id"]))["state"] == "PAID"
+    assert set(refused) <= {"SOLD_OUT"}
+    assert await shop.counters(sale) == (0, 0, 1)
     await assert_books_add_up(shop, sale)
 
 

@@ -63,7 +63,8 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        tables = "orders, order_products, sagas, order_log, outbox, published_events, seen_events, requests"
+        tables = "orders, order_products, sagas, order_log, payment_checks, outbox, published_events, seen_events"
+        tables += ", requests"
         await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     return one_database
 
@@ -170,6 +171,7 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         """Customers at the limit."""
         self.calls: Counter[str] = Counter()
         self.unavailable = self.loses_answers = False
+        self.retakes = 0
 
     def add(self, units: int, *, sale: Money | None = None, key: uuid.UUID | None = None) -> uuid.UUID:
         id_ = key or ids.new()
@@ -225,8 +227,17 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
     async def BatchConfirm(self, request: Any, context: Any) -> Any:
         await self._begin("BatchConfirm", context)
         return inventory_pb.BatchConfirmResponse(
-            outcomes=[self._settle(id_, inventory_pb.Reservation.CONFIRMED) for id_ in request.ids]
+            outcomes=[self._confirm(id_, retake=request.retake) for id_ in request.ids]
         )
+
+    def _confirm(self, id_: str, *, retake: bool) -> Any:
+        expired = self.held[id_].state == inventory_pb.Reservation.EXPIRED
+        if expired and not retake:
+            return _refused(9, "RESERVATION_EXPIRED", reservationId=id_)
+        self.retakes += expired
+        if expired:
+            self.held[id_].state = inventory_pb.Reservation.HELD
+        return self._settle(id_, inventory_pb.Reservation.CONFIRMED)
 
     async def BatchExtend(self, request: Any, context: Any) -> Any:
         await self._begin("BatchExtend", context)
@@ -282,6 +293,7 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
         self.amounts: dict[str, Any] = {}
         self.refunds: dict[str, int] = {}
         self.refunded: Counter[str] = Counter()
+        self.refunding: Counter[str] = Counter()
 
     async def _begin(self, name: str, context: Any) -> None:
         self.calls[name] += 1
@@ -343,25 +355,56 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
             outcomes.append(payments_pb.PaymentOutcome(payment=payment))
         return payments_pb.BatchReverseResponse(outcomes=outcomes)
 
+    async def GetPayments(self, request: Any, context: Any) -> Any:
+        await self._begin("GetPayments", context)
+        return payments_pb.GetPaymentsResponse(outcomes=[self._known(id_) for id_ in request.order_ids])
+
+    def _known(self, order_id: str) -> Any:
+        if order_id not in self.payments:
+            refusal = refusal_pb2.Refusal(code=5, reason="PAYMENT_NOT_FOUND", domain="payments.stampede", message="No.")
+            return payments_pb.PaymentOutcome(refusal=refusal)
+        status = payments_pb.PaymentStatus()
+        status.CopyFrom(self.payments[order_id])
+        for name, units in (("refunded", self.refunded[order_id]), ("refunding", self.refunding[order_id])):
+            if units:
+                getattr(status, name).CopyFrom(self.amounts[order_id])
+                getattr(status, name).minor_units = units
+        return payments_pb.PaymentOutcome(payment=status)
+
+    def refund_there(self, order_id: str, units: int) -> None:
+        """Staff refund at payments, or with a negative number a refund fails after it had succeeded."""
+        self.refunded[order_id] += units
+        whole = self.refunded[order_id] == self.amounts[order_id].minor_units
+        self.set_state(order_id, "REFUNDED" if whole else "SUCCEEDED")
+
     async def BatchCreateRefunds(self, request: Any, context: Any) -> Any:
         await self._begin("BatchCreateRefunds", context)
         _check_distinct([item.refund_id for item in request.refunds])
-        made = [self._refund(item) for item in request.refunds]
-        return payments_pb.BatchCreateRefundsResponse(outcomes=[payments_pb.RefundOutcome(refund=one) for one in made])
+        return payments_pb.BatchCreateRefundsResponse(outcomes=[self._refund(item) for item in request.refunds])
 
     def _refund(self, item: Any) -> Any:
         if self.refuses_refunds:
-            return payments_pb.RefundStatus(
+            failed = payments_pb.RefundStatus(
                 refund_id=item.refund_id, state=payments_pb.RefundStatus.FAILED, failure_reason="CHARGE_DISPUTED"
             )
+            return payments_pb.RefundOutcome(refund=failed)
+        if item.order_id not in self.amounts:  # never charged here
+            done = payments_pb.RefundStatus(refund_id=item.refund_id, state=payments_pb.RefundStatus.SUCCEEDED)
+            return payments_pb.RefundOutcome(refund=done)
         if item.refund_id not in self.refunds:
             left = self.amounts[item.order_id].minor_units - self.refunded[item.order_id]
+            left -= self.refunding[item.order_id]
+            if (item.amount.minor_units or 1) > left:
+                refusal = refusal_pb2.Refusal(
+                    code=9, reason="REFUND_TOO_LARGE", domain="payments.stampede", message="No"
+                )
+                return payments_pb.RefundOutcome(refusal=refusal)
             self.refunds[item.refund_id] = item.amount.minor_units if item.HasField("amount") else left
             self.refunded[item.order_id] += self.refunds[item.refund_id]
         status = payments_pb.RefundStatus(refund_id=item.refund_id, state=payments_pb.RefundStatus.SUCCEEDED)
         status.refunded.CopyFrom(self.amounts[item.order_id])
         status.refunded.minor_units = self.refunded[item.order_id]
-        return status
+        return payments_pb.RefundOutcome(refund=status)
 
 
 def _check_distinct(names: list[str]) -> None:
@@ -381,9 +424,11 @@ class Shop:
         self.recent = RecentOrders()
         self.inventory_client = Inventory(inventory)
         self.payments_client = Payments(payments, still_wanted=partial(sagas.still_wanted, db))
-        self.worker = Worker(db, MeshSteps(self.inventory_client, self.payments_client), relay, self.watch, at_once=512)
+        self.catalog_client = Catalog(catalog)
+        steps = MeshSteps(self.catalog_client, self.inventory_client, self.payments_client)
+        self.worker = Worker(db, steps, relay, self.watch, at_once=512)
         self.placer = Placer(
-            db, catalog=Catalog(catalog), inventory=self.inventory_client, worker=self.worker,
+            db, catalog=self.catalog_client, inventory=self.inventory_client, worker=self.worker,
             sold_out=self.sold_out, recent=self.recent, relay=relay, backlog_max=10_000,
         )  # fmt: skip
         self.placed_orders, pages = actions.Orders(db, self.worker, self.watch, relay), Pages("a secret for pages")

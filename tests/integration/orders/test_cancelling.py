@@ -184,7 +184,7 @@ async def test_compensation_is_shown_until_it_is_carried_out(shop: Shop) -> None
 
 async def test_refund_that_is_refused_at_once_is_an_error_and_its_repeat_tries_again(shop: Shop) -> None:
     order = await a_paid_order(shop)
-    request = pb.RefundOrderRequest(order_id=order.id, request_id=str(uuid.uuid4()))
+    request = pb.RefundOrderRequest(order_id=order.id, request_id=str(uuid.uuid4()), full=True)
     shop.payments.refuses_refunds = True
 
     refused = await refusal(shop.orders.RefundOrder(request, metadata=tokens.as_staff()))

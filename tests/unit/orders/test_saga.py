@@ -28,8 +28,8 @@ from services.orders.saga.plan import (
 from services.orders.sql.combined import Checkpoint
 from tests.unit.orders.world import Killed, World, a_worker, carried, to_the_end
 
-POINTS_MOST = 22
-"""More than any life passes: before and after charge, save, extend, confirm, reverse, release and finish."""
+POINTS_MOST = 24
+"""More than any life passes: before and after charge, save, extend, confirm, retake, reverse, release and finish."""
 
 
 @pytest.fixture(autouse=True)
@@ -322,7 +322,7 @@ async def test_charge_is_reversed_only_after_the_turn_is_saved() -> None:
 
     await carried(a_worker(world, point), world.sagas.saga())
 
-    assert seen == ["before charge", "after charge", "before confirm", "before save", "after save"]
+    assert seen == ["before charge", "after charge", "before confirm", "before retake", "before save", "after save"]
     assert world.refunded == 0
     await to_the_end(world)
     world.check_end()

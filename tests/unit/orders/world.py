@@ -75,12 +75,17 @@ class World:
     def confirm(self) -> None:
         if self.hold == "CONFIRMED":
             return
-        if self.hold == "HELD" or (self.hold == "EXPIRED" and self.units_left):
-            self.hold = "CONFIRMED"
-            self.taken += 1
-            return
-        self.hold = "RELEASED"  # for good
-        raise refused("FAILED_PRECONDITION", "RESERVATION_LOST")
+        if self.hold == "EXPIRED":
+            raise refused("FAILED_PRECONDITION", "RESERVATION_EXPIRED")
+        if self.hold != "HELD":
+            raise refused("FAILED_PRECONDITION", "RESERVATION_LOST")
+        self.hold = "CONFIRMED"
+        self.taken += 1
+
+    def retake(self) -> None:
+        if self.hold == "EXPIRED":
+            self.hold = "HELD" if self.units_left else "RELEASED"  # for good
+        self.confirm()
 
     def release(self) -> None:
         if self.hold in ("CONFIRMED", "RETURNED"):
@@ -183,7 +188,9 @@ class Clients:
         self._world, self._point = world, point
 
     def __getattr__(self, name: str) -> Callable[[Any], Awaitable[Any]]:
-        async def call(_item: Any) -> Payment | Reservation | None:
+        async def call(_item: Any) -> Any:
+            if name == "products":
+                return {}
             await self._point(f"before {name}")
             getattr(self._world, "charge" if name in ("charge_changed", "open") else name)()
             # As it was when the answer was written.
@@ -193,7 +200,7 @@ class Clients:
                 self._world.hold_expire_time,
             )
             await self._point(f"after {name}")
-            if name in ("confirm", "release", "restock"):
+            if name in ("confirm", "retake", "release", "restock"):
                 return None
             if name == "extend":
                 return Reservation(expire_time=wire.timestamp(until))
@@ -297,7 +304,7 @@ def a_worker(world: World, point: CrashPoint = pass_by) -> Worker:
     clients: Any = Clients(world, point)
     ignored: Any = _Ignored()
     nothing: Any = None
-    worker = Worker(nothing, MeshSteps(clients, clients), ignored, ignored, at_once=1)
+    worker = Worker(nothing, MeshSteps(clients, clients, clients), ignored, ignored, at_once=1)
 
     async def save(checkpoint: Checkpoint) -> bool:
         await point("before save")

@@ -254,11 +254,11 @@ class Walk(RuleBasedStateMachine):
             assert isinstance(outcome, domain.ReservationLost)
             return
         if state is State.EXPIRED:
-            if not all(self._retakable(line) for line in hold.lines):
+            if self._over(hold) or not self._fits(hold):  # by the rules of a new hold
                 assert isinstance(outcome, domain.ReservationLost)
                 self.holds[id_] = hold, State.RELEASED  # for good
                 return
-            self._retake(hold.lines)
+            self._take(hold.lines)
         assert isinstance(outcome, Reservation)
         if state is not State.CONFIRMED:
             for line in hold.lines:
@@ -275,6 +275,7 @@ class Walk(RuleBasedStateMachine):
         assert isinstance(outcome, WrongState if state is State.CONFIRMED else Reservation)
         if state is State.HELD:
             self._give_back(hold.lines)
+        if state in (State.HELD, State.EXPIRED):
             self.holds[id_] = hold, State.RELEASED
 
     @precondition(lambda self: self.holds)
@@ -452,22 +453,6 @@ class Walk(RuleBasedStateMachine):
                 self.stock[line.product_id].free += line.quantity
             else:
                 pool.free += line.quantity
-
-    def _retakable(self, line: Line) -> bool:
-        pool = self._pool(line)
-        if pool.closed:
-            return pool.returned >= line.quantity and self.stock[line.product_id].free >= line.quantity
-        return pool.free >= line.quantity
-
-    def _retake(self, lines: tuple[Line, ...]) -> None:
-        for line in lines:
-            pool = self._pool(line)
-            pool.held += line.quantity
-            if pool.closed:
-                pool.returned -= line.quantity
-                self.stock[line.product_id].free -= line.quantity
-            else:
-                pool.free -= line.quantity
 
 
 def test_no_walk_leads_to_wrong_numbers(infra: Infra, template: Callable[[str], Awaitable[str]]) -> None:

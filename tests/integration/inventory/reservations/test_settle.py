@@ -15,7 +15,7 @@ from sqlalchemy import text
 from services.chassis import ids
 from services.chassis.data.db import Database
 from services.chassis.errors import WrongState
-from services.inventory import sales, stock
+from services.inventory import domain, sales, stock
 from services.inventory.domain import Line, Reservation, ReservationLost, ReservationNotFound, State
 from services.inventory.reservations import settle
 from services.inventory.reservations.reserve import Outcome
@@ -187,42 +187,47 @@ async def test_outcomes_come_in_the_order_asked_and_one_refusal_leaves_the_other
 # --- paid after the hold had ended ---
 
 
-async def test_a_late_payment_retakes_from_the_sale_even_over_the_limit(db: Database) -> None:
-    sale, customer = await a_sale(db, units=5, per_customer_limit=2), ids.new()
-    late = await expired_hold(db, of_sale(sale, 2), customer_id=customer)
-    await holding(db, of_sale(sale, 2), customer_id=customer)
+async def test_a_late_payment_retakes_what_the_customer_limit_allows_now(db: Database) -> None:
+    """Bank debits placed again as their holds end: however many succeed, the customer gets one unit."""
+    sale, customer = await a_sale(db, units=5, per_customer_limit=1), ids.new()
+    late = [await expired_hold(db, of_sale(sale), customer_id=customer) for _ in range(3)]
+    held = await holding(db, of_sale(sale), customer_id=customer)
 
-    assert isinstance(await confirm(db, late.id), Reservation)
+    assert isinstance(await confirm(db, late[0].id), ReservationLost)
+    await release(db, held.id)
+    outcomes = await settle.confirm(db, [late[1].id, late[2].id])
 
+    assert [type(o) for o in outcomes] == [Reservation, ReservationLost]
     now = await sales.get_sale(db, sale.id)
-    assert (now.held, now.sold, now.remaining) == (2, 2, 1)
+    assert (now.held, now.sold, now.remaining) == (0, 1, 4)
     assert await books(db) == []
 
 
-async def test_a_late_payment_retakes_after_the_sales_end_before_anybody_closed_it(db: Database) -> None:
+@pytest.mark.parametrize("closed", [True, False])
+async def test_a_late_payment_does_not_retake_from_a_sale_that_is_over(db: Database, closed: bool) -> None:
     sale = await a_sale(db, units=5)
     late = await expired_hold(db, of_sale(sale, 2))
     await sale_ended(db, sale.id)
+    if closed:
+        await sales.close_ended_sales(db)
 
-    assert isinstance(await confirm(db, late.id), Reservation)
-    assert await sales.close_ended_sales(db) == 1
-    assert (await stock.get_stock(db, sale.product_id)).on_hand == 3
+    assert isinstance(await confirm(db, late.id), ReservationLost)
+
+    assert (await sales.get_sale(db, sale.id)).sold == 0
+    assert await state_of(db, late.id) == "RELEASED"
     assert await books(db) == []
 
 
-async def test_a_late_payment_retakes_from_stock_after_the_sale_was_closed(db: Database) -> None:
+async def test_an_expired_hold_retakes_nothing_unless_it_is_asked_to(db: Database) -> None:
+    """Orders looks first whether the product is still on sale. The refusal is no verdict."""
     sale = await a_sale(db, units=5)
     late = await expired_hold(db, of_sale(sale, 2))
-    await sale_ended(db, sale.id)
-    await sales.close_ended_sales(db)
 
+    (outcome,) = await settle.confirm(db, [late.id], may_retake=False)
+
+    assert isinstance(outcome, domain.ReservationExpired)
+    assert await state_of(db, late.id) == "EXPIRED"
     assert isinstance(await confirm(db, late.id), Reservation)
-
-    now, ordinary = await sales.get_sale(db, sale.id), await stock.get_stock(db, sale.product_id)
-    assert (now.held, now.sold, now.returned, ordinary.on_hand) == (0, 2, 3, 3)
-    query = "SELECT kind, delta FROM stock_movements ORDER BY id"
-    assert await rows_of(db, query) == [("ADJUSTED", 5), ("ALLOCATED", -5), ("RETURNED", 5), ("ALLOCATED", -2)]
-    assert await books(db) == []
 
 
 async def test_a_late_payment_is_lost_where_the_units_went_to_others(db: Database) -> None:
@@ -231,12 +236,13 @@ async def test_a_late_payment_is_lost_where_the_units_went_to_others(db: Databas
     ordinary = await expired_hold(db, of_stock(plain, 2))
     await holding(db, of_sale(sale))
     await holding(db, of_stock(plain))
-    before = await rows_of(db, "SELECT * FROM flash_sales"), await rows_of(db, "SELECT * FROM stock")
+    counters = "SELECT held, sold, returned FROM flash_sales", "SELECT on_hand, held FROM stock"
+    before = [await rows_of(db, query) for query in counters]
 
     outcomes = await settle.confirm(db, [of_flash.id, ordinary.id])
 
     assert [type(o) for o in outcomes] == [ReservationLost, ReservationLost]
-    assert (await rows_of(db, "SELECT * FROM flash_sales"), await rows_of(db, "SELECT * FROM stock")) == before
+    assert [await rows_of(db, query) for query in counters] == before
     assert await state_of(db, of_flash.id) == "RELEASED"
     assert await books(db) == []
 
@@ -254,26 +260,14 @@ async def test_a_reservation_that_was_lost_stays_lost_when_units_come_back(db: D
     assert await books(db) == []
 
 
-async def test_a_late_payment_is_lost_where_the_closed_sales_units_left_stock(db: Database) -> None:
-    sale = await a_sale(db, units=2)
-    late = await expired_hold(db, of_sale(sale, 2))
-    await sale_ended(db, sale.id)
-    await sales.close_ended_sales(db)
-    await holding(db, of_stock(sale.product_id))
-
-    assert isinstance(await confirm(db, late.id), ReservationLost)
-    assert await books(db) == []
-
-
 @pytest.mark.parametrize("lacking", [0, 1, 2])
 async def test_a_late_payment_retakes_all_of_its_lines_or_none(db: Database, lacking: int) -> None:
     """Whichever line's units are gone, the others are not taken, nor counted, nor written to the ledger."""
-    sale, ended, plain = await a_sale(db, units=2, per_customer_limit=5), await a_sale(db, units=2), await a_product(db)
-    lines = [of_sale(sale, 2), of_sale(ended, 2), of_stock(plain, 10)]
+    sale, second = [await a_sale(db, units=2, per_customer_limit=5) for _ in range(2)]
+    plain = await a_product(db)
+    lines = [of_sale(sale, 2), of_sale(second, 2), of_stock(plain, 10)]
     late = await expired_hold(db, *lines)
-    await sale_ended(db, ended.id)
-    await sales.close_ended_sales(db)
-    rival = [of_sale(sale), of_stock(ended.product_id), of_stock(plain)][lacking]
+    rival = [of_sale(sale), of_sale(second), of_stock(plain)][lacking]
     other = await holding(db, rival)
     movements = await rows_of(db, "SELECT count(*) FROM stock_movements")
 
@@ -285,24 +279,19 @@ async def test_a_late_payment_retakes_all_of_its_lines_or_none(db: Database, lac
 
 
 async def test_late_payments_race_for_the_last_units_and_take_each_once(db: Database) -> None:
-    """Ten are late, units for four are there; after the close, and before it."""
-    for closed in (False, True):
-        sale = await a_sale(db, units=10)
-        late = [await holding(db, of_sale(sale)) for _ in range(10)]
-        await hold_ended(db, *(r.id for r in late))
-        await settle.expire(db)
-        for _ in range(0 if closed else 6):
-            await holding(db, of_sale(sale))
-        if closed:
-            await sale_ended(db, sale.id)
-            await sales.close_ended_sales(db)
-            await holding(db, of_stock(sale.product_id, 6))
+    """Ten are late, units for four are there."""
+    sale = await a_sale(db, units=10)
+    late = [await holding(db, of_sale(sale)) for _ in range(10)]
+    await hold_ended(db, *(r.id for r in late))
+    await settle.expire(db)
+    for _ in range(6):
+        await holding(db, of_sale(sale))
 
-        outcomes = await asyncio.gather(*(confirm(db, r.id) for r in late))
+    outcomes = await asyncio.gather(*(confirm(db, r.id) for r in late))
 
-        assert sum(isinstance(o, Reservation) for o in outcomes) == 4
-        assert sum(isinstance(o, ReservationLost) for o in outcomes) == 6
-        assert await books(db) == []
+    assert sum(isinstance(o, Reservation) for o in outcomes) == 4
+    assert sum(isinstance(o, ReservationLost) for o in outcomes) == 6
+    assert await books(db) == []
 
 
 async def test_late_payments_of_crossed_lines_do_not_deadlock(db: Database) -> None:
@@ -316,8 +305,6 @@ async def test_late_payments_of_crossed_lines_do_not_deadlock(db: Database) -> N
         fresh.append(await holding(db, *(lines[::-1] if n % 2 else lines)))
     await hold_ended(db, *(r.id for r in late))
     await settle.expire(db)
-    await sale_ended(db, first.id)
-    await sales.close_ended_sales(db)
 
     await asyncio.gather(
         *(confirm(db, r.id) for r in late),
@@ -327,28 +314,6 @@ async def test_late_payments_of_crossed_lines_do_not_deadlock(db: Database) -> N
     assert dict(await rows_of(db, "SELECT state, count(*) FROM reservations GROUP BY 1")) == {
         "CONFIRMED": 24, "RELEASED": 8,
     }  # fmt: skip
-    assert await books(db) == []
-
-
-async def test_two_who_are_late_share_what_a_closed_sale_gave_back(db: Database) -> None:
-    """Both see that it gave two back; only one may have them, though stock has more."""
-    sale = await a_sale(db, units=4)
-    sold = [await holding(db, of_sale(sale, 2)) for _ in range(2)]
-    await hold_ended(db, *(r.id for r in sold))
-    await settle.expire(db)
-    winner = await holding(db, of_sale(sale, 2))
-    await confirm(db, winner.id)
-    await sale_ended(db, sale.id)
-    await sales.close_ended_sales(db)
-    ordinary = await stock.get_stock(db, sale.product_id)
-    await stock.adjust_stock(
-        db, sale.product_id, delta=50, reason="delivery", actor=ids.new(), key=None
-    )  # ordinary units that the sale never had
-    assert ordinary.on_hand == 2
-
-    outcomes = await asyncio.gather(*(confirm(db, r.id) for r in sold))
-
-    assert sorted(type(o).__name__ for o in outcomes) == ["Reservation", "ReservationLost"]
     assert await books(db) == []
 
 
@@ -450,6 +415,28 @@ async def test_extension_and_expiry_at_the_same_moment_end_in_one_of_the_two(db:
 
 
 # --- holds that end by themselves ---
+
+
+async def test_a_hold_keeps_its_units_for_its_grace_while_orders_asks_for_the_money(db: Database) -> None:
+    """For as long again as it lasted, at most thirty seconds; a confirmation meanwhile needs no unit of others."""
+    sale = await a_sale(db, units=3)
+    paid, long, short = [await holding(db, of_sale(sale)) for _ in range(3)]
+
+    async def ended(hold: Reservation, *, lasted: float, ago: float) -> None:
+        query = """
+            UPDATE reservations SET expire_time = clock_timestamp() - make_interval(secs => :ago),
+                create_time = clock_timestamp() - make_interval(secs => :ago + :lasted) WHERE id = :id
+        """
+        await run_sql(db, query, id=hold.id, ago=ago, lasted=lasted)
+
+    for hold, lasted in ((paid, 600), (long, 600), (short, 4)):
+        await ended(hold, lasted=lasted, ago=3)
+    assert await settle.expire(db) == []
+    assert isinstance((await settle.confirm(db, [paid.id], may_retake=False))[0], Reservation)
+    await ended(short, lasted=4, ago=5)
+    assert [r.id for r in await settle.expire(db)] == [short.id]
+    await ended(long, lasted=600, ago=31)
+    assert [r.id for r in await settle.expire(db)] == [long.id]
 
 
 async def test_an_expired_hold_returns_its_units_and_tells_orders_once(db: Database) -> None:

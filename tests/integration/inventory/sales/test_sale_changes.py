@@ -396,16 +396,16 @@ async def test_holds_of_a_closed_sale_can_be_paid_or_go_on_to_stock(db: Database
 
 
 @each_close
-async def test_who_pays_too_late_gets_what_a_closed_sale_gave_back(db: Database, close: Close) -> None:
+async def test_payment_after_the_close_of_a_sale_retakes_nothing(db: Database, close: Close) -> None:
     sale = await a_sale(db, units=4)
     late = await expired_hold(db, of_sale(sale, 3))
     await close(db, sale)
 
-    (paid,) = await settle.confirm(db, [late.id])
+    (lost,) = await settle.confirm(db, [late.id])
 
-    assert isinstance(paid, Reservation)
-    assert counters(await sales.get_sale(db, sale.id)) == (0, 0, 3, 1)
-    assert (await stock.get_stock(db, sale.product_id)).on_hand == 1
+    assert isinstance(lost, domain.ReservationLost)
+    assert counters(await sales.get_sale(db, sale.id)) == (0, 0, 0, 4)
+    assert (await stock.get_stock(db, sale.product_id)).on_hand == 4
     assert await books(db) == []
 
 

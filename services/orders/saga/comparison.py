@@ -1,0 +1,85 @@
+"""The rules by which a settled order is compared with its payment. Pure."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from services.orders.domain import Order, Payment, PaymentState, State
+
+BACK = {
+    State.REFUNDED: {State.PAID, State.SHIPPED, State.DELIVERED, State.PARTIALLY_REFUNDED},
+    State.PARTIALLY_REFUNDED: {State.PAID, State.SHIPPED, State.DELIVERED},
+}
+"""The moves of orders whose refund failed after it had succeeded, beside those of `domain.NEXT`."""
+_UNPAID = (State.FAILED, State.CANCELLED, State.EXPIRED)
+_OPEN = (PaymentState.AWAITING_CUSTOMER, PaymentState.PROCESSING)
+_CAPTURED = (PaymentState.SUCCEEDED, PaymentState.REFUNDED)
+
+
+class Problem(StrEnum):
+    """A difference that only people can resolve."""
+
+    NO_PAYMENT = "NO_PAYMENT"
+    """The order was paid, as it says, and payments does not have its money."""
+    MONEY_KEPT = "MONEY_KEPT"
+    """The order ended without goods, and its money was not given back."""
+    PAYMENT_OPEN = "PAYMENT_OPEN"
+    """The order has ended, and can still be paid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A settled order as its payment says it should be."""
+
+    state: State
+    refunded_minor: int
+    payment_state: PaymentState
+    cause: str
+    """For the order's log."""
+    problem: Problem | None = None
+
+
+def compare(order: Order, payment: Payment | None) -> Comparison | None:
+    """Compares a settled order with its payment as payments has it; None if there is nothing to repair or to raise.
+
+    The sum of refunds may have fallen, because a refund can fail after it had succeeded. Then the order moves back.
+    """
+    if payment is None:
+        if order.payment is None or not order.total.minor or order.state in _UNPAID:
+            return None
+        return Comparison(order.state, order.refunded_minor, order.payment.state, "", Problem.NO_PAYMENT)
+    refunded = min(payment.refunded_minor, order.total.minor)
+    found = Comparison(
+        state=_state(order, refunded),
+        refunded_minor=refunded,
+        payment_state=payment.state,
+        cause="refund failed" if refunded < order.refunded_minor else "refunded at payments",
+        problem=_problem(order, payment, refunded),
+    )
+    known = order.payment.state if order.payment else payment.state
+    same = (found.state, found.refunded_minor, found.payment_state) == (order.state, order.refunded_minor, known)
+    return None if same and not found.problem else found
+
+
+def repairs(order: Order, found: Comparison) -> bool:
+    """Whether the order has to be changed."""
+    known = order.payment.state if order.payment else found.payment_state
+    return (found.state, found.refunded_minor, found.payment_state) != (order.state, order.refunded_minor, known)
+
+
+def _state(order: Order, refunded_minor: int) -> State:
+    if order.state in _UNPAID or refunded_minor == order.refunded_minor:
+        return order.state
+    if refunded_minor:
+        return order.state_after_refund(refunded_minor)
+    if order.shipment is None:
+        return State.PAID
+    return State.DELIVERED if order.shipment.deliver_time else State.SHIPPED
+
+
+def _problem(order: Order, payment: Payment, refunded_minor: int) -> Problem | None:
+    if payment.state in _OPEN:
+        return Problem.PAYMENT_OPEN
+    if order.state in _UNPAID:
+        kept = payment.state in _CAPTURED and refunded_minor < order.total.minor
+        return Problem.MONEY_KEPT if kept else None
+    return None if payment.state in _CAPTURED else Problem.NO_PAYMENT
