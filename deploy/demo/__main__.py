@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from deploy.demo.options import Options, parse
 from deploy.demo.rush import Rush
 from deploy.demo.tally import Tally
 from deploy.local import Site, control
+from deploy.local.environment import forget_libraries
 
 ADDS_UP, DOES_NOT_ADD_UP, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 _STAFF_CONNECTIONS = 16
@@ -31,6 +33,7 @@ class CannotRun(Exception):
 
 def main() -> int:
     options, console = parse(), screen.console()
+    forget_libraries(os.environ)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     site = Site.here()

@@ -2,6 +2,7 @@
 
 `supervisor` is the only code that starts and watches parts of a mesh; the demo, the bench and the tests use it.
 `parts` lists the parts. `location` has the folder, the secrets and the addresses of one mesh, `ports` its ports.
+`environment` has what the parts see of the shell. `leftovers` ends the parts of a supervisor that was killed.
 `probes` ask whether a part is ready. `files`, `postgres` and `wheels` prepare the servers. `control` runs the
 supervisor as a process of its own.
 

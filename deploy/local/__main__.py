@@ -2,6 +2,7 @@
 
 STAMPEDE_PORT (default 8080) is the gateway's port; the other ports follow from it.
 STAMPEDE_HOME (default .stampede) is the folder of data, logs and secrets.
+STAMPEDE_PASS names variables of this shell that the parts shall get; by default PATH, HOME, LANG and TMPDIR only.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local import control
+from deploy.local.environment import forget_libraries, kept
 from deploy.local.location import Site
 from deploy.local.parts import service_environment
 from deploy.local.ports import SERVICES
@@ -47,6 +49,9 @@ def _down(site: Site, _: argparse.Namespace) -> int:
 def _status(site: Site, _: argparse.Namespace) -> int:
     """show the state of every part; exit status 1 unless all are ready"""
     parts = control.parts(site)
+    if not parts and control.running(site):
+        _print("the mesh is starting")
+        return 1
     if not parts:
         _print("the mesh is not up; `make up` starts it")
         return 1
@@ -67,9 +72,17 @@ def _run(site: Site, _: argparse.Namespace) -> int:
 def _logs(site: Site, options: argparse.Namespace) -> int:
     """show the end of one part's log, or of all logs; -f follows them"""
     logs = [site.log(name) for name in options.part] or sorted(site.log("x").parent.glob("*.log"))
-    command = ["tail", "-n", str(options.lines), *(["-F"] if options.follow else []), *map(str, logs)]
+    if missing := [log.stem for log in logs if not log.exists()]:
+        names = ", ".join(path.stem for path in sorted(site.log("x").parent.glob("*.log")))
+        _print(f"no log of {', '.join(missing)}; there are logs of: {names or 'no part yet'}")
+        return 1
+    if not logs:
+        _print("there are no logs yet; `make up` starts the mesh")
+        return 1
+    following = ["-F"] if options.follow else []
+    command = ["tail", "-n", str(options.lines), *following, *map(str, logs)]
     sys.stdout.flush()
-    os.execvp("tail", command)  # noqa: S606 - tail follows files that are replaced
+    return os.execvp("tail", command)  # noqa: S606 - tail follows files that are replaced
 
 
 def _reset(site: Site, _: argparse.Namespace) -> int:
@@ -82,28 +95,16 @@ def _reset(site: Site, _: argparse.Namespace) -> int:
 
 def _service(site: Site, options: argparse.Namespace) -> int:
     """run an operator command of a service with its settings, for example: service orders dead-letters list"""
-    environment = {**os.environ, **service_environment(site, options.name)}
+    # The user's name goes into the order log.
+    user = {name: os.environ[name] for name in ("USER", "LOGNAME", "TERM") if name in os.environ}
+    environment = {**kept(os.environ), **user, **service_environment(site, options.name)}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", f"services.{options.name}", *options.arguments], environment)  # noqa: S606 - replaces this process
 
 
 def _env(site: Site, _: argparse.Namespace) -> int:
     """print addresses and passwords as shell exports, for other tools"""
-    variables = {
-        "STAMPEDE_URL": site.url,
-        "STAMPEDE_ADMIN_EMAIL": "admin@stampede.local",
-        "STAMPEDE_ADMIN_PASSWORD": site.secrets["admin"],
-        "NATS_URL": site.nats_url,
-        "VALKEY_URL": site.valkey_url,
-        "SANDBOX_URL": site.sandbox_url,
-        "MESH_SECRET": site.secrets["mesh"],
-        "STRIPE_API_KEY": site.secrets["stripe/key"],
-        "STRIPE_WEBHOOK_SECRET": site.secrets["stripe/webhook"],
-    }
-    for service in SERVICES:
-        variables[f"{service.upper()}_TARGET"] = site.target(service)
-        variables[f"{service.upper()}_DATABASE_URL"] = site.database_url(service)
-    for name, value in variables.items():
+    for name, value in site.exports().items():
         sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
     return 0
 
@@ -137,7 +138,9 @@ def main() -> int:
                 "arguments", nargs=argparse.REMAINDER, metavar="command", help="--help lists the service's commands"
             )
     options = parser.parse_args()
-    return _COMMANDS[options.command](Site.here(), options)
+    forget_libraries(os.environ)
+    site = Site.to_export() if options.command == "env" else Site.here()
+    return _COMMANDS[options.command](site, options)
 
 
 if __name__ == "__main__":

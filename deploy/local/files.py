@@ -15,13 +15,19 @@ def valkey(site: Site, path: Path) -> None:
         f"bind {HOST}",
         f"port {site.ports.valkey}",
         f"requirepass {site.secrets['valkey']}",
-        f"dir {folder}",
+        f"dir {_quoted(folder)}",
         'save ""',
         "appendonly no",
         "maxmemory 256mb",
         "maxmemory-policy noeviction",
     )
     write_private(path, "\n".join(lines) + "\n")
+
+
+def _quoted(path: Path) -> str:
+    """The path as Valkey and NATS read it: it may contain spaces and quotes."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 def nats(site: Site, path: Path) -> None:
@@ -31,7 +37,7 @@ def nats(site: Site, path: Path) -> None:
         f"""\
 listen: "{HOST}:{site.ports.nats}"
 http: "{HOST}:{site.ports.nats_monitor}"
-jetstream {{ store_dir: "{site.data / "nats"}", max_memory_store: 64MB, max_file_store: 2GB, sync_interval: 1s }}
+jetstream {{ store_dir: {_quoted(site.data / "nats")}, max_memory_store: 64MB, max_file_store: 2GB, sync_interval: 1s }}
 authorization {{ user: "stampede", password: "{site.secrets["nats"]}" }}
 """,
     )

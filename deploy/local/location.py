@@ -1,15 +1,19 @@
 """The location of one mesh: its folder, its ports, its secrets, and the addresses that follow from them."""
 
+import contextlib
+import fcntl
 import json
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from deploy.local import users
-from deploy.local.ports import HOST, SERVICES, Ports
+from deploy.local import environment, wheels
+from deploy.local.environment import Contradiction
+from deploy.local.ports import BASE_MAX, BASE_MIN, HOST, SERVICES, Ports
 
 ROOT = Path(__file__).parents[2]
 _PORT = 8080
@@ -28,6 +32,8 @@ _NAMES = (
     "stripe/key",
     "stripe/webhook",
 )
+_SPOKEN_OF = ("STAMPEDE_URL", "STAMPEDE_ADMIN_PASSWORD")
+"""The variables by which commands recognise that the shell is set up for another mesh."""
 _PREFIXES = {"stripe/key": "sk_test_", "stripe/webhook": "whsec_"}
 
 
@@ -40,22 +46,67 @@ class Site:
     secrets: Mapping[str, str] = field(repr=False)
 
     @classmethod
-    def at(cls, home: Path, base_port: int) -> "Site":
-        """The mesh in that folder; creates the folder and the secrets if they are missing."""
+    def at(cls, home: Path, base_port: int, *, admin_password: str = "") -> "Site":
+        """The mesh in that folder; creates the folder and the secrets if they are missing.
+
+        The first administrator gets `admin_password` if the secrets are created now.
+        """
         home = home.resolve()
         home.mkdir(parents=True, exist_ok=True)
         for folder in (home, *(home / name for name in ("data", "logs", "run"))):
             folder.mkdir(exist_ok=True)
-            folder.chmod(_ENTERED if users.other_user() and folder.name != "logs" else _PRIVATE)
-        return cls(home=home, ports=Ports(base_port), secrets=_secrets(home / "secrets.json"))
+            folder.chmod(_ENTERED if wheels.other_user() and folder.name != "logs" else _PRIVATE)
+        return cls(home=home, ports=Ports(base_port), secrets=_secrets(home / "secrets.json", admin_password))
 
     @classmethod
     def here(cls) -> "Site":
-        """The mesh of this checkout, in the folder of STAMPEDE_HOME and on the ports of STAMPEDE_PORT."""
-        port = int(os.environ.get("STAMPEDE_PORT") or _PORT)
+        """The mesh of this checkout, in the folder of STAMPEDE_HOME and on the ports of STAMPEDE_PORT.
+
+        Raises `Contradiction` if the environment names no possible mesh, or has the address or password of another.
+        """
+        site = cls._chosen()
+        where = f"the mesh in {site.home} at {site.url}"
+        environment.check_is_of({name: site.exports()[name] for name in _SPOKEN_OF}, where, os.environ)
+        return site
+
+    @classmethod
+    def _chosen(cls) -> "Site":
+        text = os.environ.get("STAMPEDE_PORT") or str(_PORT)
+        if not re.fullmatch(r"[0-9]{1,5}", text) or not BASE_MIN <= int(text) <= BASE_MAX:
+            raise Contradiction(f"STAMPEDE_PORT={text} is not a port from {BASE_MIN} to {BASE_MAX}")
+        port = int(text)
         # A mesh on other ports is another mesh, with data of its own.
         folder = ".stampede" if port == _PORT else f".stampede-{port}"
-        return cls.at(Path(os.environ.get("STAMPEDE_HOME") or ROOT / folder), port)
+        home = Path(os.environ.get("STAMPEDE_HOME") or ROOT / folder)
+        is_of_another = os.environ.get("STAMPEDE_URL", "") not in ("", f"http://{HOST}:{port}")
+        password = "" if is_of_another else os.environ.get("STAMPEDE_ADMIN_PASSWORD", "")
+        try:
+            return cls.at(home, port, admin_password=password)
+        except OSError as error:
+            raise Contradiction(f"STAMPEDE_HOME={home} cannot be used: {error.strerror}") from None
+
+    @classmethod
+    def to_export(cls) -> "Site":
+        """As `here`, without comparing the environment: its variables are about to be set anew."""
+        return cls._chosen()
+
+    def exports(self) -> dict[str, str]:
+        """The addresses and passwords of this mesh, for other tools, by the variables that those read."""
+        variables = {
+            "STAMPEDE_URL": self.url,
+            "STAMPEDE_ADMIN_EMAIL": "admin@stampede.local",
+            "STAMPEDE_ADMIN_PASSWORD": self.secrets["admin"],
+            "NATS_URL": self.nats_url,
+            "VALKEY_URL": self.valkey_url,
+            "SANDBOX_URL": self.sandbox_url,
+            "MESH_SECRET": self.secrets["mesh"],
+            "STRIPE_API_KEY": self.secrets["stripe/key"],
+            "STRIPE_WEBHOOK_SECRET": self.secrets["stripe/webhook"],
+        }
+        for service in SERVICES:
+            variables[f"{service.upper()}_TARGET"] = self.target(service)
+            variables[f"{service.upper()}_DATABASE_URL"] = self.database_url(service)
+        return variables
 
     @property
     def url(self) -> str:
@@ -96,6 +147,18 @@ class Site:
         return f"{HOST}:{self.ports.grpc(service)}"
 
 
+@contextlib.contextmanager
+def locked(path: Path, *, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the lock of this name alone, and calls `waits` before waiting for another process that has it."""
+    with open_private(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def open_private(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO:
     """Opens a file for writing that only its owner can read."""
     number = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "ab" else os.O_TRUNC), 0o600)
@@ -112,12 +175,12 @@ def write_private(path: Path, text: str) -> Path:
     return path
 
 
-def _secrets(path: Path) -> dict[str, str]:
-    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    made = {name: _PREFIXES.get(name, "") + secrets.token_urlsafe(24) for name in _NAMES if name not in known}
-    wanted = known | made
-    if chosen := os.environ.get("STAMPEDE_ADMIN_PASSWORD"):
-        wanted["admin"] = chosen
-    if wanted != known:
-        write_private(path, json.dumps(wanted, indent=2))
-    return wanted
+def _secrets(path: Path, admin_password: str) -> dict[str, str]:
+    with locked(path.with_suffix(".lock")):  # two commands that start at once must agree
+        known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        made = {name: _PREFIXES.get(name, "") + secrets.token_urlsafe(24) for name in _NAMES if name not in known}
+        if admin_password and "admin" in made:
+            made["admin"] = admin_password
+        if made:
+            write_private(path, json.dumps(known | made, indent=2))
+    return known | made

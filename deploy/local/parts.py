@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from signal import SIGINT, SIGTERM, Signals
 
-from deploy.local import files, postgres, probes, users, wheels
+from deploy.local import files, postgres, probes, wheels
 from deploy.local.location import ROOT, Site
 from deploy.local.ports import HOST, SERVICES
 
@@ -52,7 +52,8 @@ class Part:
     """For tasks: whether there is anything to do; a task that is not needed counts as done."""
     stop_signal: Signals = SIGTERM
     user: str | None = None
-    timeout_seconds: float = 30
+    timeout_seconds: float = 300
+    """A slow machine takes long; a part that cannot start ends, and is noticed at once."""
 
 
 def topology(site: Site) -> tuple[Part, ...]:
@@ -73,17 +74,18 @@ def _infrastructure(site: Site) -> Iterator[Part]:
     yield Part(
         name="initdb",
         command=postgres.initdb(site),
-        user=users.other_user(),
+        user=wheels.other_user(),
         needed=lambda: not (site.data / "postgres/PG_VERSION").exists(),
         prepare=lambda: postgres.before_initdb(site),
     )
     yield Part(
         name="postgres",
         command=postgres.serve(site),
-        user=users.other_user(),
+        user=wheels.other_user(),
         ports=(ports.postgres,),
         after=("initdb",),
         ready=probes.postgres(ports.postgres, site.password("postgres")),
+        prepare=lambda: postgres.before_start(site),
         stop_signal=SIGINT,  # a fast shutdown: ends sessions, then writes a checkpoint
     )
     valkey_config = site.run / "valkey.conf"
@@ -164,7 +166,6 @@ def _gateway(site: Site) -> Part:
         tier=2,
         ready=probes.http(site.ports.gateway, "/readyz"),
         prepare=lambda: files.envoy(site),
-        timeout_seconds=60,
     )
 
 

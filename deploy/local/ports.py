@@ -11,15 +11,17 @@ SERVICES = ("catalog", "identity", "inventory", "orders", "payments")
 HOST = "127.0.0.1"
 _GRPC, _METRICS, _HTTP = 10, 20, 30
 _SPAN = 35
+_PRIVILEGED = 1024
+BASE_MIN, BASE_MAX = 1, 65_535 - _SPAN
 
 
 class PortTaken(Exception):
     """Another process listens on a port that a part of the mesh needs."""
 
     def __init__(self, *, port: int, part: str, base: int) -> None:
-        super().__init__(
-            f"port {port} of {part} is taken by another process. Use other ports: STAMPEDE_PORT={base + 1000} make up"
-        )
+        other = base + 1000 if base + 1000 <= BASE_MAX else base - 1000
+        reason = "needs the rights of root" if port < _PRIVILEGED else "is taken by another process"
+        super().__init__(f"port {port} of {part} {reason}. Use other ports: STAMPEDE_PORT={other} make up")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from deploy.local import wheels
 from deploy.local.location import ROOT, Site, write_private
 from deploy.local.ports import HOST, SERVICES
-from deploy.local.users import other_user, unprivileged
+from deploy.local.wheels import check_can_reach, other_user, unprivileged
 
 _SETTINGS = {
     "listen_addresses": HOST,
@@ -37,13 +37,19 @@ def initdb(site: Site) -> tuple[str, ...]:
 
 
 def before_initdb(site: Site) -> None:
-    """Deletes what a failed first start left, and gives the folder to PostgreSQL's user."""
+    """Deletes what a failed first start left, and gives the folder to PostgreSQL's user. Raises `Barred`."""
+    before_start(site)
     shutil.rmtree(_data(site), ignore_errors=True)
     _data(site).mkdir(parents=True)
     write_private(_password_file(site), site.password("postgres"))
     if user := other_user():
         shutil.chown(_data(site), user)
         shutil.chown(_password_file(site), user)
+
+
+def before_start(site: Site) -> None:
+    """Raises `Barred` if PostgreSQL's user cannot reach its program or its data."""
+    check_can_reach(wheels.postgres("postgres"), site.data)
 
 
 def serve(site: Site) -> tuple[str, ...]:

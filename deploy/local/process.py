@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+from deploy.local import environment
 from deploy.local.location import ROOT, open_private
 from deploy.local.parts import Part
 
@@ -23,7 +24,7 @@ async def spawn(part: Part, log: Path) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             *_dying_with_us(part.command),
             cwd=ROOT,
-            env={**os.environ, **part.environment},
+            env={**environment.kept(os.environ), **part.environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

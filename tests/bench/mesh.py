@@ -1,9 +1,8 @@
 """The processes that the bench measures: a mesh of its own, and the two processes of E, the baseline."""
 
 import contextlib
-import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from deploy.client import Rest
@@ -24,17 +23,20 @@ _PORTS_OF_E = (30000, 32000)
 class BenchMesh:
     """A running mesh and the shop that it serves."""
 
-    def __init__(self, running: Mesh, shop: Shop) -> None:
+    def __init__(self, running: Mesh, shop: Shop, of_orders: Mapping[str, str]) -> None:
         self._running, self.shop = running, shop
+        self._of_orders = of_orders
 
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, home: Path, *, sagas_at_once: int) -> AsyncIterator["BenchMesh"]:
         """Start a mesh in the new folder `home`; with 0 sagas, placed orders stay `PENDING`, with their stock held."""
         home.mkdir()
-        os.environ["SAGAS_AT_ONCE"] = str(sagas_at_once)  # the services inherit it
-        async with Mesh(Site.at(home, free_base())) as running, Shop.open(running.site) as shop:
-            yield cls(running, shop)
+        mesh = Mesh(Site.at(home, free_base()))
+        of_orders = {"SAGAS_AT_ONCE": str(sagas_at_once)}
+        mesh.alter("orders", environment=service_environment(mesh.site, "orders") | of_orders)
+        async with mesh as running, Shop.open(running.site) as shop:
+            yield cls(running, shop, of_orders)
 
     @property
     def pids(self) -> Pids:
@@ -42,7 +44,8 @@ class BenchMesh:
 
     async def restart(self, service: str, **settings: str) -> None:
         """Restart a service with these settings beside its usual ones, until calls reach it. It keeps its data."""
-        environment = service_environment(self._running.site, service) | settings
+        own = self._of_orders if service == "orders" else {}
+        environment = service_environment(self._running.site, service) | own | settings
         self._running.alter(service, environment=environment)
         await self._running.restart(service)
         await until(probes.http(self._running.site.ports.gateway, "/readyz"))

@@ -15,7 +15,7 @@ from tests.support.private import leaks
 
 @pytest.fixture(scope="session")
 async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
-    home = Path(tempfile.mkdtemp(prefix="stampede-e2e-"))
+    home = Path(tempfile.mkdtemp(prefix="stampede e2e-"))
     site = Site.at(home, free_base())
     async with Mesh(site) as running:
         yield running

@@ -164,4 +164,4 @@ async def test_an_unreachable_database_is_named() -> None:
 
 def test_only_some_addresses_are_refused() -> None:
     with pytest.raises(Unreachable, match="set CATALOG_DATABASE_URL, IDENTITY_DATABASE_URL"):
-        Sources.here({"ORDERS_DATABASE_URL": "postgresql://x/orders"})
+        Sources.named({"ORDERS_DATABASE_URL": "postgresql://x/orders"})

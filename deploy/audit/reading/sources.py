@@ -13,10 +13,12 @@ from deploy.audit.reading.broker import Broker
 from deploy.audit.reading.gate import GateCounter
 from deploy.audit.reading.rows import Intent
 from deploy.audit.reading.unreachable import Unreachable
+from deploy.local.environment import check_is_of
 from deploy.local.location import Site
 from deploy.local.ports import SERVICES
 
 _CONNECT_SECONDS = 5
+_DATABASES = {name: f"{name.upper()}_DATABASE_URL" for name in SERVICES}
 # The session enforces this, so that no statement can write by mistake.
 _OPTIONS = (
     "-c default_transaction_read_only=on -c default_transaction_isolation=repeatable\\ read"
@@ -58,15 +60,22 @@ class Sources:
 
     @classmethod
     def here(cls, environ: Mapping[str, str] = os.environ) -> "Sources":
-        """The sources that the environment names; those of the local mesh if it names no database.
+        """The sources of this checkout's mesh. Raises `Contradiction` if `environ` has databases of another system."""
+        site = Site.here()
+        exports = site.exports()
+        read = {name: exports[name] for name in (*_DATABASES.values(), "SANDBOX_URL")}
+        check_is_of(read, f"the mesh in {site.home} at {site.url}; --from-environment reads what it names", environ)
+        return cls.of(site)
 
-        Raises `Unreachable` if only some databases are set: the halves of two systems do not add up.
+    @classmethod
+    def named(cls, environ: Mapping[str, str] = os.environ) -> "Sources":
+        """The sources that the environment names.
+
+        Raises `Unreachable` if not all databases are set: the halves of two systems do not add up.
         """
-        named = {name: environ.get(f"{name.upper()}_DATABASE_URL", "") for name in SERVICES}
-        if not any(named.values()):
-            return cls.of(Site.here())
-        if lacking := [f"{name.upper()}_DATABASE_URL" for name, url in named.items() if not url]:
-            raise Unreachable(f"some databases are set, but not all: set {', '.join(lacking)} too")
+        named = {name: environ.get(variable, "") for name, variable in _DATABASES.items()}
+        if lacking := [_DATABASES[name] for name, url in named.items() if not url]:
+            raise Unreachable(f"not all databases are set: set {', '.join(lacking)} too")
         others = (environ.get(name) or None for name in ("SANDBOX_URL", "NATS_URL", "VALKEY_URL"))
         return cls(named, *others)
 

@@ -208,8 +208,9 @@ async def migrate(service: str, url: str) -> None:
 
     here = Path(__file__).parent
     config = alembic.config.Config()
-    config.set_main_option("script_location", str(here / "alembic"))
-    config.set_main_option("version_locations", str(here.parents[1] / service / "migrations"))
+    # A percent sign in the path would be read as a reference to another option.
+    config.set_main_option("script_location", str(here / "alembic").replace("%", "%%"))
+    config.set_main_option("version_locations", str(here.parents[1] / service / "migrations").replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["url"] = url
     declared = importlib.import_module(f"services.{service}.sql.grants").GRANTS
