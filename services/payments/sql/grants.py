@@ -10,16 +10,22 @@ GRANTS: Grants = {
         update=(
             "state", "payment_method", "provider_reference", "client_secret", "attempt", "attempt_time",
             "failure_reason", "authenticating", "customer_pays", "refunded_minor", "refunding_minor",
-            "cancel_requested", "checks", "next_check_time", "version", "update_time",
+            "cancel_requested", "problem", "unanswered_time", "refund_check_time", "checks", "next_check_time",
+            "version", "update_time",
         ),
     ),
     "refunds": Grant(
         insert=True,
-        update=("state", "provider_reference", "failure_reason", "checks", "next_check_time", "update_time"),
+        update=(
+            "state", "provider_reference", "failure_reason", "problem", "attempt", "attempt_time", "unanswered_time",
+            "checks", "next_check_time", "update_time",
+        ),
     ),
     "provider_events": Grant(
         insert=True, update=("attempts", "error", "next_try_time", "processed_time"), delete=True
     ),
+    "disputes": Grant(insert=True, update=("status", "reason", "amount_minor", "report_time", "update_time")),
+    "event_walks": Grant(insert=True, update=("done_time", "next_time")),
     "requests": idempotency.GRANT,
     "outbox": outbox.GRANT,
     "published_events": outbox.GRANT,
