@@ -46,13 +46,10 @@ _OTHER_OBJECTS: LiteralString = """
     UNION ALL
     SELECT 'owns ' || relname FROM pg_class WHERE relowner = to_regrole(%(role)s)
 """
-_MAY_DELETE = {
-    "catalog": {"requests"},
-    "identity": {"requests", "sessions", "refresh_tokens", "signing_keys"},
-    "inventory": {"requests", "outbox", "published_events"},
-    "orders": {"requests", "outbox", "published_events", "seen_events", "sagas"},
-    "payments": {"requests", "outbox", "published_events", "provider_events"},
-}
+_NEVER_DELETED = {
+    "products", "users", "stock", "stock_movements", "flash_sales", "sale_customers", "reservations", "returns",
+    "orders", "order_products", "order_log", "payments", "refunds", "disputes", "alembic_version",
+}  # fmt: skip
 _FORBIDDEN: dict[str, tuple[LiteralString, ...]] = {
     "catalog": ("DELETE FROM products", "UPDATE products SET id = gen_random_uuid()"),
     "identity": (
@@ -130,7 +127,7 @@ async def test_a_runtime_role_holds_the_declared_privileges_only(shop: Shop, ser
         for column in names
     }
     assert tables == declared
-    assert {table for table, privilege, _ in tables if privilege == "DELETE"} == _MAY_DELETE[service]
+    assert not {table for table, privilege, _ in tables if privilege == "DELETE"} & _NEVER_DELETED
     functions = {"function roll_order_log"} if service == "orders" else set()
     assert others == {f"database {service} CONNECT"} | functions
 
