@@ -72,6 +72,8 @@ ORDERS = corruptions(
         "UPDATE orders SET cancel_requested = true WHERE id = '$paid'"),
     ("a cancellation that nobody accepted", "cancel-of-order", "$pending",
         "UPDATE sagas SET cancel_reason = 'CANCELLED'"),
+    ("nobody compares an order with payments", "payment-check", "$paid",
+        "INSERT INTO payment_checks (order_id, due_time) VALUES ('$paid', now() - interval '3 hours')"),
     ("pending without a saga", "saga-of-order", "$pending", "DELETE FROM sagas"),
     ("a saga without an order", "saga-of-order", "00000000-0000-0000-0000-000000000007",
         "UPDATE sagas SET order_id = '00000000-0000-0000-0000-000000000007'"),

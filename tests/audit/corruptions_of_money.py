@@ -95,6 +95,15 @@ PAYMENTS = corruptions(
     ("a provider event waits for an hour", "provider-event-waits", "evt_",
         """UPDATE provider_events SET processed_time = NULL, received_time = now() - interval '2 hours'
         WHERE payload->>'charge_status' = 'SUCCEEDED'"""),
+    ("a payment waits for an operator", "money-problem", "$paid",
+        "UPDATE payments SET problem = 'NO_ANSWER' WHERE order_id = '$paid'"),
+    ("a refund failed after it had succeeded", "money-problem", "$partly",
+        f"UPDATE refunds SET problem = 'FAILED_AFTER_SUCCESS' WHERE payment_id = {_OF.format('$partly')}"),
+    ("a dispute about no payment", "dispute-row", "00000000-0000-7000-8000-000000000008",
+        """INSERT INTO disputes (provider, reference, payment_id, status, reason, amount_minor, currency, report_time)
+        VALUES ('stripe', 'dp_1', '00000000-0000-7000-8000-000000000008', 'OPEN', '', 100, 'USD', now())"""),
+    ("nobody reads the provider's list of events", "provider-events-read", "stripe",
+        "UPDATE event_walks SET done_time = now() - interval '3 hours'"),
     ("a provider event is parked", "provider-event-parked", "evt_",
         "UPDATE provider_events SET error = 'OTHER_AMOUNT' WHERE payload->>'charge_status' = 'SUCCEEDED'"),
     ("an event of a success had no effect", "provider-event-effect", "$failed",

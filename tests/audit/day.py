@@ -47,17 +47,18 @@ class Day:
     """A sale whose holds last a second."""
 
     async def paid(self, buyer: Buyer) -> Json:
-        return (await buyer.buy(self.sale, quantity=2)).expect().json
+        return await _bought(buyer, self.sale, quantity=2)
 
     async def mixed(self, buyer: Buyer) -> Json:
-        return (await buyer.buy(self.sale, self.clock)).expect().json
+        return await _bought(buyer, self.sale, self.clock)
 
     async def pending(self, buyer: Buyer) -> Json:
         order = (await buyer.buy(self.sale, self.clock, card=None, wait=0)).expect().json
         return await buyer.until_payable(order["id"])
 
     async def failed(self, buyer: Buyer) -> Json:
-        return (await buyer.buy(self.clock, card=DECLINED)).expect().json
+        order = (await buyer.buy(self.clock, card=DECLINED, wait=0)).expect().json
+        return await buyer.until(order["id"], "FAILED")
 
     async def abandoned(self, buyer: Buyer) -> Json:
         order = (await buyer.buy(self.clock, card=None, wait=0)).expect().json
@@ -75,7 +76,7 @@ class Day:
         return await buyer.until(order["id"], "CANCELLED")
 
     async def partly(self, buyer: Buyer) -> Json:
-        order = (await buyer.buy(self.clock, quantity=3)).expect().json
+        order = await _bought(buyer, self.clock, quantity=3)
         back = [{"productId": self.clock["id"], "quantity": 1}]
         await self._staff(order, "refund", amount=money(1999), restockLines=back)
         return await buyer.until(order["id"], "PARTIALLY_REFUNDED")
@@ -87,13 +88,13 @@ class Day:
 
     async def repaid(self, buyer: Buyer) -> Json:
         """Staff refund a part at payments."""
-        order = (await buyer.buy(self.clock, quantity=2)).expect().json
+        order = await _bought(buyer, self.clock, quantity=2)
         refund = {"amount": money(500), "reason": "a present", "requestId": new_id()}
         (await self.shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", refund)).expect()
         return await buyer.until(order["id"], "PARTIALLY_REFUNDED")
 
     async def shipped(self, buyer: Buyer) -> Json:
-        order = (await buyer.buy(self.clock)).expect().json
+        order = await _bought(buyer, self.clock)
         await self._staff(order, "ship")
         return order
 
@@ -104,6 +105,12 @@ class Day:
 
     async def _staff(self, order: Json, action: str, **body: object) -> None:
         (await self.shop.staff.post(f"/v1/orders/{order['id']}:{action}", {"requestId": new_id(), **body})).expect()
+
+
+async def _bought(buyer: Buyer, *goods: Json, quantity: int = 1) -> Json:
+    """The order, once it is paid."""
+    order = (await buyer.buy(*goods, quantity=quantity, wait=0)).expect().json
+    return await buyer.until(order["id"], "PAID")
 
 
 async def _sales_that_are_not_live(shop: Shop) -> dict[str, str]:

@@ -138,7 +138,9 @@ def test_a_gate_that_is_wrong_in_a_quiet_sale_is_found(records: Records, counter
         found(copy, "gate-counter", records.names["sale"])
 
 
-MENDED = [corruption for corruption in STATEMENTS if BY_NAME[corruption.finds].mend]
+# The last two only request what a running service does.
+LATER = {"order-refunded", "order-payment-copy"}
+MENDED = [corruption for corruption in STATEMENTS if BY_NAME[corruption.finds].mend and corruption.finds not in LATER]
 
 
 @pytest.mark.parametrize("corruption", MENDED, ids=lambda corruption: corruption.name.replace(" ", "-"))

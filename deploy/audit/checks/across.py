@@ -12,8 +12,8 @@ from deploy.audit.reading.rows import Case, Payment, Reservation
 
 SAGA_SECONDS = 120
 """A saga may stand still for this long, unless it waits for its customer."""
-OVER_SECONDS = 60
-"""A hold may be over for this long, until it expires and its saga has noticed."""
+OVER_SECONDS = 90
+"""A hold may be over for this long: its grace of 30 seconds, until it expires and its saga has noticed."""
 REFUND_SECONDS = 3600
 """A refund may be pending for this long."""
 
@@ -277,10 +277,15 @@ def _refunds_end(case: Case) -> Iterator[str]:
 
 
 Compare = Callable[[Case], Iterator[str]]
+_COMPARE = """
+    INSERT INTO payment_checks (order_id) VALUES (CAST(:id AS uuid))
+    ON CONFLICT (order_id) DO UPDATE SET due_time = now(), attempts = 0
+"""
+"""Requests a comparison with payments, in which orders takes over what payments has."""
 
 
-def _check(invariant: Invariant, name: str, means: str, repair: str) -> Check:
-    return Check(name, invariant, means, repair)
+def _check(invariant: Invariant, name: str, means: str, repair: str, mend: str = "") -> Check:
+    return Check(name, invariant, means, repair, "orders" if mend else "", "", mend)
 
 
 ALWAYS: dict[Compare, Check] = {
@@ -329,10 +334,11 @@ SETTLED: dict[Compare, Check] = {
         Invariant.MONEY, "payment-open", "the payment of an order that has ended has ended", repairs.LOOK
     ),
     _order_knows_its_payment: _check(
-        Invariant.MONEY, "order-payment-copy", "the payment in an order is the one at payments", repairs.LOOK
+        Invariant.MONEY, "order-payment-copy", "the payment in an order is the one at payments", repairs.MEND,
+        _COMPARE,
     ),
     _order_knows_its_refunds: _check(
-        Invariant.REFUNDS, "order-refunded", "an order has as much refunded as its payment", repairs.LOOK
+        Invariant.REFUNDS, "order-refunded", "an order has as much refunded as its payment", repairs.MEND, _COMPARE
     ),
 }  # fmt: skip
 """Compared once an order is settled, or should be."""

@@ -37,7 +37,8 @@ def noun(check: Check) -> str:
 _NOUNS = {
     **dict.fromkeys(("sale-ledger", "sale-closed", "sale-overlap", "sale-terms", "sale-customers"), "sale"),
     **dict.fromkeys(("movement-kind", "product-terms", "product-once"), "product"),
-    "provider-event-waits": "event", "user-account": "user", "user-session": "session", "signing-keys": "key",
+    **dict.fromkeys(("provider-event-waits", "provider-event-parked"), "event"), "provider-events-read": "provider",
+    "user-account": "user", "user-session": "session", "signing-keys": "key",
     **{check.name: "resource" if "requests" in check.name else "database" for check in schema.CHECKS},
 }  # fmt: skip
 _NOUNS_OF_SERVICES = {"orders": "order", "inventory": "order", "payments": "order"}

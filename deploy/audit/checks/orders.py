@@ -187,6 +187,19 @@ CHECKS = (
         repairs.COMPENSATE,
     ),
     _check(
+        Invariant.REFUNDS, "payment-check", "a requested comparison of an order with payments is made",
+        f"""
+        SELECT order_id, format('its comparison with payments is due since %s, %s attempts', due_time, attempts)
+        FROM payment_checks WHERE due_time < clock_timestamp() - interval '{HOLD_SECONDS} seconds'
+            OR NOT EXISTS (SELECT FROM orders o WHERE o.id = order_id)
+        """,
+        repairs.MEND,
+        """
+        DELETE FROM payment_checks WHERE order_id = CAST(:id AS uuid);
+        INSERT INTO payment_checks (order_id) SELECT id FROM orders WHERE id = CAST(:id AS uuid)
+        """,
+    ),
+    _check(
         Invariant.LOG, "log-complete", "the log of an order begins with PENDING and ends with its state",
         f"""
         WITH {_LOGGED}, last AS (

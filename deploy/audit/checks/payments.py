@@ -74,13 +74,15 @@ CHECKS = (
                 sum(amount_minor) FILTER (WHERE state = 'PENDING') AS pending
             FROM refunds WHERE NOT stray GROUP BY 1
         ) r ON r.payment_id = p.id
-        -- Refunds from the provider's dashboard are counted, and have no row.
-        WHERE p.refunding_minor <> coalesce(r.pending, 0) OR p.refunded_minor < coalesce(r.done, 0)
+        -- A refund from the provider's dashboard may be counted before it has a row.
+        WHERE p.refunding_minor <> coalesce(r.pending, 0)
+            OR p.refunded_minor < least(coalesce(r.done, 0), p.amount_minor)
         """,
         repairs.MEND,
         """
         UPDATE payments p SET refunding_minor = coalesce(r.pending, 0),
-            refunded_minor = greatest(p.refunded_minor, coalesce(r.done, 0)), version = p.version + 1
+            refunded_minor = greatest(p.refunded_minor, least(coalesce(r.done, 0), p.amount_minor)),
+            version = p.version + 1
         FROM payments q LEFT JOIN (
             SELECT payment_id, sum(amount_minor) FILTER (WHERE state = 'SUCCEEDED') AS done,
                 sum(amount_minor) FILTER (WHERE state = 'PENDING') AS pending
@@ -106,6 +108,32 @@ CHECKS = (
         FROM refunds r JOIN payments p ON p.id = r.payment_id WHERE r.provider_reference IS NOT NULL
         GROUP BY r.provider_reference HAVING count(*) > 1
         """,
+    ),
+    _check(
+        Invariant.MONEY, "money-problem", "no payment and no refund waits for an operator",
+        """
+        SELECT order_id, format('payment %s: %s', id, problem) FROM payments WHERE problem <> ''
+        UNION ALL
+        SELECT p.order_id, format('refund %s of %s: %s', r.id, r.amount_minor, r.problem)
+        FROM refunds r JOIN payments p ON p.id = r.payment_id WHERE r.problem <> ''
+        """,
+    ),
+    _check(
+        Invariant.MONEY, "dispute-row", "a dispute is about a payment, in its currency",
+        """
+        SELECT coalesce(p.order_id, d.payment_id), format('dispute %s of %s %s names payment %s', d.reference,
+            d.currency, d.amount_minor, d.payment_id)
+        FROM disputes d LEFT JOIN payments p ON p.id = d.payment_id
+        WHERE NOT coalesce(d.currency = p.currency AND d.provider = p.provider AND d.amount_minor >= 0, false)
+        """,
+    ),
+    _check(
+        Invariant.EVENTS, "provider-events-read", "the provider's own list of events was read within the hour",
+        f"""
+        SELECT provider, format('its events were read until %s', done_time)
+        FROM event_walks WHERE done_time < clock_timestamp() - interval '{_EVENT_SECONDS} seconds'
+        """,
+        "payments reads it every ten seconds: see its log for 'the events of a span are too many'",
     ),
     _check(
         Invariant.EVENTS, "provider-event-waits", "a provider event is applied within an hour",

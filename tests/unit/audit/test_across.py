@@ -151,7 +151,7 @@ def test_good_cases_add_up(case: Case) -> None:
         (replace(FAILED, reservation=RESERVATION), {"order-without-money"}),
         (replace(FAILED, reservation=replace(RESERVATION, state="HELD")), {"order-without-money"}),
         (Case(id="o", reservation=RESERVATION), {"order-lost"}),
-        (replace(ORPHANED_HOLD, reservation=replace(RESERVATION, state="HELD", over_seconds=61)), {"order-lost"}),
+        (replace(ORPHANED_HOLD, reservation=replace(RESERVATION, state="HELD", over_seconds=91)), {"order-lost"}),
     ],
 )
 def test_a_reservation_that_contradicts_its_order_is_found(case: Case, names: set[str]) -> None:

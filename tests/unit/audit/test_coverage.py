@@ -13,6 +13,7 @@ from services.chassis.data import idempotency, lease
 from services.chassis.events import outbox, subscriber
 
 _CHASSIS = (idempotency.TABLE, lease.TABLE, outbox.TABLE, subscriber.TABLE)
+_TABLE = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+) \((.*?)\n\)", re.DOTALL)
 _COLUMN = re.compile(r"^    ([a-z_]+) +[a-z]", re.MULTILINE)
 
 
@@ -23,9 +24,8 @@ def columns() -> dict[str, set[str]]:
         for service in SERVICES
         for name, table in tables_of(service).tables.items()
     }
-    for ddl in _CHASSIS:
-        name = ddl.split("CREATE TABLE ")[1].split()[0]
-        mapped[f"chassis.{name}"] = set(_COLUMN.findall(ddl.split(");")[0]))
+    for name, body in _TABLE.findall("".join(_CHASSIS)):
+        mapped[f"chassis.{name}"] = set(_COLUMN.findall(body))
     return mapped
 
 
