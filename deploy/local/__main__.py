@@ -140,7 +140,11 @@ def main() -> int:
     options = parser.parse_args()
     forget_libraries(os.environ)
     site = Site.to_export() if options.command == "env" else Site.here()
-    return _COMMANDS[options.command](site, options)
+    try:
+        return _COMMANDS[options.command](site, options)
+    except OSError as error:  # the disk is full, or a file is not ours
+        print(f"{options.command} failed: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def down(site: Site) -> bool:
     """Stops the supervisor and all parts; returns whether it was running."""
     pid = running(site) or leftovers.supervisor(site.home)
     if pid is None:
-        return False
+        # Its supervisor may have been killed, on a system where that leaves the parts running.
+        return bool(leftovers.end_parts(site.home / "state.json", site.data / "postgres"))
     _stop(pid)
     return True
 

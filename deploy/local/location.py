@@ -177,10 +177,14 @@ def write_private(path: Path, text: str) -> Path:
 
 def _secrets(path: Path, admin_password: str) -> dict[str, str]:
     with locked(path.with_suffix(".lock")):  # two commands that start at once must agree
-        known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError:
+            raise Contradiction(f"{path} is damaged; restore it, or begin anew: rm -r {path.parent}") from None
         made = {name: _PREFIXES.get(name, "") + secrets.token_urlsafe(24) for name in _NAMES if name not in known}
         if admin_password and "admin" in made:
             made["admin"] = admin_password
         if made:
-            write_private(path, json.dumps(known | made, indent=2))
+            # Replaced as a whole: a full disk must not cost the passwords of data that exists.
+            write_private(path.with_suffix(".new"), json.dumps(known | made, indent=2)).replace(path)
     return known | made

@@ -1,6 +1,7 @@
 """The supervisor as a process of its own, with small processes in its place."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import Site, control, wheels
+from deploy.local import Site, control, leftovers, wheels
 from deploy.local.location import locked
 
 _SLEEP = "import signal; signal.pause()"
@@ -86,6 +87,16 @@ def test_down_finds_a_mesh_whose_folder_was_removed(tmp_path: Path) -> None:
         assert mine.wait() == -signal.SIGTERM
         assert other.poll() is None
         other.kill()
+
+
+def test_down_ends_the_parts_of_a_killed_supervisor(tmp_path: Path) -> None:
+    site = Site.at(tmp_path, 8080)
+    with subprocess.Popen(["sleep", "60"]) as part:
+        recorded = {"pid": part.pid, "began": leftovers.start_time(part.pid)}
+        (tmp_path / "state.json").write_text(json.dumps({"parts": {"web": recorded}}))
+        assert control.down(site)
+        assert part.wait() == -signal.SIGINT
+    assert not control.down(site)
 
 
 def test_root_hears_which_folders_keep_postgresql_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

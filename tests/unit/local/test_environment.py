@@ -132,6 +132,23 @@ def test_a_home_that_cannot_be_a_folder_is_refused(tmp_path: Path, environ: pyte
         Site.here()
 
 
+def test_damaged_secrets_are_named_and_kept(tmp_path: Path) -> None:
+    Site.at(tmp_path, 8080)
+    (tmp_path / "secrets.json").write_text('{"admin": "x')
+    refused = _run("deploy.local", "status", STAMPEDE_HOME=str(tmp_path))
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert refused.stderr.startswith(f"{tmp_path}/secrets.json is damaged; ")
+    assert (tmp_path / "secrets.json").read_text() == '{"admin": "x'
+
+
+def test_a_file_that_cannot_be_read_is_an_error_in_one_line(tmp_path: Path) -> None:
+    Site.at(tmp_path, 8080)
+    (tmp_path / "run/supervisor.pid").mkdir()
+    refused = _run("deploy.local", "status", STAMPEDE_HOME=str(tmp_path))
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert refused.stderr.startswith("status failed: ")
+
+
 def test_a_running_mesh_on_other_ports_is_named(tmp_path: Path) -> None:
     with control._lock(Site.at(tmp_path, 8080)) as lock:
         assert lock

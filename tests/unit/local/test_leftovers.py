@@ -12,13 +12,16 @@ import pytest
 
 from deploy.local import leftovers
 
-_SLEEP = "import signal; signal.pause()"
-_STUBBORN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); signal.pause()"
+_SLEEP = ("sleep", "60")
+_STUBBORN = (
+    sys.executable, "-c",
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); signal.pause()",
+)  # fmt: skip
 
 
 @contextmanager
-def _running(code: str = _SLEEP) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+def _running(command: tuple[str, ...] = _SLEEP) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         try:
             yield child
         finally:
