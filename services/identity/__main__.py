@@ -19,7 +19,9 @@ async def main(config: Settings) -> None:
     secrets, lifetimes = config.key_secret.values(), config.lifetimes()
     keyring, sealer = Keyring(lifetimes), KeySealer(*secrets)
     passwords = Passwords(
-        rounds=config.password_rounds, threads=config.password_threads, queue_max=config.password_queue
+        rounds=config.password_rounds,
+        threads=config.password_threads,
+        patience_seconds=config.password_patience_seconds,
     )
     admin_password = config.admin_password.get_secret_value() if config.admin_password else None
     with closing(passwords):

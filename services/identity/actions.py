@@ -36,25 +36,31 @@ async def register(
 
     Raises `EmailTaken` or `RateLimited`.
     """
-    password_hash = await passwords.hash(password)
+    email = domain.normalize_email(email)
+    async with passwords.turn(email) as turn:
+        password_hash = await turn.hash(password)
+    passwords.remember(email)
     async with db.begin() as tx:
         user_id = ids.new()
         if first := await idempotency.find_repeat(tx, key, user_id):
             return await users.get_user(tx, first)
         return await users.insert_user(
-            tx, id=user_id, email=domain.normalize_email(email), password_hash=password_hash,
+            tx, id=user_id, email=email, password_hash=password_hash,
             display_name=display_name, roles=["customer"], email_verified=False,
         )  # fmt: skip
 
 
 async def login(db: Database, passwords: Passwords, keyring: Keyring, *, email: str, password: str) -> TokenPair:
     """Start a session. Raises `WrongCredentials` or `RateLimited`."""
-    async with db.begin() as tx:
-        user = await users.find_user_by_email(tx, domain.normalize_email(email))
-    # An unknown address costs the same hash as a known one, so response times do not show which addresses exist.
-    if not await passwords.verify(password, user.password_hash if user else None) or user is None:
-        raise WrongCredentials()
-    new_hash = await passwords.hash(password) if passwords.is_outdated(user.password_hash) else None
+    email = domain.normalize_email(email)
+    async with passwords.turn(email) as turn:
+        async with db.begin() as tx:
+            user = await users.find_user_by_email(tx, email)
+        # An unknown address costs the same hash as a known one, so response times do not show which addresses exist.
+        if not await turn.verify(password, user.password_hash if user else None) or user is None:
+            raise WrongCredentials()
+        new_hash = await turn.hash(password) if passwords.is_outdated(user.password_hash) else None
+    passwords.remember(email)
     async with db.begin() as tx:
         if new_hash:
             await users.replace_password_hash(tx, user, new_hash)
@@ -104,7 +110,8 @@ async def ensure_first_admin(db: Database, passwords: Passwords, password: str |
             if not await users.has_admin(tx):
                 log.warning("there is no administrator: set ADMIN_PASSWORD and restart identity")
             return
-    password_hash = await passwords.hash(password)
+    async with passwords.turn(domain.FIRST_ADMIN) as turn:
+        password_hash = await turn.hash(password)
     try:
         async with db.begin() as tx:
             admin = await users.insert_user(

@@ -18,8 +18,8 @@ class Settings(ServiceSettings):
     password_rounds: int = Field(default=12, ge=4, le=15)
     """Cost of bcrypt: each round doubles the work."""
     password_threads: int = Field(default=2, ge=1, le=32)
-    password_queue: int = Field(default=200, ge=0)
-    """Password hashes that may wait for a thread; further calls are refused with `RATE_LIMITED`."""
+    password_patience_seconds: float = Field(default=2.0, gt=0, le=10)
+    """How long a call waits for a thread; if the queue is longer, it is refused with `RATE_LIMITED` at once."""
 
     access_token_seconds: int = Field(default=900, ge=10, le=3600)
     refresh_token_days: int = Field(default=30, ge=1, le=30)

@@ -55,7 +55,8 @@ class Accounts:
         if missing <= 0:
             return
         passwords = Passwords(rounds=_ROUNDS)
-        password_hash = await passwords.hash("correct horse")
+        async with passwords.turn("") as turn:
+            password_hash = await turn.hash("correct horse")
         passwords.close()
         created = [ids.new() for _ in range(missing)]
         rows = [

@@ -13,6 +13,7 @@ import grpc
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from prometheus_client import REGISTRY
 from sqlalchemy import select, text
 
 from services.chassis.data.db import Database
@@ -240,13 +241,17 @@ async def test_a_token_of_a_deleted_account_is_refused(
     await assert_refused(refresh(identity, tokens.refresh_token))
 
 
-async def test_a_full_password_queue_refuses_calls(
+async def test_a_full_password_queue_refuses_calls_before_a_statement(
     replica: Replica, passwords: Any, register: Register, sign_in: SignIn
 ) -> None:
-    passwords._pending_max = 0
+    passwords._limiter._mean = 60.0  # nobody waits for that long
+    while passwords._limiter.take_free():
+        pass
+    before = REGISTRY.get_sample_value("stampede_sql_statements_total", {"cause": "call"})
     for call in (register(), sign_in()):
         refused = await refusal(call)
         assert (refused.code, refused.reason, refused.retry_seconds) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED", 1)
+    assert REGISTRY.get_sample_value("stampede_sql_statements_total", {"cause": "call"}) == before
 
 
 @pytest.mark.usefixtures("full_pool")
