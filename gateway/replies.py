@@ -38,6 +38,7 @@ _NO_KEYS = Reply(
     # Replaces Envoy's header, which has "invalid_token": the token may be valid.
     challenge=True,
 )
+_FULL = Reply(http=429, code=8, reason="RATE_LIMITED", message="Too many requests.", retry=True)
 _REPLIES = (
     Reply(http=400, code=3, reason=None, message="The request is malformed."),
     _SIGN_IN,
@@ -47,7 +48,7 @@ _REPLIES = (
     Reply(http=413, code=3, reason="REQUEST_TOO_LARGE", message="The request body is too large."),
     Reply(http=415, code=3, reason="UNSUPPORTED_MEDIA_TYPE", message="The content type is not supported."),
     Reply(http=426, code=3, reason="UPGRADE_REQUIRED", message="This protocol version is not supported."),
-    Reply(http=429, code=8, reason="RATE_LIMITED", message="Too many requests.", retry=True),
+    _FULL,
     Reply(http=431, code=3, reason="HEADERS_TOO_LARGE", message="The request headers are too large."),
     Reply(http=501, code=12, reason="NOT_IMPLEMENTED", message="This transfer coding is not supported."),
     Reply(http=502, code=14, reason="UNAVAILABLE", message="A service is unavailable at the moment.", retry=True),
@@ -63,6 +64,8 @@ def mappers() -> list[Config]:
         _ready(),
         # Missing keys of identity are our failure, not the caller's.
         _mapper(_NO_KEYS, _details(401, "emote_fetch")),
+        # More calls than a service may have at once: it is full, and not unavailable.
+        _mapper(_FULL, {"response_flag_filter": {"flags": ["UO"]}}),
         # Envoy answers 403 only to a token with another audience.
         _mapper(_SIGN_IN, _status("EQ", 403)),
         _mapper(_UNREADABLE, _details(400, "grpc_json_transcode")),

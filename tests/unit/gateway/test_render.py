@@ -217,6 +217,15 @@ def test_envoy_s_answers_are_statuses_of_ours(status: int) -> None:
     assert body["details"][0]["domain"] == "gateway.stampede"
 
 
+def test_service_with_too_many_calls_is_full_and_not_unavailable() -> None:
+    """Envoy calls it "upstream overflow" and answers 503. Its first fitting mapper counts."""
+    mappers = replies.mappers()
+    full = next(mapper for mapper in mappers if mapper["filter"] == {"response_flag_filter": {"flags": ["UO"]}})
+    assert full["status_code"] == 429
+    unavailable = next(m for m in mappers if m.get("status_code") == 503 and "status_code_filter" in m["filter"])
+    assert mappers.index(full) < mappers.index(unavailable)
+
+
 @pytest.mark.parametrize("status", [429, 503, 504])
 def test_retryable_answers_have_retry_after(status: int) -> None:
     reply = next(reply for reply in replies._REPLIES if reply.http == status)
