@@ -7,10 +7,12 @@ from services.chassis.data.lease import Lease
 from services.chassis.process import Process, run
 from services.chassis.server.paging import Pages
 from services.inventory import leader
+from services.inventory.domain import HoldBounds
 from services.inventory.gate.gate import Gate
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
 from services.inventory.sale_watch import sale_watch
 from services.inventory.settings import Settings
+from services.inventory.sql import abandoned_holds
 from stampede.inventory.v1.flash_sale_service_pb2_grpc import add_FlashSaleServiceServicer_to_server
 from stampede.inventory.v1.reservation_service_pb2_grpc import add_ReservationServiceServicer_to_server
 from stampede.inventory.v1.stock_service_pb2_grpc import add_StockServiceServicer_to_server
@@ -22,12 +24,15 @@ async def main(config: Settings) -> None:
     gate = Gate(url, cluster=config.valkey_cluster)
     # The gate is closed last: those who use it are stopped when the process is left.
     async with contextlib.aclosing(gate), Process("inventory", config) as process:
-        db, pages, watch = process.db, Pages(*config.page_secret.values()), sale_watch(process.db)
+        db, pages = process.db, Pages(*config.page_secret.values())
+        watch = sale_watch(db, watchers_per_address=config.watchers_per_address)
         add_StockServiceServicer_to_server(StockService(db, pages), process.server)
         add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), process.server)
-        add_ReservationServiceServicer_to_server(ReservationService(db, gate, process.relay.nudge), process.server)
+        bounds = HoldBounds(config.open_orders_max, config.held_units_max)
+        reservations = ReservationService(db, gate, process.relay.nudge, bounds)
+        add_ReservationServiceServicer_to_server(reservations, process.server)
         process.exchange_events()
-        process.run_cleanups(idempotency.CLEANUP)
+        process.run_cleanups(idempotency.CLEANUP, abandoned_holds.CLEANUP)
         process.background("timers", lambda: lease.lead(db, lambda: leader.lead(db, gate, nudge=process.relay.nudge)))
         process.background("metrics", lambda: leader.measure(db))
         process.background("watch", watch.run)

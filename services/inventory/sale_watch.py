@@ -14,14 +14,20 @@ _FETCH_SECONDS = 0.25
 _OVER = (SaleState.ENDED, SaleState.CANCELLED)
 
 
-def sale_watch(db: Database) -> SaleWatch:
+def sale_watch(db: Database, *, watchers_per_address: int = 0) -> SaleWatch:
     """Read all watched sales four times a second. A sale that does not exist is None."""
 
     async def fetch(sale_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, FlashSale | None]:
         found = {sale.id: sale for sale in await sales.get_sales(db, sale_ids)}
         return {sale_id: found.get(sale_id) for sale_id in sale_ids}
 
-    return Watch(fetch, interval_seconds=_FETCH_SECONDS, watchers_max=WATCHERS_MOST, compare=_shown)
+    return Watch(
+        fetch,
+        interval_seconds=_FETCH_SECONDS,
+        watchers_max=WATCHERS_MOST,
+        watchers_each_max=watchers_per_address,
+        compare=_shown,
+    )
 
 
 async def changes(watch: SaleWatch, sale_id: uuid.UUID) -> AsyncIterator[FlashSale]:

@@ -30,9 +30,11 @@ _DRAIN_SECONDS = 5.0
 
 async def main(config: Settings) -> None:
     async with Process("orders", config) as process:
-        db, watch = process.db, order_watch(process.db)
+        db, watch = process.db, order_watch(process.db, watchers_per_user=config.watchers_per_user)
         catalog = Catalog(process.target("catalog", config.catalog_target))
-        inventory = Inventory(process.target("inventory", config.inventory_target))
+        inventory = Inventory(
+            process.target("inventory", config.inventory_target), unpaid_stock_seconds=config.unpaid_stock_hold_seconds
+        )
         payments_target = process.target("payments", config.payments_target)
         payments = Payments(payments_target, still_wanted=partial(sagas.still_wanted, db))
         steps = MeshSteps(catalog, inventory, payments)

@@ -57,9 +57,14 @@ class Mutation:
     key: RequestKey | None = None
 
 
-def order_watch(db: Database) -> Watch[uuid.UUID, Order]:
+def order_watch(db: Database, *, watchers_per_user: int = 0) -> Watch[uuid.UUID, Order]:
     """The live view of orders."""
-    return Watch(partial(orders.get_many, db), interval_seconds=_WATCH_SECONDS, watchers_max=WATCHERS_MOST)
+    return Watch(
+        partial(orders.get_many, db),
+        interval_seconds=_WATCH_SECONDS,
+        watchers_max=WATCHERS_MOST,
+        watchers_each_max=watchers_per_user,
+    )
 
 
 class Orders:

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from prometheus_client import Counter, Gauge
 
+from services.chassis import request_context
 from services.chassis.errors import RateLimited, TooSlow, Unavailable
 from services.chassis.telemetry.heartbeats import beat
 
@@ -25,12 +26,14 @@ DROPPED = "does not read its stream"
 
 _LASTS_SECONDS = 3600.0
 _UNREAD_SECONDS = 10.0
+_LAST_WORD_SECONDS = 1.0
 # Proxies cut a connection that is silent for a minute or more.
 _QUIET_SECONDS = 25.0
 # To update one watcher costs some 0.05 ms. At more than this, rounds become rarer instead of everything else slower.
 _UPDATES_PER_SECOND_MAX = 4000
 _WATCHERS = Gauge("stampede_watchers", "Watchers of live views in this process.")
 _DROPPED = Counter("stampede_watchers_dropped_total", "Watchers dropped because they did not read.")
+_ENDED = Counter("stampede_watchers_ended_total", "Watchers ended because their client had too many.")
 _NOTHING = object()
 
 
@@ -48,14 +51,21 @@ class Watch(Generic[K, V]):
         *,
         interval_seconds: float,
         watchers_max: int,
+        watchers_each_max: int = 0,
         safety_seconds: float = 30.0,
         compare: Callable[[V], object] = lambda value: value,
     ) -> None:
         """`fetch` returns the values of those keys that exist. More than `watchers_max` watchers are refused.
 
+        A client with more than `watchers_each_max` of them loses the oldest one: a signed-in user, or else a network
+        address. With 0 there is no bound for one client.
+
         A watcher receives a value if `compare` of it differs from that of the value before.
         """
         self._fetch, self._watchers_max, self._compare = fetch, watchers_max, compare
+        self._each_max = watchers_each_max
+        self._by_client: dict[Hashable, dict[_Watcher[V], K]] = {}
+        """The watchers of each client, the oldest first."""
         self._seconds, self._safety_seconds = interval_seconds, safety_seconds
         self.watched = asyncio.Event()
         """Set while there is a watcher."""
@@ -103,10 +113,12 @@ class Watch(Generic[K, V]):
         The task that subscribes must be the one that sends. With `at_once` the first value is the last one fetched for
         other watchers, or one fetched now; if that fails, the iterator raises `Unavailable`.
         """
-        if self._count >= self._watchers_max:
-            raise RateLimited(what="watchers")
-        watcher = _Watcher[V](asyncio.current_task(), needs_first=at_once)
+        client = request_context.client() if self._each_max else None
+        self._make_room(client)
+        watcher = _Watcher[V](asyncio.current_task(), client, needs_first=at_once)
         self._watchers[key].add(watcher)
+        if client is not None:
+            self._by_client.setdefault(client, {})[watcher] = key
         self._count += 1
         self.watched.set()
         _WATCHERS.inc()
@@ -117,7 +129,18 @@ class Watch(Generic[K, V]):
         try:
             yield watcher.values()
         finally:
+            watcher.has_left = True
             self._leave(key, watcher)
+
+    def _make_room(self, client: Hashable) -> None:
+        """Ends the oldest watcher of a client that has its most; raises `RateLimited` if all slots are taken."""
+        own = self._by_client.get(client, {})
+        if len(own) >= self._each_max > 0:
+            oldest, key = next(iter(own.items()))
+            self._leave(key, oldest)
+            oldest.end()
+        if self._count >= self._watchers_max:
+            raise RateLimited(what="watchers")
 
     def _leave(self, key: K, watcher: "_Watcher[V]") -> None:
         if watcher not in self._watchers.get(key, ()):
@@ -126,6 +149,10 @@ class Watch(Generic[K, V]):
         if not self._watchers[key]:
             del self._watchers[key]
             self._latest.pop(key, None)
+        if own := self._by_client.get(watcher.client):
+            own.pop(watcher, None)
+            if not own:
+                del self._by_client[watcher.client]
         self._count -= 1
         if not self._count:
             self.watched.clear()
@@ -183,13 +210,15 @@ class Watch(Generic[K, V]):
 class _Watcher(Generic[V]):
     """One watcher: its latest value, and for how many rounds it has not read that."""
 
-    def __init__(self, task: "asyncio.Task[Any] | None", *, needs_first: bool) -> None:
-        self._task, self._needs_first = task, needs_first
+    def __init__(self, task: "asyncio.Task[Any] | None", client: Hashable, *, needs_first: bool) -> None:
+        self._task, self.client, self._needs_first = task, client, needs_first
+        self.has_left = False
         self._value: V | None = None
         self._compared: object = _NOTHING
         self._wakeup = asyncio.Event()
         self._rounds_missed = 0
         self._failure: Exception | None = None
+        self._ended = False
 
     def update(self, value: V, compared: object) -> bool:
         """Replaces the value if `compared` differs; returns whether it does."""
@@ -218,6 +247,17 @@ class _Watcher(Generic[V]):
         if self._task:
             self._task.cancel(DROPPED)
 
+    def end(self) -> None:
+        """Ends the iteration, because its client watches too much; a client that does not read is cut off soon."""
+        self._ended = True
+        self._wakeup.set()
+        _ENDED.inc()
+        asyncio.get_running_loop().call_later(_LAST_WORD_SECONDS, self._cut_off)
+
+    def _cut_off(self) -> None:
+        if self._task and not self.has_left:
+            self._task.cancel(DROPPED)
+
     async def values(self) -> AsyncIterator[V]:
         loop = asyncio.get_running_loop()
         until = loop.time() + _LASTS_SECONDS
@@ -230,6 +270,8 @@ class _Watcher(Generic[V]):
                     return
                 if self._compared is _NOTHING:
                     continue
+            if self._ended:
+                return
             if self._failure:
                 raise self._failure
             self._wakeup.clear()

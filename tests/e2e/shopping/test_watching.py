@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import aiohttp
 
 from tests.e2e.shop import VISA, Shop
 from tests.support.rest import Json, new_id
@@ -89,6 +92,21 @@ async def test_those_who_hang_up_leave_no_watcher_behind(shop: Shop) -> None:
         await eventually(lambda service=service: watchers(shop, service), lambda open_: open_ == 0)
     (await buyer.buy(sale)).expect()
     (await buyer.cancel(order["id"])).expect()
+
+
+async def test_one_address_cannot_take_all_streams(shop: Shop) -> None:
+    """Only the gateway knows the address of a client: 200 streams stay, and the oldest one ends."""
+    sale = await shop.a_sale()
+    path = f"/v1/flash-sales/{sale['id']}:watch"
+    async with contextlib.AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        anonymous = replace(shop.rest, http=session)
+        oldest = await stack.enter_async_context(anonymous.watching(path))
+        await first(oldest)
+        for _ in range(200):
+            await stack.enter_async_context(anonymous.watching(path))
+        assert await collect(oldest) == []
+        assert await watchers(shop, "inventory") == 200
 
 
 async def test_what_is_not_there_cannot_be_watched(shop: Shop) -> None:

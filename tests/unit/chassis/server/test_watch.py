@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 import pytest
 
+from services.chassis import request_context
 from services.chassis.errors import RateLimited, Unavailable
+from services.chassis.request_context import Call, Caller
 from services.chassis.server import watch
 from services.chassis.server.watch import Watch
 
@@ -243,6 +246,60 @@ async def test_watcher_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyP
             with views.subscribe("clock") as third:
                 await anext(third)
             assert await anext(awake) > 0, "a watcher that reads stays"
+
+
+@pytest.fixture
+def _no_call() -> Iterator[None]:
+    yield
+    request_context.enter(None)  # type: ignore[arg-type]
+
+
+def calls_as(user: uuid.UUID | None, address: str = "") -> None:
+    metadata = {"x-envoy-external-address": address}
+    request_context.enter(Call(method="/m", request_id="r", caller=Caller(user_id=user), metadata=metadata))
+
+
+@pytest.mark.usefixtures("_no_call")
+@pytest.mark.parametrize("signed_in", [True, False])
+async def test_client_with_too_many_watchers_loses_the_oldest(signed_in: bool) -> None:
+    ada, grace = (uuid.UUID(int=1), uuid.UUID(int=2)) if signed_in else (None, None)
+    views = Watch(Shelf().fetch, interval_seconds=60, watchers_max=10, watchers_each_max=2)
+    async with running(views):
+        calls_as(grace, "192.0.2.2")
+        with views.subscribe("clock", at_once=True) as other:
+            calls_as(ada, "192.0.2.1")
+            with views.subscribe("clock", at_once=True) as oldest, views.subscribe("mug", at_once=True) as second:
+                assert await anext(oldest) == 0
+                with views.subscribe("clock", at_once=True) as newest:
+                    assert [value async for value in oldest] == [], "it ends, and is no error"
+                    assert [await anext(view) for view in (second, newest, other)] == [0, 0, 0]
+                    assert views._count == 3
+    assert (views._count, views._by_client) == (0, {})
+
+
+@pytest.mark.usefixtures("_no_call")
+async def test_calls_without_a_client_share_no_bound() -> None:
+    """As those of services, and of a test: only the gateway knows the address of a client."""
+    views = Watch(Shelf().fetch, interval_seconds=60, watchers_max=10, watchers_each_max=1)
+    async with running(views):
+        calls_as(None)
+        with views.subscribe("clock", at_once=True) as one, views.subscribe("clock", at_once=True) as two:
+            assert [await anext(one), await anext(two)] == [0, 0]
+
+
+@pytest.mark.usefixtures("_no_call")
+async def test_oldest_watcher_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_LAST_WORD_SECONDS", 0.001)
+    views = Watch(Shelf().fetch, interval_seconds=0.001, watchers_max=10, watchers_each_max=1)
+    async with running(views):
+        calls_as(uuid.UUID(int=1))
+        begun = asyncio.Event()
+        asleep = asyncio.create_task(does_not_read(views, begun))
+        await begun.wait()
+        with views.subscribe("clock"):
+            with pytest.raises(asyncio.CancelledError) as cancelled:
+                await asleep
+            assert cancelled.value.args == (watch.DROPPED,)
 
 
 async def test_watcher_without_a_new_value_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
