@@ -15,6 +15,7 @@ SALE_HOLD_SECONDS_DEFAULT = 600
 STOCK_HOLD_SECONDS_MOST = 600
 """For reservations with ordinary units."""
 EXTENSION_SECONDS_MOST = 600
+ABANDONED_HOLD_LIMIT_DEFAULT = 3
 ON_HAND_MOST = 1_000_000_000
 WATCHERS_MOST = 5_000
 
@@ -59,6 +60,24 @@ class SaleOverlaps(AppError):
 class CustomerLimit(AppError):
     code = "FAILED_PRECONDITION"
     template = "One customer may buy {limit} units in the flash sale {flashSaleId}."
+
+
+class HoldsAbandoned(CustomerLimit):
+    """The customer let too many holds of a sale end unpaid; clients handle it as the other limit of the sale."""
+
+    template = "The customer let {limit} holds of the flash sale {flashSaleId} end unpaid."
+
+
+HoldsAbandoned.reason = CustomerLimit.reason
+
+
+class OpenOrdersLimit(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "One customer may have {orders} unpaid orders and {units} unpaid units at once. Pay or cancel one first."
+
+
+class SlotTaken(Exception):
+    """Another transaction has taken a slot of a customer meanwhile. It has ended, so the next attempt sees its hold."""
 
 
 GRACE_SECONDS = 30
@@ -111,10 +130,19 @@ CLOSABLE = {
 """The states in which a sale can be closed before its time, by the state that it gets."""
 
 SALE_MUTABLE = frozenset(
-    {"title", "sale_price", "allocation", "per_customer_limit", "start_time", "end_time", "hold_duration"}
+    {
+        "title",
+        "sale_price",
+        "allocation",
+        "per_customer_limit",
+        "start_time",
+        "end_time",
+        "hold_duration",
+        "abandoned_hold_limit",
+    }
 )
 """The fields that `UpdateFlashSale` can change."""
-SALE_REQUIRED = SALE_MUTABLE - {"hold_duration"}
+SALE_REQUIRED = SALE_MUTABLE - {"hold_duration", "abandoned_hold_limit"}
 """The changeable fields without a default. No limit and "at once" are said, not left out."""
 
 
@@ -129,6 +157,7 @@ class SaleChanges:
     start_time: datetime | None = None
     end_time: datetime | None = None
     hold_seconds: int | None = None
+    abandoned_hold_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +173,7 @@ class FlashSale:
     start_time: datetime
     end_time: datetime
     hold_seconds: int
+    abandoned_hold_limit: int
     held: int
     sold: int
     returned: int
@@ -171,6 +201,7 @@ class NewSale:
     start_time: datetime | None
     end_time: datetime
     hold_seconds: int
+    abandoned_hold_limit: int = ABANDONED_HOLD_LIMIT_DEFAULT
 
 
 Pool = tuple[uuid.UUID, uuid.UUID | None]
@@ -193,6 +224,17 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldBounds:
+    """The most that one customer may hold at once, in orders and in units; 0 for no bound."""
+
+    orders: int = 0
+    units: int = 0
+
+
+UNBOUNDED = HoldBounds()
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """A request to hold units for one order. All lines are held, or none."""
 
@@ -200,6 +242,11 @@ class Hold:
     customer_id: uuid.UUID
     lines: tuple[Line, ...]
     seconds: int
+
+    @property
+    def units(self) -> int:
+        """Its units, over all lines."""
+        return sum(line.quantity for line in self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +294,7 @@ class Grant:
     per_customer_limit: int = 0
     remaining: int = 0
     """Units that the pool has left after it."""
+    abandoned_hold_limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -258,6 +306,8 @@ class Allotment:
     """Refused holds, each with the first line that there were too few units for."""
     over: tuple[tuple[Hold, Line], ...]
     """Holds above the customer limit, each with the first line that is above it."""
+    unpaid: tuple[tuple[Hold, Line], ...]
+    """Holds of customers whose holds of the sale ended unpaid too often."""
     leftover: Mapping[Pool, int]
     """Units to give back to their pools."""
 
@@ -275,24 +325,28 @@ def allot(
     grants: Mapping[Pool, Grant],
     *,
     counted: Mapping[tuple[uuid.UUID, uuid.UUID], int],
+    abandoned: Collection[tuple[uuid.UUID, uuid.UUID]] = (),
     known: Collection[uuid.UUID],
 ) -> Allotment:
     """Divide granted units, first come first served; each hold gets all of its lines or nothing.
 
-    `counted` has the units that customers have already, by sale and customer. Holds whose ids are `known`, from before
-    or from earlier in the batch, get nothing, because they are answered with their reservation. So a hold that must not
+    `counted` has the units that customers have already, by sale and customer; `abandoned` has the customers whom a sale
+    refuses, because their holds ended unpaid too often. Holds whose ids are `known`, from before or from earlier in the
+    batch, get nothing, because they are answered with their reservation. So a hold that must not
     have units takes none from a later one.
     """
     left = {pool: grant.units for pool, grant in grants.items()}
     counts = defaultdict(int, counted)
     skipped = set(known)
-    held, short, over = [], [], []
+    held, short, over, unpaid = [], [], [], []
     for hold in holds:
         if hold.id in skipped:
             continue
         skipped.add(hold.id)
         if (lacking := next((line for line in hold.lines if left.get(line.pool, 0) < line.quantity), None)) is not None:
             short.append((hold, lacking))
+        elif (spent := next((s for s in hold.lines if (s.sale_id, hold.customer_id) in abandoned), None)) is not None:
+            unpaid.append((hold, spent))
         elif (above := next((line for line in hold.lines if _above(line, hold, grants, counts)), None)) is not None:
             over.append((hold, above))
         else:
@@ -301,7 +355,8 @@ def allot(
                 if line.sale_id:
                     counts[line.sale_id, hold.customer_id] += line.quantity
             held.append(_priced(hold, grants))
-    return Allotment(tuple(held), tuple(short), tuple(over), {pool: units for pool, units in left.items() if units})
+    leftover = {pool: units for pool, units in left.items() if units}
+    return Allotment(tuple(held), tuple(short), tuple(over), tuple(unpaid), leftover)
 
 
 def _above(

@@ -14,7 +14,17 @@ from services.chassis.errors import AppError, InvalidFields
 from services.chassis.server import masks, paging, statuses, wire
 from services.chassis.server.paging import Pages
 from services.inventory import domain, sale_watch, sales, stock
-from services.inventory.domain import FlashSale, Hold, Line, NewSale, Reservation, Return, SaleChanges, SaleState
+from services.inventory.domain import (
+    FlashSale,
+    Hold,
+    HoldBounds,
+    Line,
+    NewSale,
+    Reservation,
+    Return,
+    SaleChanges,
+    SaleState,
+)
 from services.inventory.gate.gate import Gate
 from services.inventory.reservations import reserve, returns, settle
 from services.inventory.sale_watch import SaleWatch
@@ -118,13 +128,15 @@ class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
 
 
 class ReservationService(pb_grpc.ReservationServiceServicer):
-    def __init__(self, database: Database, gate: Gate, nudge: Callable[[], None]) -> None:
+    def __init__(
+        self, database: Database, gate: Gate, nudge: Callable[[], None], bounds: HoldBounds = domain.UNBOUNDED
+    ) -> None:
         """Calls `nudge` when there are events to publish."""
-        self._db, self._gate, self._nudge = database, gate, nudge
+        self._db, self._gate, self._nudge, self._bounds = database, gate, nudge, bounds
 
     async def BatchReserve(self, request: pb.BatchReserveRequest, context: Any) -> pb.BatchReserveResponse:
         holds = [_hold(hold) for hold in request.holds]
-        outcomes = await reserve.admit(self._db, self._gate, holds, nudge=self._nudge)
+        outcomes = await reserve.admit(self._db, self._gate, holds, self._bounds, nudge=self._nudge)
         return pb.BatchReserveResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchConfirm(self, request: pb.BatchConfirmRequest, context: Any) -> pb.BatchConfirmResponse:
@@ -137,7 +149,8 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         return pb.BatchExtendResponse(outcomes=map(_outcome, outcomes))
 
     async def BatchRelease(self, request: pb.BatchReleaseRequest, context: Any) -> pb.BatchReleaseResponse:
-        outcomes = await settle.release(self._db, db.parse_uuids(request.ids), nudge=self._nudge)
+        ids, abandoned = db.parse_uuids(request.ids), set(db.parse_uuids(request.abandoned_ids))
+        outcomes = await settle.release(self._db, ids, abandoned=abandoned, nudge=self._nudge)
         released = [o for o in outcomes if isinstance(o, Reservation) and not o.repeated]
         await self._gate.give_back((r, line) for r in released for line in r.lines)
         return pb.BatchReleaseResponse(outcomes=map(_outcome, outcomes))
@@ -208,6 +221,11 @@ def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> NewSale:
         start_time=wire.datetime_of(request.start_time) if request.HasField("start_time") else None,
         end_time=wire.datetime_of(request.end_time),
         hold_seconds=request.hold_duration.seconds or domain.SALE_HOLD_SECONDS_DEFAULT,
+        abandoned_hold_limit=(
+            request.abandoned_hold_limit
+            if request.HasField("abandoned_hold_limit")
+            else domain.ABANDONED_HOLD_LIMIT_DEFAULT
+        ),
     )
 
 
@@ -218,6 +236,8 @@ def _changes(request: sale_pb.UpdateFlashSaleRequest) -> SaleChanges:
     values: dict[str, Any] = {field: getattr(request, field) for field in fields}
     if "sale_price" in values:
         values["price"] = wire.money_of(values.pop("sale_price"))
+    if "abandoned_hold_limit" in values and "abandoned_hold_limit" not in given:
+        values["abandoned_hold_limit"] = domain.ABANDONED_HOLD_LIMIT_DEFAULT
     if "hold_duration" in values:
         values["hold_seconds"] = values.pop("hold_duration").seconds or domain.SALE_HOLD_SECONDS_DEFAULT
     for time in values.keys() & {"start_time", "end_time"}:
@@ -241,6 +261,7 @@ def _sale(sale: FlashSale) -> sale_pb.FlashSale:
         held=sale.held,
         sold=sale.sold,
         hold_duration=Duration(seconds=sale.hold_seconds),
+        abandoned_hold_limit=sale.abandoned_hold_limit,
         create_time=wire.timestamp(sale.create_time),
         update_time=wire.timestamp(sale.update_time),
         server_time=wire.timestamp(sale.server_time),

@@ -74,6 +74,7 @@ def _new_terms(sale: FlashSale, changes: SaleChanges) -> dict[str, Any]:
         "start_time": changes.start_time and max(changes.start_time, sale.server_time),
         "end_time": changes.end_time,
         "hold_seconds": changes.hold_seconds,
+        "abandoned_hold_limit": changes.abandoned_hold_limit,
     }
     new: dict[str, Any] = {term: value for term, value in wanted.items() if value not in (None, getattr(sale, term))}
     if new.get("end_time", sale.end_time) <= new.get("start_time", sale.start_time):

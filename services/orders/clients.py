@@ -69,6 +69,8 @@ class Hold:
 
     order_id: uuid.UUID
     pools: tuple[uuid.UUID, ...] = ()
+    abandoned: bool = False
+    """Whether its customer gave up paying; only `release` reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +93,20 @@ StillWanted = Callable[[Sequence[tuple[uuid.UUID, int]]], Awaitable[set[tuple[uu
 class Inventory:
     """Holds stock, and settles holds."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, unpaid_stock_seconds: int = HOLD_SECONDS) -> None:
+        """Ordinary stock is held for `unpaid_stock_seconds` for an order without a payment method."""
         self._target, self._stub = target, ReservationServiceStub(target.channel)
+        self._unpaid_stock_seconds = unpaid_stock_seconds
         confirm = partial(self._settle, self._stub.BatchConfirm, inventory_pb.BatchConfirmRequest)
         retake_request = partial(inventory_pb.BatchConfirmRequest, retake=True)
         retake = partial(self._settle, self._stub.BatchConfirm, retake_request)
         extend = partial(self._settle, self._stub.BatchExtend, inventory_pb.BatchExtendRequest)
-        release = partial(self._settle, self._stub.BatchRelease, inventory_pb.BatchReleaseRequest)
         # Items of other pools go past a batch that is stuck on a locked row: a sale's, or that of a product's stock.
         self.reserve = Batcher("reserve", self._reserve, size_max=256, keys=lambda draft: draft.pools)
         self.confirm: _Settling = Batcher("confirm", confirm, size_max=256, keys=lambda hold: hold.pools)
         self.retake: _Settling = Batcher("retake", retake, size_max=256, keys=lambda hold: hold.pools)
         self.extend: _Settling = Batcher("extend", extend, size_max=256, keys=lambda hold: hold.pools)
-        self.release: _Settling = Batcher("release", release, size_max=256, keys=lambda hold: hold.pools)
+        self.release: _Settling = Batcher("release", self._release, size_max=256, keys=lambda hold: hold.pools)
         self.restock = Batcher("restock", self._restock, keys=lambda units: units.hold.pools)
 
     async def _reserve(self, drafts: Sequence[DraftOrder]) -> list[_Reserved]:
@@ -111,7 +114,8 @@ class Inventory:
         distinct: dict[uuid.UUID, DraftOrder] = {}
         for draft in drafts:
             distinct.setdefault(draft.id, draft)
-        request = inventory_pb.BatchReserveRequest(holds=map(_hold, distinct.values()))
+        holds = [_hold(draft, self._unpaid_stock_seconds) for draft in distinct.values()]
+        request = inventory_pb.BatchReserveRequest(holds=holds)
         response = await self._target.call(self._stub.BatchReserve, request)
         outcomes = dict(zip(distinct, _reservations(response.outcomes), strict=True))
         return [
@@ -121,10 +125,16 @@ class Inventory:
             for draft in drafts
         ]
 
-    async def _settle(self, method: Any, request: Any, holds: Sequence[Hold]) -> list[_Reserved]:
+    async def _release(self, holds: Sequence[Hold]) -> list[_Reserved]:
+        abandoned = dict.fromkeys(str(hold.order_id) for hold in holds if hold.abandoned)
+        return await self._settle(
+            self._stub.BatchRelease, inventory_pb.BatchReleaseRequest, holds, abandoned_ids=abandoned
+        )
+
+    async def _settle(self, method: Any, request: Any, holds: Sequence[Hold], **more: Any) -> list[_Reserved]:
         # A saga that was taken over in its process may meet its successor in a batch: they share one item.
         ids = dict.fromkeys(str(hold.order_id) for hold in holds)
-        response = await self._target.call(method, request(ids=ids))
+        response = await self._target.call(method, request(ids=ids, **more))
         outcomes = dict(zip(ids, _reservations(response.outcomes), strict=True))
         return [outcomes[str(hold.order_id)] for hold in holds]
 
@@ -244,11 +254,21 @@ def _return(units: Return) -> inventory_pb.Return:
     )
 
 
-def _hold(draft: DraftOrder) -> inventory_pb.Hold:
+def hold_seconds(draft: DraftOrder, unpaid_stock_seconds: int) -> int:
+    """For how long to ask inventory for stock.
+
+    A flash sale decides for its own units. Ordinary stock is held shorter for an order that no card is charged for,
+    because nothing shows yet that its customer will pay.
+    """
+    unpaid_stock = not draft.payment_method and any(line.sale_id is None for line in draft.lines)
+    return unpaid_stock_seconds if unpaid_stock else HOLD_SECONDS
+
+
+def _hold(draft: DraftOrder, unpaid_stock_seconds: int) -> inventory_pb.Hold:
     return inventory_pb.Hold(
         id=str(draft.id),
         customer_id=str(draft.customer_id),
-        duration=Duration(seconds=HOLD_SECONDS),
+        duration=Duration(seconds=hold_seconds(draft, unpaid_stock_seconds)),
         lines=[
             inventory_pb.HoldLine(
                 product_id=str(line.product_id),

@@ -23,9 +23,9 @@ _PORTS_OF_E = (30000, 32000)
 class BenchMesh:
     """A running mesh and the shop that it serves."""
 
-    def __init__(self, running: Mesh, shop: Shop, of_orders: Mapping[str, str]) -> None:
+    def __init__(self, running: Mesh, shop: Shop, settings: Mapping[str, Mapping[str, str]]) -> None:
         self._running, self.shop = running, shop
-        self._of_orders = of_orders
+        self._settings = settings
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -33,10 +33,15 @@ class BenchMesh:
         """Start a mesh in the new folder `home`; with 0 sagas, placed orders stay `PENDING`, with their stock held."""
         home.mkdir()
         mesh = Mesh(Site.at(home, free_base()))
-        of_orders = {"SAGAS_AT_ONCE": str(sagas_at_once)}
-        mesh.alter("orders", environment=service_environment(mesh.site, "orders") | of_orders)
+        settings = {
+            "orders": {"SAGAS_AT_ONCE": str(sagas_at_once), "WATCHERS_PER_USER": "5000"},
+            # A few dozen customers hold all units of a row unpaid.
+            "inventory": {"OPEN_ORDERS_MAX": "0", "HELD_UNITS_MAX": "0"},
+        }
+        for service, own in settings.items():
+            mesh.alter(service, environment=service_environment(mesh.site, service) | own)
         async with mesh as running, Shop.open(running.site) as shop:
-            yield cls(running, shop, of_orders)
+            yield cls(running, shop, settings)
 
     @property
     def pids(self) -> Pids:
@@ -44,7 +49,7 @@ class BenchMesh:
 
     async def restart(self, service: str, **settings: str) -> None:
         """Restart a service with these settings beside its usual ones, until calls reach it. It keeps its data."""
-        own = self._of_orders if service == "orders" else {}
+        own = self._settings.get(service, {})
         environment = service_environment(self._running.site, service) | own | settings
         self._running.alter(service, environment=environment)
         await self._running.restart(service)

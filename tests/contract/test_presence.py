@@ -44,6 +44,7 @@ HARMLESS = {
     "active": "a new product without stock cannot be bought, and the answer shows it as active",
     "etag": "any version is changed, as by a client that has not read it",
     "hold_duration": "ten minutes, and the answer shows it",
+    "abandoned_hold_limit": "three, and the answer shows it",
     "prefer_wait": "the answer comes at once",
     "request_id": "a repeat is another request, and the client knows that it has sent no id",
     "restock": "units do not return; nothing is sold that is not there, and staff adjust the stock",
@@ -58,6 +59,7 @@ HARMLESS = {
 BY_SERVICES = {
     "stampede.inventory.v1.BatchConfirmRequest.retake": "expired reservations retake nothing",
     "stampede.inventory.v1.Return.lines": "all units",
+    "stampede.inventory.v1.BatchReleaseRequest.abandoned_ids": "no customer has given up",
     "stampede.payments.v1.Refund.amount": "all that is left",
 }
 """Those that only services leave out. Their clients are generated, so that a misspelt field does not compile."""

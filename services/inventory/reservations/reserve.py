@@ -3,25 +3,32 @@
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.db import Database
-from services.chassis.errors import AppError, RequestIdReused
+from services.chassis.errors import AppError, RateLimited, RequestIdReused
 from services.chassis.events import outbox
 from services.inventory import domain
-from services.inventory.domain import Grant, Hold, Line, Pool, Reservation, SaleState
+from services.inventory.domain import Grant, Hold, HoldBounds, Line, Pool, Reservation, SaleState
 from services.inventory.events import availability_event, no_nudge
 from services.inventory.gate.gate import Gate
-from services.inventory.sql import reservations, reserve_fast, sale_customers, sales, stock
+from services.inventory.sql import abandoned_holds, reservations, reserve_fast, sale_customers, sales, stock
 
 Outcome = Reservation | AppError
 """The outcome of one item of a batch."""
+_ATTEMPTS_MOST = 5
 
 
 async def admit(
-    db: Database, gate: Gate, holds: Sequence[Hold], *, nudge: Callable[[], None] = no_nudge
+    db: Database,
+    gate: Gate,
+    holds: Sequence[Hold],
+    bounds: HoldBounds = domain.UNBOUNDED,
+    *,
+    nudge: Callable[[], None] = no_nudge,
 ) -> list[Outcome]:
     """`reserve` for the holds that pass the gate; the gate refuses the others without touching PostgreSQL."""
     taken, refused = await gate.take(holds)
@@ -29,7 +36,7 @@ async def admit(
     admitted = [hold for hold in holds if hold.id not in refused]
     if admitted:
         try:
-            decided = await reserve(db, admitted, nudge=nudge)
+            decided = await reserve(db, admitted, bounds, nudge=nudge)
         except BaseException:
             # It may have been committed. A counter that is too high does no harm, but a repeat must find its hold.
             await gate.give_back(taken, keep_customers=True)
@@ -45,26 +52,39 @@ async def admit(
     return [outcomes[hold.id] for hold in holds]
 
 
-async def reserve(db: Database, holds: Sequence[Hold], *, nudge: Callable[[], None] = no_nudge) -> list[Outcome]:
+async def reserve(
+    db: Database, holds: Sequence[Hold], bounds: HoldBounds = domain.UNBOUNDED, *, nudge: Callable[[], None] = no_nudge
+) -> list[Outcome]:
     """Hold units for orders; one outcome per hold, in order. See `ReservationService.BatchReserve`.
 
     Calls `nudge` once there is an event to publish.
     """
-    if fast := await reserve_fast.reserve(db, holds):
+    if fast := await reserve_fast.reserve(db, holds, bounds):
         held, is_sold_out = fast
         outcomes: dict[uuid.UUID, Outcome] = {reservation.id: reservation for reservation in held}
     else:
-        async with db.begin() as tx:
-            outcomes, is_sold_out = await reserve_slowly(tx, holds)
+        outcomes, is_sold_out = await _reserve_in_transaction(db, holds, bounds)
     if is_sold_out:
         nudge()
     return [outcomes[hold.id] for hold in holds]
 
 
-async def reserve_slowly(tx: AsyncSession, holds: Sequence[Hold]) -> tuple[dict[uuid.UUID, Outcome], bool]:
+async def _reserve_in_transaction(
+    db: Database, holds: Sequence[Hold], bounds: HoldBounds
+) -> tuple[dict[uuid.UUID, Outcome], bool]:
+    for _ in range(_ATTEMPTS_MOST):
+        with suppress(domain.SlotTaken):
+            async with db.begin() as tx:
+                return await reserve_slowly(tx, holds, bounds)
+    raise RateLimited(what="orders of one customer")
+
+
+async def reserve_slowly(
+    tx: AsyncSession, holds: Sequence[Hold], bounds: HoldBounds = domain.UNBOUNDED
+) -> tuple[dict[uuid.UUID, Outcome], bool]:
     """Hold units in every case. Returns the outcomes by id, and whether a sale sold out."""
     grants, allotment = await _grant(tx, holds, are_new=True)
-    held = await reservations.insert(tx, allotment.held)
+    held = await reservations.insert(tx, allotment.held, bounds)
     await sale_customers.count(tx, [hold for hold in allotment.held if hold.id in held], grants)
     back = Counter(allotment.leftover)
     back.update(domain.units_by_pool(line for hold in allotment.held if hold.id not in held for line in hold.lines))
@@ -77,7 +97,16 @@ async def reserve_slowly(tx: AsyncSession, holds: Sequence[Hold]) -> tuple[dict[
             hold.id: domain.CustomerLimit(flashSaleId=line.sale_id, limit=grants[line.pool].per_customer_limit)
             for hold, line in allotment.over
         }
+        refused.update(
+            {
+                hold.id: domain.HoldsAbandoned(flashSaleId=line.sale_id, limit=grants[line.pool].abandoned_hold_limit)
+                for hold, line in allotment.unpaid
+            }
+        )
         refused.update(await _why_short(tx, allotment.short))
+        # Units were granted, so unless it is a repeat, the customer has too much open.
+        above = domain.OpenOrdersLimit(orders=bounds.orders, units=bounds.units)
+        refused.update({hold.id: above for hold in allotment.held if hold.id not in held})
         outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
     return outcomes, bool(empty)
 
@@ -107,7 +136,9 @@ async def _grant(
     enough = all(pool in grants and grants[pool].units == units for pool, units in wanted.items())
     # With enough units for all, a repeat takes no unit from another hold, and the insert finds it.
     known = await reservations.find(tx, [hold.id for hold in holds]) if are_new and not enough else {}
-    return grants, domain.allot(holds, grants, counted=counted, known=known)
+    # An expired hold that is paid late was not abandoned.
+    abandoned = await abandoned_holds.at_limit(tx, holds) if are_new else ()
+    return grants, domain.allot(holds, grants, counted=counted, abandoned=abandoned, known=known)
 
 
 async def _undo(tx: AsyncSession, units: Mapping[Pool, int]) -> None:

@@ -14,7 +14,7 @@ from services.inventory.domain import Reservation, State
 from services.inventory.events import availability_event, expired_events, no_nudge
 from services.inventory.reservations import pools, reserve
 from services.inventory.reservations.reserve import Outcome
-from services.inventory.sql import reservations, sale_customers, sales, stock
+from services.inventory.sql import abandoned_holds, reservations, sale_customers, sales, stock
 
 EXPIRE_MOST = 500
 
@@ -62,17 +62,24 @@ async def _retake(
     """
     await pools.lock(tx, (line for r in (*beside, *expired) for line in r.lines))
     retaken = await reserve.retake(tx, expired)
+    await abandoned_holds.take_back(tx, retaken)
     sold_out = await sales.sold_out(tx, {line.sale_id for r in retaken for line in r.lines if line.sale_id})
     await outbox.publish(tx, [availability_event(sale_id, sold_out=True) for sale_id in sold_out])
     return retaken, bool(sold_out)
 
 
-async def release(db: Database, ids: Sequence[uuid.UUID], *, nudge: Callable[[], None] = no_nudge) -> list[Outcome]:
+async def release(
+    db: Database,
+    ids: Sequence[uuid.UUID],
+    *,
+    abandoned: Collection[uuid.UUID] = (),
+    nudge: Callable[[], None] = no_nudge,
+) -> list[Outcome]:
     """Give held units back; one outcome per id, in order. See `ReservationService.BatchRelease`."""
     async with db.begin() as tx:
         found = await reservations.lock(tx, ids)
         held = {r.id: r for r in found.values() if r.state is State.HELD}
-        is_available = await _end_holds(tx, list(held.values()), State.RELEASED)
+        is_available = await _end_holds(tx, list(held.values()), State.RELEASED, abandoned)
         # For good: a confirmation of the same order that arrives late must not retake the units.
         await reservations.move(tx, [r for r in found.values() if r.state is State.EXPIRED], State.RELEASED)
     if is_available:
@@ -104,12 +111,14 @@ async def expire(db: Database) -> list[Reservation]:
     """Give back up to `EXPIRE_MOST` holds whose time and grace are over, publish their expiry, and return them."""
     async with db.begin() as tx:
         expired = await reservations.lock_expired(tx, most=EXPIRE_MOST)
-        await _end_holds(tx, expired, State.EXPIRED)
+        await _end_holds(tx, expired, State.EXPIRED, {r.id for r in expired})
         await outbox.publish(tx, expired_events(r.id for r in expired))
     return expired
 
 
-async def _end_holds(tx: AsyncSession, held: Sequence[Reservation], state: State) -> bool:
+async def _end_holds(
+    tx: AsyncSession, held: Sequence[Reservation], state: State, abandoned: Collection[uuid.UUID]
+) -> bool:
     """Give the units of holds back. Returns whether a sale that had none has units now."""
     lines = [line for r in held for line in r.lines]
     units = domain.units_by_pool(lines)
@@ -117,5 +126,6 @@ async def _end_holds(tx: AsyncSession, held: Sequence[Reservation], state: State
     is_available = await pools.give_back_to_sales(tx, units, counted_as="held")
     await stock.unhold(tx, units)
     await sale_customers.recount(tx, [(r.customer_id, r.lines) for r in held], sign=-1)
+    await abandoned_holds.add(tx, [r for r in held if r.id in abandoned])
     await reservations.move(tx, held, state)
     return is_available

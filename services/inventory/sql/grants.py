@@ -13,10 +13,11 @@ GRANTS: Grants = {
         insert=True,
         update=(
             "title", "price_minor", "currency", "allocation", "per_customer_limit", "start_time", "end_time",
-            "hold_seconds", "held", "sold", "returned", "closed_as", "version", "update_time",
+            "hold_seconds", "abandoned_hold_limit", "held", "sold", "returned", "closed_as", "version", "update_time",
         ),
     ),
     "sale_customers": Grant(insert=True, update=("units",)),
+    "abandoned_holds": Grant(insert=True, update=("holds",), delete=True),
     "reservations": Grant(insert=True, update=("state", "expire_time", "extended", "update_time")),
     "leases": lease.GRANT,
     "requests": idempotency.GRANT,

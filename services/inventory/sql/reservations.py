@@ -7,11 +7,24 @@ from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.chassis.data.db import Database, run_autocommit
+from services.chassis.data.db import Database, run_autocommit, violated_constraint
 from services.chassis.money import Money
-from services.inventory.domain import GRACE_SECONDS, Hold, Line, Reservation, Return, Returned, State
+from services.inventory.domain import (
+    GRACE_SECONDS,
+    Hold,
+    HoldBounds,
+    Line,
+    Reservation,
+    Return,
+    Returned,
+    SlotTaken,
+    State,
+)
+from services.inventory.sql import hold_slots
+from services.inventory.sql.schema import SLOT_KEY
 
 _COLUMNS = "SELECT id, customer_id, state, lines, expire_time FROM reservations"
 _FIND = text(f"{_COLUMNS} WHERE id = ANY(CAST(:ids AS uuid[]))")
@@ -24,15 +37,21 @@ _LOCK_EXPIRED = text(
     f" AND {_GRACE_OVER} <= (SELECT clock_timestamp())"
     " ORDER BY expire_time LIMIT :most FOR UPDATE SKIP LOCKED"
 )
-_INSERT = text("""
-    INSERT INTO reservations (id, customer_id, state, lines, sale_id, expire_time)
-    SELECT w.id, w.customer_id, 'HELD', w.lines, w.sale_id, clock_timestamp() + make_interval(secs => w.seconds)
-    FROM jsonb_to_recordset(CAST(:holds AS jsonb))
-        AS w (id uuid, customer_id uuid, lines jsonb, sale_id uuid, seconds integer)
-    ORDER BY w.id
+# In the order of customers, because that is the order in which slots are waited for. Known ids take none.
+_INSERT = text(f"""
+    WITH w AS MATERIALIZED (
+        SELECT * FROM jsonb_to_recordset(CAST(:holds AS jsonb))
+            AS w (n integer, id uuid, customer_id uuid, lines jsonb, sale_id uuid, seconds integer, units integer)
+        WHERE NOT EXISTS (SELECT FROM reservations r WHERE r.id = w.id)
+    ), {hold_slots.slots_from("w")}
+    INSERT INTO reservations (id, customer_id, state, lines, sale_id, expire_time, slot, units)
+    SELECT w.id, w.customer_id, 'HELD', w.lines, w.sale_id, clock_timestamp() + make_interval(secs => w.seconds),
+        slots.slot, w.units
+    FROM w JOIN slots USING (id)
+    ORDER BY w.customer_id, w.id
     ON CONFLICT (id) DO NOTHING
     RETURNING id, expire_time
-""")
+""")  # noqa: S608
 _MOVE = text("""
     UPDATE reservations SET state = :state, update_time = clock_timestamp() WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
@@ -99,21 +118,30 @@ async def lock_expired(tx: AsyncSession, *, most: int) -> list[Reservation]:
     return [_reservation(row) for row in await tx.execute(_LOCK_EXPIRED, {"most": most})]
 
 
-async def insert(tx: AsyncSession, holds: Sequence[Hold]) -> dict[uuid.UUID, Reservation]:
-    """Insert holds, and return those whose ids were new, by id."""
+async def insert(tx: AsyncSession, holds: Sequence[Hold], bounds: HoldBounds) -> dict[uuid.UUID, Reservation]:
+    """Insert holds, and return those whose ids were new and that the customer's bounds allow, by id.
+
+    Raises `SlotTaken` if another transaction has taken a slot meanwhile.
+    """
     if not holds:
         return {}
     documents = [
         {
+            "n": n,
             "id": h.id,
             "customer_id": h.customer_id,
             "lines": _to_json(h.lines),
             "sale_id": next((line.sale_id for line in h.lines if line.sale_id), None),
             "seconds": h.seconds,
+            "units": h.units,
         }
-        for h in holds
+        for n, h in enumerate(holds)
     ]
-    inserted = await tx.execute(_INSERT, {"holds": orjson.dumps(documents).decode()})
+    arguments = {"holds": orjson.dumps(documents).decode(), **hold_slots.arguments(bounds)}
+    try:
+        inserted = await tx.execute(_INSERT, arguments)
+    except IntegrityError as error:
+        raise SlotTaken() if violated_constraint(error) == SLOT_KEY else error from None
     expires = {row.id: row.expire_time for row in inserted}
     return {
         hold.id: Reservation(hold.id, hold.customer_id, State.HELD, hold.lines, expires[hold.id])

@@ -14,19 +14,20 @@ from sqlalchemy.exc import IntegrityError
 from services.chassis.data import db
 from services.chassis.data.db import Database
 from services.chassis.money import Money
-from services.inventory.domain import Hold, Reservation, State
+from services.inventory.domain import Hold, HoldBounds, Reservation, State
 from services.inventory.events import SOLD_OUT, availability_event
+from services.inventory.sql import abandoned_holds, hold_slots
 
 # `open` locks the sales, in order, and reads them as they are then, not as they were when the statement began. Another
 # batch can count the same customer in between. Then the id becomes NULL, the NOT NULL constraint fails, and the
 # statement rolls back. `sold_out` stores the event of each sale whose last unit is taken.
-_RESERVE = text("""
+_RESERVE = text(f"""
     WITH h AS MATERIALIZED (
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:customers AS uuid[]), CAST(:sales AS uuid[]), CAST(:products AS uuid[]),
             CAST(:units AS integer[]), CAST(:seconds AS integer[])
-        ) AS h (id, customer_id, sale_id, product_id, units, seconds)
-    ), wanted AS MATERIALIZED (
+        ) WITH ORDINALITY AS h (id, customer_id, sale_id, product_id, units, seconds, n)
+    ), {hold_slots.slots_from("h")}, wanted AS MATERIALIZED (
         SELECT sale_id, product_id, sum(units)::integer AS units FROM h GROUP BY sale_id, product_id
     ), customers AS MATERIALIZED (
         SELECT sale_id, customer_id, sum(units)::integer AS units FROM h GROUP BY sale_id, customer_id
@@ -40,6 +41,8 @@ _RESERVE = text("""
     ), fits AS MATERIALIZED (
         SELECT 1 WHERE (SELECT count(*) FROM open) = (SELECT count(*) FROM wanted)
             AND NOT EXISTS (SELECT FROM reservations r JOIN h USING (id))
+            AND (SELECT count(*) FROM slots) = (SELECT count(*) FROM h)
+            AND NOT EXISTS ({abandoned_holds.AT_LIMIT} JOIN customers w USING (sale_id, customer_id))
             AND NOT EXISTS (
                 SELECT FROM customers w JOIN open o ON o.id = w.sale_id
                 LEFT JOIN sale_customers c USING (sale_id, customer_id)
@@ -55,14 +58,15 @@ _RESERVE = text("""
         WHERE c.units + excluded.units <= (SELECT per_customer_limit FROM flash_sales WHERE id = c.sale_id)
         RETURNING sale_id, customer_id
     ), held AS (
-        INSERT INTO reservations (id, customer_id, state, lines, sale_id, expire_time)
+        INSERT INTO reservations (id, customer_id, state, lines, sale_id, expire_time, slot, units)
         SELECT CASE WHEN o.most = 0 OR c.customer_id IS NOT NULL THEN h.id END, h.customer_id, 'HELD',
             jsonb_build_array(jsonb_build_object(
                 'product_id', h.product_id, 'sale_id', h.sale_id, 'quantity', h.units,
                 'price_minor', o.price_minor, 'currency', o.currency)),
-            h.sale_id, clock_timestamp() + make_interval(secs => least(h.seconds, o.hold_seconds))
-        FROM fits, h JOIN open o ON o.id = h.sale_id LEFT JOIN counted c USING (sale_id, customer_id)
-        ORDER BY h.id
+            h.sale_id, clock_timestamp() + make_interval(secs => least(h.seconds, o.hold_seconds)), slots.slot, h.units
+        FROM fits, h JOIN slots USING (id) JOIN open o ON o.id = h.sale_id
+            LEFT JOIN counted c USING (sale_id, customer_id)
+        ORDER BY h.customer_id, h.id
         RETURNING id, expire_time
     ), sold_out AS (
         INSERT INTO outbox (event_id, subject, key, payload)
@@ -73,10 +77,12 @@ _RESERVE = text("""
     )
     SELECT held.id, held.expire_time, o.price_minor, o.currency, o.remaining
     FROM held JOIN h USING (id) JOIN open o ON o.id = h.sale_id
-""")
+""")  # noqa: S608
 
 
-async def reserve(database: Database, holds: Sequence[Hold]) -> tuple[list[Reservation], bool] | None:
+async def reserve(
+    database: Database, holds: Sequence[Hold], bounds: HoldBounds
+) -> tuple[list[Reservation], bool] | None:
     """Hold units for all of `holds`, in one statement, or change nothing and return None.
 
     The flag says whether a sale sold out, so that there is an event to publish.
@@ -93,13 +99,14 @@ async def reserve(database: Database, holds: Sequence[Hold]) -> tuple[list[Reser
         "units": [line.quantity for line in lines],
         "seconds": [hold.seconds for hold in holds],
         "subject": SOLD_OUT,
+        **hold_slots.arguments(bounds),
         "event_sales": sales,
         "payloads": [availability_event(sale_id, sold_out=True).message.SerializeToString() for sale_id in sales],
     }
     try:
         rows = {row.id: row for row in await db.run_autocommit(database, _RESERVE, arguments)}
     except IntegrityError:
-        return None  # another batch was faster with the same customer or reservation
+        return None  # another batch was faster with the same customer, slot or reservation
     if not rows:
         return None
     return [_reservation(hold, rows[hold.id]) for hold in holds], any(row.remaining == 0 for row in rows.values())

@@ -93,7 +93,7 @@ _HOLD = text("""
         AND s.start_time <= clock_timestamp() AND s.end_time > clock_timestamp()
         AND s.allocation - s.held - s.sold - s.returned > 0
     RETURNING s.id, s.product_id, new.held - old.held AS units, s.price_minor, s.currency, s.hold_seconds,
-        s.per_customer_limit, s.allocation - s.held - s.sold - s.returned AS remaining
+        s.per_customer_limit, s.abandoned_hold_limit, s.allocation - s.held - s.sold - s.returned AS remaining
 """)
 _UNDO_HOLD = text("""
     UPDATE flash_sales s SET held = s.held - w.units
@@ -242,7 +242,12 @@ async def hold(tx: AsyncSession, units: Mapping[Pool, int]) -> dict[Pool, Grant]
     arguments = _arguments(units)
     return {
         (row.product_id, row.id): Grant(
-            row.units, Money(row.currency, row.price_minor), row.hold_seconds, row.per_customer_limit, row.remaining
+            row.units,
+            Money(row.currency, row.price_minor),
+            row.hold_seconds,
+            row.per_customer_limit,
+            row.remaining,
+            row.abandoned_hold_limit,
         )
         for row in (await tx.execute(_HOLD, arguments) if arguments else ())
     }

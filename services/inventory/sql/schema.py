@@ -9,6 +9,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis.data.db import Base
+from services.inventory.domain import ABANDONED_HOLD_LIMIT_DEFAULT
+
+SLOT_KEY = "reservations_slot"
+"""The unique index by which a customer's open holds have different slots."""
 
 
 class Stock(Base):
@@ -52,6 +56,7 @@ class FlashSaleRow(Base):
             name="flash_sales_never_oversold",
         ),
         CheckConstraint("end_time > start_time", name="flash_sales_end_after_start"),
+        CheckConstraint("abandoned_hold_limit >= 0", name="flash_sales_abandoned_hold_limit"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -64,6 +69,7 @@ class FlashSaleRow(Base):
     start_time: Mapped[datetime]
     end_time: Mapped[datetime]
     hold_seconds: Mapped[int] = mapped_column(Integer)
+    abandoned_hold_limit: Mapped[int] = mapped_column(Integer, default=ABANDONED_HOLD_LIMIT_DEFAULT)
     held: Mapped[int] = mapped_column(Integer, default=0)
     sold: Mapped[int] = mapped_column(Integer, default=0)
     returned: Mapped[int] = mapped_column(Integer, default=0)
@@ -84,6 +90,17 @@ class SaleCustomer(Base):
     units: Mapped[int] = mapped_column(Integer)
 
 
+class AbandonedHolds(Base):
+    """How many holds of one customer of one sale have ended unpaid."""
+
+    __tablename__ = "abandoned_holds"
+    __table_args__ = (CheckConstraint("holds >= 0", name="abandoned_holds_not_negative"),)
+
+    sale_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("flash_sales.id"), primary_key=True)
+    customer_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    holds: Mapped[int] = mapped_column(Integer)
+
+
 class ReservationRow(Base):
     """Units set aside for one order. `lines` lists `domain.Line` values; `sale_id` is the first sale in it."""
 
@@ -96,6 +113,9 @@ class ReservationRow(Base):
     sale_id: Mapped[uuid.UUID | None]
     expire_time: Mapped[datetime]
     extended: Mapped[bool] = mapped_column(default=False)
+    slot: Mapped[int | None] = mapped_column(Integer, default=None)
+    """Its number among the open holds of its customer; see `sql/hold_slots.py`."""
+    units: Mapped[int | None] = mapped_column(Integer, default=None)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from services.chassis.money import Money
 from services.orders import domain
-from services.orders.domain import Order, Payment, Refund, State
+from services.orders.domain import Order, Payment, PaymentState, Refund, State
 
 CANCELLED = "CANCELLED"
 HOLD_EXPIRED = "HOLD_EXPIRED"
@@ -314,6 +314,15 @@ def pause_seconds(saga: Saga, *, for_customer: bool, now: float) -> float:
 def attempts_after_pause(saga: Saga, *, for_customer: bool) -> int:
     """The attempts to count once it pauses. To wait for the customer is no failed attempt."""
     return saga.attempts if for_customer else min(saga.attempts + 1, _ATTEMPTS_MOST)
+
+
+def was_abandoned(saga: Saga) -> bool:
+    """Whether the purchase turned back unpaid because its customer cancelled it or let its time pass.
+
+    A declined payment is no reason: the customer tried to pay.
+    """
+    paid = saga.payment is not None and saga.payment.state in (PaymentState.SUCCEEDED, PaymentState.REFUNDED)
+    return saga.progress.reason in (CANCELLED, HOLD_EXPIRED) and not paid
 
 
 _TURNED_BACK = {

@@ -1,11 +1,14 @@
 """The steps of `plan.PLANS`, taken by inventory and payments."""
 
+from dataclasses import replace
+
 import structlog
 
 from services.chassis.errors import Refused
 from services.chassis.server import wire
 from services.orders.clients import Catalog, Hold, Inventory, Payments, Return
 from services.orders.domain import PaymentState
+from services.orders.saga import plan
 from services.orders.saga.plan import RESERVATION_LOST, Saga, StepPending, StepRefused
 from stampede.payments.v1 import charge_service_pb2 as payments_pb
 
@@ -80,7 +83,7 @@ class MeshSteps:
     async def release(self, saga: Saga) -> None:
         """Gives the units back, held or sold."""
         try:
-            await self._inventory.release(_hold(saga))
+            await self._inventory.release(replace(_hold(saga), abandoned=plan.was_abandoned(saga)))
         except Refused as refusal:
             if refusal.reason == "WRONG_STATE":  # confirmed, and compensated by an operator
                 await self._inventory.restock(Return(saga.order_id, _hold(saga)))

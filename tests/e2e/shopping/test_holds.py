@@ -171,6 +171,22 @@ def outcomes(answers: list[Answer]) -> Counter[object]:
     return Counter(answer.json["state"] if answer.status == 200 else answer.refusal for answer in answers)
 
 
+async def test_one_customer_cannot_hold_all_units_unpaid(shop: Shop) -> None:
+    """At most 20 open orders, each for five minutes instead of ten, because no card is charged."""
+    product, greedy, other = await shop.a_product(stock=40), await shop.a_buyer(), await shop.a_buyer()
+
+    answers = await asyncio.gather(*(greedy.buy(product, card=None, wait=0) for _ in range(40)))
+
+    placed = [answer.json for answer in answers if answer.status == 200]
+    assert len(placed) == 20
+    assert {answer.refusal for answer in answers if answer.status != 200} == {(400, "OPEN_ORDERS_LIMIT")}
+    assert ends(placed[0]) - datetime.fromisoformat(placed[0]["createTime"]) <= TEN_MINUTES / 2
+    assert (await other.buy(product)).expect().json["state"] == "PAID"
+    assert (await greedy.cancel(placed[0]["id"])).expect().json["state"] == "CANCELLED"
+    assert (await greedy.buy(product)).expect().json["state"] == "PAID"
+    await assert_books_add_up(shop, product)
+
+
 async def test_what_is_cancelled_or_expires_gives_a_customers_allowance_back(shop: Shop) -> None:
     """Many concurrent orders of one customer, each time: they get exactly the units that are free again."""
     long, short = await shop.a_sale(units=20, limit=2), await shop.a_sale(units=20, limit=2)

@@ -21,8 +21,8 @@ from tests.support.infra import Infra
 
 STAFF = uuid.UUID(int=1)
 TABLES = (
-    "returns", "reservations", "sale_customers", "flash_sales", "stock_movements", "stock", "requests", "outbox",
-    "leases",
+    "returns", "reservations", "abandoned_holds", "sale_customers", "flash_sales", "stock_movements", "stock",
+    "requests", "outbox", "leases",
 )  # fmt: skip
 
 

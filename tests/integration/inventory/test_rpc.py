@@ -323,6 +323,8 @@ async def test_a_scheduled_sale_is_changed_as_its_mask_says(inventory: Inventory
     assert (await refusal(changed("title", title="Third", allocation=3))).fields == ["allocation"]
     now = await changed("hold_duration", "per_customer_limit", per_customer_limit=0)
     assert (now.hold_duration.seconds, now.per_customer_limit) == (600, 0), "named and not set is the default"
+    assert (now.abandoned_hold_limit, (await changed(abandoned_hold_limit=0)).abandoned_hold_limit) == (3, 0)
+    assert (await changed("abandoned_hold_limit")).abandoned_hold_limit == 3, "named and not set is the default"
     for field, value in {"state": State.ENDED, "sold": 0, "product_id": sale.id.hex, "starts_in": Duration()}.items():
         assert (await refusal(changed(**{field: value}))).fields == [json_name(field)]
     assert (await refusal(changed())).fields == ["updateMask"]
@@ -338,7 +340,7 @@ async def test_a_scheduled_sale_is_changed_as_its_mask_says(inventory: Inventory
     for fields in (
         {"title": ""}, {"allocation": 0}, {"per_customer_limit": 1001}, {"hold_duration": Duration()},
         {"hold_duration": Duration(seconds=1, nanos=900_000_000)}, {"end_time": Timestamp(seconds=253402300799)},
-        {"start_time": Timestamp(seconds=253402300799)},
+        {"start_time": Timestamp(seconds=253402300799)}, {"abandoned_hold_limit": -1}, {"abandoned_hold_limit": 1001},
     ):  # fmt: skip
         assert (await refusal(changed(**fields))).reason == "INVALID_FIELDS", fields
     stale = await refusal(changed(title="Fourth", etag='"1"'))

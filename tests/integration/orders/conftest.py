@@ -167,6 +167,8 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         """States of sales that are not live."""
         self.product_of: dict[str, str] = {}
         """The products of sales, if a test needs them."""
+        self.abandoned: set[str] = set()
+        """Orders whose customers gave up."""
         self.at_limit: set[str] = set()
         """Customers at the limit."""
         self.calls: Counter[str] = Counter()
@@ -250,6 +252,7 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
 
     async def BatchRelease(self, request: Any, context: Any) -> Any:
         await self._begin("BatchRelease", context)
+        self.abandoned.update(request.abandoned_ids)
         return inventory_pb.BatchReleaseResponse(
             outcomes=[self._settle(id_, inventory_pb.Reservation.RELEASED) for id_ in request.ids]
         )

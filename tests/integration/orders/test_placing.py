@@ -512,6 +512,7 @@ async def test_prefer_wait_returns_the_end(shop: Shop) -> None:
     )
     assert (declined.state, declined.state_reason) == (State.FAILED, "CARD_DECLINED")
     assert shop.inventory.state(declined.id) == "RELEASED"
+    assert not shop.inventory.abandoned, "the customer tried to pay"
 
 
 async def test_prefer_wait_returns_the_order_when_its_time_is_over(shop: Shop) -> None:
@@ -526,6 +527,23 @@ async def test_prefer_wait_returns_at_once_if_too_many_watch(shop: Shop, monkeyp
     monkeypatch.setattr(shop.watch, "_watchers_max", 0)
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method="", prefer_wait=Duration(seconds=10)))
     assert order.state == State.PENDING
+
+
+async def test_customer_who_waits_for_too_many_orders_gets_the_oldest(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is now: the order is placed in any case."""
+    monkeypatch.setattr(shop.watch, "_each_max", 1)
+    product, wait = stocked(shop), Duration(seconds=15)
+    waits = []
+    for _ in range(2):
+        waits.append(asyncio.create_task(shop.place(wanting((product, 1, None), payment_method="", prefer_wait=wait))))
+        async with asyncio.timeout(10):
+            await shop.watch.watched.wait()
+    async with asyncio.timeout(10):
+        assert (await waits[0]).state == State.PENDING
+    assert not waits[1].done()
+    waits[1].cancel()
 
 
 async def test_cancelled_pending_order_stays_cancelled(shop: Shop) -> None:
@@ -544,6 +562,7 @@ async def test_cancelled_pending_order_stays_cancelled(shop: Shop) -> None:
         assert order.state == State.CANCELLED
 
     assert (shop.inventory.state(order.id), shop.payments.state(order.id)) == ("RELEASED", "CANCELLED")
+    assert shop.inventory.abandoned == {order.id}
 
 
 async def test_paid_order_cannot_be_cancelled_by_its_customer(shop: Shop) -> None:

@@ -2,13 +2,14 @@
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from services.chassis.errors import InvalidFields
 from services.chassis.money import MINOR_UNITS_MAX, Money
-from services.orders import domain
+from services.orders import clients, domain
 from services.orders.domain import DraftOrder, Order, Product, RequestedLine
 
 TEE, CAP = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -44,6 +45,22 @@ def test_order_keeps_all_that_its_draft_asked_for() -> None:
     assert (order.payment_method, order.call_id, order.hold_expire_time) == ("pm_card_visa", "a call", HOLD_EXPIRE_TIME)
     assert [(line.product_id, line.quantity, line.sale_id, line.sku) for line in order.lines] == [(TEE, 3, SALE, "TEE")]
     assert order.pools == (SALE,)
+
+
+@pytest.mark.parametrize(
+    ("sales", "method", "seconds"),
+    [
+        ([None], "", 300), ([None], "pm_card_visa", 3600), ([SALE], "", 3600), ([SALE, None], "", 300),
+        ([SALE, None], "pm_card_visa", 3600),
+    ],
+)  # fmt: skip
+def test_stock_without_a_payment_method_is_held_shorter(
+    sales: list[uuid.UUID | None], method: str, seconds: int
+) -> None:
+    """A sale has its own time for its units."""
+    lines = [RequestedLine(TEE, 1, sale) for sale in sales]
+    draft = replace(placed(lines, products()), payment_method=method)
+    assert clients.hold_seconds(draft, 300) == seconds
 
 
 def test_free_sale_is_free() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +12,7 @@ import structlog
 
 from services.chassis.errors import Unavailable, WrongState
 from services.orders import domain
-from services.orders.domain import State
+from services.orders.domain import Payment, PaymentState, State
 from services.orders.saga import plan
 from services.orders.saga.plan import (
     CANCELLED,
@@ -541,3 +542,21 @@ def test_end_of_a_purchase_must_be_a_move_of_the_table(monkeypatch: pytest.Monke
 
 def test_a_refusal_carries_its_reason() -> None:
     assert StepRefused("CARD_DECLINED").reason == "CARD_DECLINED"
+
+
+@pytest.mark.parametrize(
+    ("reason", "payment", "abandoned"),
+    [
+        (CANCELLED, None, True), (HOLD_EXPIRED, PaymentState.CANCELLED, True),
+        (CANCELLED, PaymentState.REFUNDED, False),
+        ("CARD_DECLINED", PaymentState.FAILED, False), (RESERVATION_LOST, PaymentState.REFUNDED, False),
+        (COMPENSATED, None, False),
+    ],
+)  # fmt: skip
+def test_customer_abandons_a_hold_by_a_cancel_or_by_waiting(
+    reason: str, payment: PaymentState | None, abandoned: bool
+) -> None:
+    saga = World().sagas.saga()
+    saga.progress = replace(saga.progress, reason=reason, phase=Phase.BACKWARD)
+    saga.payment = payment and Payment(uuid.uuid4(), "stripe", payment)
+    assert plan.was_abandoned(saga) is abandoned

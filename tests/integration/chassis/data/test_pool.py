@@ -105,19 +105,19 @@ async def test_connections_that_never_come_back_are_an_unavailable_database(smal
 
 async def test_calls_of_services_pass_calls_of_clients(small: Database) -> None:
     order: list[str] = []
+    limiter = small.kw["bind"].sync_engine.pool._limiter
 
     async def note(name: str, service: str = "") -> None:
         await in_call(lambda: select(small), service=service)
         order.append(name)
 
-    async with asyncio.timeout(5), Holding(small, 4):
-        waiting = [asyncio.create_task(note("client"))]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        waiting.append(asyncio.create_task(note("service", "orders")))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-    await asyncio.gather(*waiting)
+    waiting = []
+    async with asyncio.timeout(5), Holding(small, 3):
+        async with Holding(small, 1):  # the only connection that comes back
+            for number, caller in enumerate((("client", ""), ("service", "orders")), start=1):
+                waiting.append(asyncio.create_task(note(*caller)))
+                await until(lambda number=number: asyncio.sleep(0, limiter.waiting == number))
+        await asyncio.gather(*waiting)
     assert order == ["service", "client"]
 
 

@@ -11,17 +11,19 @@ from sqlalchemy import text
 
 from services.chassis import ids
 from services.chassis.data.db import Database, connect
-from services.inventory.domain import Hold, Line, Reservation
+from services.inventory.domain import Hold, HoldBounds, Line, Reservation
 from services.inventory.reservations.reserve import reserve_slowly
 from services.inventory.sql import reserve_fast
 from tests.integration.inventory.conftest import a_sale, books, rows_of, run_sql
 
 _UNITS, _SALES, _CUSTOMERS, _EXAMPLES = 5, 3, 3, 40
+_BOUNDS = HoldBounds(orders=4, units=9)
 _TABLES = {
     "flash_sales": "SELECT id, held, sold, returned FROM flash_sales ORDER BY id",
     "sale_customers": "SELECT sale_id, customer_id, units FROM sale_customers ORDER BY sale_id, customer_id",
     "reservations": """
-        SELECT id, customer_id, state, lines, sale_id, extended, round(extract(epoch FROM expire_time - create_time))
+        SELECT id, customer_id, state, lines, sale_id, extended, slot, units,
+            round(extract(epoch FROM expire_time - create_time))
         FROM reservations ORDER BY id
     """,
     "outbox": "SELECT subject, key, payload FROM outbox ORDER BY key, id",
@@ -41,23 +43,25 @@ async def contents(db: Database) -> dict[str, list[Any]]:
 
 async def both_paths(db: Database, sales: list[Any], customers: list[uuid.UUID], wanted: list[Any]) -> bool:
     """Compare what both paths do with one batch, from the same state; return whether the fast path took it."""
-    query = "TRUNCATE reservations, returns, sale_customers, outbox"
+    query = "TRUNCATE reservations, returns, sale_customers, abandoned_holds, outbox"
     await run_sql(db, query)
+    abandoned = "INSERT INTO abandoned_holds VALUES (:sale, :customer, 3)"
+    await run_sql(db, abandoned, sale=sales[0].id, customer=customers[-1])
     await run_sql(db, "UPDATE flash_sales SET held = 0, sold = 0")
     known = Hold(ids.new(), customers[0], (Line(sales[0].product_id, sales[0].id, 1),), 600)
     async with db.begin() as tx:
-        await reserve_slowly(tx, [known])
+        await reserve_slowly(tx, [known], _BOUNDS)
     holds = [
         known if repeats else Hold(ids.new(), customers[c], (Line(sales[s].product_id, sales[s].id, units),), seconds)
         for s, c, units, seconds, repeats in wanted
     ]
     before = await contents(db)
     async with db() as tx:  # never committed
-        slow, slow_sold_out = await reserve_slowly(tx, holds)
+        slow, slow_sold_out = await reserve_slowly(tx, holds, _BOUNDS)
         in_slow = {name: [tuple(map(str, row)) for row in await tx.execute(text(q))] for name, q in _TABLES.items()}
     assert await contents(db) == before
 
-    fast = await reserve_fast.reserve(db, holds)
+    fast = await reserve_fast.reserve(db, holds, _BOUNDS)
 
     complete = all(isinstance(outcome, Reservation) and not outcome.repeated for outcome in slow.values())
     if fast is None:
