@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
-from services.chassis.errors import AppError, Unavailable, as_app_error
+from services.chassis.errors import AppError, RateLimited, Unavailable, as_app_error
 from services.chassis.events.subscriber import cause_of
 from services.payments import settle
 from services.payments.dispatch.dispatcher import ChargeDispatcher
@@ -122,8 +122,8 @@ async def _apply(db: Database, dispatcher: ChargeDispatcher, claimed: Sequence[A
             await provider_events.mark(tx, [_outcome(one, causes.get(one.id)) for one in claimed])
         return made_due
     except Exception as error:
-        # An unavailable database is no fault of an event: the claim ends, and the next attempt follows.
-        if isinstance(as_app_error(error), Unavailable):
+        # An unavailable or full database is no fault of an event: the claim ends, and the next attempt follows.
+        if isinstance(as_app_error(error), Unavailable | RateLimited):
             raise
         if len(claimed) > 1:
             return any([await _apply(db, dispatcher, [one]) for one in claimed])
