@@ -189,7 +189,7 @@ async def test_outcomes_come_in_the_order_asked_and_one_refusal_leaves_the_other
 
 async def test_a_late_payment_retakes_what_the_customer_limit_allows_now(db: Database) -> None:
     """Bank debits placed again as their holds end: however many succeed, the customer gets one unit."""
-    sale, customer = await a_sale(db, units=5, per_customer_limit=1), ids.new()
+    sale, customer = await a_sale(db, units=5, per_customer_limit=1, abandoned_hold_limit=0), ids.new()
     late = [await expired_hold(db, of_sale(sale), customer_id=customer) for _ in range(3)]
     held = await holding(db, of_sale(sale), customer_id=customer)
 
