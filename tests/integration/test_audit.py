@@ -14,6 +14,8 @@ import psycopg
 import pytest
 
 from deploy.audit import Report, Sources, Unreachable, audit
+from deploy.audit.evidence import rows_about
+from deploy.audit.repair import NotRepaired, repair
 from deploy.local.ports import SERVICES
 from services.chassis.data.db import Database
 
@@ -149,6 +151,28 @@ async def test_a_problem_is_read_twice_however_long_a_reading_takes(shop: Shop) 
     shop.tamper("orders", "UPDATE orders SET state = 'FAILED'")
     report = audit(shop.sources, patience_seconds=0.001, sleep=lambda _: None)
     assert (report.adds_up, report.passes) == (False, 2)
+
+
+async def test_a_repair_derives_the_value_and_keeps_it(shop: Shop) -> None:
+    shop.tamper("orders", f"DELETE FROM order_products WHERE order_id = '{ORDER}'")
+    repair("order-products", ORDER, shop.sources.databases["orders"])
+    assert shop.audit().adds_up
+
+
+async def test_a_repair_that_does_not_help_changes_nothing(shop: Shop) -> None:
+    shop.tamper("inventory", "UPDATE reservations SET state = 'LOST'")
+    with pytest.raises(NotRepaired, match="still wrong, so nothing was changed"):
+        repair("hold-length", ORDER, shop.sources.databases["inventory"])
+    with pytest.raises(NotRepaired, match="order-total has no statements"):
+        repair("order-total", ORDER, shop.sources.databases["orders"])
+
+
+async def test_all_rows_about_an_order_are_shown_without_secrets(shop: Shop) -> None:
+    shop.tamper("payments", "UPDATE payments SET client_secret = 'pi_1_hidden'")
+    shown = list(rows_about(shop.sources, ORDER))
+    parts = ["inventory.reservations", "orders.orders", "orders.order_log", "payments.payments", "provider"]
+    assert all(any(line.startswith(part) for line in shown) for part in parts)
+    assert "pi_1_hidden" not in "".join(shown)
 
 
 async def test_the_audit_cannot_write(shop: Shop) -> None:
