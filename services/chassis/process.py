@@ -95,7 +95,7 @@ class Process:
         self._engine, self.db = db.connect(url, pool_size=config.database_pool_size)
         self._ping = db.Ping(url)
         self.relay = Relay(self.db, service)
-        gatekeeper = Gatekeeper(self.mesh, fetch_jwks or self._jwks_from_identity())
+        self._gatekeeper = gatekeeper = Gatekeeper(self.mesh, fetch_jwks or self._jwks_from_identity())
         self._server, self._http = grpc.aio.server(options=_SERVER_OPTIONS), HttpServer(service)
         # Any, because the registry has only the part of a server that generated code uses.
         self.server: Any = Registry(Guard(service, gatekeeper), self._server, self._http)
@@ -201,6 +201,7 @@ class Process:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        self.background("public keys", self._gatekeeper.follow_keys)
         self._http.start(self._config.http_listen)
         await self._server.start()
         log.info("started", listen=self._config.listen, http_listen=self._config.http_listen)

@@ -5,8 +5,8 @@ from functools import partial
 
 from services.chassis.data import idempotency
 from services.chassis.data.sealing import derive_key
-from services.chassis.process import Process, run
-from services.identity import actions, keys
+from services.chassis.process import Command, Process, run
+from services.identity import actions, cli, keys
 from services.identity.passwords import Passwords
 from services.identity.rpc import IdentityService
 from services.identity.settings import Settings
@@ -38,4 +38,5 @@ async def main(config: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run("identity", Settings, main)
+    signing_keys = Command("signing keys: list them, or replace stolen ones", cli.describe, cli.run)
+    run("identity", Settings, main, commands={"keys": signing_keys})

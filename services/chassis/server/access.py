@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import jwt
 from google.protobuf import descriptor_pool
 
-from services.chassis.errors import PermissionDenied, Unauthenticated
+from services.chassis.errors import AppError, PermissionDenied, Unauthenticated
 from services.chassis.request_context import ANONYMOUS, Caller, Metadata
+from services.chassis.telemetry.heartbeats import beat
 from stampede.access.v1 import access_pb2
 
 ISSUER = "https://stampede.local"
@@ -139,12 +140,27 @@ class Gatekeeper:
         """Fetches the keys for an unknown `key_id`, at most every two seconds."""
         async with self._fetching:
             if key_id not in self._keys and time.monotonic() - self._fetched_at >= _REFETCH_SECONDS:
-                found = json.loads(await self._fetch_jwks())["keys"]
-                self._keys = {key["kid"]: jwt.PyJWK(key) for key in found}
-                self._fetched_at = time.monotonic()
+                await self._fetch()
         if key_id not in self._keys:
             raise Unauthenticated()
         return self._keys[key_id]
+
+    async def _fetch(self) -> None:
+        found = json.loads(await self._fetch_jwks())["keys"]
+        before, self._keys = self._keys, {key["kid"]: jwt.PyJWK(key) for key in found}
+        self._fetched_at = time.monotonic()
+        if before.keys() - self._keys.keys():
+            self._verified_tokens.clear()  # a key that is no longer published may have been stolen
+
+    async def follow_keys(self) -> None:
+        """Fetches the keys every two seconds, until cancelled. While identity is unavailable, the last ones count."""
+        while beat():
+            await asyncio.sleep(_REFETCH_SECONDS)
+            if not self._keys:
+                continue  # nobody has called yet
+            async with self._fetching:
+                with contextlib.suppress(AppError):
+                    await self._fetch()
 
 
 def _role_suffices(access: int, caller: Caller) -> bool:

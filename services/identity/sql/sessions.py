@@ -54,6 +54,12 @@ async def revoke_session(tx: AsyncSession, digest: bytes, *, only_if_used: bool)
     )
 
 
+async def revoke_all(tx: AsyncSession) -> int:
+    """Revoke all sessions; return how many there were."""
+    live = update(Session).where(Session.revoke_time.is_(None)).values(revoke_time=func.now()).returning(Session.id)
+    return len((await tx.execute(live.execution_options(synchronize_session=False))).all())
+
+
 async def insert_refresh_token(tx: AsyncSession, digest: bytes, session_id: uuid.UUID, expire_time: datetime) -> None:
     await tx.execute(insert(RefreshToken).values(hash=digest, session_id=session_id, expire_time=expire_time))
 

@@ -33,3 +33,8 @@ async def insert_key(tx: AsyncSession, key: SigningKey, *, retire_others: dateti
 
 async def delete_retired_keys(tx: AsyncSession, now: datetime) -> None:
     await tx.execute(delete(SigningKey).where(SigningKey.retire_time < now))
+
+
+async def delete_others(tx: AsyncSession, kid: str) -> None:
+    """Delete all keys but this one."""
+    await tx.execute(delete(SigningKey).where(SigningKey.kid != kid))

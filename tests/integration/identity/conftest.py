@@ -63,8 +63,14 @@ async def replica(db: Database) -> Replica:
 
 
 @pytest.fixture
-async def channel(db: Database, passwords: Passwords, replica: Replica) -> AsyncIterator[grpc.aio.Channel]:
-    gatekeeper = Gatekeeper(MeshIdentity("identity", MESH_SECRET), replica.keyring.jwks)
+def gatekeeper(replica: Replica) -> Gatekeeper:
+    return Gatekeeper(MeshIdentity("identity", MESH_SECRET), replica.keyring.jwks)
+
+
+@pytest.fixture
+async def channel(
+    db: Database, passwords: Passwords, replica: Replica, gatekeeper: Gatekeeper
+) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
     service = IdentityService(db, passwords, replica.keyring, pepper=b"a pepper of 32 bytes for digests")
     add_IdentityServiceServicer_to_server(service, Registry(Guard("identity", gatekeeper), server))

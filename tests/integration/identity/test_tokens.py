@@ -18,7 +18,8 @@ from sqlalchemy import select, text
 
 from services.chassis.data.db import Database
 from services.chassis.data.sealing import WrongSecret
-from services.chassis.server.access import AUDIENCE, ISSUER
+from services.chassis.server import access
+from services.chassis.server.access import AUDIENCE, ISSUER, Gatekeeper
 from services.identity import keys, tokens
 from services.identity.sql import sessions
 from services.identity.sql.schema import RefreshToken, Session, SigningKey
@@ -27,6 +28,7 @@ from stampede.identity.v1 import identity_service_pb2 as pb
 from tests.integration.identity.conftest import LIFETIMES, Register, Replica, SignIn, bearer
 from tests.support import tokens as foreign
 from tests.support.serving import refusal
+from tests.support.waiting import until
 
 
 async def jwks(identity: Any) -> dict[str, dict[str, Any]]:
@@ -352,3 +354,43 @@ async def test_a_key_never_shows_its_private_part(replica: Replica) -> None:
     (key,) = replica.keyring._keys.values()
     assert isinstance(key, Key)
     assert "BEGIN" not in repr(key)
+
+
+async def test_token_of_a_withdrawn_key_is_refused_although_it_was_verified_before(
+    db: Database, identity: Any, replica: Replica, gatekeeper: Gatekeeper, register: Register, sign_in: SignIn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Verified tokens are remembered until they expire; a stolen key must be forgotten at once."""
+    monkeypatch.setattr(access, "_REFETCH_SECONDS", 0.01)
+    await register()
+    old = (await sign_in()).access_token
+    await me(identity, old)
+    following = asyncio.create_task(gatekeeper.follow_keys())
+    try:
+        kid_, others = await keys.publish_replacement(db, replica.sealer, lead_seconds=0)
+        await replica.follow_keys()
+        await me(identity, old)
+        await keys.withdraw_others(db, kid_)
+        await replica.follow_keys()
+        new = (await sign_in()).access_token
+        assert (kid(new), [kid(old)]) == (kid_, others)
+
+        async def is_refused() -> bool:
+            try:
+                await me(identity, old)
+            except grpc.aio.AioRpcError as error:
+                return error.code() is grpc.StatusCode.UNAUTHENTICATED
+            return False
+
+        await until(is_refused)
+        await me(identity, new)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_key_is_replaced_only_with_the_secret_of_the_replicas(db: Database, replica: Replica) -> None:
+    with pytest.raises(WrongSecret):
+        await keys.publish_replacement(db, KeySealer("another secret"), lead_seconds=0)
+    async with db() as tx:
+        assert len((await tx.scalars(select(SigningKey))).all()) == 1
