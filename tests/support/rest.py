@@ -13,7 +13,7 @@ _HTTP_OF = {
     12: {405}, 14: {502, 503}, 16: {401},
 }  # fmt: skip
 _LEAKS = re.compile(
-    r"Traceback|File \\?\"/|\.py\b|sqlalchemy|psycopg|asyncpg|grpc\.aio|\bSELECT\b.+\bFROM\b|\bINSERT INTO\b"
+    r"Traceback|File \\?\"/|\.py\b(?!-)|sqlalchemy|psycopg|asyncpg|grpc\.aio|\bSELECT\b.+\bFROM\b|\bINSERT INTO\b"
     r"|\bUPDATE\b.+\bSET\b|constraint \\?\"|127\.0\.0\.1:\d|sk_test_|whsec_|-----BEGIN|\$2b\$\d\d\$|remote_address"
 )
 _STATUS = {"code", "message", "details"}

@@ -19,7 +19,7 @@ class Need(enum.Enum):
     WAIT = enum.auto()
     """A call of our own is in progress, and its answer may be what the event reports."""
     LOOK_UP = enum.auto()
-    """The provider is asked about the charge that the event names; the payment does not lead there."""
+    """The provider is asked about the charge that the event names."""
     REPORT = enum.auto()
     """It reports a refund or a dispute; see `reports`."""
 
@@ -36,4 +36,6 @@ def need_of(event: ProviderEvent, payment: Payment, *, earlier_attempts: int) ->
     if not is_own:
         is_first = payment.provider_reference is None and earlier_attempts == 0
         return Need.WAIT if is_first else Need.LOOK_UP
+    if event.charge_status is ChargeStatus.SUCCEEDED:
+        return Need.LOOK_UP
     return Need.CHECK if event.charge_status is None else Need.CHECK_UNTIL_SHOWN

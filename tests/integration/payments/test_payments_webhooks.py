@@ -241,6 +241,27 @@ async def test_an_event_that_the_provider_denies_moves_no_payment(
     assert await service.published(order_id) == []
 
 
+async def test_a_success_is_believed_while_the_provider_does_not_answer(service: Payments, sandbox: Sandbox) -> None:
+    """A customer who has paid does not wait for a slow provider; its signature, amount and currency say so."""
+    order_id, payment_id, intent = await _waiting(service, sandbox)
+    await sandbox.faults(error_500={"next": 2})
+    await service.send_event(_event(intent, "succeeded", status="succeeded"))
+    assert await _processed(service) == [(None, True)]
+    assert (await service.get(payment_id)).state == State.SUCCEEDED
+    assert await service.published(order_id) == ["succeeded"]
+
+
+async def test_nothing_but_a_success_is_believed(service: Payments, sandbox: Sandbox) -> None:
+    """An end without money, and money of another charge, wait until the provider answers."""
+    order_id, payment_id, intent = await _waiting(service, sandbox)
+    await sandbox.faults(error_500=True)
+    await service.send_event(_event(intent, "canceled", status="canceled"))
+    await service.send_event(_event(intent, "succeeded", id="pi_another"))
+    assert [done for _, done in await _processed(service)] == [False, False]
+    assert (await service.get(payment_id)).state == State.AWAITING_CUSTOMER
+    assert await service.published(order_id) == []
+
+
 async def test_a_refund_that_the_provider_denies_is_not_counted(service: Payments, sandbox: Sandbox) -> None:
     item = an_order()
     payment_id = (await service.charged(item)).payment_id
