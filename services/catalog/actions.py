@@ -15,6 +15,7 @@ from services.chassis import ids
 from services.chassis.data import idempotency
 from services.chassis.data.db import Database, etag
 from services.chassis.errors import check_etag
+from services.chassis.money import check_currency
 from services.chassis.request_context import RequestKey
 
 
@@ -42,7 +43,8 @@ async def update_product(
 ) -> Product:
     """Apply `changes` and return the product. Changes without effect make no new version.
 
-    Raises `ProductNotFound`, `StaleEtag`, `SkuTaken` or `SlugTaken`.
+    Raises `ProductNotFound`, `StaleEtag`, `SkuTaken`, `SlugTaken`, or `InvalidFields` for a price in another currency:
+    a sale and carts may have prices in that of the product.
     """
     async with db.begin() as tx:
         repeat = await idempotency.find_repeat(tx, key, product_id)
@@ -50,6 +52,8 @@ async def update_product(
         if repeat:
             return product
         check_etag(etag_given, etag(product.version))
+        if changes.price:
+            check_currency(changes.price, product.currency, "price", whose="the product's price so far")
         values = _columns(changes)
         if changes.slug == "":
             values = {"name": product.name, "sku": product.sku, **values}

@@ -11,13 +11,14 @@ from services.catalog.domain import Changes, Draft, Filter
 from services.catalog.sql.schema import Product
 from services.chassis import request_context
 from services.chassis.data.db import Database, etag, parse_uuids
-from services.chassis.money import Money
+from services.chassis.money import Money, check_chargeable
 from services.chassis.server import masks, paging, wire
 from services.chassis.server.paging import Pages
 from stampede.catalog.v1 import catalog_service_pb2 as pb
 from stampede.catalog.v1 import catalog_service_pb2_grpc as pb_grpc
 from stampede.catalog.v1 import snapshot_service_pb2 as snapshot_pb
 from stampede.catalog.v1 import snapshot_service_pb2_grpc as snapshot_pb_grpc
+from stampede.type.v1 import money_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -33,7 +34,7 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
             name=request.name,
             description=request.description,
             category=request.category,
-            price=wire.money_of(request.price),
+            price=_price(request.price),
             attributes=dict(request.attributes),
             active=request.active if request.HasField("active") else True,
         )
@@ -125,12 +126,18 @@ def to_proto(product: Product) -> pb.Product:
     )
 
 
+def _price(message: money_pb2.Money) -> Money:
+    price = wire.money_of(message)
+    check_chargeable(price, "price")
+    return price
+
+
 def _changes(request: pb.UpdateProductRequest) -> Changes:
     given = {field.name for field, _ in request.ListFields()}
     fields = masks.select_fields(request.update_mask.paths, given, mutable=domain.MUTABLE, required=domain.REQUIRED)
     values = {field: getattr(request, field) for field in fields}
     if "price" in values:
-        values["price"] = wire.money_of(values["price"])
+        values["price"] = _price(values["price"])
     if "attributes" in values:
         values["attributes"] = dict(values["attributes"])
     return Changes(**values)

@@ -6,11 +6,12 @@ from services.chassis.data import idempotency
 from services.chassis.data.lease import Lease
 from services.chassis.process import Process, run
 from services.chassis.server.paging import Pages
-from services.inventory import leader
+from services.inventory.background import leader
+from services.inventory.background.sale_watch import sale_watch
+from services.inventory.clients import Catalog
 from services.inventory.domain import HoldBounds
 from services.inventory.gate.gate import Gate
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
-from services.inventory.sale_watch import sale_watch
 from services.inventory.settings import Settings
 from services.inventory.sql import abandoned_holds
 from stampede.inventory.v1.flash_sale_service_pb2_grpc import add_FlashSaleServiceServicer_to_server
@@ -26,8 +27,9 @@ async def main(config: Settings) -> None:
     async with contextlib.aclosing(gate), Process("inventory", config) as process:
         db, pages = process.db, Pages(*config.page_secret.values())
         watch = sale_watch(db, watchers_per_address=config.watchers_per_address)
+        catalog = Catalog(process.target("catalog", config.catalog_target))
         add_StockServiceServicer_to_server(StockService(db, pages), process.server)
-        add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), process.server)
+        add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch, catalog), process.server)
         bounds = HoldBounds(config.open_orders_max, config.held_units_max)
         reservations = ReservationService(db, gate, process.relay.nudge, bounds)
         add_ReservationServiceServicer_to_server(reservations, process.server)

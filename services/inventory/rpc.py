@@ -7,13 +7,16 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from services.chassis import request_context
+from services.chassis import money, request_context
 from services.chassis.data import db
 from services.chassis.data.db import Database
 from services.chassis.errors import AppError, InvalidFields
 from services.chassis.server import masks, paging, statuses, wire
 from services.chassis.server.paging import Pages
-from services.inventory import domain, sale_watch, sales, stock
+from services.inventory import domain, sales, stock
+from services.inventory.background import sale_watch
+from services.inventory.background.sale_watch import SaleWatch
+from services.inventory.clients import Catalog
 from services.inventory.domain import (
     FlashSale,
     Hold,
@@ -27,7 +30,6 @@ from services.inventory.domain import (
 )
 from services.inventory.gate.gate import Gate
 from services.inventory.reservations import reserve, returns, settle
-from services.inventory.sale_watch import SaleWatch
 from services.inventory.sql.schema import Movement, Stock
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
 from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
@@ -35,6 +37,7 @@ from stampede.inventory.v1 import reservation_service_pb2 as pb
 from stampede.inventory.v1 import reservation_service_pb2_grpc as pb_grpc
 from stampede.inventory.v1 import stock_service_pb2 as stock_pb
 from stampede.inventory.v1 import stock_service_pb2_grpc as stock_grpc
+from stampede.type.v1.money_pb2 import Money
 
 _DOMAIN = "inventory.stampede"
 _TO_END = (SaleState.SCHEDULED, SaleState.LIVE, SaleState.SOLD_OUT)
@@ -80,11 +83,13 @@ class StockService(stock_grpc.StockServiceServicer):
 
 
 class FlashSaleService(sale_grpc.FlashSaleServiceServicer):
-    def __init__(self, database: Database, pages: Pages, watch: SaleWatch) -> None:
-        self._db, self._pages, self._watch = database, pages, watch
+    def __init__(self, database: Database, pages: Pages, watch: SaleWatch, catalog: Catalog) -> None:
+        self._db, self._pages, self._watch, self._catalog = database, pages, watch, catalog
 
     async def CreateFlashSale(self, request: sale_pb.CreateFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
-        return _sale(await sales.create_sale(self._db, _new_sale(request), key=request_context.request_key(request)))
+        new = _new_sale(request)
+        await self._catalog.check_sale_price(new.product_id, new.price)
+        return _sale(await sales.create_sale(self._db, new, key=request_context.request_key(request)))
 
     async def GetFlashSale(self, request: sale_pb.GetFlashSaleRequest, context: Any) -> sale_pb.FlashSale:
         return _sale(await sales.get_sale(self._db, uuid.UUID(request.sale_id)))
@@ -211,11 +216,17 @@ def _return_outcome(outcome: returns.ReturnOutcome) -> pb.ReturnOutcome:
     return pb.ReturnOutcome(returned=message)
 
 
+def _price(message: Money) -> money.Money:
+    price = wire.money_of(message)
+    money.check_chargeable(price, "salePrice")
+    return price
+
+
 def _new_sale(request: sale_pb.CreateFlashSaleRequest) -> NewSale:
     return NewSale(
         product_id=uuid.UUID(request.product_id),
         title=request.title,
-        price=wire.money_of(request.sale_price),
+        price=_price(request.sale_price),
         allocation=request.allocation,
         per_customer_limit=request.per_customer_limit,
         start_time=wire.datetime_of(request.start_time) if request.HasField("start_time") else None,
@@ -235,7 +246,7 @@ def _changes(request: sale_pb.UpdateFlashSaleRequest) -> SaleChanges:
     fields = masks.select_fields(paths, given, mutable=domain.SALE_MUTABLE, required=domain.SALE_REQUIRED)
     values: dict[str, Any] = {field: getattr(request, field) for field in fields}
     if "sale_price" in values:
-        values["price"] = wire.money_of(values.pop("sale_price"))
+        values["price"] = _price(values.pop("sale_price"))
     if "abandoned_hold_limit" in values and "abandoned_hold_limit" not in given:
         values["abandoned_hold_limit"] = domain.ABANDONED_HOLD_LIMIT_DEFAULT
     if "hold_duration" in values:

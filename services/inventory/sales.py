@@ -10,6 +10,7 @@ from services.chassis import ids
 from services.chassis.data import idempotency
 from services.chassis.data.db import Database, etag
 from services.chassis.errors import InvalidFields, WrongState, check_etag
+from services.chassis.money import check_currency
 from services.chassis.request_context import RequestKey
 from services.inventory import domain
 from services.inventory.domain import FlashSale, NewSale, SaleChanges, SaleState
@@ -66,6 +67,8 @@ async def update_sale(
 
 def _new_terms(sale: FlashSale, changes: SaleChanges) -> dict[str, Any]:
     """The terms that `changes` sets and `sale` does not have yet."""
+    if changes.price:
+        check_currency(changes.price, sale.price.currency, "salePrice", whose="the product's price")
     wanted = {
         "title": changes.title,
         "price": changes.price,

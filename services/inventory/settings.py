@@ -8,6 +8,7 @@ from services.chassis.settings import ServiceSettings
 class Settings(ServiceSettings):
     """See `services/inventory/README.md` for the variables."""
 
+    catalog_target: str = "catalog:50051"
     valkey_url: SecretStr
     """The address of the gate's Valkey: redis://… or rediss://…"""
     valkey_cluster: bool = False

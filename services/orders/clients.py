@@ -1,8 +1,9 @@
 """The clients of catalog, inventory and payments: batched, with the values of `domain`."""
 
+import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,26 +12,30 @@ from google.protobuf.duration_pb2 import Duration
 
 from services.chassis.batcher import Batcher
 from services.chassis.client.target import Target
-from services.chassis.errors import AppError, RequestIdReused
+from services.chassis.errors import AppError, Refused, RequestIdReused
+from services.chassis.money import Money
 from services.chassis.server import statuses, wire
-from services.orders.domain import HOLD_SECONDS, DraftOrder, Payment, PaymentState, Product, State
+from services.orders.domain import HOLD_SECONDS, DraftOrder, Payment, PaymentState, Product, RequestedLine, State
 from services.orders.saga.plan import Saga, Withdrawn
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
 from stampede.catalog.v1.snapshot_service_pb2_grpc import SnapshotServiceStub
+from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
+from stampede.inventory.v1.flash_sale_service_pb2_grpc import FlashSaleServiceStub
 from stampede.inventory.v1.reservation_service_pb2_grpc import ReservationServiceStub
 from stampede.payments.v1 import charge_service_pb2 as payments_pb
 from stampede.payments.v1.charge_service_pb2_grpc import ChargeServiceStub
 
 _PRODUCT_SECONDS = 1.0
 _PRODUCTS_MOST = 100_000
+_SALES_MOST = 10_000
 _CHARGE_SECONDS = 6.0
 # A cancellation reaches this process within this time, if events arrive. An order that has waited longer is read again.
 _READ_AGAIN_SECONDS = 1.0
 
 
 class Catalog:
-    """Products, cached for a second."""
+    """Products, cached for a second; a caller that needs their prices of now says so."""
 
     def __init__(self, target: Target) -> None:
         self._target, self._stub = target, SnapshotServiceStub(target.channel)
@@ -38,14 +43,16 @@ class Catalog:
         # Of at most 20 products each; a call takes 1,000.
         self._fetch = Batcher("snapshots", self._fetch_batch, size_max=50)
 
-    async def products(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Product]:
-        """Those of `ids` that exist. One batch fetches all that are not cached."""
+    async def products(
+        self, ids: Sequence[uuid.UUID], *, fresh: Collection[uuid.UUID] = ()
+    ) -> dict[uuid.UUID, Product]:
+        """Those of `ids` that exist. One batch fetches all that are not cached, and those in `fresh`."""
         now = time.monotonic()
         found: dict[uuid.UUID, Product] = {}
         missing: list[uuid.UUID] = []
         for id_ in ids:
             product, fetched = self._cache.get(id_, (None, 0.0))
-            if product and now - fetched < _PRODUCT_SECONDS:
+            if product and now - fetched < _PRODUCT_SECONDS and id_ not in fresh:
                 found[id_] = product
             else:
                 missing.append(id_)
@@ -97,6 +104,10 @@ class Inventory:
         """Ordinary stock is held for `unpaid_stock_seconds` for an order without a payment method."""
         self._target, self._stub = target, ReservationServiceStub(target.channel)
         self._unpaid_stock_seconds = unpaid_stock_seconds
+        self._sales = FlashSaleServiceStub(target.channel)
+        self._final_prices: dict[uuid.UUID, tuple[uuid.UUID, Money]] = {}
+        """Products and prices of sales that have begun: a sale keeps its price from then on."""
+        self._fetch_prices = Batcher("sale_prices", self._fetch_prices_batch)
         confirm = partial(self._settle, self._stub.BatchConfirm, inventory_pb.BatchConfirmRequest)
         retake_request = partial(inventory_pb.BatchConfirmRequest, retake=True)
         retake = partial(self._settle, self._stub.BatchConfirm, retake_request)
@@ -108,6 +119,36 @@ class Inventory:
         self.extend: _Settling = Batcher("extend", extend, size_max=256, keys=lambda hold: hold.pools)
         self.release: _Settling = Batcher("release", self._release, size_max=256, keys=lambda hold: hold.pools)
         self.restock = Batcher("restock", self._restock, keys=lambda units: units.hold.pools)
+
+    async def sale_prices(self, lines: Sequence[RequestedLine]) -> dict[uuid.UUID, Money]:
+        """The prices of flash lines, by product; none for a sale that has not begun, or is not of that product."""
+        flash = [line for line in lines if line.sale_id]
+        known = {line.sale_id: self._final_prices.get(line.sale_id) for line in flash if line.sale_id}
+        if missing := [sale_id for sale_id, found in known.items() if found is None]:
+            known.update(zip(missing, await asyncio.gather(*map(self._fetch_prices, missing)), strict=True))
+        found = ((line.product_id, known[line.sale_id]) for line in flash if line.sale_id)
+        return {product_id: sale[1] for product_id, sale in found if sale and sale[0] == product_id}
+
+    async def _fetch_prices_batch(
+        self, sale_ids: Sequence[uuid.UUID]
+    ) -> list[tuple[uuid.UUID, Money] | Exception | None]:
+        distinct = list(dict.fromkeys(sale_ids))
+        found = dict(zip(distinct, await asyncio.gather(*map(self._final_price, distinct)), strict=True))
+        if len(self._final_prices) > _SALES_MOST:
+            self._final_prices.clear()
+        self._final_prices.update({sale_id: price for sale_id, price in found.items() if isinstance(price, tuple)})
+        return [found[sale_id] for sale_id in sale_ids]
+
+    async def _final_price(self, sale_id: uuid.UUID) -> tuple[uuid.UUID, Money] | Exception | None:
+        try:
+            sale = await self._target.call(self._sales.GetFlashSale, sale_pb.GetFlashSaleRequest(sale_id=str(sale_id)))
+        except Refused:  # there is none; inventory says so when the order asks for its units
+            return None
+        except AppError as error:
+            return error
+        if sale.state in (sale_pb.FlashSale.STATE_UNSPECIFIED, sale_pb.FlashSale.SCHEDULED):
+            return None
+        return uuid.UUID(sale.product_id), wire.money_of(sale.sale_price)
 
     async def _reserve(self, drafts: Sequence[DraftOrder]) -> list[_Reserved]:
         # Deduplicated by order id: concurrent repeats of one request share one item and one answer.

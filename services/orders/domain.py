@@ -1,13 +1,14 @@
 """The rules of an order, without databases, gRPC or clock."""
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from services.chassis.errors import AppError, InvalidFields, WrongState
-from services.chassis.money import MINOR_UNITS_MAX, Money
+from services.chassis.errors import AppError, WrongState
+from services.chassis.money import Money, check_chargeable, check_currency
 
 HOLD_SECONDS = 3600
 """For how long inventory may hold an order's stock: a sale has its own time, and ordinary stock 10 minutes."""
@@ -27,6 +28,13 @@ class ProductNotFound(AppError):
 class ProductNotActive(AppError):
     code = "FAILED_PRECONDITION"
     template = "The product {productId} is not on sale."
+
+
+class PriceChanged(AppError):
+    """The order would not come to the total that the buyer was shown. The metadata is the total that it comes to."""
+
+    code = "FAILED_PRECONDITION"
+    template = "The order comes to {minorUnits} minor units of {currencyCode}."
 
 
 class CurrencyMismatch(AppError):
@@ -56,7 +64,7 @@ class RefundRefused(AppError):
 
 class ReturnTooLarge(AppError):
     code = "FAILED_PRECONDITION"
-    template = "The order has {quantity} units of the product {productId}."
+    template = "Of the order, {quantity} units of the product {productId} have not come back."
 
 
 class SagaNotFound(AppError):
@@ -272,6 +280,8 @@ class DraftOrder:
     shipping_address: Address | None
     payment_method: str = ""
     """Kept by the order's saga; empty in an order that was read."""
+    expected_total: Money | None = None
+    """The total that the buyer was shown; None in an order that was read."""
     call_id: str = ""
     """The `x-request-id` of the call that places it. Kept by the saga and the log; empty in an order that was read."""
     secret_wanted: bool = False
@@ -288,7 +298,6 @@ class DraftOrder:
         return [line.sale_id for line in self.lines if line.sale_id]
 
 
-_REQUESTED = tuple(field.name for field in fields(DraftOrder))
 _NOT_WRITTEN = datetime.min.replace(tzinfo=UTC)
 
 
@@ -303,6 +312,8 @@ class Order(DraftOrder):
     state_reason: str = ""
     payment: Payment | None = None
     refunded_minor: int = 0
+    returned: Mapping[uuid.UUID, int] = field(default_factory=dict)
+    """The units that came back with refunds, by product."""
     refunding: bool = False
     """Whether a refund is in progress."""
     shipment: Shipment | None = None
@@ -334,67 +345,25 @@ class Order(DraftOrder):
             raise WrongState(resource="order", state=self.state, wanted=wanted)
 
     def check_refund(self, refund: Refund) -> None:
-        """Raises unless enough money is left to refund, and enough units were bought."""
+        """Raises unless enough money is left to refund, and enough units are still out."""
         left = self.total.minor - self.refunded_minor
         if refund.amount is not None:
-            if refund.amount.currency != self.total.currency:
-                raise InvalidFields({"amount.currencyCode": f"must be {self.total.currency}, the order's"})
+            check_currency(refund.amount, self.total.currency, "amount", whose="the order's total")
+            check_chargeable(refund.amount, "amount")
             if refund.amount.minor > left:
                 raise RefundTooLarge(leftMinorUnits=left)
-        bought = {line.product_id: line.quantity for line in self.lines}
+        out = {line.product_id: line.quantity - self.returned.get(line.product_id, 0) for line in self.lines}
         for product_id, quantity in refund.lines:
-            if quantity > bought.get(product_id, 0):
-                raise ReturnTooLarge(productId=product_id, quantity=bought.get(product_id, 0))
+            out[product_id] = out.get(product_id, 0) - quantity
+            if out[product_id] < 0:
+                raise ReturnTooLarge(productId=product_id, quantity=out[product_id] + quantity)
+
+    def returned_after(self, refund: Refund) -> Mapping[uuid.UUID, int]:
+        """The units that have come back, by product, once those of `refund` have too."""
+        if refund.restock:
+            return {line.product_id: line.quantity for line in self.lines}
+        return Counter(self.returned) + Counter(dict(refund.lines))
 
     def state_after_refund(self, refunded_minor: int) -> State:
         """The state once `refunded_minor` has been refunded in total."""
         return State.REFUNDED if refunded_minor >= self.total.minor else State.PARTIALLY_REFUNDED
-
-
-def check_products(lines: Sequence[RequestedLine], products: Mapping[uuid.UUID, Product]) -> None:
-    """Raises unless every product exists, is on sale, and stands in one line."""
-    if len({line.product_id for line in lines}) < len(lines):
-        # The contract's rule compares texts, and one id can be written in several ways.
-        raise InvalidFields({"lines": "must not name a product twice"})
-    for line in lines:
-        product = products.get(line.product_id)
-        if product is None:
-            raise ProductNotFound(productId=line.product_id)
-        if not product.active:
-            raise ProductNotActive(productId=line.product_id)
-
-
-def place(
-    draft: DraftOrder,
-    products: Mapping[uuid.UUID, Product],
-    sale_prices: Mapping[uuid.UUID, Money],
-    *,
-    hold_expire_time: datetime,
-) -> Order:
-    """The order that a draft becomes once its stock is held. Raises `CurrencyMismatch`, `OrderTooLarge`.
-
-    `sale_prices` are by product, for flash lines.
-    """
-    lines = tuple(
-        Line(
-            line.product_id,
-            line.quantity,
-            line.sale_id,
-            products[line.product_id].sku,
-            products[line.product_id].name,
-            sale_prices.get(line.product_id, products[line.product_id].price),
-        )
-        for line in draft.lines
-    )
-    requested = {name: getattr(draft, name) for name in _REQUESTED}
-    return Order(**{**requested, "lines": lines, "total": _total(lines), "hold_expire_time": hold_expire_time})
-
-
-def _total(lines: Sequence[Line]) -> Money:
-    currencies = sorted({line.unit_price.currency for line in lines})
-    if len(currencies) > 1:
-        raise CurrencyMismatch(currencies=" and ".join(currencies))
-    total = Money(currencies[0], sum(line.unit_price.minor * line.quantity for line in lines))
-    if total.minor > MINOR_UNITS_MAX:
-        raise OrderTooLarge(minorUnits=total.minor, most=MINOR_UNITS_MAX)
-    return total

@@ -198,6 +198,7 @@ def _draft(request: pb.PlaceOrderRequest) -> DraftOrder:
             for line in request.lines
         ),
         payment_method=request.payment_method,
+        expected_total=wire.money_of(request.expected_total) if request.HasField("expected_total") else None,
         shipping_address=Address(
             address.name, address.line1, address.line2, address.city, address.region, address.postal_code,
             address.country_code,
@@ -223,10 +224,12 @@ def to_proto(order: Order) -> pb.Order:
                 unit_price=wire.money(line.unit_price),
                 quantity=line.quantity,
                 flash_sale_id=str(line.sale_id) if line.sale_id else "",
+                returned_quantity=order.returned.get(line.product_id, 0),
             )
             for line in order.lines
         ],
         total=wire.money(order.total),
+        subtotal=wire.money(order.total),
         hold_expire_time=wire.timestamp(order.hold_expire_time),
         create_time=wire.timestamp(order.create_time),
         update_time=wire.timestamp(order.update_time),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from services.chassis.errors import AppError, InvalidFields, WrongState
-from services.chassis.money import Money
+from services.chassis.money import Money, check_chargeable
 
 WEBHOOK_BYTES_MOST = 256 * 1024
 IN_PROGRESS_MOST = 5_000
@@ -344,6 +344,8 @@ def refundable_minor(payment: Payment, amount: Money | None) -> int:
         raise InvalidFields({"amount.minorUnits": "must be at least 1"})
     if amount is not None and amount.currency != payment.currency:
         raise InvalidFields({"amount.currencyCode": f"must be {payment.currency}, the payment's"})
+    if amount is not None:
+        check_chargeable(amount, "amount")
     minor = payment.left_minor if amount is None else amount.minor
     if minor > payment.left_minor or minor == 0:
         raise RefundTooLarge(leftMinorUnits=payment.left_minor)

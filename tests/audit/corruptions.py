@@ -233,6 +233,8 @@ INVENTORY = corruptions(
         "UPDATE stock_movements SET reference_id = '$paid' WHERE reference_id = '$sale'"),
     ("a restock is missing in the ledger", "movement-of-order", "$partly",
         "DELETE FROM stock_movements WHERE reference_id = '$partly' AND kind = 'RESTOCKED'"),
+    ("a return that its order does not count", "order-returned", "$partly",
+        "UPDATE orders SET returned = '{}' WHERE id = '$partly'"),
     ("a paid order without a confirmed reservation", "order-units", "$paid",
         "UPDATE reservations SET state = 'RELEASED' WHERE id = '$paid'"),
     ("a confirmed reservation without a paid order", "order-without-money", "$failed",

@@ -51,6 +51,7 @@ HARMLESS = {
     "restock_lines": "as restock",
     "shipping_address": "the order shows that it has none, before it is shipped",
     "payment_method": "nothing is charged; the order waits for its customer",
+    "expected_total": "the order is placed at the current prices, as it was before the field",
     "flash_sale_id": "an ordinary line at the product's own price; expected_total holds it to what the buyer was shown",
     "amount": "refused unless full is true",
     "full": "refused unless amount is set",

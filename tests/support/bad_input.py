@@ -155,6 +155,8 @@ _PRODUCTS: tuple[tuple[str, Json, Refusal], ...] = (
     ("a lower case currency", {"price": money(5, "usd")}, INVALID),
     ("a currency too many", {"price": money(5, "USDT")}, INVALID),
     ("a negative price", {"price": money(-1)}, INVALID),
+    ("a currency that is none", {"price": money(5, "ZZZ")}, BY_HANDLER),
+    ("a tenth of a fils", {"price": money(12345, "KWD")}, BY_HANDLER),
     ("a price beyond the bound", {"price": money(100_000_000)}, INVALID),
     ("a price of 2^63", {"price": money(2**63)}, UNREADABLE),
     ("a price of 10^400", {"price": {"currencyCode": "USD", "minorUnits": _HUGE}}, UNREADABLE),
@@ -172,6 +174,7 @@ _CHANGES: tuple[tuple[str, Json, Refusal], ...] = (
     ("a stale etag", {"name": "x", "etag": '"0"'}, (409, "STALE_ETAG")),
     ("NUL in the name", {"name": "\x00"}, INVALID),
     ("a negative price", {"price": money(-5)}, INVALID),
+    ("another currency", {"price": money(5, "EUR")}, BY_HANDLER),
     ("a misspelt price", {"price": {"currencyCode": "USD", "minor_unit": "5"}}, INVALID),
 )
 
@@ -213,7 +216,9 @@ _SALES: tuple[tuple[str, Json, Refusal], ...] = (
     ("a hold of 1.000000001 seconds", {"holdDuration": "1.000000001s"}, INVALID),
     ("a negative hold", {"holdDuration": "-5s"}, INVALID),
     ("a hold in words", {"holdDuration": "a minute"}, UNREADABLE),
-    ("a product without stock", {"productId": new_id()}, (404, "STOCK_NOT_FOUND")),
+    ("an unknown product", {"productId": new_id()}, (404, "PRODUCT_NOT_FOUND")),
+    ("another currency than the product's", {"salePrice": money(999, "JPY")}, BY_HANDLER),
+    ("a currency that is none", {"salePrice": money(999, "ZZZ")}, BY_HANDLER),
 )
 
 _ACCOUNTS: tuple[tuple[str, Json, Refusal], ...] = (

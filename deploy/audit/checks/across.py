@@ -119,6 +119,18 @@ def _no_more_came_back_than_was_sold(case: Case) -> Iterator[str]:
             yield f"{quantity} units of product {product} were returned, of {sold[product, sale]} sold"
 
 
+def _order_counts_its_returns(case: Case) -> Iterator[str]:
+    """A cancelled order may have been compensated, which is no refund."""
+    order, reservation = case.order, case.reservation
+    if order is None or order.state not in PAID_STATES or reservation is None:
+        return
+    back = Counter[str]()
+    for product, _, quantity in reservation.returned:
+        back[product] += quantity
+    if back != order.returned:
+        yield f"it counts {dict(order.returned)} as returned, its reservation {dict(back)}"
+
+
 def _units_came_back_for_money(case: Case) -> Iterator[str]:
     order, payment, reservation = case.order, case.payment, case.reservation
     if not (order and order.state in PAID_STATES and reservation and reservation.returned and payment):
@@ -320,6 +332,9 @@ SETTLED: dict[Compare, Check] = {
     ),
     _unpaid_order_has_none: _check(
         Invariant.ORDERS, "order-without-money", "an order that ended without money has no units", repairs.LOOK
+    ),
+    _order_counts_its_returns: _check(
+        Invariant.ORDERS, "order-returned", "an order counts the units that came back", repairs.LOOK
     ),
     _units_came_back_for_money: _check(
         Invariant.REFUNDS, "return-without-refund", "units come back for money that goes back", repairs.LOOK

@@ -61,7 +61,8 @@ _CUSTOMER_UNITS = """
     ORDER BY 1, 2 LIMIT %s
 """
 _ORDERS = f"""
-    SELECT o.id, o.customer_id, o.state, o.lines, o.total_minor, o.currency, o.refunded_minor, o.refunding, o.payment,
+    SELECT o.id, o.customer_id, o.state, o.lines, o.total_minor, o.currency, o.refunded_minor, o.returned, o.refunding,
+        o.payment,
         extract(epoch FROM clock_timestamp() - o.hold_expire_time)::float, s.kind,
         coalesce({WAITS_FOR_CUSTOMER}, false),
         extract(epoch FROM clock_timestamp() - s.progress_time)::float, s.refund->>'id'
@@ -140,13 +141,13 @@ def outboxes(connections: Mapping[str, Connection]) -> list[Outbox]:
 
 def orders(connection: Connection) -> Iterator[Order]:
     for row in _stream(connection, _ORDERS):
-        id_, customer_id, state, lines, total, currency, refunded, refunding, payment, over, *saga = row
+        id_, customer_id, state, lines, total, currency, refunded, returned, refunding, payment, over, *saga = row
         yield Order(
             id=str(id_), customer_id=str(customer_id), state=state, lines=_lines(lines),
             prices={
                 line["product_id"]: (line["unit_price"]["minor"], line["unit_price"]["currency"]) for line in lines
             },
-            total_minor=total, currency=currency, refunded_minor=refunded, refunding=refunding,
+            total_minor=total, currency=currency, refunded_minor=refunded, returned=returned, refunding=refunding,
             payment=_copy(payment), hold_over_seconds=over, saga=_saga(*saga),
         )  # fmt: skip
 

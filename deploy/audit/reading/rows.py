@@ -90,6 +90,8 @@ class Order:
     total_minor: int
     currency: str
     refunded_minor: int = 0
+    returned: Mapping[str, int] = field(default_factory=dict)
+    """The units that it counts as returned, by product."""
     refunding: bool = False
     payment: PaymentCopy | None = None
     hold_over_seconds: float = 0.0

@@ -11,9 +11,9 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RateLimited, RequestIdReused
 from services.chassis.events.outbox import Relay
 from services.chassis.server import wire
-from services.orders import domain
 from services.orders.clients import Catalog, Hold, Inventory
 from services.orders.domain import DraftOrder, HoldEnded, Order, Product
+from services.orders.placing import pricing
 from services.orders.placing.recent_orders import RecentOrders
 from services.orders.placing.sold_out_cache import SoldOutCache
 from services.orders.saga import plan
@@ -72,8 +72,14 @@ class Placer:
                 return known
         elif draft.id not in self._maybe_held and (refusal := self._sold_out.refusal(draft.sale_ids)):
             raise refusal
-        products = await self._catalog.products([line.product_id for line in draft.lines])
-        domain.check_products(draft.lines, products)
+        try:
+            products = await self._products(draft)
+        except AppError as refusal:
+            # The products may have changed since the order was placed: a repeat must find it.
+            is_final = refusal.code not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+            if is_final and (known := await self._known(draft)):
+                return known
+            raise
         if len(self._placing) + self._worker.backlog >= self._backlog_max:
             # Another process may have placed it: a repeat must find its order, however long the backlog is.
             if known := await self._known(draft):
@@ -89,6 +95,21 @@ class Placer:
         # To pay, the customer needs the provider's secret, which is stored when the saga pauses for the customer.
         await asyncio.wait({saga}, timeout=_SECRET_SECONDS)
         return (await orders.get_many(self._db, [order.id]))[order.id]
+
+    async def _products(self, draft: DraftOrder) -> dict[uuid.UUID, Product]:
+        """The draft's products. Raises the refusals that need no stock; after them nothing is held."""
+        ids = [line.product_id for line in draft.lines]
+        if draft.expected_total is None:
+            products = await self._catalog.products(ids)
+            pricing.check_products(draft.lines, products)
+            return products
+        ordinary = {line.product_id for line in draft.lines if not line.sale_id}
+        products, sale_prices = await asyncio.gather(
+            self._catalog.products(ids, fresh=ordinary), self._inventory.sale_prices(draft.lines)
+        )
+        pricing.check_products(draft.lines, products)
+        pricing.check_expected_total(draft, products, sale_prices)
+        return products
 
     async def drain(self, seconds: float) -> None:
         """Waits at most `seconds` for orders that are being placed, also for clients that have hung up."""
@@ -164,7 +185,7 @@ def _order(draft: DraftOrder, products: dict[uuid.UUID, Product], reservation: R
         for line in reservation.lines
         if line.HasField("sale_price")
     }
-    return domain.place(draft, products, sale_prices, hold_expire_time=wire.datetime_of(reservation.expire_time))
+    return pricing.price(draft, products, sale_prices, hold_expire_time=wire.datetime_of(reservation.expire_time))
 
 
 def _same(known: Order, draft: DraftOrder) -> Order:

@@ -6,7 +6,7 @@ between any two lines repeats a step under the same key and changes nothing.
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -360,3 +360,10 @@ def refund_end(order: Order, saga: Saga, refunded_minor: int) -> tuple[State, st
     # Another refund, begun at payments, may still be in progress and may fail: then money is left to refund.
     cancelled = saga.refund.wanted is State.CANCELLED and refunded_minor == order.total.minor
     return domain.move(order.state, State.CANCELLED if cancelled else order.state_after_refund(refunded_minor)), cause
+
+
+def returned_after_refund(order: Order, saga: Saga) -> Mapping[uuid.UUID, int]:
+    """The units that have come back, by product, after the order's finished `REFUND`."""
+    assert saga.refund
+    came_back = saga.progress.phase is Phase.DONE and not saga.progress.reason
+    return order.returned_after(saga.refund) if came_back else order.returned

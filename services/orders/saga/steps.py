@@ -25,6 +25,8 @@ class MeshSteps:
 
     async def charge(self, saga: Saga) -> None:
         """Begins or continues the payment; raises `Withdrawn` if the order was cancelled meanwhile."""
+        if not saga.total.minor:
+            return  # a free order is confirmed without a payment
         if not (saga.payment_method or saga.secret_wanted):
             raise StepPending(for_customer=True)  # a payment that nobody asks for costs the provider no call
         begin = self._payments.charge if saga.payment_method else self._payments.open
@@ -37,6 +39,8 @@ class MeshSteps:
 
     async def cancel_payment(self, saga: Saga) -> None:
         """Cancels the payment of an expired hold; returns if the money has moved already."""
+        if not saga.total.minor:
+            raise StepRefused(saga.progress.cancel_reason)
         saga.payment = await self._payments.cancel(saga)
         if saga.payment.state in _WITHOUT_MONEY:
             raise StepRefused(saga.progress.cancel_reason)
@@ -45,6 +49,8 @@ class MeshSteps:
 
     async def reverse_charge(self, saga: Saga) -> None:
         """Reverses the whole charge."""
+        if not saga.total.minor:
+            return
         saga.payment = await self._payments.reverse(saga)
         saga.refunded_minor = saga.payment.refunded_minor
         if saga.payment.state not in _WITHOUT_MONEY:

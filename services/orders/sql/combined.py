@@ -121,6 +121,7 @@ _TAKE_REFUND = text(f"""
 """)
 _REFUND_END = """
     state = :state, state_reason = :reason, refunding = false, cancel_requested = false, refunded_minor = :refunded,
+    returned = CAST(:returned AS jsonb),
     payment = CASE WHEN :refunded = o.total_minor THEN jsonb_set(o.payment, '{state}', '"REFUNDED"') ELSE o.payment END
 """
 _FINISH_REFUND = text(f"""
@@ -271,9 +272,11 @@ async def finish_refund(tx: AsyncSession, saga: Saga) -> State | None:
     order = await orders.read(tx, saga.order_id, lock=True)
     refunded = max(order.refunded_minor, own.refunded_minor, saga.refunded_minor)
     state, cause = plan.refund_end(order, saga, refunded)
+    returned = plan.returned_after_refund(order, saga)
     arguments = {
         "id": order.id, "state": state, "reason": "" if state is not order.state else order.state_reason,
-        "refunded": refunded, **order_log.arguments(Actor(own.actor, own.request_id, own.note), cause),
+        "refunded": refunded, "returned": orjson.dumps(returned, option=orjson.OPT_NON_STR_KEYS).decode(),
+        **order_log.arguments(Actor(own.actor, own.request_id, own.note), cause),
     }  # fmt: skip
     row = (await tx.execute(_FINISH_REFUND, arguments)).one()
     await outbox.publish(tx, [changed_event(row, moved=state is not order.state)])

@@ -145,6 +145,7 @@ def from_row(row: Any) -> Order:
         payment=payment_from_json(row.payment),
         shipping_address=Address(**row.shipping_address) if row.shipping_address else None,
         refunded_minor=row.refunded_minor,
+        returned={uuid.UUID(product_id): units for product_id, units in row.returned.items()},
         refunding=row.refunding,
         shipment=_shipment(row.shipment) if row.shipment else None,
         secret_wanted=row.secret_wanted,

@@ -48,6 +48,8 @@ class OrderRow(Base):
     payment: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     shipping_address: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     refunded_minor: Mapped[int] = mapped_column(default=0)
+    returned: Mapped[dict[str, int]] = mapped_column(JSONB, default_factory=dict)
+    """The units that came back with refunds, by product."""
     refunding: Mapped[bool] = mapped_column(default=False)
     secret_wanted: Mapped[bool] = mapped_column(default=True)
     """Whether a payment may be begun at the provider; false until somebody asks how to pay."""

@@ -122,9 +122,9 @@ async def test_a_failed_creation_leaves_its_request_id_free(catalog: Any, create
 async def test_an_update_without_a_mask_changes_what_is_set(catalog: Any, create: Create) -> None:
     made = await create("A", category="kitchen", attributes={"colour": "red"})
     changed = await catalog.UpdateProduct(
-        update(made, name="New", category="", price=Money(currency_code="EUR", minor_units=5)), metadata=as_staff()
+        update(made, name="New", category="", price=Money(currency_code="USD", minor_units=5)), metadata=as_staff()
     )
-    assert (changed.name, changed.category, changed.price.currency_code) == ("New", "", "EUR")
+    assert (changed.name, changed.category, changed.price.minor_units) == ("New", "", 5)
     assert (changed.sku, changed.slug, dict(changed.attributes)) == ("A", made.slug, {"colour": "red"})
     assert changed.etag == '"2"'
     assert changed.update_time.ToNanoseconds() > made.update_time.ToNanoseconds()
@@ -160,6 +160,33 @@ async def test_an_update_of_a_field_that_cannot_change_is_refused(catalog: Any, 
     for field, value in {"id": "", "discount_percent": 0, "original_price": USD_20, "create_time": {}}.items():
         refused = await refusal(catalog.UpdateProduct(update(made, **{field: value}), metadata=as_staff()))
         assert (refused.reason, refused.fields) == ("INVALID_FIELDS", [json_name(field)])
+
+
+@pytest.mark.parametrize(
+    ("currency", "minor_units", "field"),
+    [
+        ("ZZZ", 500, "price.currencyCode"), ("XAU", 500, "price.currencyCode"), ("KWD", 12345, "price.minorUnits"),
+        ("ISK", 150, "price.minorUnits"),
+    ],
+)  # fmt: skip
+async def test_a_price_that_nobody_can_pay_is_refused(
+    catalog: Any, create: Create, currency: str, minor_units: int, field: str
+) -> None:
+    price = Money(currency_code=currency, minor_units=minor_units)
+    new = pb.CreateProductRequest(sku="NEW", name="A", price=price)
+    for call in (
+        catalog.CreateProduct(new, metadata=as_staff()),
+        catalog.UpdateProduct(update(await create("OLD"), price=price), metadata=as_staff()),
+    ):
+        refused = await refusal(call)
+        assert (refused.code, refused.reason, refused.fields) == ("INVALID_ARGUMENT", "INVALID_FIELDS", [field])
+
+
+async def test_a_product_keeps_its_currency(catalog: Any, create: Create) -> None:
+    made = await create()
+    euros = update(made, price=Money(currency_code="EUR", minor_units=500))
+    refused = await refusal(catalog.UpdateProduct(euros, metadata=as_staff()))
+    assert (refused.reason, refused.fields) == ("INVALID_FIELDS", ["price.currencyCode"])
 
 
 async def test_an_update_takes_a_product_off_sale(catalog: Any, create: Create) -> None:

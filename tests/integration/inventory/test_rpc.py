@@ -13,14 +13,19 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis import ids
+from services.chassis.client.target import Target
 from services.chassis.data.db import Database
+from services.chassis.server.access import MeshIdentity
 from services.chassis.server.masks import json_name
 from services.chassis.server.paging import Pages
+from services.inventory.background.sale_watch import sale_watch
+from services.inventory.clients import Catalog
 from services.inventory.events import no_nudge
 from services.inventory.gate.gate import Gate
 from services.inventory.reservations import settle
 from services.inventory.rpc import FlashSaleService, ReservationService, StockService
-from services.inventory.sale_watch import sale_watch
+from stampede.catalog.v1 import snapshot_service_pb2 as snapshot_pb
+from stampede.catalog.v1 import snapshot_service_pb2_grpc as snapshot_grpc
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
 from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
 from stampede.inventory.v1 import reservation_service_pb2 as pb
@@ -53,14 +58,47 @@ class Inventory:
     reservations: pb_grpc.ReservationServiceStub
 
 
+class FakeCatalog(snapshot_grpc.SnapshotServiceServicer):
+    """Every product costs dollars, except those in `currencies`."""
+
+    def __init__(self) -> None:
+        self.currencies: dict[str, str] = {}
+        """An empty one stands for no product."""
+
+    async def GetSnapshots(self, request: Any, context: Any) -> snapshot_pb.GetSnapshotsResponse:
+        found = {id_: self.currencies.get(id_, "USD") for id_ in request.product_ids}
+        return snapshot_pb.GetSnapshotsResponse(
+            snapshots=[
+                snapshot_pb.Snapshot(product_id=id_, price=Money(currency_code=currency, minor_units=1999))
+                for id_, currency in found.items()
+                if currency
+            ]
+        )
+
+
 @pytest.fixture
-async def inventory(db: Database, gate: Gate) -> AsyncIterator[Inventory]:
+async def products() -> FakeCatalog:
+    return FakeCatalog()
+
+
+@pytest.fixture
+async def catalog(products: FakeCatalog) -> AsyncIterator[Catalog]:
+    ports: list[int] = []
+    add = snapshot_grpc.add_SnapshotServiceServicer_to_server
+    async with serving("catalog", lambda server: add(products, server), ports=ports):
+        target = Target("catalog", f"127.0.0.1:{ports[0]}", MeshIdentity("inventory", tokens.MESH_SECRET))
+        yield Catalog(target)
+        await target.close()
+
+
+@pytest.fixture
+async def inventory(db: Database, gate: Gate, catalog: Catalog) -> AsyncIterator[Inventory]:
     pages, watch = Pages("a secret for pages"), sale_watch(db)
     looking = asyncio.create_task(watch.run())
 
     def register(server: Any) -> None:
         stock_grpc.add_StockServiceServicer_to_server(StockService(db, pages), server)
-        sale_grpc.add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch), server)
+        sale_grpc.add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch, catalog), server)
         pb_grpc.add_ReservationServiceServicer_to_server(ReservationService(db, gate, no_nudge), server)
 
     async with serving("inventory", register) as channel:
@@ -308,9 +346,40 @@ async def test_a_sale_is_created_once_under_its_idempotency_key(inventory: Inven
     assert refused.reason == "REQUEST_ID_REUSED"
 
 
+async def test_a_sale_has_the_currency_of_its_product(
+    inventory: Inventory, db: Database, products: FakeCatalog
+) -> None:
+    yen, dinars, nothing = [await a_product(db) for _ in range(3)]
+    products.currencies = {str(yen): "JPY", str(dinars): "KWD", str(nothing): ""}
+
+    def creating(product_id: uuid.UUID, currency: str, minor_units: int) -> Any:
+        price = Money(currency_code=currency, minor_units=minor_units)
+        return inventory.sales.CreateFlashSale(a_sale_request(product_id, sale_price=price), metadata=tokens.as_staff())
+
+    for refused, field in (
+        (creating(yen, "USD", 999), "salePrice.currencyCode"),
+        (creating(yen, "ZZZ", 999), "salePrice.currencyCode"),
+        (creating(dinars, "KWD", 12345), "salePrice.minorUnits"),
+    ):
+        assert (await refusal(refused)).fields == [field]
+    unknown = await refusal(creating(nothing, "USD", 999))
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "PRODUCT_NOT_FOUND")
+    assert (await creating(yen, "JPY", 999)).sale_price.currency_code == "JPY"
+    assert (await creating(dinars, "KWD", 12340)).sale_price.minor_units == 12340
+
+
+async def test_a_sale_keeps_its_currency(inventory: Inventory, db: Database) -> None:
+    sale = await a_scheduled_sale(db)
+    for currency, field in (("JPY", "salePrice.currencyCode"), ("ZZZ", "salePrice.currencyCode")):
+        price = Money(currency_code=currency, minor_units=5)
+        request = sale_pb.UpdateFlashSaleRequest(sale_id=str(sale.id), sale_price=price)
+        refused = await refusal(inventory.sales.UpdateFlashSale(request, metadata=tokens.as_staff()))
+        assert (refused.reason, refused.fields) == ("INVALID_FIELDS", [field])
+
+
 async def test_a_scheduled_sale_is_changed_as_its_mask_says(inventory: Inventory, db: Database) -> None:
     sale, staff = await a_scheduled_sale(db), tokens.as_staff()
-    price = Money(currency_code="EUR", minor_units=5)
+    price = Money(currency_code="USD", minor_units=5)
 
     async def changed(*paths: str, **fields: Any) -> sale_pb.FlashSale:
         request = sale_pb.UpdateFlashSaleRequest(sale_id=str(sale.id), update_mask={"paths": paths}, **fields)

@@ -10,7 +10,8 @@ from prometheus_client import REGISTRY
 
 from services.chassis.data.db import Database
 from services.chassis.events.outbox import Relay
-from services.inventory import leader, sales
+from services.inventory import sales
+from services.inventory.background import leader
 from services.inventory.gate.gate import Gate
 from services.inventory.reservations import reserve
 from services.inventory.sql import reservations

@@ -33,6 +33,8 @@ from services.orders.saga.worker import Worker
 from services.orders.sql import combined, orders, sagas
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
 from stampede.catalog.v1 import snapshot_service_pb2_grpc as catalog_grpc
+from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
+from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
 from stampede.inventory.v1 import reservation_service_pb2_grpc as inventory_grpc
 from stampede.orders.v1 import events_pb2
@@ -272,6 +274,22 @@ class FakeInventory(inventory_grpc.ReservationServiceServicer):
         return inventory_pb.ReservationOutcome(reservation=reservation)
 
 
+class FakeSales(sale_grpc.FlashSaleServiceServicer):
+    """The sales of `inventory`, which its reservations use too."""
+
+    def __init__(self, inventory: FakeInventory) -> None:
+        self._inventory = inventory
+
+    async def GetFlashSale(self, request: Any, context: Any) -> Any:
+        await self._inventory._begin("GetFlashSale", context)
+        state = self._inventory.not_live.get(request.sale_id, "LIVE")
+        price = self._inventory.prices[request.sale_id]
+        return sale_pb.FlashSale(
+            id=request.sale_id, product_id=self._inventory.product_of[request.sale_id], state=state,
+            sale_price=money_pb2.Money(currency_code=price.currency, minor_units=price.minor),
+        )  # fmt: skip
+
+
 def _refused(code: int, reason: str, **metadata: str) -> Any:
     refusal = refusal_pb2.Refusal(
         code=code, reason=reason, domain="inventory.stampede", message=f"{reason}.", metadata=metadata
@@ -474,6 +492,7 @@ async def shop(db: Database) -> AsyncIterator[Shop]:
     def neighbours(server: Any) -> None:
         catalog_grpc.add_SnapshotServiceServicer_to_server(fakes[0], server)
         inventory_grpc.add_ReservationServiceServicer_to_server(fakes[1], server)
+        sale_grpc.add_FlashSaleServiceServicer_to_server(FakeSales(fakes[1]), server)
         payments_grpc.add_ChargeServiceServicer_to_server(fakes[2], server)
 
     # One port for all three; the real guard checks every request against the contract.

@@ -36,6 +36,7 @@ async def test_refund_twice_in_a_batch_turns_no_refund_back(shop: Shop) -> None:
     payments, first, neighbour = Payments(shop.targets[2]), a_saga(), a_saga()
     for saga in (first, neighbour):
         saga.refund = Refund(ids.new(), None, State.REFUNDED)
+    await asyncio.gather(*map(payments.charge, (first, neighbour)))
 
     made = await asyncio.gather(*map(payments.refund, (first, neighbour, first)))
 

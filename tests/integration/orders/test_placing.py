@@ -103,9 +103,17 @@ async def test_one_product_in_two_spellings_is_refused(shop: Shop) -> None:
     assert await orders_written(shop) == 0
 
 
-async def test_mixed_currencies_are_refused_and_the_hold_released(shop: Shop) -> None:
+async def test_mixed_currencies_are_refused_without_a_hold(shop: Shop) -> None:
     dollars, yen = stocked(shop), stocked(shop, price=Money("JPY", 500))
     refused = await refusal(shop.place(wanting((dollars, 1, None), (yen, 1, None))))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "CURRENCY_MISMATCH")
+    assert not shop.inventory.held
+    assert await orders_written(shop) == 0
+
+
+async def test_sale_in_another_currency_is_refused_and_the_hold_released(shop: Shop) -> None:
+    flash, sale = on_sale(shop, price=Money("JPY", 999))
+    refused = await refusal(shop.place(wanting((flash, 1, sale))))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "CURRENCY_MISMATCH")
     assert [r.state for r in shop.inventory.held.values()] == [inventory_pb.Reservation.RELEASED]
     assert await orders_written(shop) == 0

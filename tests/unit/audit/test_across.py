@@ -58,7 +58,11 @@ PARTLY_REFUNDED = Case(
     payments=(replace(PAYMENT, refunded_minor=500, refunds=(PART,)),),
     intents=(replace(CAPTURE, refunded_minor=500, refunds=(THEIR_PART,)),),
 )
-RESTOCKED = replace(REFUNDED, reservation=replace(RESERVATION, returned=LINES))
+RESTOCKED = replace(
+    REFUNDED,
+    order=replace(REFUNDED.order or ORDER, returned={"shoe": 1}),
+    reservation=replace(RESERVATION, returned=LINES),
+)
 # Paid, then cancelled by staff: all of the money was refunded, and the units were returned or not.
 CANCELLED_BY_STAFF = replace(REFUNDED, order=replace(REFUNDED.order or ORDER, state="CANCELLED"))
 FREE = Case(id="o", order=replace(ORDER, total_minor=0, payment=None), reservation=RESERVATION)
@@ -109,7 +113,7 @@ def found(case: Case) -> set[str]:
         REFUNDED,
         PARTLY_REFUNDED,
         RESTOCKED,
-        replace(PARTLY_REFUNDED, reservation=replace(RESERVATION, returned=LINES)),
+        replace(order_of(PARTLY_REFUNDED, returned={"shoe": 1}), reservation=RESTOCKED.reservation),
         CANCELLED_BY_STAFF,
         replace(CANCELLED_BY_STAFF, reservation=RESTOCKED.reservation),
         # An operator compensated the confirmation.
@@ -144,9 +148,17 @@ def test_good_cases_add_up(case: Case) -> None:
         (replace(PAID, reservation=replace(RESERVATION, lines=(("shoe", "sale", 2),))), {"order-reservation"}),
         (replace(PAID, reservation=replace(RESERVATION, customer_id="bob")), {"order-reservation"}),
         (replace(PAID, reservation=replace(RESERVATION, prices={"shoe": (1, "USD")})), {"order-sale-price"}),
-        (replace(PAID, reservation=RESTOCKED.reservation), {"return-without-refund"}),
-        (replace(REFUNDED, reservation=replace(RESERVATION, returned=(("shoe", "sale", 2),))), {"order-returns"}),
-        (replace(REFUNDED, reservation=replace(RESERVATION, returned=(("shoe", "", 1),))), {"order-returns"}),
+        (replace(order_of(PAID, returned={"shoe": 1}), reservation=RESTOCKED.reservation), {"return-without-refund"}),
+        (
+            replace(
+                order_of(REFUNDED, returned={"shoe": 2}),
+                reservation=replace(RESERVATION, returned=(("shoe", "sale", 2),)),
+            ),
+            {"order-returns"},
+        ),
+        (replace(RESTOCKED, reservation=replace(RESERVATION, returned=(("shoe", "", 1),))), {"order-returns"}),
+        (replace(REFUNDED, reservation=RESTOCKED.reservation), {"order-returned"}),
+        (order_of(REFUNDED, returned={"shoe": 1}), {"order-returned"}),
         (replace(CANCELLED_BY_STAFF, reservation=replace(RESERVATION, state="HELD")), {"order-without-money"}),
         (replace(FAILED, reservation=RESERVATION), {"order-without-money"}),
         (replace(FAILED, reservation=replace(RESERVATION, state="HELD")), {"order-without-money"}),

@@ -87,12 +87,12 @@ async def test_every_term_of_a_scheduled_sale_can_be_changed(db: Database) -> No
     opens = sale.start_time + HOUR
 
     now = await changed(
-        db, sale, title="Another rush", price=Money("EUR", 5), allocation=20, per_customer_limit=3,
+        db, sale, title="Another rush", price=Money("USD", 5), allocation=20, per_customer_limit=3,
         start_time=opens, end_time=opens + 2 * HOUR, hold_seconds=30,
     )  # fmt: skip
 
     terms = (now.title, now.price, now.allocation, now.per_customer_limit, now.hold_seconds)
-    assert terms == ("Another rush", Money("EUR", 5), 20, 3, 30)
+    assert terms == ("Another rush", Money("USD", 5), 20, 3, 30)
     assert (now.start_time, now.end_time, now.state) == (opens, opens + 2 * HOUR, "SCHEDULED")
     assert now.version == sale.version + 1
     assert now.update_time > sale.update_time

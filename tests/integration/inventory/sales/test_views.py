@@ -15,8 +15,8 @@ from sqlalchemy import event, text
 from services.chassis.data.db import Database
 from services.chassis.errors import Unavailable
 from services.chassis.server.watch import Watch
-from services.inventory import sale_watch as watching
 from services.inventory import sales
+from services.inventory.background import sale_watch as watching
 from services.inventory.domain import FlashSaleNotFound, SaleState
 from services.inventory.reservations import reserve, settle
 from services.inventory.sql import reservations

@@ -281,4 +281,4 @@ def test_rules_are_read_from_the_contract() -> None:
     public = access.rule_of("/stampede.catalog.v1.CatalogService/GetProduct")
     snapshots = access.rule_of("/stampede.catalog.v1.SnapshotService/GetSnapshots")
     assert public == Rule(access_pb2.ACCESS_PUBLIC, frozenset(), reads=True)
-    assert snapshots == Rule(access_pb2.ACCESS_MESH, frozenset({"orders"}), reads=True)
+    assert snapshots == Rule(access_pb2.ACCESS_MESH, frozenset({"inventory", "orders"}), reads=True)
