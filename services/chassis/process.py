@@ -25,7 +25,7 @@ from prometheus_client import Counter
 
 from services.chassis import settings, telemetry
 from services.chassis.client.target import Target
-from services.chassis.data import cleanup, db
+from services.chassis.data import cleanup, db, partitions
 from services.chassis.data.cleanup import Cleanup
 from services.chassis.events import broadcast, dead_letters, outbox, streams, subscriber
 from services.chassis.events.outbox import Relay
@@ -147,6 +147,10 @@ class Process:
         """Runs each of `jobs` every hour, independently of the others."""
         for job in jobs:
             self.background(f"cleanup of {job.name}", partial(cleanup.run_hourly, self.db, job))
+
+    def make_partitions(self, table: str) -> None:
+        """Makes the partitions of `table` before they are needed."""
+        self.background(f"partitions of {table}", partial(partitions.keep_made, self.db, table))
 
     def exchange_events(self, *consumers: subscriber.Consumer, keep: bool = True) -> None:
         """Publishes the events of the outbox and runs `consumers` while NATS is available.

@@ -69,6 +69,7 @@ async def main(config: Settings) -> None:
         process.listen("stampede.orders.order.*", consumers.order_changed(watch), listener=watch)
         process.listen(CANCELLING, withdrawals.receive, listener=withdrawals)
         process.listen("stampede.inventory.sale.*", sold_out.receive, listener=sold_out)
+        process.make_partitions("order_log")
         process.run_cleanups(
             subscriber.CLEANUP, idempotency.CLEANUP, partitions.roll("order_log", keep_months=config.log_keep_months)
         )

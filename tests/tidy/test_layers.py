@@ -32,6 +32,14 @@ _CHASSIS = {
     "client": {"", "server", "client"},
     "events": {"", "telemetry", "data", "server", "events"},
 }
+# Tables that nothing deletes from, each with its reason.
+_KEPT = {
+    "products": "the catalog", "users": "accounts", "stock": "one row a product", "flash_sales": "a row a sale",
+    "stock_movements": "the ledger", "reservations": "what was sold", "returns": "what came back",
+    "sale_customers": "the customer limit counts all orders", "orders": "the books", "order_products": "of orders",
+    "payments": "the books", "refunds": "the books", "disputes": "the books", "event_walks": "one row a provider",
+    "leases": "one row a job", "signing_keys": "deleted by the ORM when they retire",
+}  # fmt: skip
 _COMPOSES_THE_CHASSIS = "services/chassis/process.py"
 _CHASSIS_SQL = ("services/chassis/data/", "services/chassis/events/")
 _MAPS_DATABASE_ERRORS = "services/chassis/errors.py"
@@ -212,6 +220,27 @@ def test_services_whose_events_have_a_consumer_keep_them() -> None:
                 forgetful.add(service)
     assert "payments" in consumed
     assert_none("services that keep published events", sorted(consumed & forgetful))
+
+
+def test_each_table_that_grows_has_something_that_deletes_its_rows() -> None:
+    """A table that is kept for good says why."""
+    deleting: dict[str, set[str]] = {}
+    for service in (*SERVICES, "chassis"):
+        found = deleting.setdefault(service, set())
+        for path in modules(f"services/{service}"):
+            if "migrations" not in path.parts:
+                found |= {table for text, _ in strings(path) for table in re.findall(r"DELETE FROM (\w+)", text)}
+                found |= {
+                    ast.unparse(node.args[0]).strip("'")
+                    for called, node in calls(path)
+                    if called == "delete_old_rows" or called.endswith(".make_partitions")
+                }
+    offenders = [
+        f"{service}: {table}"
+        for service in SERVICES
+        for table in sorted(tables(service) - deleting[service] - deleting["chassis"] - _KEPT.keys())
+    ]
+    assert_none("tables that grow without an end", offenders)
 
 
 def test_the_chassis_names_no_service() -> None:

@@ -2,15 +2,36 @@
 
     op.execute("CREATE TABLE visits (…, create_time timestamptz NOT NULL) PARTITION BY RANGE (create_time)")
     op.execute(partitions.roll_function("visits", role="shop"))   # in a migration; makes the first partitions too
-    process.run_cleanups(partitions.roll("visits", keep_months=12))  # in the service; every hour
+    process.make_partitions("visits")                                # in the service; every hour
+    process.run_cleanups(partitions.roll("visits", keep_months=12))
 
 Months are UTC's. A primary key of such a table must contain `create_time`.
 """
 
+import asyncio
 import re
 
-from services.chassis.data.cleanup import Cleanup
+import structlog
+from prometheus_client import Gauge
+from sqlalchemy import text
 
+from services.chassis.data.cleanup import Cleanup
+from services.chassis.data.db import Database
+from services.chassis.telemetry.heartbeats import beat
+
+log = structlog.get_logger()
+
+_AHEAD = Gauge("stampede_partitions_ahead", "Months ahead that have a partition; alarm below 2.", ["table"])
+_AHEAD_MIN = 2
+_PAUSE_SECONDS, _RETRY_SECONDS = 3600.0, 60.0
+_STATEMENT_SECONDS = 30
+# Drops nothing: making the next partition must not depend on the end of an old one.
+_KEEP_ALL_MONTHS = 12_000
+_COUNT_AHEAD = """
+    SELECT count(*) FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
+    WHERE inhparent = 'public.{table}'::regclass
+      AND right(child.relname, 7) > to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')
+"""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,50}")
 
 _FUNCTION = """
@@ -89,3 +110,26 @@ def roll(table: str, *, keep_months: int) -> Cleanup:
     assert _NAME.fullmatch(table)
     assert keep_months >= 1
     return Cleanup(f"partitions of {table}", f"SELECT roll_{table}({keep_months})")
+
+
+async def keep_made(db: Database, table: str) -> None:
+    """Makes the partitions of `table` two months ahead, every hour until cancelled; each minute while one is missing.
+
+    Without a partition every insert fails. So this is a job of its own, which no failing cleanup delays.
+    """
+    assert _NAME.fullmatch(table)
+    while beat():
+        try:
+            async with db.begin() as tx:
+                await tx.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT_SECONDS}s'"))
+                await tx.execute(text(f"SELECT roll_{table}({_KEEP_ALL_MONTHS})"))
+        except Exception as error:
+            log.warning("partitions were not made", table=table, cause=error)
+        async with db() as tx:
+            ahead = int(await tx.scalar(text(_COUNT_AHEAD.format(table=table))) or 0)
+        _AHEAD.labels(table).set(ahead)
+        if ahead < _AHEAD_MIN:
+            log.error("partitions are missing", table=table, ahead=ahead, wanted=_AHEAD_MIN)
+        pause = _PAUSE_SECONDS if ahead >= _AHEAD_MIN else _RETRY_SECONDS
+        beat(rest=pause)
+        await asyncio.sleep(pause)

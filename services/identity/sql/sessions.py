@@ -24,6 +24,7 @@ CLEANUPS = (
         """DELETE FROM sessions WHERE id IN (
             SELECT id FROM sessions s WHERE expire_time < now()
                 AND NOT EXISTS (SELECT FROM refresh_tokens WHERE session_id = s.id) LIMIT :most)""",
+        overdue="SELECT extract(epoch FROM now() - min(expire_time)) FROM sessions",
     ),
 )
 

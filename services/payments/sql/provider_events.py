@@ -20,7 +20,8 @@ CLEANUP = Cleanup(
         SELECT ctid FROM provider_events WHERE error IS NULL AND processed_time < now() - interval '30 days'
         ORDER BY processed_time LIMIT :most))
     """,
-    oldest="SELECT extract(epoch FROM now() - min(processed_time)) FROM provider_events WHERE error IS NULL",
+    overdue="SELECT extract(epoch FROM now() - interval '30 days' - min(processed_time)) FROM provider_events"
+    " WHERE error IS NULL",
 )
 """Parked events stay until an operator drops them, or until they can be applied."""
 
