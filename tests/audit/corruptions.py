@@ -260,6 +260,18 @@ INVENTORY = corruptions(
         WHERE id = '$pending'"""),
     ("a hold that never ends", "hold-length", "$pending",
         "UPDATE reservations SET expire_time = 'infinity' WHERE id = '$pending'"),
+    ("a hold that counts other units than its lines", "reservation-lines", "$pending",
+        "UPDATE reservations SET units = 7 WHERE id = '$pending'"),
+    ("two open holds of a customer in one slot", "hold-slot", "$",
+        """DROP INDEX reservations_slot;
+        INSERT INTO reservations (id, customer_id, state, lines, expire_time, slot)
+        SELECT '00000000-0000-7000-8000-000000000009', customer_id, state, lines, expire_time, coalesce(slot, 1)
+        FROM reservations WHERE id = '$pending';
+        UPDATE reservations SET slot = coalesce(slot, 1) WHERE id = '$pending'"""),
+    ("more abandoned holds than have ended", "abandoned-holds", "$brief",
+        "UPDATE abandoned_holds SET holds = 9 WHERE sale_id = '$brief'"),
+    ("an abandoned hold of a customer who held nothing", "abandoned-holds", "$sale",
+        "INSERT INTO abandoned_holds (sale_id, customer_id, holds) VALUES ('$sale', '$expired_buyer', 1)"),
     ("a hold without an order, long over", "order-lost", "00000000-0000-7000-8000-000000000004",
         """INSERT INTO reservations (id, customer_id, state, lines, expire_time)
         SELECT '00000000-0000-7000-8000-000000000004', customer_id, 'HELD', lines, now() - interval '1 hour'

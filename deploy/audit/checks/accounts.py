@@ -63,7 +63,7 @@ CHECKS = (
     ),
     Check(
         "signing-keys", Invariant.ACCOUNTS, "a key signs now, and each key is published under its own name",
-        repairs.LOOK, "identity",
+        repairs.REPLACE_KEY, "identity",
         """
         SELECT kid, format('published as %s, signs from %s to %s', public_jwk->>'kid', sign_from,
             coalesce(retire_time::text, 'its successor'))

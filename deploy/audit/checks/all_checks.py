@@ -35,7 +35,8 @@ def noun(check: Check) -> str:
 
 
 _NOUNS = {
-    **dict.fromkeys(("sale-ledger", "sale-closed", "sale-overlap", "sale-terms", "sale-customers"), "sale"),
+    **dict.fromkeys(("sale-ledger", "sale-closed", "sale-overlap", "sale-terms", "sale-customers",
+        "abandoned-holds"), "sale"),
     **dict.fromkeys(("movement-kind", "product-terms", "product-once"), "product"),
     **dict.fromkeys(("provider-event-waits", "provider-event-parked"), "event"), "provider-events-read": "provider",
     "user-account": "user", "user-session": "session", "signing-keys": "key",

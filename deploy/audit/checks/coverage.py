@@ -55,12 +55,12 @@ COVERAGE: dict[str, dict[str, str]] = {
         "sale_id": "sale-customers", "customer_id": "customer-units", "units": "customer-units",
     },
     "inventory.abandoned_holds": {
-        "sale_id": "sale-customers", "customer_id": "sale-customers", "holds": "sale-customers",
+        "sale_id": "abandoned-holds", "customer_id": "abandoned-holds", "holds": "abandoned-holds",
     },
     "inventory.reservations": {
         "id": "order-reservation", "customer_id": "order-reservation", "state": "order-units",
         "lines": "order-reservation", "sale_id": "reservation-lines", "expire_time": "hold-length",
-        "extended": "hold-length", "slot": _PACE,
+        "extended": "hold-length", "slot": "hold-slot",
         "units": "reservation-lines", "create_time": "hold-length", "update_time": "hold-length",
     },
     "inventory.returns": {

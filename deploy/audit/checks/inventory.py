@@ -15,6 +15,12 @@ _EXPECTED = """
     FROM returns b CROSS JOIN jsonb_array_elements(b.lines) l WHERE l->>'sale_id' IS NULL GROUP BY 1, 2
 """
 
+_ENDED = """
+    SELECT l->>'sale_id' AS sale_id, r.customer_id, count(DISTINCT r.id) AS holds
+    FROM reservations r CROSS JOIN jsonb_array_elements(r.lines) l
+    WHERE r.state IN ('EXPIRED', 'RELEASED') AND l->>'sale_id' IS NOT NULL GROUP BY 1, 2
+"""
+
 
 def _check(
     invariant: Invariant, name: str, means: str, query: str, repair: str = repairs.LOOK, mend: str = ""
@@ -87,6 +93,7 @@ CHECKS = (
             hold_seconds, start_time, end_time)
         FROM flash_sales WHERE NOT coalesce(price_minor BETWEEN 0 AND 99999999 AND currency ~ '^[A-Z]{3}$'
             AND allocation > 0 AND per_customer_limit >= 0 AND hold_seconds > 0 AND end_time > start_time
+            AND abandoned_hold_limit >= 0
             AND version > 0, false)
         """,
     ),
@@ -101,6 +108,11 @@ CHECKS = (
                 AND EXISTS (SELECT FROM stock p WHERE p.product_id::text = l.value->>'product_id')
             ELSE s.product_id::text = l.value->>'product_id' AND s.price_minor = (l.value->>'price_minor')::bigint
                 AND s.currency = l.value->>'currency' END, false)
+        UNION ALL
+        SELECT r.id, format('it counts %s units, its lines come to %s', r.units, l.units)
+        FROM reservations r CROSS JOIN LATERAL (
+            SELECT sum((l->>'quantity')::numeric) AS units FROM jsonb_array_elements(r.lines) l
+        ) l WHERE r.units <> l.units
         UNION ALL
         SELECT r.id, format('it is in the list of sale %s', coalesce(r.sale_id::text, '(none)')) FROM reservations r
         WHERE jsonb_array_length(r.lines) = 0 OR r.sale_id::text IS DISTINCT FROM (
@@ -141,6 +153,31 @@ CHECKS = (
                 SELECT l->>'product_id' AS product_id, sum((l->>'quantity')::integer) AS units
                 FROM jsonb_array_elements(b.lines) l GROUP BY 1
             ) t) = b.asked), false)
+        """,
+    ),
+    _check(
+        Invariant.RESERVATIONS, "hold-slot", "the open holds of a customer have different slots",
+        """
+        SELECT min(id::text), format('%s holds of customer %s have the slot %s', count(*), customer_id, slot)
+        FROM reservations WHERE state = 'HELD' AND slot IS NOT NULL GROUP BY customer_id, slot HAVING count(*) > 1
+        """,
+    ),
+    _check(
+        Invariant.LIMITS, "abandoned-holds", "a sale counts no more abandoned holds of a customer than have ended",
+        f"""
+        SELECT a.sale_id, format('it counts %s abandoned holds of customer %s, of %s that ended', a.holds,
+            a.customer_id, coalesce(e.holds, 0))
+        FROM abandoned_holds a LEFT JOIN flash_sales s ON s.id = a.sale_id LEFT JOIN ({_ENDED}) e
+            ON e.sale_id = a.sale_id::text AND e.customer_id = a.customer_id
+        WHERE s.id IS NULL OR a.holds NOT BETWEEN 0 AND coalesce(e.holds, 0)
+        """,
+        repairs.MEND,
+        f"""
+        DELETE FROM abandoned_holds WHERE sale_id = CAST(:id AS uuid)
+            AND NOT EXISTS (SELECT FROM flash_sales s WHERE s.id = sale_id);
+        UPDATE abandoned_holds a SET holds = least(a.holds, coalesce((
+            SELECT e.holds FROM ({_ENDED}) e WHERE e.sale_id = :id AND e.customer_id = a.customer_id), 0))
+        WHERE a.sale_id = CAST(:id AS uuid)
         """,
     ),
     _check(

@@ -45,14 +45,14 @@ CHECKS = (
         f"""
         SELECT order_id, format('payment %s is %s, next check at %s', id, state,
             coalesce(next_check_time::text, 'never'))
-        FROM payments WHERE state IN ('AWAITING_CUSTOMER', 'PROCESSING') AND NOT coalesce(next_check_time
-            BETWEEN clock_timestamp() - interval '{_DUE_SECONDS} seconds'
+        FROM payments WHERE state IN ('AWAITING_CUSTOMER', 'PROCESSING') AND problem = ''
+            AND NOT coalesce(next_check_time BETWEEN clock_timestamp() - interval '{_DUE_SECONDS} seconds'
             AND clock_timestamp() + interval '{_ASLEEP_SECONDS} seconds', false)
         UNION ALL
         SELECT p.order_id, format('refund %s is %s, next check at %s', r.id, r.state,
             coalesce(r.next_check_time::text, 'never'))
         FROM refunds r JOIN payments p ON p.id = r.payment_id
-        WHERE r.state = 'PENDING' AND NOT coalesce(r.next_check_time
+        WHERE r.state = 'PENDING' AND r.problem = '' AND NOT coalesce(r.next_check_time
             BETWEEN clock_timestamp() - interval '{_DUE_SECONDS} seconds'
             AND clock_timestamp() + interval '{_ASLEEP_SECONDS} seconds', false)
         """,

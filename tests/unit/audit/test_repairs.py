@@ -11,10 +11,12 @@ from deploy.audit.__main__ import parser
 from deploy.audit.checks.all_checks import CHECKS
 from deploy.audit.findings import Check, Finding
 from services.chassis.events import dead_letters
+from services.identity import cli as identity
 from services.orders import cli as orders
 from services.payments import cli as payments
 
 _PROGRAMS: dict[tuple[str, ...], Callable[[argparse.ArgumentParser], None]] = {
+    ("services.identity", "keys"): identity.describe,
     ("services.orders", "sagas"): orders.describe,
     ("services.orders", "dead-letters"): dead_letters.add_arguments,
     ("services.payments", "events"): payments.describe_events,
