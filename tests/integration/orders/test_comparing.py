@@ -1,12 +1,13 @@
 """Orders and payments agree about refunds, wherever these begin, and whatever becomes of the events."""
 
 import uuid
+from collections.abc import Sequence
 
 import pytest
 
 from services.chassis import ids
 from services.orders import consumers
-from services.orders.domain import Actor, Refund
+from services.orders.domain import Actor, Payment, Refund
 from services.orders.domain import State as OrderState
 from services.orders.saga.comparer import Comparer
 from services.orders.sql import combined, orders, sagas
@@ -120,6 +121,30 @@ async def test_check_waits_until_the_refund_of_the_order_is_settled(shop: Shop) 
     await comparing(shop).check_requested()
 
     assert (await the_order(shop.db, order.id)).refunded_minor == 0
+    assert len(await rows_of(shop.db, "SELECT FROM payment_checks")) == 1
+
+
+async def test_order_that_changes_while_payments_is_asked_is_compared_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refund at orders ends in between; the older sum must not take it back."""
+    order = await a_paid_order(shop)
+    shop.payments.refund_there(order.id, 100)
+    await event(shop, order, 100)
+    read = shop.payments_client.read
+
+    async def slow(order_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Payment]:
+        older = await read(order_ids)
+        request = pb.RefundOrderRequest(order_id=order.id, amount=order.total)
+        request.amount.minor_units = 300
+        await shop.orders.RefundOrder(request, metadata=tokens.as_staff())
+        return older
+
+    monkeypatch.setattr(shop.payments_client, "read", slow)
+    await comparing(shop).check_requested()
+
+    now = await the_order(shop.db, order.id)
+    assert (now.state, now.refunded_minor) == (OrderState.PARTIALLY_REFUNDED, 400)
     assert len(await rows_of(shop.db, "SELECT FROM payment_checks")) == 1
 
 
