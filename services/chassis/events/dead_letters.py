@@ -86,10 +86,11 @@ async def find_letter(
 def _letter(found: Any, consumer: Consumer) -> DeadLetter:
     headers: Mapping[str, str] = found.headers or {}
     # Letters of an older version carry the event's own id as message id, and neither attempts nor cause.
-    event_id = headers.get(subscriber.EVENT_ID) or headers["Nats-Msg-Id"]
+    given = headers.get(subscriber.EVENT_ID) or headers.get("Nats-Msg-Id")
     return DeadLetter(
         sequence=found.seq, time=str(found.time or ""), consumer=consumer.name,
-        subject=str(found.subject).removeprefix(f"dead.{consumer.name}."), event_id=uuid.UUID(event_id),
+        subject=str(found.subject).removeprefix(f"dead.{consumer.name}."), 
+        event_id=subscriber.event_id(given, f"{DEAD_LETTERS}/{found.seq}"),
         attempts=headers.get(subscriber.ATTEMPTS, "?"),
         cause=headers.get(subscriber.CAUSE, "?"), payload=found.data or b"",
     )  # fmt: skip

@@ -149,11 +149,11 @@ class Consumer:
             await message.nak(delay=_RETRY_SECONDS)
             return
         # A poison event must not block those behind it: it becomes a dead letter, for an operator.
-        event_id = str(_id_of(message))
+        id_ = str(_id_of(message))
         headers = {
             # Several consumers may have a dead letter of the same event.
-            "Nats-Msg-Id": f"{self.name}/{event_id}",
-            EVENT_ID: event_id, ATTEMPTS: str(attempt), CAUSE: cause_of(error),
+            "Nats-Msg-Id": f"{self.name}/{id_}",
+            EVENT_ID: id_, ATTEMPTS: str(attempt), CAUSE: cause_of(error),
         }  # fmt: skip
         await jetstream.publish(f"dead.{self.name}.{message.subject}", message.data, headers=headers)
         _DEAD.labels(message.subject).inc()
@@ -165,7 +165,19 @@ Consumers = Callable[[Database], Sequence[Consumer]]
 
 
 def _id_of(message: Msg) -> uuid.UUID:
-    return uuid.UUID((message.headers or {})["Nats-Msg-Id"])
+    place = message.metadata
+    return event_id((message.headers or {}).get("Nats-Msg-Id"), f"{place.stream}/{place.sequence.stream}")
+
+
+def event_id(given: str | None, place: str) -> uuid.UUID:
+    """Returns the id `given` to an event; for a message that no outbox has published, one made of its `place`.
+
+    Such a message must fail alone, like any other that nobody can act on, and not the consumer.
+    """
+    try:
+        return uuid.UUID(given or "")
+    except ValueError:
+        return uuid.uuid5(uuid.NAMESPACE_OID, place)
 
 
 def cause_of(error: BaseException) -> str:

@@ -102,6 +102,26 @@ async def test_poison_event_becomes_a_dead_letter_and_delays_no_other(
     assert sorted(actions.done) == [0, 1, 3, 4, 5]
 
 
+@pytest.mark.parametrize("headers", [None, {"Nats-Msg-Id": "not an id"}], ids=["no id", "another id"])
+async def test_message_of_a_stranger_delays_no_event(
+    db: Database, broker: Client, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch,
+    headers: dict[str, str] | None,
+) -> None:  # fmt: skip
+    """No outbox has published it, so it has no event id; it stopped its consumer for good."""
+    monkeypatch.setattr(subscriber, "_ATTEMPTS_MAX", 2)
+    monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
+    await streams.declare_streams(jetstream, service)
+    dead = await broker.subscribe(f"dead.{service}-reader.>")
+    await jetstream.publish(f"stampede.{service}.thing.happened", message(0).SerializeToString(), headers=headers)
+    await publish(jetstream, service, 1)
+    actions = Actions(0)
+    async with consuming(db, jetstream, service, actions):
+        letter = await dead.next_msg(timeout=15)
+        await publish(jetstream, service, 2)
+        await actions.until(1, 2)
+    assert number_of(letter.data) == 0
+
+
 async def test_unavailable_database_makes_no_event_a_dead_letter(
     db: Database, broker: Client, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
