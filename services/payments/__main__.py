@@ -58,4 +58,8 @@ async def main(config: Settings) -> None:
 
 if __name__ == "__main__":
     events = Command("provider events that were parked: list, retry or drop them", cli.describe_events, cli.events)
-    run("payments", Settings, main, commands={"events": events})
+    parked = Command(
+        "refunds and payments that wait for an operator: list, resume, abandon, or mark them as done",
+        cli.describe_parked, cli.parked,
+    )  # fmt: skip
+    run("payments", Settings, main, commands={"events": events, "parked": parked})

@@ -2,8 +2,9 @@
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,6 +19,11 @@ from services.payments.domain import OPEN, Charge, NewRefund, Payment, PaymentNo
 from services.payments.settle import ended_event
 from services.payments.sql import payments, refunds
 
+REVERSAL = "order reversed"
+REVERSAL_REFUSED = "REVERSAL_REFUSED"
+REVERSALS_MOST = 3
+REVERSAL_PAUSE = timedelta(seconds=60)
+"""Between the first refusal of a reversal and the next try; ten times as long after each further one."""
 _CALLS_MOST = 32  # in one transaction, each with up to 200 orders
 
 
@@ -83,7 +89,8 @@ class Charges:
         deadline = Deadline()
         async with self._db.begin() as tx:
             found = await self._request_cancel(tx, charges)
-        return await self._void([found[charge.order_id] for charge in charges], deadline)
+        withdrawn = self._dispatcher.withdraw(payment.id for payment in found.values() if payment.cancel_requested)
+        return await self._void([found[charge.order_id] for charge in charges], withdrawn, deadline)
 
     async def reverse(self, charges: Sequence[Charge]) -> list[Payment]:
         """Refund all that orders paid, and cancel what they have not paid."""
@@ -91,9 +98,10 @@ class Charges:
         async with self._db.begin() as tx:
             found = await self._request_cancel(tx, charges)
             pending = await _refund_in_full(tx, [p for p in found.values() if p.state is State.SUCCEEDED])
+        withdrawn = self._dispatcher.withdraw(payment.id for payment in found.values() if payment.cancel_requested)
         for refund in pending:
             self._dispatcher.refund(refund)
-        known = await self._void([found[charge.order_id] for charge in charges], deadline)
+        known = await self._void([found[charge.order_id] for charge in charges], withdrawn, deadline)
         if not pending:
             return known
         await self._dispatcher.wait_for_refunds([refund.id for refund in pending], seconds=deadline.seconds_left())
@@ -117,15 +125,19 @@ class Charges:
             found |= {p.order_id: dataclasses.replace(p, cancel_requested=True) for p in requested}
         return found
 
-    async def _void(self, known: Sequence[Payment], deadline: Deadline) -> list[Payment]:
+    async def _void(
+        self, known: Sequence[Payment], withdrawn: Collection[uuid.UUID], deadline: Deadline
+    ) -> list[Payment]:
         """Void the charges that wait for their customer; return all payments as they are then."""
         self._published()
         cancellable = [payment for payment in known if payment.is_cancellable]
         for payment in cancellable:
             self._dispatcher.advance(payment)
-        # Charges in progress are not awaited: the caller calls again, and can do other work until then.
-        results = iter(await self._dispatcher.wait(cancellable, seconds=deadline.seconds_left()))
-        return [next(results) if payment.is_cancellable else payment for payment in known]
+        # Charges under way are not awaited: the caller calls again, and can do other work until then.
+        ending = [payment for payment in known if payment.is_cancellable or payment.id in withdrawn]
+        results = await self._dispatcher.wait(ending, seconds=deadline.seconds_left())
+        now = {payment.id: payment for payment in results}
+        return [now.get(payment.id, payment) for payment in known]
 
     async def get_by_orders(self, order_ids: Sequence[uuid.UUID]) -> list[Payment | AppError]:
         """Return the payments of orders, in their order; `PaymentNotFound` for an order without one."""
@@ -162,11 +174,19 @@ def _differs(payment: Payment, charge: Charge) -> bool:
 
 
 async def _refund_in_full(tx: AsyncSession, paid: Sequence[Payment]) -> list[Refund]:
-    """Commit refunds of all that is left of locked payments. Return their pending refunds, also those begun before."""
-    due = [
-        NewRefund(id=ids.new(), payment=p, amount_minor=p.left_minor, reason="order reversed")
-        for p in paid
-        if p.left_minor > 0
-    ]
+    """Commit refunds of all that is left of locked payments. Return their pending refunds, also those begun before.
+
+    One that the provider has refused is tried again after a pause, and a few times only: then an operator must help.
+    """
     pending = await refunds.read_pending(tx, [p.id for p in paid if p.refunding_minor])
+    left = [p for p in paid if p.left_minor > 0]
+    refused = await refunds.count_refused(tx, [p.id for p in left], reason=REVERSAL)
+    due, parked = list[NewRefund](), list[Payment]()
+    for payment in left:
+        number, age = refused.get(payment.id, (0, timedelta.max))
+        if number >= REVERSALS_MOST and not payment.problem:
+            parked.append(dataclasses.replace(payment, problem=REVERSAL_REFUSED))
+        elif number < REVERSALS_MOST and age > REVERSAL_PAUSE * 10 ** max(number - 1, 0):
+            due.append(NewRefund(id=ids.new(), payment=payment, amount_minor=payment.left_minor, reason=REVERSAL))
+    await payments.store(tx, parked)
     return pending + await refunds.insert(tx, due)

@@ -1,11 +1,16 @@
-"""`python -m services.payments events …`: provider events that were parked, from a shell."""
+"""`python -m services.payments events|parked …`: parked events, refunds and payments, from a shell."""
 
 import argparse
+import getpass
+import os
 import sys
+import uuid
 from collections.abc import Sequence
 
 from services.chassis.data import db as database
 from services.chassis.data.db import Database
+from services.chassis.errors import AppError
+from services.payments.dispatch.parked import abandon, list_parked, mark_as_done, resume
 from services.payments.settings import Settings
 from services.payments.sql import provider_events
 
@@ -20,6 +25,55 @@ def describe_events(parser: argparse.ArgumentParser) -> None:
     retry.add_argument("event_id", nargs="*")
     retry.add_argument("--all", action="store_true", help="all that are parked")
     actions.add_parser("drop", help="give up parked events").add_argument("event_id", nargs="+")
+
+
+def describe_parked(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `parked`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|resume|abandon|done")
+    actions.add_parser("list", help=f"the {_MOST} longest parked refunds and payments, with their problems")
+    for name, text in (
+        ("resume", "make the refund again under a new key, or ask about the payment again"),
+        ("abandon", "give the refund up, so that its sum is free again; or cancel the payment"),
+        ("done", "count the money as refunded, because it went back another way"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("id", type=uuid.UUID, help="of a refund or payment that `list` shows")
+        action.add_argument("--note", default="", help="kept with the refund")
+
+
+async def parked(config: Settings, arguments: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code, 1 after a refusal. The processes of the service do the work."""
+    engine, db = database.connect(config.database_url.get_secret_value(), pool_size=1)
+    try:
+        await _act_on_parked(db, arguments)
+    except AppError as error:
+        _write(f"{error.reason}: {error}")
+        return 1
+    finally:
+        await engine.dispose()
+    return 0
+
+
+async def _act_on_parked(db: Database, arguments: argparse.Namespace) -> None:
+    if arguments.action != "list":
+        act = {"resume": resume, "abandon": abandon, "done": mark_as_done}[arguments.action]
+        await act(db, arguments.id, f"operator:{_user()} {arguments.note}".strip())
+        _write(f"{arguments.id}: {arguments.action}")
+        return
+    found = await list_parked(db, most=_MOST)
+    for one in found:
+        _write(
+            f"{one.kind} {one.id}  order {one.order_id}  {one.state}  {one.currency} {one.amount_minor}"
+            f"  since {one.update_time:%Y-%m-%d %H:%M:%S}  {one.problem}  {one.cause}".rstrip()
+        )
+    _write(f"{len(found)} parked{', and more' * (len(found) == _MOST)}")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the user has a number and no name
+        return str(os.getuid())
 
 
 async def events(config: Settings, arguments: argparse.Namespace) -> int:

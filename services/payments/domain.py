@@ -4,10 +4,10 @@ import dataclasses
 import enum
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from services.chassis.errors import AppError, InvalidFields, WrongState
-from services.chassis.money import Money, check_chargeable
+from services.chassis.errors import AppError
+from services.chassis.money import Money
 
 WEBHOOK_BYTES_MOST = 256 * 1024
 IN_PROGRESS_MOST = 5_000
@@ -17,6 +17,11 @@ LEASE_SECONDS = 4.0
 """A process owns a payment for this long, unless it renews the lease."""
 REFUND_CHECK_SECONDS = 15.0
 """After this long, a comparison of refunds with the provider's list that has not finished begins again."""
+READ_AGAIN_SECONDS = 0.05
+"""A call that takes money and begins later than this after its payment was read looks again whether it is wanted."""
+MISSING_AT_PROVIDER = "MISSING_AT_PROVIDER"
+MISSING_CHECKS = 3
+"""A payment whose cancellation was requested ends once the provider has said so often that it has no such charge."""
 EVENT_ATTEMPTS_MOST = 12
 UNANSWERED_ATTEMPTS_MOST = 150
 """An event about which the provider gives no answer is parked after this many attempts, about a day."""
@@ -63,6 +68,11 @@ class PaymentNotFound(AppError):
 class RefundTooLarge(AppError):
     code = "FAILED_PRECONDITION"
     template = "Only {leftMinorUnits} minor units of the payment are left to refund."
+
+
+class RefundRefused(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The provider refused the refund: {cause}."
 
 
 class BadSignature(AppError):
@@ -122,6 +132,11 @@ class Payment:
         """Whether the provider can be asked to cancel it; a charge in progress must end first."""
         return self.state is State.AWAITING_CUSTOMER
 
+    @property
+    def is_payable(self) -> bool:
+        """Whether its customer may pay it."""
+        return self.state is State.AWAITING_CUSTOMER and not self.cancel_requested
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refund:
@@ -157,6 +172,17 @@ class NewRefund:
     stray_reference: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The calls of one payment or refund under its current idempotency key, before the one that begins now."""
+
+    key_age: timedelta = timedelta(0)
+    unanswered_age: timedelta | None = None
+    """The time since the last one that may still take effect, because it got no answer; None if there is none."""
+    is_first: bool = True
+    """Whether none was sent."""
+
+
 class ChargeStatus(enum.Enum):
     """The statuses of a charge that a provider can report."""
 
@@ -170,6 +196,10 @@ class ChargeStatus(enum.Enum):
     REFUSED = enum.auto()
     """The provider refused the request itself, for good, before any money could move."""
     CANCELLED = enum.auto()
+    WITHDRAWN = enum.auto()
+    """No call was sent that could have taken money, or the provider has no record of one: nothing can move any more."""
+    MISSING = enum.auto()
+    """The provider has no charge with the payment's reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +215,8 @@ class ChargeResult:
     reason: str = ""
     authenticating: bool = False
     """With `AWAITING_CUSTOMER`: the customer has started to pay and the bank is authenticating them."""
+    calls: Calls | None = None
+    """With `UNKNOWN`: the earlier calls, if this one has ended for sure; None if it may still take effect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +237,10 @@ class RefundResult:
     state: RefundState | None = None
     reference: str | None = None
     reason: str = ""
+    calls: Calls | None = None
+    """As in `ChargeResult`."""
+    problem: str = ""
+    """Why an operator must look at it, if the provider does not take it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +253,19 @@ class ProviderRefund:
     state: RefundState
     refund_id: uuid.UUID | None
     """Our id, from its metadata; None if people made it at the provider."""
+    attempt: int = 1
     reason: str = ""
+
+    def is_of(self, refund: Refund) -> bool:
+        """Whether it is our `refund`, made under its current key."""
+        return self.refund_id == refund.id and self.attempt == refund.attempt
+
+    def result(self, refund: Refund) -> RefundResult:
+        """Return it as the result of our `refund`."""
+        return RefundResult(
+            refund_id=refund.id, payment_id=refund.payment_id, state=self.state, reference=self.reference,
+            reason=self.reason,
+        )  # fmt: skip
 
 
 class EventKind(enum.Enum):
@@ -290,6 +338,8 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
     """Return the payment after `result`. Results may come twice, late and in any order; none moves a payment back."""
     if result.status is ChargeStatus.UNKNOWN:
         return payment, Verdict.ACCEPTED
+    if result.status in (ChargeStatus.WITHDRAWN, ChargeStatus.MISSING):
+        return _without_charge(payment, result.status), Verdict.ACCEPTED
     succeeded = result.status is ChargeStatus.SUCCEEDED
     if is_other_amount(payment, result.amount_minor, result.currency, reported=succeeded):
         return payment, Verdict.OTHER_AMOUNT
@@ -310,8 +360,23 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
         client_secret=(result.client_secret or payment.client_secret) if state in OPEN else None,
         failure_reason=result.reason if declined else "" if state is State.SUCCEEDED else payment.failure_reason,
         authenticating=result.authenticating and state is State.AWAITING_CUSTOMER,
+        problem="",
         checks=payment.checks if state == payment.state else 0,
     ), Verdict.ACCEPTED
+
+
+def _without_charge(payment: Payment, status: ChargeStatus) -> Payment:
+    """Return a payment that the provider has no charge for: it ends if that was requested."""
+    if payment.state not in OPEN or (status is ChargeStatus.WITHDRAWN and payment.provider_reference is not None):
+        return payment
+    missing = status is ChargeStatus.MISSING
+    problem = MISSING_AT_PROVIDER if missing else payment.problem
+    if not payment.cancel_requested or (missing and payment.checks < MISSING_CHECKS):
+        return dataclasses.replace(payment, problem=problem)
+    return dataclasses.replace(
+        payment, state=State.CANCELLED, payment_method=None, client_secret=None, authenticating=False, problem=problem,
+        failure_reason=problem, checks=0,
+    )  # fmt: skip
 
 
 def is_other_amount(
@@ -331,22 +396,3 @@ def _state_after(payment: Payment, status: ChargeStatus) -> State:
             final = final or payment.provider_reference is None
         return State.FAILED if final else State.AWAITING_CUSTOMER
     return State[status.name]
-
-
-def refundable_minor(payment: Payment, amount: Money | None) -> int:
-    """Return the minor units that a refund of `amount` takes; without `amount`, all that is left.
-
-    Raises `WrongState`, `InvalidFields` or `RefundTooLarge` if the refund is not allowed.
-    """
-    if payment.state not in (State.SUCCEEDED, State.REFUNDED):
-        raise WrongState(resource="payment", state=payment.state, wanted=State.REFUNDED)
-    if amount is not None and amount.minor < 1:
-        raise InvalidFields({"amount.minorUnits": "must be at least 1"})
-    if amount is not None and amount.currency != payment.currency:
-        raise InvalidFields({"amount.currencyCode": f"must be {payment.currency}, the payment's"})
-    if amount is not None:
-        check_chargeable(amount, "amount")
-    minor = payment.left_minor if amount is None else amount.minor
-    if minor > payment.left_minor or minor == 0:
-        raise RefundTooLarge(leftMinorUnits=payment.left_minor)
-    return minor

@@ -152,7 +152,7 @@ def _to_status(payment: Payment) -> charge_pb.PaymentStatus:
         state=charge_pb.PaymentStatus.State.Value(payment.state),
         failure_reason=payment.failure_reason,
         provider=payment.provider,
-        client_secret=(payment.client_secret or "") if payment.state is State.AWAITING_CUSTOMER else "",
+        client_secret=(payment.client_secret or "") if payment.is_payable else "",
         authenticating=payment.authenticating,
         refunded=wire.money(Money(payment.currency, payment.refunded_minor)) if payment.refunded_minor else None,
         refunding=wire.money(Money(payment.currency, payment.refunding_minor)) if payment.refunding_minor else None,

@@ -81,7 +81,8 @@ async def apply_results(
             stray.append(_refund_of_stray(after[result.payment_id], result))
     changed = [payment for payment in after.values() if payment != before[payment.id]]
     waiting = [payment for payment in after.values() if payment == before[payment.id] and payment.state in OPEN]
-    await payments.store(tx, changed, unchanged=waiting)
+    ended = {result.payment_id: result.calls for result in results if result.calls}
+    await payments.store(tx, changed, unchanged=waiting, ended=ended)
     await refunds.insert(tx, stray)
     await outbox.publish(tx, [ended_event(p) for p in changed if _has_ended(before[p.id], p)])
     return after
@@ -114,8 +115,7 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
                 state=outcome,
                 provider_reference=result.reference or refund.provider_reference,
                 failure_reason=result.reason,
-                # A stray charge whose refund fails is money that nobody else asks for.
-                problem=FAILED_LATER if outcome is RefundState.FAILED and refund.stray else refund.problem,
+                problem=_problem_after(refund, outcome, result),
             )
             if outcome is RefundState.PENDING:
                 continue
@@ -126,11 +126,19 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
             if outcome is RefundState.FAILED:
                 failed.add(payment.id)
         await payments.store(tx, [payment for payment in known.values() if payment != before[payment.id]])
-        await refunds.store(tx, list(found.values()))
+        ended = {result.refund_id: result.calls for result in results if result.calls}
+        await refunds.store(tx, list(found.values()), ended=ended)
         if failed:  # people may have refunded the charge at the provider
             await payments.check_refunds(tx, sorted(failed))
         await outbox.publish(tx, events)
     return [found[result.refund_id] for result in results]
+
+
+def _problem_after(refund: Refund, outcome: RefundState, result: RefundResult) -> str:
+    if outcome is RefundState.PENDING:
+        return result.problem or refund.problem
+    # A stray charge whose refund fails is money that nobody else asks for.
+    return FAILED_LATER if outcome is RefundState.FAILED and refund.stray else ""
 
 
 def ended_event(payment: Payment) -> Event:

@@ -153,6 +153,10 @@ class Sandbox:
         outcome = {"outcome": "succeed" if succeed else "fail"}
         (await self.rest.post(f"/_sandbox/payment_intents/{intent}/{question}", outcome)).expect()
 
+    async def fail_refund(self, refund: str) -> None:
+        """The bank sends back a refund that had succeeded."""
+        (await self.rest.post(f"/_sandbox/refunds/{refund}/fail", {})).expect()
+
     async def faults(self, **switches: object) -> None:
         (await self.rest.post("/_sandbox/faults", switches)).expect()
 

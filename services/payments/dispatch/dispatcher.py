@@ -4,8 +4,7 @@ import asyncio
 import contextvars
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -15,11 +14,13 @@ from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
 from services.chassis.errors import RateLimited
 from services.payments import settle
+from services.payments.dispatch.calls import ProviderCalls
 from services.payments.dispatch.rules import Operation, next_operation
 from services.payments.domain import (
     ANSWER_SECONDS,
     IN_PROGRESS_MOST,
     OPEN,
+    Calls,
     ChargeRecord,
     ChargeResult,
     ChargeStatus,
@@ -28,16 +29,15 @@ from services.payments.domain import (
     RefundResult,
     State,
 )
-from services.payments.providers import OutcomeUnknown, PaymentProvider
+from services.payments.providers import PaymentProvider
 from services.payments.refunds import listed
-from services.payments.sql import payments
 from services.payments.sql.payments import RefundCheck
 
 log = structlog.get_logger()
 
 _OPERATIONS_MOST = 3
 _MARGIN_SECONDS = 0.2
-_NEW_KEY = timedelta(0)
+_FIRST = Calls()
 
 
 class Deadline:
@@ -65,7 +65,13 @@ class ChargeDispatcher:
             "payments.settle", self._settle_all, lanes=1, queue_max=IN_PROGRESS_MOST
         )
         self._settle_refund: Batcher[RefundResult, Refund] = Batcher("payments.refund", self._settle_refunds, lanes=1)
+        self._calls = ProviderCalls(db, providers, self._on_recovered)
+        self.recovered = asyncio.Event()
+        """Set when a provider answers again after it gave no answer for some time."""
         self.draining = False
+
+    def _on_recovered(self) -> None:
+        self.recovered.set()
 
     @property
     def payment_ids(self) -> list[uuid.UUID]:
@@ -82,17 +88,32 @@ class ChargeDispatcher:
         if len(self._payments) + len(self._refunds) >= IN_PROGRESS_MOST:
             raise RateLimited(what="payments")
 
-    def advance(self, payment: Payment, *, key_age: timedelta = _NEW_KEY) -> None:
-        """Start the provider calls that an open payment needs next, unless it is in progress already."""
+    def advance(self, payment: Payment, *, calls: Calls = _FIRST) -> None:
+        """Start the provider calls that an open payment needs next, unless it is in progress already.
+
+        The payment was read just now. `calls` are those that were made for it before.
+        """
         if payment.id not in self._payments:
-            task = _detached(self._advance(payment, key_age))
+            task = _detached(self._advance(payment, calls, time.monotonic()))
             self._payments[payment.id] = task
             task.add_done_callback(lambda _: self._payments.pop(payment.id, None))
 
-    def refund(self, refund: Refund, *, key_age: timedelta = _NEW_KEY) -> None:
+    def withdraw(self, payment_ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+        """Have no call begin that could take money of these payments: their rows say that it is not wanted.
+
+        Return those whose call waited for its turn. Those that are under way already are looked up afterwards.
+        """
+        return {payment_id for payment_id in payment_ids if self._calls.withdraw(payment_id)}
+
+    @property
+    def provider_is_silent(self) -> bool:
+        """Whether no provider call of late got an answer."""
+        return self._calls.is_silent
+
+    def refund(self, refund: Refund, *, calls: Calls = _FIRST) -> None:
         """Start a refund at the provider, unless it is in progress already."""
         if refund.id not in self._refunds:
-            task = _detached(self._refund(refund, key_age))
+            task = _detached(self._refund(refund, calls))
             self._refunds[refund.id] = task
             task.add_done_callback(lambda _: self._refunds.pop(refund.id, None))
 
@@ -134,55 +155,32 @@ class ChargeDispatcher:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _advance(self, payment: Payment, key_age: timedelta) -> Payment | None:
+    async def _advance(self, payment: Payment, calls: Calls, read_time: float) -> Payment | None:
         """Call the provider and store the result, again while a requested cancellation waits. None: not stored."""
         provider = self._providers[payment.provider]
         try:
             for _ in range(_OPERATIONS_MOST):
-                operation = next_operation(payment, key_expired=key_age > provider.key_lifetime)
-                result = await self._call(provider, payment, operation)
-                payment = await self._settle((payment, result))
-                must_cancel = payment.cancel_requested and payment.is_cancellable
-                if result.status is ChargeStatus.UNKNOWN or not must_cancel:
+                operation = next_operation(payment, key_expired=calls.key_age > provider.key_lifetime)
+                result = await self._calls.charge(payment, operation, calls, read_time)
+                payment, read_time = await self._settle((payment, result)), time.monotonic()
+                if not _goes_on(payment, result, operation):
                     break
             if payment.state is State.FAILED and payment.provider_reference is not None:
-                self._void(provider, payment)
+                self._void(payment)
             return payment
         except Exception:
             # The row's lease expires, and the reconciler repeats the call under the same key.
             log.exception("a provider result was not stored", payment_id=payment.id)
             return None
 
-    async def _call(self, provider: PaymentProvider, payment: Payment, operation: Operation) -> ChargeResult:
-        calls: dict[Operation, Callable[[Payment], Awaitable[ChargeResult | None]]] = {
-            Operation.CREATE: provider.create,
-            Operation.FIND: provider.find,
-            Operation.CONFIRM: provider.confirm,
-            Operation.CANCEL: provider.cancel,
-            Operation.RETRIEVE: provider.retrieve,
-        }
-        unknown = ChargeResult(payment_id=payment.id, status=ChargeStatus.UNKNOWN)
-        try:
-            result = await calls[operation](payment)
-        except OutcomeUnknown:
-            return unknown
-        if result is None:
-            async with self._db.begin() as tx:
-                await payments.change_key(tx, payment)
-        return result or unknown
-
-    def _void(self, provider: PaymentProvider, payment: Payment) -> None:
+    def _void(self, payment: Payment) -> None:
         """Void a declined charge, so that it can never be paid. If that fails, still no customer has its secret."""
-        self._detach(self._call(provider, payment, Operation.CANCEL))
+        self._detach(self._calls.charge(payment, Operation.CANCEL, Calls(), time.monotonic()))
 
-    async def _refund(self, refund: Refund, key_age: timedelta) -> None:
-        provider = self._providers[refund.provider]
+    async def _refund(self, refund: Refund, calls: Calls) -> None:
         try:
-            try:
-                result = await provider.refund(refund, key_expired=key_age > provider.key_lifetime)
-            except OutcomeUnknown:
-                result = RefundResult(refund_id=refund.id, payment_id=refund.payment_id)
-            await self._settle_refund(result)
+            if result := await self._calls.refund(refund, calls):
+                await self._settle_refund(result)
         except Exception:
             log.exception("a provider result was not stored", refund_id=refund.id)
 
@@ -208,6 +206,16 @@ class ChargeDispatcher:
         settled = await settle.settle_refunds(self._db, results)
         self._published()
         return settled
+
+
+def _goes_on(payment: Payment, result: ChargeResult, operation: Operation) -> bool:
+    """Whether a payment whose cancellation was requested needs another call now, in place of one without an effect."""
+    if not payment.cancel_requested or payment.state not in OPEN:
+        return False
+    if result.status is ChargeStatus.UNKNOWN:
+        # A call that took no effect gives way to the one that voids or finds the charge; that one is not repeated.
+        return result.calls is not None and operation in (Operation.CREATE, Operation.CONFIRM)
+    return payment.is_cancellable
 
 
 def _detached(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

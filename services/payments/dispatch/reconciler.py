@@ -9,13 +9,17 @@ from services.chassis.events.outbox import Relay
 from services.chassis.telemetry.heartbeats import beat
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import IN_PROGRESS_MOST, State
-from services.payments.sql import leases, payments, refunds
+from services.payments.sql import leases, parked, payments, refunds
 from services.payments.webhooks import inbox
 
 _OPEN = Gauge("stampede_payments_open", "Payments that have not ended.", ["state"])
+_PARKED = Gauge("stampede_money_parked", "Refunds and payments that wait for an operator.", ["kind"])
+_OLDEST_REFUND = Gauge("stampede_refunds_oldest_seconds", "Age of the oldest refund that has no end.")
 _BATCH_MOST = 100
 _IDLE_SECONDS = 1.0
 _RENEW_SECONDS = 1.5
+_HURRY_SECONDS = 5.0
+"""For so long after a provider is back, waiting payments are made due: also those whose last call failed just then."""
 _GATHER_SECONDS = 0.05  # events arrive one by one; after this pause one transaction applies several
 _COUNT_SECONDS = 10.0
 
@@ -26,6 +30,7 @@ class Reconciler:
     def __init__(self, db: Database, dispatcher: ChargeDispatcher, relay: Relay) -> None:
         self._db, self._dispatcher, self._relay = db, dispatcher, relay
         self._events_wait, self._payments_due = asyncio.Event(), asyncio.Event()
+        self._hurry_until = 0.0
 
     def wake(self) -> None:
         """Make `apply_events` look into the inbox at once."""
@@ -42,16 +47,26 @@ class Reconciler:
         dispatcher = self._dispatcher
         if dispatcher.draining:
             return False
+        now = asyncio.get_running_loop().time()
+        if dispatcher.recovered.is_set():
+            dispatcher.recovered.clear()
+            self._hurry_until = now + _HURRY_SECONDS
+        if now < self._hurry_until:
+            async with self._db.begin() as tx:
+                await payments.make_waiting_due(tx)
+        elif dispatcher.provider_is_silent:
+            async with self._db.begin() as tx:  # so that its return is noticed within a second
+                await payments.make_waiting_due(tx, most=1)
         in_progress = dispatcher.payment_ids
         capacity = max(min(_BATCH_MOST, IN_PROGRESS_MOST - len(in_progress)), 0)
         async with self._db.begin() as tx:
             due = await payments.claim_due(tx, besides=in_progress, most=capacity)
-        for payment, key_age in due:
-            dispatcher.advance(payment, key_age=key_age)
+        for payment, calls in due:
+            dispatcher.advance(payment, calls=calls)
         async with self._db.begin() as tx:
             due_refunds = await refunds.claim_due(tx, besides=dispatcher.refund_ids, most=_BATCH_MOST)
-        for refund, key_age in due_refunds:
-            dispatcher.refund(refund, key_age=key_age)
+        for refund, calls in due_refunds:
+            dispatcher.refund(refund, calls=calls)
         async with self._db.begin() as tx:
             checks = await payments.claim_refund_checks(tx, most=_BATCH_MOST)
         for check in checks:
@@ -94,6 +109,10 @@ class Reconciler:
                 counted = await payments.count_open(tx)
             for state in (State.PROCESSING, State.AWAITING_CUSTOMER):
                 _OPEN.labels(state).set(counted.get(state, 0))
+            number_of_refunds, number_of_payments, oldest = await parked.count(self._db)
+            _PARKED.labels("refund").set(number_of_refunds)
+            _PARKED.labels("payment").set(number_of_payments)
+            _OLDEST_REFUND.set(oldest)
             await asyncio.sleep(_COUNT_SECONDS)
 
 

@@ -1,6 +1,7 @@
 """The port to payment providers. One module a provider implements it, and alone imports that provider's SDK."""
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -12,6 +13,19 @@ class OutcomeUnknown(Exception):
 
     Timeouts, lost connections, 429 and 5xx raise it. The caller repeats the call under the same key, or looks it up.
     """
+
+    def __init__(self, operation: str, *, has_ended: bool = False) -> None:
+        """`has_ended`: the provider has answered with an error, so the call can take no effect later."""
+        super().__init__(operation)
+        self.has_ended = has_ended
+
+
+class Withdrawn(Exception):
+    """A call was not sent, because it is not wanted any more."""
+
+
+Check = Callable[[], Awaitable[None]]
+"""Awaited after each wait, directly before a request that can take money. Raises `Withdrawn` if it is not wanted."""
 
 
 class TooManyObjects(OutcomeUnknown):
@@ -34,13 +48,13 @@ class PaymentProvider(Protocol):
     key_lifetime: timedelta
     """The provider remembers an idempotency key for at least this long. Older keys are looked up, not repeated."""
 
-    async def create(self, payment: Payment) -> ChargeResult:
+    async def create(self, payment: Payment, check: Check) -> ChargeResult:
         """Begin the charge, and take the money at once if the payment has a card.
 
         Every repeat of an attempt sends the same parameters, because the provider binds the key to them.
         """
 
-    async def confirm(self, payment: Payment) -> ChargeResult:
+    async def confirm(self, payment: Payment, check: Check) -> ChargeResult:
         """Take the money of a begun charge with the payment's card. Return its current result if it has ended."""
 
     async def cancel(self, payment: Payment) -> ChargeResult:
@@ -49,8 +63,11 @@ class PaymentProvider(Protocol):
     async def retrieve(self, payment: Payment) -> ChargeResult:
         """Return the current result of a begun charge. Has no effect."""
 
-    async def find(self, payment: Payment) -> ChargeResult | None:
-        """Search the provider's records for the payment's id; None if it was never charged. Has no effect."""
+    async def find(self, payments: Sequence[Payment]) -> dict[uuid.UUID, ChargeResult]:
+        """Search the provider's records for payments, by their ids, in one walk. Has no effect.
+
+        A payment without a result was never charged.
+        """
 
     async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
         """Return the record of the charge `reference`, as a result of `payment`; None if there is none. Has no effect.
@@ -58,8 +75,8 @@ class PaymentProvider(Protocol):
         An event has named the charge. The caller checks that it is one of `payment`.
         """
 
-    async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
-        """Return money to the customer, once. With `key_expired`, search the provider's records first.
+    async def refund(self, refund: Refund) -> RefundResult:
+        """Return money to the customer, once, or return the current result of a refund whose reference is known.
 
         A refund that the provider refuses for good is a result with `RefundState.FAILED` and a reason.
         """

@@ -1,9 +1,10 @@
 """Stripe, through its official SDK."""
 
+import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,8 +26,9 @@ from services.payments.domain import (
     RefundState,
     own_id,
 )
-from services.payments.providers import OutcomeUnknown, TooManyObjects
+from services.payments.providers import Check, OutcomeUnknown, TooManyObjects, Withdrawn
 from services.payments.providers.pacer import Pacer
+from services.payments.providers.stripe_declines import decline_reason
 
 log = structlog.get_logger()
 # The SDK logs each request and answer. Failures are logged here, and the rest is in metrics.
@@ -44,10 +46,11 @@ _UNKNOWN = Counter("stampede_provider_unknown_total", "Calls whose outcome is no
 
 _INTENTS, _REFUNDS, _EVENTS = "/v1/payment_intents", "/v1/refunds", "/v1/events"
 _CALL_SECONDS = 10
-_RETRIES = 1  # under the same key; the reconciler handles outcomes that are still unknown
+_RETRY_SECONDS = 0.5  # once, under the same key; the reconciler handles outcomes that are still unknown
+_ENDED_STATUSES = frozenset((429, 500))  # a proxy that answers 502 to 504 may have passed the request on
 _NOT_FOUND = 404
 _PAGE = 100
-_PAGES_MOST = 50
+_PAGES_MOST, _INTENT_PAGES_MOST = 50, 500
 _EVENT_PAGES_MOST = 300
 _EARLIER_SECONDS = 600  # the provider's clock may be behind ours by this much
 
@@ -78,34 +81,6 @@ WALKED_EVENTS = (REFUND_EVENTS | DISPUTE_EVENTS) - {"refund.created"}
 
 `charge.refunded` is sent for each refund that is created.
 """
-_REASONS = {
-    "insufficient_funds": "INSUFFICIENT_FUNDS",
-    "expired_card": "EXPIRED_CARD",
-    "invalid_expiry_month": "EXPIRED_CARD",
-    "invalid_expiry_year": "EXPIRED_CARD",
-    "incorrect_cvc": "INCORRECT_CVC",
-    "invalid_cvc": "INCORRECT_CVC",
-    "incorrect_number": "INCORRECT_NUMBER",
-    "invalid_number": "INCORRECT_NUMBER",
-    "processing_error": "PROCESSING_ERROR",
-    "issuer_not_available": "PROCESSING_ERROR",
-    "try_again_later": "PROCESSING_ERROR",
-    "authentication_required": "AUTHENTICATION_REQUIRED",
-    "payment_intent_authentication_failure": "AUTHENTICATION_FAILED",
-    "card_velocity_exceeded": "CARD_LIMIT_EXCEEDED",
-    "withdrawal_count_limit_exceeded": "CARD_LIMIT_EXCEEDED",
-    "card_not_supported": "CARD_NOT_SUPPORTED",
-    "currency_not_supported": "CURRENCY_NOT_SUPPORTED",
-    "payment_method_provider_decline": "DECLINED_BY_BANK",
-}
-
-
-def decline_reason(code: str | None, decline_code: str | None) -> str:
-    """Return our reason for Stripe's decline codes.
-
-    Suspicions (stolen, lost, fraud) become a plain CARD_DECLINED: the buyer must not learn of them.
-    """
-    return _REASONS.get(decline_code or "") or _REASONS.get(code or "") or "CARD_DECLINED"
 
 
 class Stripe:
@@ -120,13 +95,13 @@ class Stripe:
         self._pacer = Pacer(calls_per_second=calls_per_second, concurrency=concurrency)
         self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS))
         self._client = stripe.StripeClient(
-            key, base_addresses={"api": api_base}, http_client=self._http, max_network_retries=_RETRIES
+            key, base_addresses={"api": api_base}, http_client=self._http, max_network_retries=0
         )
 
     async def aclose(self) -> None:
         await self._http.close_async()  # type: ignore[no-untyped-call]
 
-    async def create(self, payment: Payment) -> ChargeResult:
+    async def create(self, payment: Payment, check: Check) -> ChargeResult:
         # Stripe refuses a known key with other parameters, so repeats must not change any of these.
         params: Any = {
             "amount": payment.amount_minor,
@@ -139,18 +114,19 @@ class Stripe:
         try:
             # Without a card nobody's money waits for the answer, only the page that will ask for a card.
             turn = self._pacer.turn(payment.customer_id, patient=not payment.payment_method)
-            intent = await self._post("create", _INTENTS, params, _key(payment, "create"), turn)
+            intent = await self._post("create", _INTENTS, params, _key(payment, "create"), turn, check)
         except stripe.CardError as error:
             return _declined(payment, error)
         except stripe.InvalidRequestError as error:
             return _refused(payment, error)
         return _charge_result(payment.id, intent)
 
-    async def confirm(self, payment: Payment) -> ChargeResult:
+    async def confirm(self, payment: Payment, check: Check) -> ChargeResult:
         params = {"payment_method": payment.payment_method}
         try:
             turn = self._pacer.turn(payment.customer_id)
-            intent = await self._post("confirm", _path(payment, "confirm"), params, _key(payment, "confirm"), turn)
+            key = _key(payment, "confirm")
+            intent = await self._post("confirm", _path(payment, "confirm"), params, key, turn, check)
         except stripe.CardError as error:
             return _declined(payment, error)
         except stripe.InvalidRequestError as error:
@@ -162,7 +138,9 @@ class Stripe:
     async def cancel(self, payment: Payment) -> ChargeResult:
         try:
             turn = self._pacer.turn(payment.customer_id)
-            intent = await self._post("cancel", _path(payment, "cancel"), {}, _key(payment, "cancel"), turn)
+            # A key for each try: a repeated void does no harm, and a key may answer 500 for ever.
+            key = _key(payment, f"cancel/{payment.checks}")
+            intent = await self._post("cancel", _path(payment, "cancel"), {}, key, turn)
         except stripe.InvalidRequestError:
             return await self.retrieve(payment)  # it is paid or cancelled already
         return _charge_result(payment.id, intent)
@@ -171,13 +149,23 @@ class Stripe:
         try:
             intent = await self._get("retrieve", _path(payment))
         except stripe.InvalidRequestError as error:
+            if error.http_status == _NOT_FOUND:
+                log.error("the provider has no such charge", payment_id=payment.id)
+                return ChargeResult(payment_id=payment.id, status=ChargeStatus.MISSING)
             raise self._unknown("retrieve", error) from error
         return _charge_result(payment.id, intent)
 
-    async def find(self, payment: Payment) -> ChargeResult | None:
-        since = int(payment.create_time.timestamp()) - _EARLIER_SECONDS
-        intent = await self._search("list", _INTENTS, {"created": {"gte": since}}, "payment_id", payment.id)
-        return _charge_result(payment.id, intent) if intent else None
+    async def find(self, payments: Sequence[Payment]) -> dict[uuid.UUID, ChargeResult]:
+        since = int(min(payment.create_time for payment in payments).timestamp()) - _EARLIER_SECONDS
+        missing, found = {payment.id for payment in payments}, dict[uuid.UUID, ChargeResult]()
+        async for intent in self._list("list", _INTENTS, {"created": {"gte": since}}, pages_most=_INTENT_PAGES_MOST):
+            id_ = own_id((intent.get("metadata") or {}).get("payment_id"))
+            if id_ in missing:
+                missing.discard(id_)
+                found[id_] = _charge_result(id_, intent)
+                if not missing:
+                    break
+        return found
 
     async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
         path = f"{_INTENTS}/{quote(reference, safe='')}"
@@ -192,13 +180,11 @@ class Stripe:
             result=_charge_result(payment.id, intent),
         )
 
-    async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
+    async def refund(self, refund: Refund) -> RefundResult:
         try:
             if refund.provider_reference is not None:
                 path = f"{_REFUNDS}/{quote(refund.provider_reference, safe='')}"
                 return _refund_result(refund, await self._get("retrieve_refund", path))
-            if key_expired and (found := await self._find_refund(refund)):
-                return found
             return await self._create_refund(refund)
         except stripe.InvalidRequestError as error:
             raise self._unknown("refund", error) from error
@@ -207,9 +193,10 @@ class Stripe:
         params = {
             "payment_intent": refund.charge_reference,
             "amount": refund.amount_minor,
-            "metadata": {"refund_id": str(refund.id), "payment_id": str(refund.payment_id)},
+            "metadata": {"refund_id": str(refund.id), "payment_id": str(refund.payment_id)}
+            | ({"attempt": str(refund.attempt)} if refund.attempt > 1 else {}),
         }
-        key = f"{refund.payment_id}/{refund.id}/refund"
+        key = f"{refund.payment_id}/{refund.id}/refund" + (f"/{refund.attempt}" if refund.attempt > 1 else "")
         try:
             return _refund_result(refund, await self._post("refund", _REFUNDS, params, key))
         except stripe.InvalidRequestError as error:
@@ -220,9 +207,8 @@ class Stripe:
         )
 
     async def _find_refund(self, refund: Refund) -> RefundResult | None:
-        params = {"payment_intent": refund.charge_reference}
-        made = await self._search("list_refunds", _REFUNDS, params, "refund_id", refund.id)
-        return _refund_result(refund, made) if made else None
+        listed = await self.list_refunds(refund.charge_reference)
+        return next((made.result(refund) for made in listed if made.is_of(refund)), None)
 
     async def list_refunds(self, charge_reference: str) -> list[ProviderRefund]:
         params = {"payment_intent": charge_reference}
@@ -237,13 +223,6 @@ class Stripe:
         span = {"gte": int(since.timestamp()), "lte": int(until.timestamp())}
         params = {"created": span, "types": sorted(WALKED_EVENTS)}
         return [event async for event in self._list("list_events", _EVENTS, params, pages_most=_EVENT_PAGES_MOST)]
-
-    async def _search(self, operation: str, path: str, params: Object, key: str, id_: uuid.UUID) -> Object | None:
-        """Return the object of a list whose metadata has our `id_` under `key`; None if there is none."""
-        async for found in self._list(operation, path, params):
-            if (found.get("metadata") or {}).get(key) == str(id_):
-                return found
-        return None
 
     async def _list(
         self, operation: str, path: str, params: Object, *, pages_most: int = _PAGES_MOST
@@ -262,33 +241,61 @@ class Stripe:
     async def _get(self, operation: str, path: str, params: Object | None = None) -> Object:
         return await self._call(operation, "get", path, params or {})
 
-    async def _post(self, operation: str, path: str, params: Object, key: str, turn: Turn | None = None) -> Object:
-        return await self._call(operation, "post", path, {**params, "idempotency_key": key}, turn)
+    async def _post(
+        self, operation: str, path: str, params: Object, key: str, turn: Turn | None = None, check: Check | None = None
+    ) -> Object:
+        return await self._call(operation, "post", path, {**params, "idempotency_key": key}, turn, check)
 
-    async def _call(self, operation: str, method: str, path: str, params: Object, turn: Turn | None = None) -> Object:
-        """Send one request within the limits. Raise Stripe's decisions as they are, all else as `OutcomeUnknown`.
+    async def _call(
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        params: Object,
+        turn: Turn | None = None,
+        check: Check | None = None,
+    ) -> Object:
+        """Send one request within the limits, again if it fails. `check` is awaited directly before each try.
 
-        The request is a raw one: the SDK's typed objects cost as much as the call itself.
+        Raise Stripe's decisions as they are, all else as `OutcomeUnknown`.
         """
         async with turn or self._pacer.turn():
-            started = time.perf_counter()
             try:
-                response: Any = await self._client.raw_request_async(method, path, **params)
-                answer: Object = response.data
-                return answer
-            except (stripe.CardError, stripe.InvalidRequestError):
-                raise
-            except (stripe.StripeError, aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise self._unknown(operation, error) from error
-            finally:
-                _SECONDS.labels(operation).observe(time.perf_counter() - started)
+                return await self._send(operation, method, path, params, check)
+            except OutcomeUnknown as first:
+                if isinstance(first.__cause__, stripe.RateLimitError):
+                    raise
+                await asyncio.sleep(_RETRY_SECONDS)
+                try:
+                    return await self._send(operation, method, path, params, check)
+                except OutcomeUnknown as second:
+                    second.has_ended = second.has_ended and first.has_ended
+                    raise
+                except Withdrawn:
+                    raise first from None
+
+    async def _send(self, operation: str, method: str, path: str, params: Object, check: Check | None) -> Object:
+        """Send one request. It is a raw one: the SDK's typed objects cost as much as the call itself."""
+        if check is not None:
+            await check()
+        started = time.perf_counter()
+        try:
+            response: Any = await self._client.raw_request_async(method, path, **params)
+            answer: Object = response.data
+            return answer
+        except (stripe.CardError, stripe.InvalidRequestError):
+            raise
+        except (stripe.StripeError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unknown(operation, error) from error
+        finally:
+            _SECONDS.labels(operation).observe(time.perf_counter() - started)
 
     def _unknown(self, operation: str, error: Exception) -> OutcomeUnknown:
         cause = type(error).__name__
         _UNKNOWN.labels(operation, cause).inc()
         status = getattr(error, "http_status", None)
         log.warning("the outcome of a provider call is unknown", operation=operation, cause=cause, status=status)
-        return OutcomeUnknown(operation)
+        return OutcomeUnknown(operation, has_ended=status in _ENDED_STATUSES)
 
 
 def is_live(key: str) -> bool:
@@ -353,6 +360,10 @@ def _refused(payment: Payment, error: stripe.InvalidRequestError) -> ChargeResul
     return ChargeResult(payment_id=payment.id, status=status, reference=reference, reason=reason)
 
 
+def _attempt(value: object) -> int:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else 1
+
+
 def _provider_refund(charge_reference: str, made: Object) -> ProviderRefund:
     return ProviderRefund(
         reference=made["id"],
@@ -360,15 +371,10 @@ def _provider_refund(charge_reference: str, made: Object) -> ProviderRefund:
         amount_minor=made["amount"],
         state=refund_state(made["status"]),
         refund_id=own_id((made.get("metadata") or {}).get("refund_id")),
+        attempt=_attempt((made.get("metadata") or {}).get("attempt")),
         reason=str(made.get("failure_reason") or "").upper(),
     )
 
 
 def _refund_result(refund: Refund, made: Object) -> RefundResult:
-    return RefundResult(
-        refund_id=refund.id,
-        payment_id=refund.payment_id,
-        state=refund_state(made["status"]),
-        reference=made["id"],
-        reason=str(made.get("failure_reason") or "").upper(),
-    )
+    return _provider_refund(refund.charge_reference, made).result(refund)

@@ -12,7 +12,8 @@ from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
 from services.chassis.request_context import RequestKey
 from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
-from services.payments.domain import NewRefund, Payment, PaymentNotFound, Refund, RefundState, refundable_minor
+from services.payments.domain import NewRefund, Payment, PaymentNotFound, Refund, RefundRefused, RefundState
+from services.payments.refunds.rules import refundable_minor
 from services.payments.sql import payments
 from services.payments.sql import refunds as sql
 from services.payments.sql.refunds import RefundOfPayment
@@ -39,7 +40,7 @@ class Refunds:
     ) -> Payment:
         """Refund `amount` of a payment, or all that is left; return the payment. A repeat finds the first refund.
 
-        Raises `PaymentNotFound`, `RequestIdReused`, and the errors of `refundable_minor`.
+        Raises `PaymentNotFound`, `RequestIdReused`, `RefundRefused`, and the errors of `refundable_minor`.
         """
         deadline, refund_id = Deadline(), ids.new()
         async with self._db.begin() as tx:
@@ -53,7 +54,10 @@ class Refunds:
                 (refund,) = await sql.insert(tx, [new])
         await self._dispatch([refund], deadline)
         async with self._db() as tx:
-            return await payments.read_one(tx, payment_id, lock=False)
+            now = (await sql.read(tx, [refund.id]))[refund.id]
+        if now.refund.state is RefundState.FAILED:
+            raise RefundRefused(cause=now.refund.failure_reason or "REFUND_FAILED")
+        return now.payment
 
     async def create(self, lines: Sequence[RefundLine]) -> list[RefundOfPayment | AppError]:
         """Make the refunds of `lines`. Return one outcome for each, in their order."""

@@ -5,11 +5,32 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from services.payments.domain import Payment, ProviderRefund, Refund, RefundState, State
+from services.chassis.errors import InvalidFields, WrongState
+from services.chassis.money import Money, check_chargeable
+from services.payments.domain import Payment, ProviderRefund, Refund, RefundState, RefundTooLarge, State
 
 DISPLACED = "CHARGE_ALREADY_REFUNDED"
 FAILED_LATER = "FAILED_AFTER_SUCCESS"
 _EXTERNAL = "made at the provider"
+
+
+def refundable_minor(payment: Payment, amount: Money | None) -> int:
+    """Return the minor units that a refund of `amount` takes; without `amount`, all that is left.
+
+    Raises `WrongState`, `InvalidFields` or `RefundTooLarge` if the refund is not allowed.
+    """
+    if payment.state not in (State.SUCCEEDED, State.REFUNDED):
+        raise WrongState(resource="payment", state=payment.state, wanted=State.REFUNDED)
+    if amount is not None and amount.minor < 1:
+        raise InvalidFields({"amount.minorUnits": "must be at least 1"})
+    if amount is not None and amount.currency != payment.currency:
+        raise InvalidFields({"amount.currencyCode": f"must be {payment.currency}, the payment's"})
+    if amount is not None:
+        check_chargeable(amount, "amount")
+    minor = payment.left_minor if amount is None else amount.minor
+    if minor > payment.left_minor or minor == 0:
+        raise RefundTooLarge(leftMinorUnits=payment.left_minor)
+    return minor
 
 
 def after_refund(payment: Payment, refund: Refund, outcome: RefundState) -> Payment:
@@ -29,7 +50,8 @@ def with_refunded(payment: Payment, total_minor: int) -> Payment:
     state = payment.state
     if state in (State.SUCCEEDED, State.REFUNDED):
         state = State.REFUNDED if total_minor == payment.amount_minor else State.SUCCEEDED
-    return dataclasses.replace(payment, refunded_minor=total_minor, state=state)
+    problem = "" if state is State.REFUNDED else payment.problem
+    return dataclasses.replace(payment, refunded_minor=total_minor, state=state, problem=problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +94,8 @@ def compare(payment: Payment, known: Sequence[Refund], listed: Iterable[Provider
 def _by_id(known: dict[uuid.UUID, Refund], report: ProviderRefund) -> Refund | None:
     refund = known.get(report.refund_id) if report.refund_id else None
     # With another reference it was refunded twice: the second one counts by itself.
-    return refund if refund and refund.provider_reference in (None, report.reference) else None
+    same = refund is not None and report.is_of(refund) and refund.provider_reference in (None, report.reference)
+    return refund if same else None
 
 
 def _external(payment: Payment, report: ProviderRefund) -> Refund:

@@ -17,7 +17,7 @@ GRANTS: Grants = {
     "refunds": Grant(
         insert=True,
         update=(
-            "state", "provider_reference", "failure_reason", "problem", "attempt", "attempt_time", "checks",
+            "state", "reason", "provider_reference", "failure_reason", "problem", "attempt", "attempt_time", "checks",
             "unanswered_time", "next_check_time", "update_time",
         ),
     ),

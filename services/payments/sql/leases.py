@@ -13,14 +13,19 @@ from services.payments.domain import LEASE_SECONDS
 async def claim(
     tx: AsyncSession, table: str, columns: Sequence[str], *, key_time: str, besides: Sequence[uuid.UUID], most: int
 ) -> Sequence[Any]:
-    """Lease at most `most` due rows of `table`. Return their columns and the age of their idempotency key."""
+    """Lease at most `most` due rows of `table`.
+
+    Return their columns, the age of their idempotency key, and that of the last call that may still take effect. The
+    call that the caller is about to make counts as such a call until its answer is stored.
+    """
     claimed = await tx.execute(
         text(
             f"UPDATE {table} AS t SET checks = t.checks + 1,"  # noqa: S608  # names of our own
-            " next_check_time = now() + make_interval(secs => :lease)"
+            " next_check_time = now() + make_interval(secs => :lease), unanswered_time = now()"
             f" WHERE t.id IN (SELECT id FROM {table} WHERE next_check_time <= now()"
             " AND id <> ALL(CAST(:besides AS uuid[])) ORDER BY next_check_time LIMIT :most FOR UPDATE SKIP LOCKED)"
-            f" RETURNING {', '.join(f't.{column}' for column in columns)}, now() - t.{key_time}"
+            f" RETURNING {', '.join(f't.{column}' for column in columns)}, now() - t.{key_time},"
+            " now() - old.unanswered_time"
         ),
         {"lease": LEASE_SECONDS, "besides": list(besides), "most": most},
     )
@@ -31,7 +36,8 @@ async def renew(tx: AsyncSession, table: str, ids: Sequence[uuid.UUID]) -> None:
     """Extend the leases of rows in progress here. Rows that another transaction has locked are left out."""
     await tx.execute(
         text(
-            f"UPDATE {table} SET next_check_time = now() + make_interval(secs => :lease)"  # noqa: S608
+            f"UPDATE {table} SET next_check_time = now() + make_interval(secs => :lease),"  # noqa: S608
+            " unanswered_time = CASE WHEN unanswered_time IS NOT NULL THEN now() END"
             f" WHERE id IN (SELECT id FROM {table} WHERE id = ANY(CAST(:ids AS uuid[]))"
             " AND next_check_time IS NOT NULL ORDER BY id FOR UPDATE SKIP LOCKED)"
         ),

@@ -4,7 +4,8 @@ import dataclasses
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,6 +20,7 @@ from services.payments.domain import (
     LEASE_SECONDS,
     OPEN,
     REFUND_CHECK_SECONDS,
+    Calls,
     Charge,
     Payment,
     PaymentNotFound,
@@ -197,14 +199,15 @@ def _named(payment_ids: Iterable[uuid.UUID], references: Iterable[str]) -> Selec
 # The columns that results change. One list for both statements below, so that they cannot differ.
 _RECORD = """
     id uuid, version bigint, state text, method text, reference text, secret text, reason text, authenticating boolean,
-    refunded bigint, refunding bigint, problem text, checks bigint, pause double precision, bump int, event_id uuid,
-    subject text, key text, event bytea
+    refunded bigint, refunding bigint, problem text, checks bigint, pause double precision, bump int, has_ended boolean,
+    unanswered double precision, event_id uuid, subject text, key text, event bytea
 """
 _SET = """
     state = n.state, payment_method = n.method, provider_reference = n.reference, client_secret = n.secret,
     failure_reason = n.reason, authenticating = n.authenticating, refunded_minor = n.refunded,
     refunding_minor = n.refunding, problem = n.problem, checks = n.checks, version = p.version + n.bump,
     update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,
+    unanswered_time = CASE WHEN n.has_ended THEN now() - make_interval(secs => n.unanswered) ELSE p.unanswered_time END,
     next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
 """
 _STORE = text(f"""
@@ -239,10 +242,22 @@ class Change:
     event: Event | None = None
 
 
-async def store(tx: AsyncSession, changed: Sequence[Payment], *, unchanged: Sequence[Payment] = ()) -> None:
-    """Write locked payments and the times of their next checks; of `unchanged` ones only that time."""
+async def store(
+    tx: AsyncSession,
+    changed: Sequence[Payment],
+    *,
+    unchanged: Sequence[Payment] = (),
+    ended: Mapping[uuid.UUID, Calls] = MappingProxyType({}),
+) -> None:
+    """Write locked payments and the times of their next checks; of `unchanged` ones only that time.
+
+    `ended` are those whose last call can take no effect later, with the calls before it.
+    """
     if changed or unchanged:
-        rows = [*(_to_store(Change(p)) for p in changed), *(_to_store(Change(p), bump=0) for p in unchanged)]
+        rows = [
+            *(_to_store(Change(p)) for p in changed),
+            *(_to_store(Change(p), bump=0, calls=ended.get(p.id)) for p in unchanged),
+        ]
         await tx.execute(_STORE, {"payments": orjson.dumps(rows).decode()})
 
 
@@ -260,14 +275,16 @@ async def store_fast(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID,
     }
 
 
-def _to_store(change: Change, *, bump: int = 1) -> dict[str, object]:
+def _to_store(change: Change, *, bump: int = 1, calls: Calls | None = None) -> dict[str, object]:
     after = change.after
+    age = calls.unanswered_age if calls else None
     subject, key, event = change.event or (None, None, None)
     return {
         "id": after.id, "version": after.version, "state": after.state, "method": after.payment_method,
         "reference": after.provider_reference, "secret": after.client_secret, "reason": after.failure_reason,
         "authenticating": after.authenticating, "refunded": after.refunded_minor, "refunding": after.refunding_minor,
         "problem": after.problem, "checks": after.checks, "pause": check_seconds(after), "bump": bump,
+        "has_ended": calls is not None, "unanswered": age.total_seconds() if age is not None else None,
         "event_id": ids.new() if event else None, "subject": subject, "key": key,
         "event": f"\\x{event.SerializeToString().hex()}" if event else None,
     }  # fmt: skip
@@ -333,10 +350,39 @@ async def end_refund_check(tx: AsyncSession, check: RefundCheck) -> None:
     )
 
 
-async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int) -> list[tuple[Payment, timedelta]]:
-    """Lease due payments; return each with the age of its idempotency key."""
+async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int) -> list[tuple[Payment, Calls]]:
+    """Lease due payments; return each with its earlier calls."""
     rows = await leases.claim(tx, "payments", NAMES, key_time="attempt_time", besides=besides, most=most)
-    return [(from_row(row[:-1]), row[-1]) for row in rows]
+    return [(from_row(row[:-2]), Calls(row[-2], row[-1], is_first=False)) for row in rows]
+
+
+_WANTED = text("""
+    SELECT id, attempt FROM payments
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND state = ANY(:open) AND NOT cancel_requested
+""")
+
+
+async def read_wanted(db: Database, payment_ids: Sequence[uuid.UUID]) -> set[tuple[uuid.UUID, int]]:
+    """Return those payments, each with its attempt, whose money is still wanted."""
+    rows = await run_autocommit(db, _WANTED, {"ids": list(payment_ids), "open": [str(state) for state in OPEN]})
+    return {(row.id, row.attempt) for row in rows}
+
+
+async def make_waiting_due(tx: AsyncSession, *, most: int | None = None) -> None:
+    """Make payments due whose first call the provider has not answered, the oldest first; all of them without `most`.
+
+    Their pauses begin anew, so that the call under the same key is repeated before anything is searched.
+    """
+    await tx.execute(
+        text(
+            "UPDATE payments SET next_check_time = now(), checks = 0 WHERE id IN ("
+            " SELECT id FROM payments WHERE state = 'PROCESSING' AND provider_reference IS NULL AND checks > 0"
+            # Not those in progress, which a process has leased for that long.
+            " AND next_check_time > now() + make_interval(secs => :lease)"
+            " ORDER BY create_time LIMIT :most FOR UPDATE SKIP LOCKED)"
+        ),
+        {"most": most, "lease": LEASE_SECONDS},
+    )
 
 
 async def count_open(tx: AsyncSession) -> dict[str, int]:

@@ -3,8 +3,9 @@
 import dataclasses
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sqlalchemy import select, text
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import delete_old_rows
 from services.payments.dispatch.rules import refund_check_seconds
-from services.payments.domain import LEASE_SECONDS, NewRefund, Payment, Refund, RefundState
+from services.payments.domain import LEASE_SECONDS, Calls, NewRefund, Payment, Refund, RefundState
 from services.payments.sql import leases, payments, schema
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Refund))
@@ -133,6 +134,26 @@ async def read_states(tx: AsyncSession, references: Sequence[str]) -> dict[str, 
     return {row.provider_reference: RefundState(row.state) for row in found}
 
 
+async def count_refused(
+    tx: AsyncSession, payment_ids: Sequence[uuid.UUID], *, reason: str
+) -> dict[uuid.UUID, tuple[int, timedelta]]:
+    """Return how many refunds for `reason` the provider has refused, by payment, and the age of the last refusal.
+
+    Those that an operator has looked at are left out.
+    """
+    if not payment_ids:
+        return {}
+    counted = await tx.execute(
+        text(
+            "SELECT payment_id, count(*) AS number, now() - max(update_time) AS age FROM refunds"
+            " WHERE payment_id = ANY(CAST(:ids AS uuid[])) AND state = 'FAILED' AND reason = :reason AND problem = ''"
+            " GROUP BY payment_id"
+        ),
+        {"ids": list(payment_ids), "reason": reason},
+    )
+    return {row.payment_id: (row.number, row.age) for row in counted}
+
+
 async def read_charges(tx: AsyncSession, payment_id: uuid.UUID) -> list[str]:
     """Return the charges of a payment that have refunds: its own one, and stray ones."""
     found = await tx.execute(
@@ -153,16 +174,21 @@ async def lock(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.U
     return {row.id: _from_row(row) for row in await tx.execute(wanted.with_for_update())}
 
 
-async def store(tx: AsyncSession, refunds: Sequence[Refund]) -> None:
-    """Write locked refunds and the times of their next checks."""
+async def store(
+    tx: AsyncSession, refunds: Sequence[Refund], *, ended: Mapping[uuid.UUID, Calls] = MappingProxyType({})
+) -> None:
+    """Write locked refunds and the times of their next checks. `ended` is as in `payments.store`."""
+    ages = [ended[r.id].unanswered_age if r.id in ended else None for r in refunds]
     await tx.execute(
         text(
             "UPDATE refunds AS r SET state = n.state, provider_reference = n.reference, failure_reason = n.reason,"
-            " problem = n.problem, update_time = now(),"
+            " problem = n.problem, update_time = now(), unanswered_time = CASE WHEN n.has_ended"
+            " THEN now() - make_interval(secs => n.unanswered) ELSE r.unanswered_time END,"
             " next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:states AS text[]), CAST(:references AS text[]),"
-            " CAST(:reasons AS text[]), CAST(:problems AS text[]), CAST(:pauses AS double precision[]))"
-            " AS n(id, state, reference, reason, problem, pause)"
+            " CAST(:reasons AS text[]), CAST(:problems AS text[]), CAST(:pauses AS double precision[]),"
+            " CAST(:ended AS boolean[]), CAST(:unanswered AS double precision[]))"
+            " AS n(id, state, reference, reason, problem, pause, has_ended, unanswered)"
             " WHERE r.id = n.id"
         ),
         {
@@ -172,11 +198,59 @@ async def store(tx: AsyncSession, refunds: Sequence[Refund]) -> None:
             "reasons": [r.failure_reason for r in refunds],
             "problems": [r.problem for r in refunds],
             "pauses": [refund_check_seconds(r) for r in refunds],
+            "ended": [r.id in ended for r in refunds],
+            "unanswered": [None if age is None else age.total_seconds() for age in ages],
         },
     )
 
 
-async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int) -> list[tuple[Refund, timedelta]]:
-    """Lease due refunds; return each with the age of its idempotency key."""
+async def change_key(tx: AsyncSession, refund: Refund) -> None:
+    """Repeat a pending refund at once under a new key, unless another process has done so."""
+    await tx.execute(
+        text(
+            "UPDATE refunds SET attempt = attempt + 1, attempt_time = now(), checks = 0, next_check_time = now(),"
+            " unanswered_time = NULL WHERE id = :id AND attempt = :attempt AND state = 'PENDING'"
+            " AND provider_reference IS NULL"
+        ),
+        {"id": refund.id, "attempt": refund.attempt},
+    )
+
+
+async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int) -> list[tuple[Refund, Calls]]:
+    """Lease due refunds; return each with its earlier calls."""
     rows = await leases.claim(tx, "refunds", _NAMES, key_time="attempt_time", besides=besides, most=most)
-    return [(_from_row(row[:-1]), row[-1]) for row in rows]
+    return [(_from_row(row[:-2]), Calls(row[-2], row[-1], is_first=False)) for row in rows]
+
+
+async def sign(tx: AsyncSession, refund_ids: Sequence[uuid.UUID], note: str) -> None:
+    """Add to the reasons of refunds what an operator has done with them."""
+    await tx.execute(
+        text("UPDATE refunds SET reason = left(reason || '; ' || :note, 1000) WHERE id = ANY(CAST(:ids AS uuid[]))"),
+        {"ids": list(refund_ids), "note": note},
+    )
+
+
+async def resume(tx: AsyncSession, refund: Refund, note: str) -> bool:
+    """Begin a parked refund again under a new key. Return whether no earlier call can take effect any more."""
+    resumed = await tx.execute(
+        text(
+            "UPDATE refunds SET state = 'PENDING', problem = '', failure_reason = '', provider_reference = NULL,"
+            " attempt = attempt + 1, attempt_time = now(), checks = 0, next_check_time = now(), unanswered_time = NULL,"
+            " reason = left(reason || '; ' || :note, 1000), update_time = now()"
+            " WHERE id = :id AND (unanswered_time IS NULL OR provider_reference IS NOT NULL"
+            " OR unanswered_time < now() - interval '10 minutes') RETURNING id"
+        ),
+        {"id": refund.id, "note": note},
+    )
+    return bool(resumed.all())
+
+
+async def sign_reversals(tx: AsyncSession, payment_id: uuid.UUID, *, reason: str, note: str) -> None:
+    """Add what an operator has done to the refused refunds of a payment, so that they count as refused no more."""
+    await tx.execute(
+        text(
+            "UPDATE refunds SET reason = reason || '; ' || :note"
+            " WHERE payment_id = :id AND state = 'FAILED' AND reason = :reason"
+        ),
+        {"id": payment_id, "note": note, "reason": reason},
+    )

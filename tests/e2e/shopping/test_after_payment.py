@@ -142,6 +142,24 @@ async def _order(shop: Shop, order: Json) -> Json:
     return (await shop.staff.get(f"/v1/orders/{order['id']}")).expect().json
 
 
+async def test_a_refund_that_fails_later_moves_the_order_back(shop: Shop) -> None:
+    product = await shop.a_product(price=PRICE, stock=5)
+    buyer, order = await a_paid_order(shop, product)
+    path = f"/v1/orders/{order['id']}:refund"
+    body = {"full": True, "reason": "a present", "requestId": new_id()}
+    assert (await shop.staff.post(path, body)).expect().json["state"] == "REFUNDED"
+    (entry,) = await shop.sandbox.captured(order["id"])
+    (refund,) = (await shop.sandbox.get(f"/v1/refunds?payment_intent={entry['id']}"))["data"]
+    await shop.sandbox.fail_refund(refund["id"])
+
+    back = await buyer.until(order["id"], "PAID")
+    assert int(back.get("refunded", {}).get("minorUnits", 0)) == 0
+    assert back["payment"]["state"] == "SUCCEEDED"
+    body["requestId"] = new_id()
+    assert (await shop.staff.post(path, body)).expect().json["state"] == "REFUNDED"
+    await assert_books_add_up(shop, product)
+
+
 async def test_a_refund_survives_a_provider_that_is_away_and_holds_other_moves_up(shop: Shop) -> None:
     product = await shop.a_product(price=PRICE, stock=2)
     _, order = await a_paid_order(shop, product)

@@ -13,6 +13,7 @@ from stampede.payments.v1 import charge_service_pb2 as pb
 from stampede.payments.v1 import events_pb2
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
 from tests.integration.payments.conftest import Payments, Sandbox, State, an_order
+from tests.integration.payments.test_payments_charge import always
 from tests.integration.payments.test_payments_refunds import a_line, create
 from tests.support.waiting import until
 
@@ -105,7 +106,7 @@ async def test_a_refund_of_a_stray_charge_is_not_the_orders(running: Payments, s
     payment_id = (await running.charged(item)).payment_id
     payment = await running.payment(uuid.UUID(payment_id))
     second = dataclasses.replace(payment, attempt=9, payment_method="pm_card_visa")  # as by a key that was lost
-    stray = (await running.provider.create(second)).reference
+    stray = (await running.provider.create(second, always)).reference
     assert stray
 
     async def back_and_reported() -> bool:

@@ -2,7 +2,7 @@
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,7 +24,7 @@ from services.payments.domain import (
     RefundState,
     State,
 )
-from services.payments.providers import OutcomeUnknown, PaymentProvider
+from services.payments.providers import Check, OutcomeUnknown, PaymentProvider
 from services.payments.webhooks import inbox
 from tests.integration.payments.conftest import Payments
 
@@ -44,7 +44,8 @@ class Coins:
             amount_minor=payment.amount_minor, currency=payment.currency,
         )  # fmt: skip
 
-    async def create(self, payment: Payment) -> ChargeResult:
+    async def create(self, payment: Payment, check: Check) -> ChargeResult:
+        await check()
         self.calls["create"] += 1
         if not payment.payment_method:
             return self._result(payment, ChargeStatus.AWAITING_CUSTOMER)
@@ -53,7 +54,8 @@ class Coins:
             raise OutcomeUnknown("create")
         return self._result(payment, ChargeStatus.SUCCEEDED)
 
-    async def confirm(self, payment: Payment) -> ChargeResult:
+    async def confirm(self, payment: Payment, check: Check) -> ChargeResult:
+        await check()
         return self._result(payment, ChargeStatus.SUCCEEDED)
 
     async def cancel(self, payment: Payment) -> ChargeResult:
@@ -65,10 +67,10 @@ class Coins:
     async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
         return ChargeRecord(payment_id=payment.id, result=await self.retrieve(payment))
 
-    async def find(self, payment: Payment) -> ChargeResult | None:
-        return None
+    async def find(self, payments: Sequence[Payment]) -> dict[uuid.UUID, ChargeResult]:
+        return {}
 
-    async def refund(self, refund: Refund, *, key_expired: bool) -> RefundResult:
+    async def refund(self, refund: Refund) -> RefundResult:
         self.refunded.add(refund.payment_id)
         return RefundResult(refund_id=refund.id, payment_id=refund.payment_id, state=RefundState.SUCCEEDED)
 

@@ -344,3 +344,51 @@ async def test_a_refund_of_a_payment_is_refused_with_a_reason(service: Payments)
     ):
         refused = await refusal(service.payments.RefundPayment(request, metadata=tokens.as_staff()))
         assert refused.reason == reason
+
+
+async def test_a_refund_whose_key_answers_500_gets_another_key_once_it_is_quiet(
+    service: Payments, sandbox: Sandbox
+) -> None:
+    order_id = await paid(service)
+    line = a_line(order_id, 500)
+    await sandbox.faults(error_500={"next": 1, "saved": True}, error_500_on="POST refunds")
+    (waiting,) = await create(service, line)
+    assert waiting.state == Refunded.PENDING
+    await repeat(service, "checks = 5")
+    assert await service.rows("SELECT attempt, state FROM refunds") == [(1, "PENDING")], "a minute has not passed"
+    await repeat(service, "checks = 5, attempt_time = now() - interval '2 minutes'")
+    assert await service.rows("SELECT attempt FROM refunds") == [(2,)]
+    await repeat(service, "checks = 0")
+    assert await refunded(sandbox, order_id) == [500]
+    assert (await create(service, line))[0].state == Refunded.SUCCEEDED
+
+
+async def test_a_call_without_an_answer_keeps_its_key_for_ten_minutes(service: Payments, sandbox: Sandbox) -> None:
+    order_id = await paid(service)
+    await sandbox.faults(error_500=True, error_500_on="POST refunds")
+    await create(service, a_line(order_id, 500))
+    quiet = "checks = 5, attempt_time = now() - interval '1 hour'"
+    await repeat(service, f"{quiet}, unanswered_time = now() - interval '9 minutes'")
+    assert await service.rows("SELECT attempt FROM refunds") == [(1,)]
+    await repeat(service, f"{quiet}, unanswered_time = now() - interval '11 minutes'")
+    assert await service.rows("SELECT attempt FROM refunds") == [(2,)]
+
+
+async def test_a_refund_that_no_key_can_make_is_parked(service: Payments, sandbox: Sandbox) -> None:
+    order_id = await paid(service)
+    line = a_line(order_id, 500)
+    await sandbox.faults(error_500=True, error_500_on="POST refunds")
+    await create(service, line)
+    await repeat(service, "checks = 5, attempt = 3, attempt_time = now() - interval '1 hour'")
+    assert await service.rows("SELECT problem, state FROM refunds") == [("NOT_TAKEN", "PENDING")]
+    await sandbox.control("DELETE", "faults")
+    await repeat(service, "checks = 6")
+    assert await refunded(sandbox, order_id) == [], "only an operator has it begin again"
+
+
+async def repeat(service: Payments, changes: str) -> None:
+    """Have the reconciler make the next call of the refund, as it is after `changes`."""
+    await service.rows(f"UPDATE refunds SET next_check_time = now(), {changes}")
+    await service.reconciler.reconcile_once()
+    await service.dispatcher.drain(seconds=10)
+    service.dispatcher.draining = False

@@ -22,7 +22,7 @@ from services.payments.domain import (
     Verdict,
     decide,
 )
-from services.payments.providers.stripe import decline_reason
+from services.payments.providers.stripe_declines import decline_reason
 from services.payments.refunds.rules import after_refund
 
 _ID = uuid.UUID(int=7)
@@ -83,11 +83,32 @@ def test_the_state_after_a_result(customer_pays: bool, state: State, kind: Charg
     assert (payment.state, verdict) == (after, Verdict.ACCEPTED)
 
 
+_WITHOUT_CHARGE = (ChargeStatus.UNKNOWN, ChargeStatus.WITHDRAWN, ChargeStatus.MISSING)
+
+
 @pytest.mark.parametrize("changed", [{"amount_minor": 1}, {"currency": "eur"}])
-@pytest.mark.parametrize("kind", [kind for kind in ChargeStatus if kind is not ChargeStatus.UNKNOWN])
+@pytest.mark.parametrize("kind", [kind for kind in ChargeStatus if kind not in _WITHOUT_CHARGE])
 def test_a_result_with_another_amount_is_rejected(kind: ChargeStatus, changed: dict[str, object]) -> None:
     before = a_payment()
     assert decide(before, a_result(kind, **changed)) == (before, Verdict.OTHER_AMOUNT)
+
+
+def test_a_charge_that_the_provider_does_not_have_is_a_problem_until_it_answers() -> None:
+    missing, _ = decide(a_payment(provider_reference="pi_1"), a_result(ChargeStatus.MISSING))
+    assert (missing.state, missing.problem) == (State.PROCESSING, "MISSING_AT_PROVIDER")
+    paid, _ = decide(missing, a_result(ChargeStatus.SUCCEEDED))
+    assert (paid.state, paid.problem) == (State.SUCCEEDED, "")
+    for checks, state in ((2, State.PROCESSING), (3, State.CANCELLED)):
+        asked = dataclasses.replace(missing, cancel_requested=True, checks=checks)
+        assert decide(asked, a_result(ChargeStatus.MISSING))[0].state is state
+
+
+def test_only_a_cancelled_payment_ends_without_a_call() -> None:
+    result = a_result(ChargeStatus.WITHDRAWN)
+    assert decide(a_payment(), result)[0].state is State.PROCESSING
+    assert decide(a_payment(cancel_requested=True), result)[0].state is State.CANCELLED
+    begun = a_payment(cancel_requested=True, provider_reference="pi_1")
+    assert decide(begun, result)[0].state is State.PROCESSING
 
 
 def test_secrets_and_cards_are_removed_at_the_end() -> None:
@@ -101,7 +122,7 @@ def test_only_awaited_payments_are_authenticating(kind: ChargeStatus) -> None:
     asked, _ = decide(a_payment(customer_pays=True), a_result(ChargeStatus.AWAITING_CUSTOMER, authenticating=True))
     assert asked.authenticating
     after, _ = decide(asked, a_result(kind))
-    assert after.authenticating == (kind is ChargeStatus.UNKNOWN), "an unknown result changes nothing"
+    assert after.authenticating == (kind in _WITHOUT_CHARGE), "a result without a charge changes nothing"
     after, _ = decide(a_payment(), a_result(kind, authenticating=True))
     assert after.authenticating == (kind is ChargeStatus.AWAITING_CUSTOMER)
 
@@ -189,6 +210,7 @@ def test_the_next_operation() -> None:
     assert next_operation(a_payment(provider_reference="pi_1")) is Operation.CONFIRM
     assert next_operation(a_payment(provider_reference="pi_1", payment_method=None)) is Operation.RETRIEVE
     assert next_operation(a_payment(provider_reference="pi_1", cancel_requested=True)) is Operation.CANCEL
+    assert next_operation(a_payment(cancel_requested=True)) is Operation.FIND, "a repeat could take money"
 
 
 def test_ended_payments_are_not_checked_and_pauses_are_bounded() -> None:
