@@ -102,6 +102,9 @@ ORDERS = corruptions(
     ("a total that is not the sum of its lines", "order-total", "$failed",
         "UPDATE orders SET total_minor = total_minor + 1 WHERE id = '$failed'"),
     ("a total in another currency", "order-total", "$paid", "UPDATE orders SET currency = 'EUR' WHERE id = '$paid'"),
+    ("an order that was free has a price", "payment-of-paid-order", "$free",
+        """UPDATE orders SET total_minor = 500, lines = jsonb_set(lines, '{0,unit_price,minor}', '500')
+        WHERE id = '$free'"""),
     ("a line with another price", "order-total", "$mixed",
         "UPDATE orders SET lines = jsonb_set(lines, '{0,unit_price,minor}', '1') WHERE id = '$mixed'"),
     ("a flash line at another price than its sale's", "order-sale-price", "$paid",
@@ -139,6 +142,8 @@ ORDERS = corruptions(
         """UPDATE orders SET payment = jsonb_set(payment, '{state}', '"SUCCEEDED"') WHERE id = '$failed'"""),
     ("the copy of a payment names another provider", "order-payment-copy", "$paid",
         """UPDATE orders SET payment = jsonb_set(payment, '{provider}', '"other"') WHERE id = '$paid'"""),
+    ("a return that its order does not count", "order-returned", "$partly",
+        "UPDATE orders SET returned = '{}' WHERE id = '$partly'"),
     ("a paid order counts as failed", "order-without-money", "$paid",
         "UPDATE orders SET state = 'FAILED' WHERE id = '$paid'"),
     ("a failed order counts as paid", "payment-of-paid-order", "$failed",

@@ -23,6 +23,7 @@ async def spend(shop: Shop) -> dict[str, str]:
         "paid": day.paid, "mixed": day.mixed, "pending": day.pending, "failed": day.failed,
         "abandoned": day.abandoned, "expired": day.expired, "cancelled": day.cancelled, "partly": day.partly,
         "refunded": day.refunded, "repaid": day.repaid, "shipped": day.shipped, "delivered": day.delivered,
+        "free": day.free,
     }  # fmt: skip
     buyers = await shop.a_crowd(len(stories))
     acted = zip(stories.values(), buyers, strict=True)
@@ -97,6 +98,10 @@ class Day:
         order = await _bought(buyer, self.clock)
         await self._staff(order, "ship")
         return order
+
+    async def free(self, buyer: Buyer) -> Json:
+        """An order that comes to nothing is paid without a provider."""
+        return await _bought(buyer, await self.shop.a_product(stock=5, price=0))
 
     async def delivered(self, buyer: Buyer) -> Json:
         order = await self.shipped(buyer)
