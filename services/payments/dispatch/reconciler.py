@@ -18,7 +18,7 @@ _OLDEST_REFUND = Gauge("stampede_refunds_oldest_seconds", "Age of the oldest ref
 _BATCH_MOST = 100
 _IDLE_SECONDS = 1.0
 _RENEW_SECONDS = 1.5
-_HURRY_SECONDS = 5.0
+_HURRY_SECONDS = 30.0
 """For so long after a provider is back, waiting payments are made due: also those whose last call failed just then."""
 _GATHER_SECONDS = 0.05  # events arrive one by one; after this pause one transaction applies several
 _COUNT_SECONDS = 10.0
