@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from deploy.local.parts import service_environment
 from tests.e2e.shop import Buyer, Shop, assert_books_add_up
 from tests.e2e.shopping.test_webhooks import deliver, event_of
 from tests.support.rest import Json
@@ -21,15 +22,15 @@ _ROUNDS = 3
 
 
 @pytest.fixture
-async def narrow(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shop]:
+async def narrow(shop: Shop) -> AsyncIterator[Shop]:
     """The shop, with few places for sagas."""
-    monkeypatch.setenv("SAGAS_AT_ONCE", str(PLACES))
-    await shop.mesh.restart("orders")
-    await shop.all_parts_answer()
-    yield shop
-    monkeypatch.undo()
-    await shop.mesh.restart("orders")
-    await shop.all_parts_answer()
+    usual = service_environment(shop.mesh.site, "orders")
+    for environment in (usual | {"SAGAS_AT_ONCE": str(PLACES)}, usual):
+        shop.mesh.alter("orders", environment=environment)
+        await shop.mesh.restart("orders")
+        await shop.all_parts_answer()
+        if environment is not usual:
+            yield shop
 
 
 async def waiting(shop: Shop, sale: Json, crowd: list[Buyer]) -> list[Json]:
