@@ -60,14 +60,14 @@ class Books:
         if order and order.state in PAID_STATES:
             self.ordered[order.currency] += order.total_minor
             if payment:
-                self.refunded[payment.currency] += payment.refunded_minor
+                self.refunded[payment.currency] += payment.refunded_minor - payment.by_hand_minor
         for capture in case.captures:
             self.captured[capture.currency] += capture.amount_minor
             self.provider_refunds[capture.currency] += capture.refunded_minor
         # If the provider has no records to read, the payments database is taken as the provider's.
         if payment and payment.state in CHARGED and not (self.with_ledger and payment.provider == LEDGER_OF):
             self.captured[payment.currency] += payment.amount_minor
-            self.provider_refunds[payment.currency] += payment.refunded_minor
+            self.provider_refunds[payment.currency] += payment.refunded_minor - payment.by_hand_minor
 
     def check_totals(self) -> Iterator[Finding]:
         """Checks that, in each currency, the provider's balance is that of paid orders."""

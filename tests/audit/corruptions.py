@@ -126,8 +126,6 @@ ORDERS = corruptions(
     ("refunded in full, but only in part by amount", "order-state", "$refunded",
         "UPDATE orders SET refunded_minor = 5 WHERE id = '$refunded'"),
     ("an unknown state", "order-state", "$failed", "UPDATE orders SET state = 'LOST' WHERE id = '$failed'"),
-    ("a return that its order does not count", "order-returned", "$partly",
-        "UPDATE orders SET returned = '{}' WHERE id = '$partly'"),
     ("a shipped order without a shipment", "order-state", "$shipped",
         "UPDATE orders SET shipment = NULL WHERE id = '$shipped'"),
     ("a delivered order that never arrived", "order-state", "$delivered",

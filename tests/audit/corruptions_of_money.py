@@ -95,9 +95,9 @@ PAYMENTS = corruptions(
     ("a provider event waits for an hour", "provider-event-waits", "evt_",
         """UPDATE provider_events SET processed_time = NULL, received_time = now() - interval '2 hours'
         WHERE payload->>'charge_status' = 'SUCCEEDED'"""),
-    ("a payment waits for an operator", "money-problem", "$paid",
+    ("a payment waits for an operator", "money-problem", "-",
         "UPDATE payments SET problem = 'NO_ANSWER' WHERE order_id = '$paid'"),
-    ("a refund failed after it had succeeded", "money-problem", "$partly",
+    ("a refund failed after it had succeeded", "money-problem", "-",
         f"UPDATE refunds SET problem = 'FAILED_AFTER_SUCCESS' WHERE payment_id = {_OF.format('$partly')}"),
     ("a dispute about no payment", "dispute-row", "00000000-0000-7000-8000-000000000008",
         """INSERT INTO disputes (provider, reference, payment_id, status, reason, amount_minor, currency, report_time)

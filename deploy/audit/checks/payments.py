@@ -102,7 +102,8 @@ CHECKS = (
             -- A stray charge is one that its payment did not count.
             AND NOT (r.stray AND r.charge_reference = p.provider_reference AND p.state IN ('SUCCEEDED', 'REFUNDED'))
             AND (r.state = 'PENDING' OR r.next_check_time IS NULL)
-            AND (r.state <> 'SUCCEEDED' OR r.provider_reference IS NOT NULL), false)
+            AND (r.state <> 'SUCCEEDED' OR r.provider_reference IS NOT NULL
+                OR strpos(r.reason, 'marked as done by') > 0), false)
         UNION ALL
         SELECT min(p.order_id::text)::uuid, format('%s refunds have the reference %s', count(*), r.provider_reference)
         FROM refunds r JOIN payments p ON p.id = r.payment_id WHERE r.provider_reference IS NOT NULL
@@ -112,11 +113,12 @@ CHECKS = (
     _check(
         Invariant.MONEY, "money-problem", "no payment and no refund waits for an operator",
         """
-        SELECT order_id, format('payment %s: %s', id, problem) FROM payments WHERE problem <> ''
+        SELECT id, format('of order %s: %s', order_id, problem) FROM payments WHERE problem <> ''
         UNION ALL
-        SELECT p.order_id, format('refund %s of %s: %s', r.id, r.amount_minor, r.problem)
+        SELECT r.id, format('refund of %s of order %s: %s', r.amount_minor, p.order_id, r.problem)
         FROM refunds r JOIN payments p ON p.id = r.payment_id WHERE r.problem <> ''
         """,
+        repairs.PARKED,
     ),
     _check(
         Invariant.MONEY, "dispute-row", "a dispute is about a payment, in its currency",

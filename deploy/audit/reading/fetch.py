@@ -81,7 +81,8 @@ _PAYMENTS = """
         p.currency, p.refunded_minor, coalesce(r.refunds, '[]')
     FROM payments p LEFT JOIN (
         SELECT payment_id, jsonb_agg(jsonb_build_array(id, state, amount_minor, stray,
-            coalesce(provider_reference, ''), extract(epoch FROM clock_timestamp() - create_time))) AS refunds
+            coalesce(provider_reference, ''), extract(epoch FROM clock_timestamp() - create_time),
+            state = 'SUCCEEDED' AND strpos(reason, 'marked as done by') > 0)) AS refunds
         FROM refunds GROUP BY 1
     ) r ON r.payment_id = p.id ORDER BY p.order_id, p.id
 """
@@ -180,8 +181,8 @@ def payments(connection: Connection) -> Iterator[Payment]:
             id=str(id_), order_id=str(order_id), customer_id=str(customer_id), state=state, provider=provider,
             reference=reference, amount_minor=amount, currency=currency, refunded_minor=refunded,
             refunds=tuple(
-                Refund(id=a, state=b, amount_minor=c, stray=d, reference=e, age_seconds=f)
-                for a, b, c, d, e, f in refunds
+                Refund(id=a, state=b, amount_minor=c, stray=d, reference=e, age_seconds=f, by_hand=g)
+                for a, b, c, d, e, f, g in refunds
             ),
         )  # fmt: skip
 

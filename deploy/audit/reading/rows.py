@@ -125,6 +125,8 @@ class Refund:
     stray: bool
     reference: str
     age_seconds: float = 0.0
+    by_hand: bool = False
+    """An operator has marked it as done: the money went back another way, of which the provider knows nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,11 @@ class Payment:
     def pending_minor(self) -> int:
         """The sum of its refunds that the provider has not confirmed."""
         return sum(refund.amount_minor for refund in self.refunds if refund.state == "PENDING" and not refund.stray)
+
+    @property
+    def by_hand_minor(self) -> int:
+        """The sum of its refunds that went back another way."""
+        return sum(refund.amount_minor for refund in self.refunds if refund.by_hand and not refund.stray)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

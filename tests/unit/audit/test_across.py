@@ -126,6 +126,12 @@ def found(case: Case) -> set[str]:
         order_of(PENDING, saga=Saga(kind="PURCHASE", waits_for_customer=True, still_seconds=500)),
         ORPHANED_HOLD,
         REFUNDING,
+        # An operator has marked the refund as done: the provider has failed it, or knows nothing of it.
+        replace(
+            payment_of(PARTLY_REFUNDED, refunds=(replace(PART, by_hand=True),)),
+            intents=(replace(CAPTURE, refunds=(replace(THEIR_PART, state="failed"),)),),
+        ),
+        replace(payment_of(PARTLY_REFUNDED, refunds=(replace(PART, reference="", by_hand=True),)), intents=(CAPTURE,)),
         # A declined card leaves its intent open; nobody has the secret.
         replace(FAILED, intents=(replace(CAPTURE, status="requires_payment_method"),)),
         # A refund in the provider's dashboard has no row.

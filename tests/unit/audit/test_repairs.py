@@ -20,6 +20,7 @@ _PROGRAMS: dict[tuple[str, ...], Callable[[argparse.ArgumentParser], None]] = {
     ("services.orders", "sagas"): orders.describe,
     ("services.orders", "dead-letters"): dead_letters.add_arguments,
     ("services.payments", "events"): payments.describe_events,
+    ("services.payments", "parked"): payments.describe_parked,
 }
 
 
