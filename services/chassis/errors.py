@@ -130,10 +130,16 @@ def check_etag(given: str, current: str) -> None:
         raise StaleEtag(etag=current)
 
 
+# PostgreSQL's class of errors about one row that is too large for it: the database is there, and a retry fails too.
+_LIMIT_OF_THE_DATA = "54"
+
+
 def as_app_error(error: BaseException) -> AppError | None:
     """Returns `error` as a refusal; None if it is a bug."""
     if isinstance(error, AppError):
         return error
+    if str(getattr(getattr(error, "orig", None), "sqlstate", None)).startswith(_LIMIT_OF_THE_DATA):
+        return None
     if isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError):
         # Unavailable, restarting, no connection free, or a lock or statement that timed out: a retry may succeed.
         return Unavailable(part="database")

@@ -419,6 +419,56 @@ async def test_the_rebuild_replaces_a_hash_of_a_wrong_type(db: Database, gate: G
     assert await holders(gate, sale) == {mine.customer_id: 1}
 
 
+_OF_A_WRONG_TYPE = {
+    "string": ("set", "nonsense"), "list": ("lpush", "nonsense"), "set": ("sadd", "nonsense"),
+    "sorted set": ("zadd", {"nonsense": 1}), "hash": ("hset", "nonsense", "nonsense"), "stream": ("xadd", {"a": "b"}),
+}  # fmt: skip
+_GARBAGE = ["", "nonsense", "-5", "3.5", "nan", "inf", "-inf", "0x", "1e20", "99999999999999999999999", "\0"]
+_POISONS = [
+    *((0, *command) for command in _OF_A_WRONG_TYPE.values()),
+    *((1, *command) for type_, command in _OF_A_WRONG_TYPE.items() if type_ != "hash"),
+    *((0, "set", number) for number in _GARBAGE),
+    (1, "hset", "buyer", "nonsense"), (1, "hset", "buyer", str(2**63 - 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("poison", _POISONS, ids=lambda poison: " ".join(map(repr, poison)))
+async def test_poisoned_keys_of_a_sale_stop_neither_it_nor_others(
+    db: Database, gate: Gate, poison: tuple[Any, ...]
+) -> None:
+    """Whatever somebody writes there: the sale goes on with PostgreSQL alone, and the next rebuild mends its keys."""
+    sale, other, rounds = await a_sale(db, units=3), await a_sale(db, units=1), Rebuild(db, gate)
+    await holding(db, of_sale(other))
+    mine = await holding(db, of_sale(sale))
+    await rounds.run()
+    hold = a_hold(of_sale(sale))
+    number, command, *arguments = poison
+    key = keys_of(sale.id)[number]
+    if "buyer" not in arguments:
+        await gate.valkey.delete(key)
+    await getattr(gate.valkey, command)(key, *(hold.customer_id.bytes if a == "buyer" else a for a in arguments))
+
+    bought, refused = await reserve.admit(db, gate, [hold, a_hold(of_sale(other))])
+
+    assert isinstance(bought, Reservation)
+    assert isinstance(refused, SoldOut)
+    assert gate.available.is_set()
+    await rounds.run()
+    assert await left(gate, sale) == 1
+    assert await holders(gate, sale) == {mine.customer_id: 1, hold.customer_id: 1}
+    assert await books(db) == []
+
+
+@pytest.mark.parametrize("number", [0, 1_000_000])
+async def test_counter_from_another_time_is_overwritten(db: Database, gate: Gate, number: int) -> None:
+    sale, rounds = await a_sale(db, units=2), Rebuild(db, gate)
+    await rounds.run()
+    await gate.valkey.set(keys_of(sale.id)[0], number)
+    await rounds.run()
+    assert await left(gate, sale) == 2
+    assert isinstance((await reserve.admit(db, gate, [a_hold(of_sale(sale))]))[0], Reservation)
+
+
 @pytest.mark.parametrize("end", [SaleState.CANCELLED, SaleState.ENDED])
 async def test_a_sale_that_is_over_is_not_called_sold_out(db: Database, gate: Gate, end: SaleState) -> None:
     sale, rounds = await a_sale(db, units=1), Rebuild(db, gate)

@@ -8,6 +8,7 @@ import string
 from collections.abc import Iterator
 
 import grpc
+import psycopg.errors
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
@@ -161,6 +162,12 @@ def test_bug_is_not_a_refusal(error: Exception) -> None:
 def test_broken_connection_is_a_refusal() -> None:
     error = DBAPIError("SELECT 1", {}, Exception(), connection_invalidated=True)
     assert isinstance(errors.as_app_error(error), Unavailable)
+
+
+def test_row_too_large_for_the_database_is_no_outage_of_it() -> None:
+    """Otherwise an event with such a row would be retried for ever, and open circuits that serve everybody."""
+    error = OperationalError("INSERT", {}, psycopg.errors.ProgramLimitExceeded())
+    assert errors.as_app_error(error) is None
 
 
 def test_stale_etag_is_refused() -> None:

@@ -1,9 +1,9 @@
 -- Takes units of one flash sale for several customers.
 -- KEYS: the units left, the units by customer. ARGV: customer, units, customer, units, …
 -- Returns for each pair -1 if it took its units, -2 if it passes without, otherwise the units left. Nothing is
--- returned for a sale without a counter: all holds pass.
+-- returned for a sale without a counter, or with one that no rebuild has written: all holds pass.
 local left = tonumber(redis.call('GET', KEYS[1]))
-if not left then return {} end
+if not left or left < 0 or left % 1 ~= 0 then return {} end
 local answers, before = {}, left
 for i = 1, #ARGV, 2 do
     local units = tonumber(ARGV[i + 1])

@@ -136,6 +136,27 @@ async def test_unavailable_database_makes_no_event_a_dead_letter(
     assert actions.done == [1]
 
 
+@pytest.mark.parametrize("headers", [None, {"Nats-Msg-Id": "not an id"}], ids=["no id", "malformed id"])
+async def test_message_without_an_event_id_stops_no_other(
+    db: Database, broker: Client, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch,
+    headers: dict[str, str] | None,
+) -> None:  # fmt: skip
+    """Somebody published it by hand. It is acted on if it can be, and otherwise becomes a dead letter."""
+    monkeypatch.setattr(subscriber, "_ATTEMPTS_MAX", 2)
+    monkeypatch.setattr(subscriber, "_RETRY_SECONDS", 0.01)
+    await streams.declare_streams(jetstream, service)
+    dead = await broker.subscribe(f"dead.{service}-reader.>")
+    actions = Actions(7)
+    for number in (6, 7):
+        said = {"Nats-Msg-Id": f"{headers['Nats-Msg-Id']} {number}"} if headers else None
+        payload = message(number).SerializeToString()
+        await jetstream.publish(f"stampede.{service}.thing.happened", payload, headers=said)
+    await publish(jetstream, service, 8)
+    async with consuming(db, jetstream, service, actions):
+        await actions.until(6, 8)
+        assert number_of((await dead.next_msg(timeout=15)).data) == 7
+
+
 async def test_failed_event_is_not_recorded_as_seen(
     db: Database, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
