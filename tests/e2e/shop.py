@@ -209,9 +209,9 @@ class Shop:
         return await create_sale(self.staff, product, units=units, price=price_, limit=limit, holdDuration=hold)
 
     async def a_buyer(self) -> Buyer:
-        """Somebody new, signed in."""
+        """Somebody new, signed in. On a slow machine the queue of passwords may be full for a moment."""
         account = User(f"{new_id()}@example.com", PASSWORD)
-        user = await sign_up(self.rest, account)
+        user = await sign_up(patient(self.rest), account)
         return Buyer(rest=self.rest.as_(account), id=user["id"], email=account.email)
 
     async def a_crowd(self, size: int) -> list[Buyer]:
