@@ -20,6 +20,7 @@ from services.payments.domain import (
     Refund,
     RefundResult,
     RefundState,
+    State,
     Verdict,
     decide,
 )
@@ -128,6 +129,8 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
         await payments.store(tx, [payment for payment in known.values() if payment != before[payment.id]])
         ended = {result.refund_id: result.calls for result in results if result.calls}
         await refunds.store(tx, list(found.values()), ended=ended)
+        if whole := [p.id for p in known.values() if p.state is State.REFUNDED and p != before[p.id]]:
+            await refunds.clear_failed_later(tx, whole)
         if failed:  # people may have refunded the charge at the provider
             await payments.check_refunds(tx, sorted(failed))
         await outbox.publish(tx, events)

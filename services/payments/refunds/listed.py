@@ -6,7 +6,7 @@ from prometheus_client import Counter
 from services.chassis.data.db import Database
 from services.chassis.events import outbox
 from services.payments import settle
-from services.payments.domain import OPEN, ProviderRefund, Refund
+from services.payments.domain import OPEN, ProviderRefund, Refund, State
 from services.payments.providers import OutcomeUnknown, PaymentProvider
 from services.payments.refunds import rules
 from services.payments.sql import payments, refunds
@@ -50,6 +50,8 @@ async def store_listed(db: Database, check: RefundCheck, listed: list[ProviderRe
         now = found.payment
         if now != payment:
             await payments.store(tx, [now])
+        if now.state is State.REFUNDED:
+            await refunds.clear_failed_later(tx, [now.id])
         await payments.end_refund_check(tx, check)
         events = []
         if now.refunded_minor > payment.refunded_minor:

@@ -204,6 +204,17 @@ async def store(
     )
 
 
+async def clear_failed_later(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
+    """Clear the problem of refunds that failed later, because all money of their payments has gone back meanwhile."""
+    await tx.execute(
+        text(
+            "UPDATE refunds SET problem = '' WHERE payment_id = ANY(CAST(:ids AS uuid[])) AND NOT stray"
+            " AND state = 'FAILED' AND problem <> ''"
+        ),
+        {"ids": list(payment_ids)},
+    )
+
+
 async def change_key(tx: AsyncSession, refund: Refund) -> None:
     """Repeat a pending refund at once under a new key, unless another process has done so."""
     await tx.execute(

@@ -49,6 +49,7 @@ async def test_a_refund_that_fails_later_frees_its_sum(running: Payments, sandbo
     assert [tuple(row) for row in found] == [("FAILED", "LOST_OR_STOLEN_CARD", rules.FAILED_LATER)]
     (again,) = await create(running, a_line(order_id))  # nothing is left to do but to refund it another time
     assert (again.state, again.refunded.minor_units) == (pb.RefundStatus.SUCCEEDED, 1999)
+    assert await running.rows("SELECT count(*) FROM refunds WHERE problem <> ''") == [(0,)]
 
 
 async def test_a_failed_refund_whose_event_is_lost_is_found(service: Payments, sandbox: Sandbox) -> None:
