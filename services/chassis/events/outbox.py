@@ -248,9 +248,9 @@ class Relay:
 
 async def _put_back(tx: AsyncSession, first: int) -> None:
     """Puts the events back that had this number in the stream or a higher one."""
-    lost = len((await tx.execute(_PUT_BACK, {"first": first})).all())
-    _LOST.inc(lost)
-    log.error("the broker has lost events, which are published again", number=lost)
+    if lost := len((await tx.execute(_PUT_BACK, {"first": first})).all()):
+        _LOST.inc(lost)
+        log.error("the broker has lost events, which are published again", number=lost)
 
 
 @dataclass
