@@ -166,7 +166,9 @@ Consumers = Callable[[Database], Sequence[Consumer]]
 
 def _id_of(message: Msg) -> uuid.UUID:
     place = message.metadata
-    return event_id((message.headers or {}).get("Nats-Msg-Id"), f"{place.stream}/{place.sequence.stream}")
+    # With its time, because a stream that was lost and declared again counts from 1.
+    where = f"{place.stream}/{place.sequence.stream}/{place.timestamp}"
+    return event_id((message.headers or {}).get("Nats-Msg-Id"), where)
 
 
 def event_id(given: str | None, place: str) -> uuid.UUID:
