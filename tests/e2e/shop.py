@@ -201,12 +201,21 @@ class Shop:
         return await create_product(self.staff, price=money(price, currency), stock=stock, **said)
 
     async def a_sale(
-        self, *, units: int = 10, price: int = 999, limit: int = 0, hold: str = "600s", product: Json | None = None
+        self,
+        *,
+        units: int = 10,
+        price: int = 999,
+        limit: int = 0,
+        hold: str = "600s",
+        product: Json | None = None,
+        **terms: Any,
     ) -> Json:
         """A live flash sale, of a product of its own unless one is given."""
         product = product or await self.a_product(stock=units)
         price_ = money(price, product["price"]["currencyCode"])
-        return await create_sale(self.staff, product, units=units, price=price_, limit=limit, holdDuration=hold)
+        return await create_sale(
+            self.staff, product, units=units, price=price_, limit=limit, holdDuration=hold, **terms
+        )
 
     async def a_buyer(self) -> Buyer:
         """Somebody new, signed in. On a slow machine the queue of passwords may be full for a moment."""

@@ -274,7 +274,9 @@ class Story:
 
 async def test_whatever_happens_to_an_order_in_any_order_it_ends_as_one_thing(shop: Shop) -> None:
     await shop.sandbox.faults(webhooks={"drop": True})
-    sale, crowd = await shop.a_sale(units=len(SEQUENCES), price=PRICE), await shop.a_crowd(_BUYERS)
+    # Each buyer lives many stories, and leaves the holds of some unpaid.
+    sale = await shop.a_sale(units=len(SEQUENCES), price=PRICE, abandonedHoldLimit=0)
+    crowd = await shop.a_crowd(_BUYERS)
     post = Post(shop)
     stories = [
         Story(shop, post, sale, buyer, steps)
