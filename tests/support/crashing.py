@@ -57,7 +57,7 @@ class Trap:
 
     def forget(self) -> None:
         """Remove the traces of an earlier use."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in ("sprung", "passed"):
             (self.folder / left).unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ def upgrade() -> None:
         ALTER TABLE reservations ADD COLUMN slot integer, ADD COLUMN units integer;
         CREATE UNIQUE INDEX reservations_slot ON reservations (customer_id, slot) WHERE state = 'HELD';
 
-        ALTER TABLE flash_sales ADD COLUMN abandoned_hold_limit integer NOT NULL DEFAULT 3
+        ALTER TABLE flash_sales ADD COLUMN abandoned_hold_limit integer NOT NULL DEFAULT 10
             CONSTRAINT flash_sales_abandoned_hold_limit CHECK (abandoned_hold_limit >= 0);
         CREATE TABLE abandoned_holds (
             sale_id     uuid NOT NULL REFERENCES flash_sales (id),

@@ -135,7 +135,9 @@ async def test_process_whose_background_task_stands_still_ends_and_names_it(slow
     async with asyncio.timeout(20):
         while (answer := await slow.answers("/livez"))[0] == 200:
             pass
-        assert answer == (503, b"restock")
+        # On a busy machine, others may have been late as well.
+        assert answer[0] == 503
+        assert b"restock" in answer[1].split(b", ")
         assert (await slow.answers("/healthz"))[0] == 503
         slow.health.cancel()
         assert await slow.process.wait() == 1

@@ -392,8 +392,8 @@ async def test_a_scheduled_sale_is_changed_as_its_mask_says(inventory: Inventory
     assert (await refusal(changed("title", title="Third", allocation=3))).fields == ["allocation"]
     now = await changed("hold_duration", "per_customer_limit", per_customer_limit=0)
     assert (now.hold_duration.seconds, now.per_customer_limit) == (600, 0), "named and not set is the default"
-    assert (now.abandoned_hold_limit, (await changed(abandoned_hold_limit=0)).abandoned_hold_limit) == (3, 0)
-    assert (await changed("abandoned_hold_limit")).abandoned_hold_limit == 3, "named and not set is the default"
+    assert (now.abandoned_hold_limit, (await changed(abandoned_hold_limit=0)).abandoned_hold_limit) == (10, 0)
+    assert (await changed("abandoned_hold_limit")).abandoned_hold_limit == 10, "named and not set is the default"
     for field, value in {"state": State.ENDED, "sold": 0, "product_id": sale.id.hex, "starts_in": Duration()}.items():
         assert (await refusal(changed(**{field: value}))).fields == [json_name(field)]
     assert (await refusal(changed())).fields == ["updateMask"]

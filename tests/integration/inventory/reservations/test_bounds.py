@@ -139,7 +139,7 @@ async def test_hold_without_a_slot_counts_too(db: Database, customer: uuid.UUID)
 
 async def test_sale_refuses_a_customer_whose_holds_ended_unpaid(db: Database, customer: uuid.UUID) -> None:
     """Three of them, however they ended; then neither path of reserving grants one, and other sales still do."""
-    sale, other = await a_sale(db), await a_sale(db, abandoned_hold_limit=0)
+    sale, other = await a_sale(db, abandoned_hold_limit=3), await a_sale(db, abandoned_hold_limit=0)
     await expired_hold(db, of_sale(sale), customer_id=customer)
     await expired_hold(db, of_sale(sale), customer_id=customer)
     cancelled = await holding(db, of_sale(sale), customer_id=customer)
