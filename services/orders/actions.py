@@ -122,7 +122,7 @@ class Orders:
 
         If `viewer` is its customer and can pay it, a change brings the client secret.
         """
-        with self._watch.subscribe(order_id) as updates:
+        with self._watch.subscribe(order_id, sent=lambda: order) as updates:
             order = await self.get(order_id, customer_id=customer_id)
             yield order
             if viewer:
@@ -130,7 +130,7 @@ class Orders:
             if order.settled:
                 return
             async for latest in updates:
-                if latest.version > order.version:
+                if latest.version > order.version or latest is order:  # the same one keeps a quiet stream open
                     order = latest
                     yield order
                 if order.settled:

@@ -105,17 +105,20 @@ class Watch(Generic[K, V]):
         self._wakeup.set()
 
     @contextmanager
-    def subscribe(self, key: K, *, at_once: bool = False) -> Iterator[AsyncIterator[V]]:
+    def subscribe(
+        self, key: K, *, at_once: bool = False, sent: Callable[[], V] | None = None
+    ) -> Iterator[AsyncIterator[V]]:
         """Iterates over the value of `key`: the next one fetched, then each new one, for at most an hour.
 
-        After 25 seconds without a new value, the last one comes again.
+        After 25 seconds without a new value, the last one comes again: what `sent` returns, for a caller that begins
+        with a value of its own, as the next one may be fetched only when it has changed.
 
         The task that subscribes must be the one that sends. With `at_once` the first value is the last one fetched for
         other watchers, or one fetched now; if that fails, the iterator raises `Unavailable`.
         """
         client = request_context.client() if self._each_max else None
         self._make_room(client)
-        watcher = _Watcher[V](asyncio.current_task(), client, needs_first=at_once)
+        watcher = _Watcher[V](asyncio.current_task(), client, sent, needs_first=at_once)
         self._watchers[key].add(watcher)
         if client is not None:
             self._by_client.setdefault(client, {})[watcher] = key
@@ -210,8 +213,15 @@ class Watch(Generic[K, V]):
 class _Watcher(Generic[V]):
     """One watcher: its latest value, and for how many rounds it has not read that."""
 
-    def __init__(self, task: "asyncio.Task[Any] | None", client: Hashable, *, needs_first: bool) -> None:
-        self._task, self.client, self._needs_first = task, client, needs_first
+    def __init__(
+        self,
+        task: "asyncio.Task[Any] | None",
+        client: Hashable,
+        sent: Callable[[], V] | None,
+        *,
+        needs_first: bool,
+    ) -> None:
+        self._task, self.client, self._sent, self._needs_first = task, client, sent, needs_first
         self.has_left = False
         self._value: V | None = None
         self._compared: object = _NOTHING
@@ -268,6 +278,9 @@ class _Watcher(Generic[V]):
             except TimeoutError:
                 if loop.time() >= until:
                     return
+                if self._sent:
+                    yield self._sent()
+                    continue
                 if self._compared is _NOTHING:
                     continue
             if self._ended:

@@ -4,9 +4,11 @@ import asyncio
 import uuid
 from typing import Any
 
+import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from services.chassis import ids
+from services.chassis.server import watch
 from services.orders.saga import operators
 from services.orders.saga.plan import SECRETS_UNASKED_MOST
 from services.orders.sql import sagas
@@ -94,6 +96,16 @@ async def test_a_watch_of_the_order_brings_the_secret(shop: Shop) -> None:
                 break
     seen.cancel()
     assert shop.payments.calls == {"BatchCharge": 1}
+
+
+async def test_a_quiet_watch_repeats_the_order(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its buyer may be at the bank for minutes, and a proxy cuts a stream that is silent for one."""
+    order = await _unpaid(shop, stocked(shop))
+    monkeypatch.setattr(watch, "_QUIET_SECONDS", 0.01)
+    seen = shop.orders.WatchOrder(pb.WatchOrderRequest(order_id=order.id), metadata=tokens.as_user(shop.customer))
+    async with asyncio.timeout(10):
+        assert [(await seen.read()).id for _ in range(3)] == [order.id] * 3
+    seen.cancel()
 
 
 async def test_prefer_wait_asks_for_the_secret(shop: Shop) -> None:

@@ -464,3 +464,13 @@ async def test_quiet_value_comes_again_so_that_proxies_keep_the_stream(monkeypat
     with views.subscribe("clock") as values:
         async with running(views):
             assert [await anext(values) for _ in range(3)] == [0, 0, 0]
+
+
+async def test_quiet_stream_repeats_what_its_reader_has_sent_before_the_first_fetch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While live, nothing is fetched before a change; an order whose buyer is at the bank has none for minutes."""
+    monkeypatch.setattr(watch, "_QUIET_SECONDS", 0.01)
+    views = Watch(Shelf().fetch, interval_seconds=60, watchers_max=1)
+    with views.subscribe("clock", sent=lambda: 7) as values:
+        assert [await anext(values) for _ in range(2)] == [7, 7]
