@@ -46,7 +46,7 @@ class OrderService(pb_grpc.OrderServiceServicer):
         if request.HasField("prefer_wait"):
             seconds = request.prefer_wait.ToTimedelta().total_seconds()
             request.ClearField("prefer_wait")  # no part of the content that distinguishes repeats
-        order = await self._placer.place(replace(_draft(request), secret_wanted=bool(seconds)))
+        order = await self._placer.place(_draft(request, secret_wanted=bool(seconds)))
         if seconds and order.state is State.PENDING:
             await self._orders.want_secret(order, order.customer_id)
             order = await self._orders.settled(order, seconds=seconds)
@@ -183,7 +183,7 @@ def _query(request: pb.ListOrdersRequest | pb.ListAllOrdersRequest, customer_id:
     )
 
 
-def _draft(request: pb.PlaceOrderRequest) -> DraftOrder:
+def _draft(request: pb.PlaceOrderRequest, *, secret_wanted: bool) -> DraftOrder:
     customer_id, request_id = request_context.user_id(), uuid.UUID(request.request_id)
     address = request.shipping_address
     return DraftOrder(
@@ -206,6 +206,7 @@ def _draft(request: pb.PlaceOrderRequest) -> DraftOrder:
         if request.HasField("shipping_address")
         else None,
         call_id=request_context.current().request_id,
+        secret_wanted=secret_wanted,
     )  # fmt: skip
 
 

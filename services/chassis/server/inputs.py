@@ -15,7 +15,7 @@ _IDEMPOTENCY_KEY_MAX = 255
 # The namespace of the UUIDs that are made from idempotency keys which are not UUIDs.
 _KEY_NAMESPACE = uuid.UUID("6f1c1f0e-6f5b-4c0e-9d7e-1f6c0d6f7a52")
 # Conditions of HTTP that no mutation can obey. A read may ignore them: it answers in full.
-_NOT_OBEYED = ("If-None-Match", "If-Unmodified-Since")
+_NOT_OBEYED = {"if-none-match": "If-None-Match", "if-unmodified-since": "If-Unmodified-Since"}
 
 
 class _IdField(NamedTuple):
@@ -35,7 +35,8 @@ def take_headers(request: Message, metadata: Metadata, *, reads: bool) -> None:
         _take_idempotency_key(request, str(key))
     if wanted := metadata.get("if-match"):
         _take_if_match(request, str(wanted))
-    if not reads and (refused := [name for name in _NOT_OBEYED if name.lower() in metadata]):
+    if not reads and not metadata.keys().isdisjoint(_NOT_OBEYED):
+        refused = [name for key, name in _NOT_OBEYED.items() if key in metadata]
         raise InvalidFields(dict.fromkeys(refused, "is not supported; send the etag as If-Match"))
 
 
