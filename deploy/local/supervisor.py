@@ -319,7 +319,7 @@ class Mesh:
         path = self.site.home / "state.json"
         parts = {name: asdict(running.status) for name, running in self._parts.items()}
         text = json.dumps({"supervisor": os.getpid(), "parts": parts}, indent=2)
-        # Where it cannot be written, `status` is late; the parts must run all the same.
+        # If it cannot be written, `status` is late; the parts must run all the same.
         with contextlib.suppress(OSError):
             if path.parent.exists():  # else the folder was removed, and must not be made again
                 write_private(path.with_suffix(".new"), text).replace(path)

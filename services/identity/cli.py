@@ -2,10 +2,10 @@
 
 import argparse
 import asyncio
-import os
-import sys
+from functools import partial
 
-from services.chassis.data import db as database
+from services.chassis.data import commands
+from services.chassis.data.commands import write
 from services.chassis.data.db import Database
 from services.chassis.data.sealing import WrongSecret
 from services.identity import keys
@@ -41,21 +41,23 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 async def run(config: Settings, arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    engine, db = database.connect(config.database_url.get_secret_value(), pool_size=1)
+    return await commands.run(config, partial(_act, config, arguments))
+
+
+async def _act(config: Settings, arguments: argparse.Namespace, db: Database) -> int:
+    if arguments.action == "list":
+        await _list(db)
+        return 0
     try:
-        if arguments.action == "list":
-            await _list(db)
-        else:
-            await _replace(db, KeySealer(*config.key_secret.values()))
-            if arguments.end_sessions:
-                async with db.begin() as tx:
-                    _write(f"{await sessions.revoke_all(tx)} sessions ended")
-            _write(_NEXT)
+        await _replace(db, KeySealer(*config.key_secret.values()))
     except WrongSecret as error:
-        _write(str(error))
+        write(str(error))
         return 1
-    finally:
-        await engine.dispose()
+    if arguments.end_sessions:
+        async with db.begin() as tx:
+            ended = await sessions.revoke_all(tx)
+        write(f"{ended} sessions ended")
+    write(_NEXT)
     return 0
 
 
@@ -63,18 +65,13 @@ async def _list(db: Database) -> None:
     async with db() as tx:
         for key in await signing_keys.list_keys(tx):
             ends = f"published until {key.retire_time:%Y-%m-%d %H:%M:%S %Z}" if key.retire_time else "the newest"
-            _write(f"{key.kid}  signs from {key.sign_from:%Y-%m-%d %H:%M:%S %Z}  {ends}")
+            write(f"{key.kid}  signs from {key.sign_from:%Y-%m-%d %H:%M:%S %Z}  {ends}")
 
 
 async def _replace(db: Database, sealer: KeySealer) -> None:
     kid, others = await keys.publish_replacement(db, sealer, lead_seconds=_LEAD_SECONDS)
-    _write(f"{kid}: published; it signs in {_LEAD_SECONDS} seconds, when gateway and services know it. Wait.")
+    write(f"{kid}: published; it signs in {_LEAD_SECONDS} seconds, when gateway and services know it. Wait.")
     await asyncio.sleep(_LEAD_SECONDS)
     await keys.withdraw_others(db, kid)
     for other in others:
-        _write(f"{other}: withdrawn")
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(line + os.linesep)
-    sys.stdout.flush()
+        write(f"{other}: withdrawn")

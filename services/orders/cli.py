@@ -1,14 +1,12 @@
 """`python -m services.orders sagas …`: help for stuck sagas from a shell, without an account."""
 
 import argparse
-import getpass
-import os
-import sys
 import uuid
+from functools import partial
 
-from services.chassis.data import db as database
+from services.chassis.data import commands
+from services.chassis.data.commands import write
 from services.chassis.data.db import Database
-from services.chassis.errors import AppError
 from services.orders.domain import Actor
 from services.orders.saga import operators
 from services.orders.saga.plan import SagaView
@@ -37,43 +35,24 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 async def sagas(config: Settings, arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code, 1 after a refusal. The processes of the service do the work."""
-    engine, db = database.connect(config.database_url.get_secret_value(), pool_size=1)
-    try:
-        await _act(db, arguments)
-    except AppError as error:
-        _write(f"{error.reason}: {error}")
-        return 1
-    finally:
-        await engine.dispose()
-    return 0
+    return await commands.run(config, partial(_act, arguments))
 
 
-async def _act(db: Database, arguments: argparse.Namespace) -> None:
+async def _act(arguments: argparse.Namespace, db: Database) -> None:
     if arguments.action == "list":
         found = await operators.list_sagas(db, stuck=arguments.stuck, after=None, most=_MOST)
         for saga in found:
-            _write(_line(saga))
-        _write(f"{len(found)} {'stuck' if arguments.stuck else 'running'}{', and more' * (len(found) == _MOST)}")
+            write(_line(saga))
+        write(f"{len(found)} {'stuck' if arguments.stuck else 'running'}{', and more' * (len(found) == _MOST)}")
         return
-    by = Actor(f"operator:{_user()}", note=getattr(arguments, "reason", ""))
+    by = Actor(commands.operator(), note=getattr(arguments, "reason", ""))
     if arguments.action == "resume":
         await operators.resume(db, arguments.order_id, by)
     elif arguments.action == "compensate":
         await operators.compensate(db, arguments.order_id, by)
-    _write(_line(await operators.get(db, arguments.order_id)))
+    write(_line(await operators.get(db, arguments.order_id)))
     if arguments.action != "show":
-        _write("a process of the service claims it; see the result with: sagas show")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # in a container the user has a number and no name
-        return str(os.getuid())
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+        write("a process of the service claims it; see the result with: sagas show")
 
 
 def _line(saga: SagaView) -> str:

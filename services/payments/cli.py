@@ -1,15 +1,13 @@
 """`python -m services.payments events|parked …`: parked events, refunds and payments, from a shell."""
 
 import argparse
-import getpass
-import os
-import sys
 import uuid
 from collections.abc import Sequence
+from functools import partial
 
-from services.chassis.data import db as database
+from services.chassis.data import commands
+from services.chassis.data.commands import write
 from services.chassis.data.db import Database
-from services.chassis.errors import AppError
 from services.payments.dispatch.parked import abandon, list_parked, mark_as_done, resume
 from services.payments.settings import Settings
 from services.payments.sql import provider_events
@@ -43,62 +41,43 @@ def describe_parked(parser: argparse.ArgumentParser) -> None:
 
 async def parked(config: Settings, arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code, 1 after a refusal. The processes of the service do the work."""
-    engine, db = database.connect(config.database_url.get_secret_value(), pool_size=1)
-    try:
-        await _act_on_parked(db, arguments)
-    except AppError as error:
-        _write(f"{error.reason}: {error}")
-        return 1
-    finally:
-        await engine.dispose()
-    return 0
+    return await commands.run(config, partial(_act_on_parked, arguments))
 
 
-async def _act_on_parked(db: Database, arguments: argparse.Namespace) -> None:
+async def _act_on_parked(arguments: argparse.Namespace, db: Database) -> None:
     if arguments.action != "list":
         act = {"resume": resume, "abandon": abandon, "done": mark_as_done}[arguments.action]
-        await act(db, arguments.id, f"operator:{_user()} {arguments.note}".strip())
-        _write(f"{arguments.id}: {arguments.action}")
+        await act(db, arguments.id, f"{commands.operator()} {arguments.note}".strip())
+        write(f"{arguments.id}: {arguments.action}")
         return
     found = await list_parked(db, most=_MOST)
     for one in found:
-        _write(
+        write(
             f"{one.kind} {one.id}  order {one.order_id}  {one.state}  {one.currency} {one.amount_minor}"
             f"  since {one.update_time:%Y-%m-%d %H:%M:%S}  {one.problem}  {one.cause}".rstrip()
         )
-    _write(f"{len(found)} parked{', and more' * (len(found) == _MOST)}")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # in a container the user has a number and no name
-        return str(os.getuid())
+    write(f"{len(found)} parked{', and more' * (len(found) == _MOST)}")
 
 
 async def events(config: Settings, arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code, 1 if an event is not parked. The processes of the service apply them."""
-    engine, db = database.connect(config.database_url.get_secret_value(), pool_size=1)
-    try:
-        return await _act_on_events(db, arguments)
-    finally:
-        await engine.dispose()
+    return await commands.run(config, partial(_act_on_events, arguments))
 
 
-async def _act_on_events(db: Database, arguments: argparse.Namespace) -> int:
+async def _act_on_events(arguments: argparse.Namespace, db: Database) -> int:
     if arguments.action == "list":
         parked = await provider_events.list_parked(db, most=_MOST)
         for one in parked:
-            _write(
+            write(
                 f"{one.id}  {one.type}  {one.reference}  payment {one.payment_id or 'not known'}"
                 f"  received {one.received_time:%Y-%m-%d %H:%M:%S}  {one.attempts} attempts  {one.cause}"
             )
-        _write(f"{len(parked)} parked{', and more' * (len(parked) == _MOST)}")
+        write(f"{len(parked)} parked{', and more' * (len(parked) == _MOST)}")
         return 0
     if arguments.action == "drop":
         return _report(arguments.event_id, await provider_events.drop_parked(db, arguments.event_id), "dropped")
     if arguments.all == bool(arguments.event_id):
-        _write("retry needs either the ids that `list` shows, or --all")
+        write("retry needs either the ids that `list` shows, or --all")
         return 1
     wanted = None if arguments.all else arguments.event_id
     return _report(wanted or (), await provider_events.retry_parked(db, wanted), "will be applied again")
@@ -106,12 +85,8 @@ async def _act_on_events(db: Database, arguments: argparse.Namespace) -> int:
 
 def _report(wanted: Sequence[str], done: Sequence[str], what: str) -> int:
     for event_id in done:
-        _write(f"{event_id}: {what}")
+        write(f"{event_id}: {what}")
     missing = sorted(set(wanted) - set(done))
     for event_id in missing:
-        _write(f"{event_id}: no such event is parked")
+        write(f"{event_id}: no such event is parked")
     return 1 if missing else 0
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")

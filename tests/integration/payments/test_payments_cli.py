@@ -12,7 +12,7 @@ from tests.integration.payments.conftest import Payments, Sandbox
 async def _run(service: Payments, *words: str) -> int:
     parser = argparse.ArgumentParser()
     cli.describe_events(parser)
-    return await cli._act_on_events(service.db, parser.parse_args(words))
+    return await cli._act_on_events(parser.parse_args(words), service.db)
 
 
 @pytest.fixture
