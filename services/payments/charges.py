@@ -88,31 +88,34 @@ class Charges:
         """Cancel the payments of orders for which no money has moved."""
         deadline = Deadline()
         async with self._db.begin() as tx:
-            found = await self._request_cancel(tx, charges)
+            found, requested = await self._request_cancel(tx, charges)
         withdrawn = self._dispatcher.withdraw(payment.id for payment in found.values() if payment.cancel_requested)
-        return await self._void([found[charge.order_id] for charge in charges], withdrawn, deadline)
+        return await self._void([found[charge.order_id] for charge in charges], requested, withdrawn, deadline)
 
     async def reverse(self, charges: Sequence[Charge]) -> list[Payment]:
         """Refund all that orders paid, and cancel what they have not paid."""
         deadline = Deadline()
         async with self._db.begin() as tx:
-            found = await self._request_cancel(tx, charges)
-            pending = await _refund_in_full(tx, [p for p in found.values() if p.state is State.SUCCEEDED])
+            found, requested = await self._request_cancel(tx, charges)
+            pending, new = await _refund_in_full(tx, [p for p in found.values() if p.state is State.SUCCEEDED])
         withdrawn = self._dispatcher.withdraw(payment.id for payment in found.values() if payment.cancel_requested)
-        for refund in pending:
+        for refund in new:
             self._dispatcher.refund(refund)
-        known = await self._void([found[charge.order_id] for charge in charges], withdrawn, deadline)
+        known = await self._void([found[charge.order_id] for charge in charges], requested, withdrawn, deadline)
         if not pending:
             return known
-        await self._dispatcher.wait_for_refunds([refund.id for refund in pending], seconds=deadline.seconds_left())
+        await self._dispatcher.wait_for_refunds(pending, seconds=deadline.seconds_left())
         async with self._db() as tx:
             now = await payments.read(tx, [payment.id for payment in known])
         return [now[payment.id] for payment in known]
 
-    async def _request_cancel(self, tx: AsyncSession, charges: Sequence[Charge]) -> dict[uuid.UUID, Payment]:
-        """Cancel payments, or request it where the provider must be called first. Return them by order.
+    async def _request_cancel(
+        self, tx: AsyncSession, charges: Sequence[Charge]
+    ) -> tuple[dict[uuid.UUID, Payment], set[uuid.UUID]]:
+        """Cancel payments, or request it where the provider must be called first.
 
-        The row lock orders this against charges: the second transaction finds the effect of the first.
+        Return the payments by order, and the ids of those for which no earlier call has requested it. The row lock
+        orders this against charges: the second transaction finds the effect of the first.
         """
         # An order without a payment gets a cancelled one, so that a late charge finds it.
         made = await payments.insert(tx, charges, state=State.CANCELLED, provider=self._provider)
@@ -120,19 +123,26 @@ class Charges:
         missing = [charge.order_id for charge in charges if charge.order_id not in made]
         found = made | await payments.read_by_order(tx, missing, lock=True)
         requested = [p for p in found.values() if p.state in OPEN and not p.cancel_requested]
+        if repeated := [p.id for p in found.values() if p.is_cancellable and p.cancel_requested]:
+            await payments.hasten(tx, repeated)
         if requested:
             await payments.request_cancel(tx, [payment.id for payment in requested])
             found |= {p.order_id: dataclasses.replace(p, cancel_requested=True) for p in requested}
-        return found
+        return found, {payment.id for payment in requested}
 
     async def _void(
-        self, known: Sequence[Payment], withdrawn: Collection[uuid.UUID], deadline: Deadline
+        self,
+        known: Sequence[Payment],
+        requested: Collection[uuid.UUID],
+        withdrawn: Collection[uuid.UUID],
+        deadline: Deadline,
     ) -> list[Payment]:
         """Void the charges that wait for their customer; return all payments as they are then."""
         self._published()
         cancellable = [payment for payment in known if payment.is_cancellable]
         for payment in cancellable:
-            self._dispatcher.advance(payment)
+            if payment.id in requested:
+                self._dispatcher.advance(payment)
         # Charges under way are not awaited: the caller calls again, and can do other work until then.
         ending = [payment for payment in known if payment.is_cancellable or payment.id in withdrawn]
         results = await self._dispatcher.wait(ending, seconds=deadline.seconds_left())
@@ -173,12 +183,14 @@ def _differs(payment: Payment, charge: Charge) -> bool:
     return not same or payment.customer_id != charge.customer_id
 
 
-async def _refund_in_full(tx: AsyncSession, paid: Sequence[Payment]) -> list[Refund]:
-    """Commit refunds of all that is left of locked payments. Return their pending refunds, also those begun before.
+async def _refund_in_full(tx: AsyncSession, paid: Sequence[Payment]) -> tuple[list[uuid.UUID], list[Refund]]:
+    """Commit refunds of all that is left of locked payments. Return the ids of all pending ones, and the new ones.
 
+    Those begun before are repeated at once by the reconciler.
     One that the provider has refused is tried again after a pause, and a few times only: then an operator must help.
     """
-    pending = await refunds.read_pending(tx, [p.id for p in paid if p.refunding_minor])
+    before = [one.id for one in await refunds.read_pending(tx, [p.id for p in paid if p.refunding_minor])]
+    await refunds.hasten(tx, before)
     left = [p for p in paid if p.left_minor > 0]
     refused = await refunds.count_refused(tx, [p.id for p in left], reason=REVERSAL)
     due, parked = list[NewRefund](), list[Payment]()
@@ -189,4 +201,5 @@ async def _refund_in_full(tx: AsyncSession, paid: Sequence[Payment]) -> list[Ref
         elif number < REVERSALS_MOST and age > REVERSAL_PAUSE * 10 ** max(number - 1, 0):
             due.append(NewRefund(id=ids.new(), payment=payment, amount_minor=payment.left_minor, reason=REVERSAL))
     await payments.store(tx, parked)
-    return pending + await refunds.insert(tx, due)
+    new = await refunds.insert(tx, due)
+    return before + [refund.id for refund in new], new

@@ -4,6 +4,7 @@ import dataclasses
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.chassis import ids
 from services.chassis.data import idempotency
@@ -29,6 +30,13 @@ class RefundLine:
     reason: str
 
 
+class BegunRefunds(NamedTuple):
+    """One outcome for each line of a request, and those refunds that no other request has begun."""
+
+    outcomes: list[Refund | AppError]
+    new: list[Refund]
+
+
 class Refunds:
     """The actions behind both refund methods: commit, call the provider, return the known state in time."""
 
@@ -47,12 +55,13 @@ class Refunds:
             payment = await payments.read_one(tx, payment_id, lock=True)
             if first := await idempotency.find_repeat(tx, request, refund_id):
                 refund = (await sql.read(tx, [first]))[first].refund
+                await sql.hasten(tx, [first])
             else:
                 # The lock on the payment keeps this check valid until the sum has grown. A CHECK constraint guards it.
                 minor = refundable_minor(payment, amount)
                 new = NewRefund(id=refund_id, payment=payment, amount_minor=minor, reason=reason)
                 (refund,) = await sql.insert(tx, [new])
-        await self._dispatch([refund], deadline)
+        await self._dispatch([] if first else [refund], [refund.id], deadline)
         async with self._db() as tx:
             now = (await sql.read(tx, [refund.id]))[refund.id]
         if now.refund.state is RefundState.FAILED:
@@ -62,26 +71,26 @@ class Refunds:
     async def create(self, lines: Sequence[RefundLine]) -> list[RefundOfPayment | AppError]:
         """Make the refunds of `lines`. Return one outcome for each, in their order."""
         deadline = Deadline()
-        begun = await begin_refunds(self._db, lines)
-        made = [one for one in begun if isinstance(one, Refund)]
+        outcomes, new = await begin_refunds(self._db, lines)
+        made = [one.id for one in outcomes if isinstance(one, Refund)]
         if not made:
-            return [one for one in begun if isinstance(one, AppError)]
-        await self._dispatch(made, deadline)
+            return [one for one in outcomes if isinstance(one, AppError)]
+        await self._dispatch(new, made, deadline)
         async with self._db() as tx:
-            now = await sql.read(tx, [refund.id for refund in made])
-        return [now[one.id] if isinstance(one, Refund) else one for one in begun]
+            now = await sql.read(tx, made)
+        return [now[one.id] if isinstance(one, Refund) else one for one in outcomes]
 
-    async def _dispatch(self, begun: Sequence[Refund], deadline: Deadline) -> None:
-        for refund in begun:
-            if refund.state is RefundState.PENDING:
-                self._dispatcher.refund(refund)
-        await self._dispatcher.wait_for_refunds([refund.id for refund in begun], seconds=deadline.seconds_left())
+    async def _dispatch(self, new: Sequence[Refund], made: Sequence[uuid.UUID], deadline: Deadline) -> None:
+        """Call the provider for `new` refunds, and wait for all that are `made`."""
+        for refund in new:
+            self._dispatcher.refund(refund)
+        await self._dispatcher.wait_for_refunds(made, seconds=deadline.seconds_left())
 
 
-async def begin_refunds(db: Database, lines: Sequence[RefundLine]) -> list[Refund | AppError]:
-    """Commit the refunds of `lines`, no id twice. Return one outcome for each, in their order.
+async def begin_refunds(db: Database, lines: Sequence[RefundLine]) -> BegunRefunds:
+    """Commit the refunds of `lines`, no id twice.
 
-    A refund that exists already is returned as it is.
+    A refund that exists already is returned as it is, and the reconciler repeats it at once if it is pending.
     """
     async with db.begin() as tx:
         known = await payments.read_by_order(tx, sorted({line.order_id for line in lines}), lock=True)
@@ -92,7 +101,11 @@ async def begin_refunds(db: Database, lines: Sequence[RefundLine]) -> list[Refun
         if taken := [refund.id for refund in new if refund.id not in made]:
             # A concurrent request for another order has used the id, so these locks did not wait for it.
             existing |= await sql.read(tx, taken)
-    return [refused.get(line.id) or made.get(line.id) or _existing_refund(line, existing[line.id]) for line in lines]
+        await sql.hasten(tx, list(existing))
+    outcomes = [
+        refused.get(line.id) or made.get(line.id) or _existing_refund(line, existing[line.id]) for line in lines
+    ]
+    return BegunRefunds(outcomes, list(made.values()))
 
 
 def _check(

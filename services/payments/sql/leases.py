@@ -1,4 +1,4 @@
-"""Statements that `payments` and `refunds` share: claim due rows, and renew the leases of rows in progress."""
+"""Statements that `payments` and `refunds` share: claim due rows, hasten waiting ones, renew leases."""
 
 import uuid
 from collections.abc import Sequence
@@ -40,6 +40,22 @@ async def renew(tx: AsyncSession, table: str, ids: Sequence[uuid.UUID]) -> None:
             " unanswered_time = CASE WHEN unanswered_time IS NOT NULL THEN now() END"
             f" WHERE id IN (SELECT id FROM {table} WHERE id = ANY(CAST(:ids AS uuid[]))"
             " AND next_check_time IS NOT NULL ORDER BY id FOR UPDATE SKIP LOCKED)"
+        ),
+        {"ids": list(ids), "lease": LEASE_SECONDS},
+    )
+
+
+async def hasten(tx: AsyncSession, table: str, ids: Sequence[uuid.UUID]) -> None:
+    """Make rows due whose next call has a pause before it: not those in progress, which are leased, nor parked ones.
+
+    A repeated request must not make the call itself: only a claimed one is counted and knows the age of its key. It
+    would also begin the pause anew, so that requests in close succession keep the next check away for ever.
+    """
+    await tx.execute(
+        text(
+            f"UPDATE {table} SET next_check_time = now()"  # noqa: S608
+            f" WHERE id IN (SELECT id FROM {table} WHERE id = ANY(CAST(:ids AS uuid[])) AND problem = ''"
+            " AND next_check_time > now() + make_interval(secs => :lease) ORDER BY id FOR UPDATE SKIP LOCKED)"
         ),
         {"ids": list(ids), "lease": LEASE_SECONDS},
     )

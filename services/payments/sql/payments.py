@@ -313,6 +313,11 @@ async def check_now(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
     )
 
 
+async def hasten(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
+    """Have the reconciler call the provider for waiting payments at once; see `leases.hasten`."""
+    await leases.hasten(tx, "payments", payment_ids)
+
+
 async def check_refunds(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
     """Have the reconciler compare these payments' refunds with the provider's list."""
     await tx.execute(

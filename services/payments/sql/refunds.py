@@ -116,6 +116,12 @@ async def read(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.U
     return {one.refund.id: one for one in read}
 
 
+async def hasten(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> None:
+    """Have the reconciler repeat pending refunds at once; see `leases.hasten`."""
+    if refund_ids:
+        await leases.hasten(tx, "refunds", refund_ids)
+
+
 async def read_pending(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> list[Refund]:
     """Return the refunds of payments that the provider has not confirmed."""
     if not payment_ids:

@@ -100,6 +100,27 @@ async def test_a_cancel_that_fails_at_the_provider_is_repeated(service: Payments
     await service.reaches(payment.payment_id, State.CANCELLED)
 
 
+async def test_a_repeated_cancel_does_not_put_off_the_next_key(service: Payments, sandbox: Sandbox) -> None:
+    """Each check has a key of its own; an order asks again before a long pause has passed."""
+    item = an_order("")
+    await service.charged(item)
+    await sandbox.faults(error_500=True)
+    await service.cancel(item)
+    await service.rows("UPDATE payments SET checks = 5, next_check_time = now() + interval '32 s'")
+    await service.cancel(item)
+    assert await service.rows("SELECT checks, next_check_time <= now() FROM payments") == [(5, True)]
+
+
+async def test_a_repeated_reversal_does_not_put_off_its_refund(service: Payments, sandbox: Sandbox) -> None:
+    item = an_order()
+    await service.charged(item)
+    await sandbox.faults(error_500=True)
+    await service.reverse(item)
+    await service.rows("UPDATE refunds SET checks = 5, next_check_time = now() + interval '32 s'")
+    assert (await service.reverse(item))[0].state == State.SUCCEEDED
+    assert await service.rows("SELECT checks, next_check_time <= now() FROM refunds") == [(5, True)]
+
+
 async def test_a_reversal_refunds_once(service: Payments, sandbox: Sandbox) -> None:
     item = an_order()
     await service.charged(item)

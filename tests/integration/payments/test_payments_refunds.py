@@ -282,7 +282,7 @@ async def test_statements_do_not_grow_with_the_batch(service: Payments) -> None:
     for batch in (lines[:1], lines[1:]):
         sent.clear()
         begun = await refunds.begin_refunds(service.db, batch)
-        assert all(isinstance(one, refunds.Refund) for one in begun)
+        assert all(isinstance(one, refunds.Refund) for one in begun.outcomes)
         counts.append(len(sent))
     assert counts == [4, 4]
 
@@ -361,6 +361,35 @@ async def test_a_refund_whose_key_answers_500_gets_another_key_once_it_is_quiet(
     await repeat(service, "checks = 0")
     assert await refunded(sandbox, order_id) == [500]
     assert (await create(service, line))[0].state == Refunded.SUCCEEDED
+
+
+async def test_repeats_do_not_put_off_the_check_that_finds_a_new_key(service: Payments, sandbox: Sandbox) -> None:
+    """A saga asks again every 15 seconds, and the fifth pause of the reconciler is twice as long."""
+    order_id = await paid(service)
+    line = a_line(order_id, 500)
+    await sandbox.faults(error_500={"next": 1, "saved": True}, error_500_on="POST refunds")
+    await create(service, line)
+    await service.rows(
+        "UPDATE refunds SET checks = 5, attempt_time = now() - interval '2 minutes',"
+        " next_check_time = now() + interval '32 s'"
+    )
+    for _ in range(2):
+        assert (await create(service, line))[0].state == Refunded.PENDING
+    assert await service.rows("SELECT checks, next_check_time <= now() FROM refunds") == [(5, True)]
+    await service.reconciler.reconcile_once()
+    await service.dispatcher.drain(seconds=10)
+    assert await service.rows("SELECT attempt FROM refunds") == [(2,)]
+
+
+async def test_a_repeated_refund_is_not_sent_under_a_key_that_is_forgotten(service: Payments, sandbox: Sandbox) -> None:
+    """A day later the provider would take the same key for a second refund."""
+    order_id = await paid(service)
+    line = a_line(order_id, 500)
+    await sandbox.faults(error_500=True, error_500_on="POST refunds")
+    await create(service, line)
+    await sandbox.control("DELETE", "faults")
+    await create(service, line)
+    assert await refunded(sandbox, order_id) == [], "only the reconciler knows the age of the key"
 
 
 async def test_a_call_without_an_answer_keeps_its_key_for_ten_minutes(service: Payments, sandbox: Sandbox) -> None:
