@@ -182,7 +182,6 @@ def service_environment(site: Site, name: str) -> dict[str, str]:
         "VALKEY_URL": site.valkey_url,
         "MESH_SECRET": site.secrets["mesh"],
         "PAGE_SECRET": site.secrets["pages"],
-        "LOG_LEVEL": os.environ.get("LOG_LEVEL") or "info",
         **{f"{other.upper()}_TARGET": site.target(other) for other in SERVICES},
     }
     own = {

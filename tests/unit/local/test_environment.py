@@ -12,6 +12,8 @@ from deploy.audit import Sources
 from deploy.local import Mesh, Part, Site, control
 from deploy.local.environment import Contradiction, forget_libraries
 from deploy.local.location import ROOT
+from deploy.local.parts import service_environment
+from deploy.local.ports import SERVICES
 
 _FOREIGN = {
     "http_proxy": "http://proxy:1", "HTTPS_PROXY": "http://proxy:1", "PGSSLMODE": "require", "PGOPTIONS": "-c x=y",
@@ -47,6 +49,17 @@ async def test_a_part_inherits_the_listed_variables_only(tmp_path: Path, environ
     inherited = set(out.read_text().split()) - {"LC_CTYPE"}  # Python sets it
     assert inherited <= {"PATH", "HOME", "LANG", "TMPDIR", "OWN", "OTEL_EXPORTER_OTLP_ENDPOINT"}
     assert inherited >= {"PATH", "LANG", "OWN", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_settings_of_a_service_come_from_its_mesh_and_not_from_the_shell(
+    name: str, environ: pytest.MonkeyPatch
+) -> None:
+    site = Site.here()
+    settings = service_environment(site, name)
+    for setting in ("LOG_LEVEL", "WORKERS", *settings):
+        environ.setenv(setting, "of the shell")
+    assert service_environment(site, name) == settings
 
 
 def test_a_command_forgets_what_its_libraries_would_read() -> None:
