@@ -40,8 +40,7 @@ async def _stalls(shop: Shop, victim: str) -> None:
     peer = Replica(shop.mesh.site)
     try:
         await peer.start()
-        before = await _leases(shop)
-        await leases_are_over(shop)
+        before = await leases_are_over(shop)
 
         async def taken_over() -> bool:
             now = await _leases(shop)

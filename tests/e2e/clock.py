@@ -48,10 +48,15 @@ async def hold_is_checked(shop: Shop, order_id: str) -> None:
     )
 
 
-async def leases_are_over(shop: Shop) -> None:
-    """End the leases of all sagas, as if the process that holds them had been gone for long."""
-    await shop.rows(
+async def leases_are_over(shop: Shop) -> dict[str, int]:
+    """End the leases of all sagas, as if the process that holds them had been gone for long.
+
+    Returns their fencing tokens by order. A saga that a stopped process has locked keeps its lease.
+    """
+    ended = await shop.rows(
         "orders",
-        "UPDATE sagas SET next_time = clock_timestamp() WHERE NOT paused AND next_time > clock_timestamp()"
-        " RETURNING order_id",
+        "UPDATE sagas SET next_time = clock_timestamp() WHERE order_id IN (SELECT order_id FROM sagas"
+        " WHERE NOT paused AND next_time > clock_timestamp() FOR UPDATE SKIP LOCKED)"
+        " RETURNING order_id::text, fencing_token",
     )
+    return {row[0]: row[1] for row in ended}
