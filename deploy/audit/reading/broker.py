@@ -11,6 +11,7 @@ from typing import Any
 
 import nats
 import nats.errors
+from google.protobuf.message import DecodeError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
@@ -114,7 +115,12 @@ async def _read_stream(jetstream: JetStreamContext, service: str, db: sqlite3.Co
 
 
 def _rows(service: str, messages: Iterable[Any]) -> list[tuple[str, str]]:
-    return [(_KEYS[service](message.data), message.subject) for message in messages]
+    """The events of `messages`. A message that is none proves nothing; its consumers made a dead letter of it."""
+    rows = []
+    for message in messages:
+        with contextlib.suppress(DecodeError):
+            rows.append((_KEYS[service](message.data), message.subject))
+    return rows
 
 
 async def _dead_letters(jetstream: JetStreamContext) -> dict[str, int]:

@@ -9,6 +9,7 @@ import pytest
 from services.chassis.data.db import Database
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.providers.pacer import Pacer
+from services.payments.sql import payments
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from tests.integration.payments.conftest import Payments, Sandbox, State, an_order
 from tests.support.waiting import until
@@ -233,6 +234,18 @@ async def test_one_walk_finds_all_payments_that_wait(service: Payments, sandbox:
     await dispatcher.drain(seconds=20)
     assert await service.rows("SELECT DISTINCT state FROM payments") == [("SUCCEEDED",)]
     assert (sum(searches), len(searches) <= 2) == (40, True), searches
+
+
+async def test_answer_to_others_does_not_restart_the_checks_of_a_waiting_payment(service: Payments) -> None:
+    """A key that the provider answers with 500 for ever must come to its search, however well others are answered."""
+    await service.charge(an_order())
+    await service.rows(
+        "UPDATE payments SET state = 'PROCESSING', provider_reference = NULL, checks = 6,"
+        " next_check_time = now() + interval '1 minute'"
+    )
+    async with service.db.begin() as tx:
+        await payments.make_waiting_due(tx)
+    assert await service.rows("SELECT checks, next_check_time <= now() FROM payments") == [(7, True)]
 
 
 async def test_a_provider_that_is_back_gets_the_waiting_creates_first(service: Payments, sandbox: Sandbox) -> None:
