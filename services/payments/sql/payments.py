@@ -376,12 +376,12 @@ async def read_wanted(db: Database, payment_ids: Sequence[uuid.UUID]) -> set[tup
 async def make_waiting_due(tx: AsyncSession, *, most: int | None = None) -> None:
     """Make payments due whose first call the provider has not answered, the oldest first; all of them without `most`.
 
-    The call under the same key is repeated before anything is searched: an odd number of checks means that. The number
-    only grows, so that a key which the provider answers with 500 for ever is searched, and replaced, in the end.
+    Their checks count on, so that a key which the provider answers with 500 for ever is searched, and replaced, in the
+    end.
     """
     await tx.execute(
         text(
-            "UPDATE payments SET next_check_time = now(), checks = checks | 1 WHERE id IN ("
+            "UPDATE payments SET next_check_time = now() WHERE id IN ("
             " SELECT id FROM payments WHERE state = 'PROCESSING' AND provider_reference IS NULL AND checks > 0"
             # Not those in progress, which a process has leased for that long.
             " AND next_check_time > now() + make_interval(secs => :lease)"

@@ -245,7 +245,7 @@ async def test_answer_to_others_does_not_restart_the_checks_of_a_waiting_payment
     )
     async with service.db.begin() as tx:
         await payments.make_waiting_due(tx)
-    assert await service.rows("SELECT checks, next_check_time <= now() FROM payments") == [(7, True)]
+    assert await service.rows("SELECT checks, next_check_time <= now() FROM payments") == [(6, True)]
 
 
 async def test_a_provider_that_is_back_gets_the_waiting_creates_first(service: Payments, sandbox: Sandbox) -> None:
