@@ -63,7 +63,15 @@ class Hearts:
 
 
 def beat(*, rest: float = 0.0) -> bool:
-    """Says that the current background task goes on, and may be silent for another `rest` seconds. Returns True."""
+    """Says that the current background task goes on, and may be silent for another `rest` seconds. Returns True.
+
+    Raises `CancelledError` in a task that was cancelled: before Python 3.12, `asyncio.wait_for`, and so nats-py,
+    swallows a cancellation that arrives together with the awaited result, and the task would go on for ever.
+    """
+    with contextlib.suppress(RuntimeError):  # outside of an event loop
+        task = asyncio.current_task()
+        if task and task.cancelling():
+            raise asyncio.CancelledError
     if heart := _heart.get():
         heart.silent_seconds = -rest
     return True

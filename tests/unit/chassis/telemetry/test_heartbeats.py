@@ -1,6 +1,7 @@
 """A background task that ends or hangs is noticed; one that waits for something is not."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -113,3 +114,17 @@ async def test_each_part_has_a_heart_of_its_own(monkeypatch: pytest.MonkeyPatch)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert not hearts._hearts
+
+
+async def test_task_whose_cancellation_was_swallowed_ends_at_its_next_beat() -> None:
+    async def consume() -> None:
+        while beat():
+            with contextlib.suppress(asyncio.CancelledError):  # as `asyncio.wait_for` does before Python 3.12
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(consume())
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait([task])
+    assert task.cancelled()
