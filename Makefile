@@ -60,9 +60,9 @@ test: setup ## Run all tests on real servers (PYTEST_ARGS=… for a part)
 check: setup ## Check lint, types, contract and style, without servers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy services deploy gateway protos/generate.py
+	@$(BIN)/mypy services deploy gateway sandbox protos/generate.py
 	@cd protos && ../$(BIN)/python lint.py
-	@$(BIN)/python -m pytest -q $(TWO_RUNNERS) tests/tidy tests/contract tests/unit
+	@$(BIN)/python -m pytest -q $(TWO_RUNNERS) tests/tidy tests/contract tests/unit tests/sandbox
 
 bench: setup $(BENCH_READY) ## Measure the cost of an order, against an empty RPC, DBOS and Celery
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)

@@ -106,7 +106,7 @@ def _infrastructure(site: Site) -> Iterator[Part]:
     )
     yield Part(
         name="sandbox",
-        command=(sys.executable, "-m", "deploy.sandbox"),
+        command=(sys.executable, "-m", "sandbox"),
         environment=_python()
         | {
             "SANDBOX_LISTEN": f"{HOST}:{ports.sandbox}",

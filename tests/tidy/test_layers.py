@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.chassis.settings import ServiceSettings
-from tests.tidy.source import ROOT, SERVICES, assert_none, calls, imports, modules, name_of, strings, text_of
+from tests.tidy.source import ROOT, SERVICES, assert_none, calls, holding, imports, modules, name_of, strings, text_of
 
 # The imports of domain.py: values of the standard library, and the chassis's.
 _PURE = {
@@ -73,7 +73,7 @@ def test_imports_are_absolute() -> None:
         "imports are absolute",
         (
             f"{name_of(path)}:{line}"
-            for path in modules("services", "deploy", "gateway", "tests")
+            for path in modules("services", "deploy", "gateway", "sandbox", "tests")
             for name, line in imports(path)
             if name.startswith(".")
         ),
@@ -87,9 +87,41 @@ def test_a_service_imports_only_itself_and_the_chassis() -> None:
         for name, line in imports(path):
             parts = name.split(".")
             foreign = parts[0] == "services" and parts[1] not in (owner, "chassis")
-            if foreign or parts[0] in ("tests", "deploy", "gateway"):
+            if foreign or parts[0] in ("tests", "deploy", "gateway", "sandbox"):
                 offenders.append(f"{name_of(path)}:{line}: imports {name}")
     assert_none("services import only themselves and the chassis", offenders)
+
+
+def test_the_sandbox_and_production_code_know_nothing_of_each_other() -> None:
+    """It stands in for companies, which share no code with Stampede: it is reached at an address in the settings."""
+    offenders = [
+        f"{name_of(path)}:{line}: imports {name}"
+        for folder, foreign in (
+            ("sandbox", ("services", "deploy", "gateway", "tests", "stampede")),
+            ("deploy", ("sandbox",)),
+        )
+        for path in modules(folder)
+        for name, line in imports(path)
+        if name.split(".")[0] in foreign
+    ]
+    offenders += holding(r"(?i)\bsandbox[/._]|\bpayment sandbox\b", modules("services"))
+    assert_none("the sandbox is apart", offenders)
+
+
+def test_protocols_of_the_sandbox_know_nothing_of_each_other() -> None:
+    """They share what stands directly in `sandbox/` and in `sandbox/state/`."""
+    protocols = {path.parent.name for path in ROOT.glob("sandbox/*/handler.py")}
+    assert "stripe" in protocols
+    offenders = []
+    for path in modules("sandbox"):
+        owner = path.relative_to(ROOT / "sandbox").parts[0]
+        foreign = protocols - {owner} if owner in protocols | {"state"} else set()
+        offenders += [
+            f"{name_of(path)}:{line}: imports {name}"
+            for name, line in imports(path)
+            if name.startswith("sandbox.") and name.split(".")[1] in foreign
+        ]
+    assert_none("protocols of the sandbox", offenders)
 
 
 def test_domain_is_pure() -> None:

@@ -148,7 +148,7 @@ def test_build_context_ignores_no_data_file_of_a_service() -> None:
 
 
 def test_sandbox_image_contains_all_that_it_imports(tmp_path: Path) -> None:
-    asked = run_in_image(lay_out(tmp_path, copied("sandbox")), "-m", "deploy.sandbox", "--help")
+    asked = run_in_image(lay_out(tmp_path, copied("sandbox")), "-m", "sandbox", "--help")
     assert asked.returncode == 0, asked.stderr
 
 

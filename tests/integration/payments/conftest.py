@@ -130,7 +130,7 @@ async def sandbox_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: ASYNC220  # starting it blocks for a moment only
             [
-                sys.executable, "-m", "deploy.sandbox", "--listen", url.removeprefix("http://"), "--state",
+                sys.executable, "-m", "sandbox", "--listen", url.removeprefix("http://"), "--state",
                 home / "state.jsonl", "--webhook-url", hooks, "--webhook-secret", WEBHOOK_SECRET,
             ],
             cwd=ROOT, stdout=log, stderr=log, env={**os.environ},

@@ -1,4 +1,4 @@
-"""`python -m deploy.sandbox`: runs the payment sandbox until SIGTERM or SIGINT."""
+"""`python -m sandbox`: runs the payment sandbox until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import time
 
 import uvloop
 
-from deploy.sandbox import server, settings
-from deploy.sandbox.state import journal
+from sandbox import server, settings
+from sandbox.state import journal
 
-log = logging.getLogger("deploy.sandbox")
+log = logging.getLogger("sandbox")
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 from urllib.parse import parse_qsl
 
-from deploy.sandbox.protocol.errors import invalid, missing_param
+from sandbox.stripe.errors import invalid, missing_param
 
 PAIRS_MAX = 250
 DEPTH_MAX = 5

@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from deploy.sandbox.state.journal import Journal
-from tests.unit.sandbox.conftest import SECRET, Listener, Provider
+from sandbox.state.journal import Journal
+from tests.sandbox.conftest import SECRET, Listener, Provider
 
 _KEY, _AT_ONCE, _ANSWERS = "sk_test_sandbox", 16, 500
 Order = Callable[..., dict[str, Any]]
@@ -69,7 +69,7 @@ class Client:
 @asynccontextmanager
 async def _process(state: Path, hooks: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Client]]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deploy.sandbox", "--listen", "127.0.0.1:0", "--state", str(state),
+        sys.executable, "-m", "sandbox", "--listen", "127.0.0.1:0", "--state", str(state),
         "--webhook-url", hooks, "--webhook-secret", SECRET, "--webhook-events", "payment_intent.succeeded",
         stderr=asyncio.subprocess.PIPE, env=os.environ,
     )  # fmt: skip
@@ -187,7 +187,7 @@ async def test_only_its_owner_can_read_the_journal(
     """It has client secrets. A file that an older sandbox left readable is closed too."""
     await provider.sdk().v1.payment_intents.create_async(order())  # type: ignore[arg-type]
     if compacted:
-        monkeypatch.setattr("deploy.sandbox.service.COMPACT_ABOVE_BYTES", 0)
+        monkeypatch.setattr("sandbox.service.COMPACT_ABOVE_BYTES", 0)
     old = os.umask(0)
     try:
         provider.settings.state.chmod(0o644)

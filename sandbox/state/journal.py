@@ -14,12 +14,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deploy.sandbox.protocol.render import dumps
-from deploy.sandbox.rules.values import Change, Charge, Event, Intent, Refund, Subject
+from sandbox.rows import Change, Event, Subject
 
 # The place of an event: the offset of its line, and its index among the line's changes.
 Place = tuple[int, int]
@@ -28,8 +27,7 @@ LINE_MAX = 1 << 20
 NOTES_MAX = 64
 _CHUNK = 16_384
 
-_TAGS: dict[type[Any], str] = {Intent: "pi", Charge: "ch", Refund: "re"}
-_TYPES: dict[str, Any] = {"pi": Intent, "ch": Charge, "re": Refund}
+dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
 
 
 class Busy(Exception):
@@ -64,8 +62,11 @@ class Record(NamedTuple):
 class Journal:
     """The open state file. One process at a time has it; for a second one, `Busy` is raised."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kinds: Mapping[str, type[Any]]) -> None:
+        """`kinds` are the rows of all protocols, by their tags in the file."""
         self._path = path
+        self._kinds = kinds
+        self._tags = {kind: tag for tag, kind in kinds.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         # A lock file of its own: compaction replaces the state file, and a lock on that would be lost.
         self._lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -86,7 +87,7 @@ class Journal:
 
     def append(self, changes: Sequence[Change] = (), key: KeyRecord | None = None, body: bytes = b"") -> int:
         """Writes one line and returns its offset. No change may be applied before this returns."""
-        line = encode(changes, key, self._delivered, body)
+        line = self._encode(changes, key, self._delivered, body)
         offset = self._end
         written = os.pwrite(self._file, line, offset)
         if written != len(line):
@@ -112,7 +113,7 @@ class Journal:
 
     def event_at(self, offset: int, index: int) -> Event:
         """The event at `index` among the changes of the line at `offset`."""
-        event = decode(offset, self._line_at(offset)).changes[index]
+        event = self._decode(offset, self._line_at(offset)).changes[index]
         assert isinstance(event, Event)
         return event
 
@@ -126,7 +127,7 @@ class Journal:
                     self._end = offset
                     return
                 try:
-                    yield decode(offset, line[:-1])
+                    yield self._decode(offset, line[:-1])
                 except (ValueError, KeyError, TypeError, IndexError) as error:
                     raise Damaged(f"{self._path} cannot be read at byte {offset}: {error}") from error
                 offset += len(line)
@@ -147,7 +148,7 @@ class Journal:
                 changes = _needed(record.changes, seen, current, events, pending)
                 key = record.key if record.key is not None and record.key.key in keys else None
                 if changes or key:
-                    out.write(encode(changes, key, [], record.body if key else b""))
+                    out.write(self._encode(changes, key, [], record.body if key else b""))
             out.flush()
             os.fsync(out.fileno())
         fresh.replace(self._path)
@@ -180,42 +181,40 @@ class Journal:
             line += part
         return line.partition(b"\n")[0]
 
+    def _encode(self, changes: Sequence[Change], key: KeyRecord | None, delivered: Sequence[str], body: bytes) -> bytes:
+        """Encodes one line, with its newline."""
+        parts: dict[str, Any] = {}
+        if changes:
+            parts["c"] = [
+                ["ev", (c.id, c.type, c.created, c.request_id, c.idempotency_key, c.pending)]
+                if isinstance(c, Event)
+                else [self._tags[type(c)], c]
+                for c in changes
+            ]
+        if key is not None:
+            parts["k"] = key[:5]
+        if delivered:
+            parts["d"] = delivered
+        head = dumps(parts).encode()
+        return head + b"\t" + body + b"\n" if key is not None else head + b"\n"
 
-def encode(changes: Sequence[Change], key: KeyRecord | None, delivered: Sequence[str], body: bytes) -> bytes:
-    """Encodes one line, with its newline."""
-    parts: dict[str, Any] = {}
-    if changes:
-        parts["c"] = [
-            ["ev", (c.id, c.type, c.created, c.request_id, c.idempotency_key, c.pending)]
-            if isinstance(c, Event)
-            else [_TAGS[type(c)], c]
-            for c in changes
-        ]
-    if key is not None:
-        parts["k"] = key[:5]
-    if delivered:
-        parts["d"] = delivered
-    head = dumps(parts).encode()
-    return head + b"\t" + body + b"\n" if key is not None else head + b"\n"
-
-
-def decode(offset: int, line: bytes) -> Record:
-    """Decodes one line, given without its newline."""
-    head, _, body = line.partition(b"\t")
-    parts = json.loads(head)
-    changes: list[Change] = []
-    subject: Subject | None = None
-    for tag, fields in parts.get("c", ()):
-        if tag != "ev":
-            subject = _TYPES[tag](*fields)
-            changes.append(subject)
-            continue
-        if subject is None:
-            raise ValueError("an event without its subject")
-        identifier, kind, created, request_id, idempotency_key, pending = fields
-        changes.append(Event(identifier, kind, created, subject, request_id, idempotency_key, pending))
-    key = KeyRecord(*parts["k"])._replace(offset=offset) if "k" in parts else None
-    return Record(offset, changes, key, parts.get("d", []), body)
+    def _decode(self, offset: int, line: bytes) -> Record:
+        """Decodes one line, given without its newline."""
+        head, _, body = line.partition(b"\t")
+        parts = json.loads(head)
+        changes: list[Change] = []
+        subject: Subject | None = None
+        for tag, fields in parts.get("c", ()):
+            if tag != "ev":
+                subject = self._kinds[tag](*fields)
+                changes.append(subject)
+                continue
+            if subject is None:
+                raise ValueError("an event without its subject")
+            identifier, kind, created, request_id, idempotency_key, pending = fields
+            changes.append(Event(identifier, kind, created, subject, request_id, idempotency_key, pending))
+        key = KeyRecord(*parts["k"])._replace(offset=offset) if "k" in parts else None
+        return Record(offset, changes, key, parts.get("d", []), body)
 
 
 def _needed(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from deploy.sandbox.protocol.errors import ApiError
-from deploy.sandbox.protocol.forms import Params
-from deploy.sandbox.rules.currencies import readable
-from deploy.sandbox.rules.intents import AMOUNT_MAX
-from deploy.sandbox.rules.values import Charge, Refund, Work
+from sandbox.rows import Work
+from sandbox.stripe.errors import ApiError
+from sandbox.stripe.forms import Params
+from sandbox.stripe.rows import Charge, Refund
+from sandbox.stripe.rules.currencies import readable
+from sandbox.stripe.rules.intents import AMOUNT_MAX
 
 CREATE = frozenset(["payment_intent", "charge", "amount", "reason", "metadata", "expand"])
 REASONS = ("duplicate", "fraudulent", "requested_by_customer")

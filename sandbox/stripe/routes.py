@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from deploy.sandbox.protocol import render
-from deploy.sandbox.protocol.errors import ApiError, invalid, missing_param, no_such
-from deploy.sandbox.protocol.forms import Params
-from deploy.sandbox.rules import intents, refunds
-from deploy.sandbox.rules.values import Charge, Event, Intent, Json, Refund, Subject, Work
-from deploy.sandbox.state.store import Store, Table
+from sandbox.rows import Event, Json, Work
+from sandbox.state.store import Table
+from sandbox.stripe import render
+from sandbox.stripe.book import StripeBook
+from sandbox.stripe.errors import ApiError, invalid, missing_param, no_such
+from sandbox.stripe.forms import Params
+from sandbox.stripe.rows import Charge, Intent, Refund, Subject
+from sandbox.stripe.rules import intents, refunds
 
 PAGE_DEFAULT = 10
 PAGE_MAX = 100
@@ -38,19 +40,19 @@ class Call:
     work: Work
 
 
-Operation = Callable[[Store, Call], Subject | Event | Json]
+Operation = Callable[[StripeBook, Call], Subject | Event | Json]
 
 
-def perform(store: Store, operation: Operation, call: Call) -> Json:
+def perform(book: StripeBook, operation: Operation, call: Call) -> Json:
     """Collects the changes in `call.work`, and renders the answer with the requested expansions.
 
     The store does not have these changes yet, so expansions look into `call.work` first.
     """
     expansions = call.params.strings("expand")
-    answer = operation(store, call)
+    answer = operation(book, call)
     if isinstance(answer, dict):
         for item in answer["data"]:
-            expand(store, call.work, item, [name.removeprefix("data.") for name in expansions])
+            expand(book, call.work, item, [name.removeprefix("data.") for name in expansions])
         return answer
     if isinstance(answer, Event):
         body = render.event(answer)
@@ -58,11 +60,11 @@ def perform(store: Store, operation: Operation, call: Call) -> Json:
         return render.intent_for_buyer(answer)
     else:
         body = render.subject(answer)
-    expand(store, call.work, body, expansions)
+    expand(book, call.work, body, expansions)
     return body
 
 
-def expand(store: Store, work: Work, body: Json, expansions: list[str]) -> None:
+def expand(book: StripeBook, work: Work, body: Json, expansions: list[str]) -> None:
     """Replaces ids with the objects that they name, one level deep."""
     if not expansions:
         return
@@ -71,73 +73,73 @@ def expand(store: Store, work: Work, body: Json, expansions: list[str]) -> None:
         if name not in EXPANDABLE[body["object"]]:
             raise invalid(f"This property cannot be expanded ({name}).", param="expand")
         if name == "refunds":
-            found = [render.refund(store.refunds.rows[r]) for r in _refunds_of(store, body["id"])]
+            found = [render.refund(book.refunds.rows[r]) for r in _refunds_of(book, body["id"])]
             url = f"/v1/charges/{body['id']}/refunds"
             body[name] = render.page(found[:PAGE_DEFAULT], has_more=len(found) > PAGE_DEFAULT, url=url)
             continue
         identifier = body[name]
         if not isinstance(identifier, str):
             continue
-        table: Table[Intent] | Table[Charge] = store.intents if name == "payment_intent" else store.charges
+        table: Table[Intent] | Table[Charge] = book.intents if name == "payment_intent" else book.charges
         subject = fresh.get(identifier) or table.rows[identifier]
         body[name] = render.subject(subject)
 
 
-def find_intent(store: Store, identifier: str, *, param: str = "intent", status: int = 404) -> Intent:
-    intent = store.intents.rows.get(identifier)
+def find_intent(book: StripeBook, identifier: str, *, param: str = "intent", status: int = 404) -> Intent:
+    intent = book.intents.rows.get(identifier)
     if intent is None:
         raise no_such("payment_intent", identifier[:100], param=param, status=status)
     return intent
 
 
-def find_refund(store: Store, identifier: str) -> Refund:
-    refund = store.refunds.rows.get(identifier)
+def find_refund(book: StripeBook, identifier: str) -> Refund:
+    refund = book.refunds.rows.get(identifier)
     if refund is None:
         raise no_such("refund", identifier[:100])
     return refund
 
 
-def _create_intent(_store: Store, call: Call) -> Intent:
+def _create_intent(_book: StripeBook, call: Call) -> Intent:
     return intents.create(call.work, call.params)
 
 
-def _retrieve_intent(store: Store, call: Call) -> Intent:
-    intent = find_intent(store, call.id)
+def _retrieve_intent(book: StripeBook, call: Call) -> Intent:
+    intent = find_intent(book, call.id)
     call.params.only(("client_secret", "expand", "key") if call.buyer else ("client_secret", "expand"))
     if call.buyer or "client_secret" in call.params:
         intents.check_client_secret(intent, call.params)
     return intent
 
 
-def _confirm_intent(store: Store, call: Call) -> Intent:
-    return intents.confirm(call.work, find_intent(store, call.id), call.params, by_buyer=call.buyer)
+def _confirm_intent(book: StripeBook, call: Call) -> Intent:
+    return intents.confirm(call.work, find_intent(book, call.id), call.params, by_buyer=call.buyer)
 
 
-def _cancel_intent(store: Store, call: Call) -> Intent:
-    return intents.cancel(call.work, find_intent(store, call.id), call.params)
+def _cancel_intent(book: StripeBook, call: Call) -> Intent:
+    return intents.cancel(call.work, find_intent(book, call.id), call.params)
 
 
-def _list_intents(store: Store, call: Call) -> Json:
-    return _page(call, store.intents, "/v1/payment_intents", "payment_intent", render.intent)
+def _list_intents(book: StripeBook, call: Call) -> Json:
+    return _page(call, book.intents, "/v1/payment_intents", "payment_intent", render.intent)
 
 
-def _retrieve_charge(store: Store, call: Call) -> Charge:
+def _retrieve_charge(book: StripeBook, call: Call) -> Charge:
     call.params.only(("expand",))
-    charge = store.charges.rows.get(call.id)
+    charge = book.charges.rows.get(call.id)
     if charge is None:
         raise no_such("charge", call.id[:100])
     return charge
 
 
-def _list_charges(store: Store, call: Call) -> Json:
+def _list_charges(book: StripeBook, call: Call) -> Json:
     rows = None
     if (intent := call.params.text("payment_intent")) is not None:
-        find_intent(store, intent, param="payment_intent")
-        rows = (store.charges.rows[key] for key in reversed(store.charges_of.get(intent, ())))
-    return _page(call, store.charges, "/v1/charges", "charge", render.charge, rows, ("payment_intent",))
+        find_intent(book, intent, param="payment_intent")
+        rows = (book.charges.rows[key] for key in reversed(book.charges_of.get(intent, ())))
+    return _page(call, book.charges, "/v1/charges", "charge", render.charge, rows, ("payment_intent",))
 
 
-def _create_refund(store: Store, call: Call) -> Refund:
+def _create_refund(book: StripeBook, call: Call) -> Refund:
     params = call.params
     params.only(refunds.CREATE)
     charge_id, intent_id = params.text("charge"), params.text("payment_intent")
@@ -146,61 +148,61 @@ def _create_refund(store: Store, call: Call) -> Refund:
             raise missing_param("payment_intent")
         raise invalid("You may only specify one of these parameters: charge, payment_intent.")
     if intent_id is not None:
-        intent = find_intent(store, intent_id, param="payment_intent")
-        charge = store.charge_of(intent)
+        intent = find_intent(book, intent_id, param="payment_intent")
+        charge = book.charge_of(intent)
         if charge is None:
             message = f"This PaymentIntent ({intent.id}) does not have a successful charge to refund."
             raise ApiError(400, message, code="payment_intent_unexpected_state", saved=True, intent=intent)
     else:
-        found = store.charges.rows.get(charge_id or "")
+        found = book.charges.rows.get(charge_id or "")
         if found is None:
             raise no_such("charge", str(charge_id)[:100], param="charge")
         charge = found
     return refunds.create(call.work, charge, params)
 
 
-def _retrieve_refund(store: Store, call: Call) -> Refund:
+def _retrieve_refund(book: StripeBook, call: Call) -> Refund:
     call.params.only(("expand",))
-    return find_refund(store, call.id)
+    return find_refund(book, call.id)
 
 
-def _list_refunds(store: Store, call: Call) -> Json:
+def _list_refunds(book: StripeBook, call: Call) -> Json:
     intent, charge = call.params.text("payment_intent"), call.params.text("charge")
     rows = None
     if intent is not None:
-        find_intent(store, intent, param="payment_intent")
-        rows = (store.refunds.rows[key] for key in reversed(store.refunds_of.get(intent, ())))
+        find_intent(book, intent, param="payment_intent")
+        rows = (book.refunds.rows[key] for key in reversed(book.refunds_of.get(intent, ())))
     elif charge is not None:
-        if charge not in store.charges.rows:
+        if charge not in book.charges.rows:
             raise no_such("charge", charge[:100], param="charge")
-        rows = (store.refunds.rows[key] for key in _refunds_of(store, charge))
+        rows = (book.refunds.rows[key] for key in _refunds_of(book, charge))
     extra = ("payment_intent", "charge")
-    return _page(call, store.refunds, "/v1/refunds", "refund", render.refund, rows, extra)
+    return _page(call, book.refunds, "/v1/refunds", "refund", render.refund, rows, extra)
 
 
-def _retrieve_event(store: Store, call: Call) -> Event:
+def _retrieve_event(book: StripeBook, call: Call) -> Event:
     call.params.only(("expand",))
-    event = store.events.rows.get(call.id)
+    event = book.events.rows.get(call.id)
     if event is None:
         raise no_such("event", call.id[:100])
     return event
 
 
-def _list_events(store: Store, call: Call) -> Json:
+def _list_events(book: StripeBook, call: Call) -> Json:
     kinds = set(call.params.strings("types"))
     if (kind := call.params.text("type")) is not None:
         kinds.add(kind)
     return _page(
-        call, store.events, "/v1/events", "event", render.event, None, ("type", "types"),
+        call, book.events, "/v1/events", "event", render.event, None, ("type", "types"),
         lambda event: not kinds or event.type in kinds,
     )  # fmt: skip
 
 
-def _refunds_of(store: Store, charge: str) -> list[str]:
+def _refunds_of(book: StripeBook, charge: str) -> list[str]:
     """The ids of a charge's refunds, newest first."""
-    intent = store.charges.rows[charge].intent
-    mine = reversed(store.refunds_of.get(intent, ()))
-    return [key for key in mine if store.refunds.rows[key].charge == charge]
+    intent = book.charges.rows[charge].intent
+    mine = reversed(book.refunds_of.get(intent, ()))
+    return [key for key in mine if book.refunds.rows[key].charge == charge]
 
 
 def _page(

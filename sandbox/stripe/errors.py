@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.sandbox.rules.values import Intent
+from sandbox.errors import Refusal
+from sandbox.stripe.rows import Intent
 
 
-class ApiError(Exception):
+class ApiError(Refusal):
     """An error answer.
 
     `saved` means that the answer belongs to the idempotency key: Stripe saves what an endpoint decided, such as a
@@ -27,8 +28,7 @@ class ApiError(Exception):
         intent: Intent | None = None,
         **more: Any,
     ) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message)
         self.saved = saved
         self.intent = intent
         body = {"type": kind, "code": code, "message": message, "param": param, **more}

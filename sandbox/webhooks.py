@@ -7,9 +7,7 @@ events stay in the journal; memory holds one number for each.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import heapq
-import hmac
 import logging
 import random
 import time
@@ -20,12 +18,11 @@ from dataclasses import dataclass
 from itertools import count
 
 import aiohttp
-import orjson
 
-from deploy.sandbox.faults import WebhookFaults
-from deploy.sandbox.protocol.render import event as rendered
-from deploy.sandbox.rules.values import Event, Json
-from deploy.sandbox.state.journal import Place
+from sandbox.faults import WebhookFaults
+from sandbox.rows import Event, Json
+from sandbox.settings import Target
+from sandbox.state.journal import Place
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +45,12 @@ class Delivery:
     faults_applied: bool = False
 
 
-def signature(secret: str, payload: str, now: int) -> str:
-    """The `Stripe-Signature` header: one HMAC over time and body, so that neither can be changed."""
-    mac = hmac.new(secret.encode(), f"{now}.{payload}".encode(), hashlib.sha256)
-    return f"t={now},v1={mac.hexdigest()}"
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an event goes. `write` returns its body and the headers that sign it with a secret at a second."""
+
+    target: Target
+    write: Callable[[Event, str, int], tuple[bytes, dict[str, str]]]
 
 
 class Webhooks:
@@ -60,14 +59,12 @@ class Webhooks:
     def __init__(
         self,
         *,
-        url: str,
-        secret: str,
+        endpoint: Callable[[Event], Endpoint],
         faults: WebhookFaults,
         read: Callable[[int, int], Event],
         done: Callable[[Event], None],
     ) -> None:
-        self._url = url
-        self._secret = secret
+        self._endpoint = endpoint
         self._faults = faults
         self._read = read
         self._done = done
@@ -118,7 +115,6 @@ class Webhooks:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONCURRENCY),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-            headers={"Content-Type": "application/json; charset=utf-8", "User-Agent": "Stripe/1.0 (sandbox)"},
         )
         self._runner = asyncio.create_task(self._run(), name="webhooks")
 
@@ -222,13 +218,13 @@ class Webhooks:
     async def _send(self, event: Event) -> str | None:
         """Posts one event; returns None if it was accepted, else the failure."""
         assert self._session is not None
-        payload = orjson.dumps(rendered(event))
-        header = signature(self._secret, payload.decode(), int(time.time()))
+        endpoint = self._endpoint(event)
+        payload, headers = endpoint.write(event, endpoint.target.secret, int(time.time()))
         try:
             async with self._session.post(
-                self._url,
+                endpoint.target.url,
                 data=payload,
-                headers={"Stripe-Signature": header},
+                headers=headers,
                 allow_redirects=False,
             ) as answer:
                 # A connection can be reused only after its answer was read.

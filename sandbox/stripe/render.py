@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from deploy.sandbox.protocol.errors import ApiError
-from deploy.sandbox.rules.cards import CARDS
-from deploy.sandbox.rules.values import Charge, Event, Intent, Json, Refund, Subject
+from sandbox.rows import Event, Json
+from sandbox.stripe.errors import ApiError
+from sandbox.stripe.rows import Charge, Intent, Refund, Subject
+from sandbox.stripe.rules.cards import CARDS
 
 API_VERSION = "2026-10-28.endive"
-dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
 
 _NOBODY: Json = {
     "address": {

@@ -5,12 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 DEFAULT_KEY = "sk_test_sandbox"
 LATENCY_MS_MAX = 60_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where the webhooks of one protocol go."""
+
+    url: str
+    secret: str
+    events: tuple[str, ...] = ("*",)
+
+    def wants(self, event_type: str) -> bool:
+        """Whether a webhook is sent for events of this type."""
+        return "*" in self.events or event_type in self.events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,26 +34,19 @@ class Settings:
     port: int = 0
     state: Path
     api_key: str = DEFAULT_KEY
-    webhook_url: str | None = None
-    webhook_secret: str = ""
-    webhook_events: tuple[str, ...] = ("*",)
+    webhooks: Mapping[str, Target] = field(default_factory=dict)
+    """By the name of the protocol. Events of a protocol without one are stored, not sent."""
     latency_ms: int = 0
 
     @property
     def publishable_key(self) -> str:
         return "pk_" + self.api_key.removeprefix("sk_")
 
-    def wants(self, event_type: str) -> bool:
-        """Whether a webhook is sent for events of this type."""
-        if self.webhook_url is None:
-            return False
-        return "*" in self.webhook_events or event_type in self.webhook_events
-
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
     """Reads the options; exits with status 2 and a message if one is invalid."""
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.sandbox",
+        prog="python -m sandbox",
         description="A payment provider without money, which speaks Stripe's protocol and has switchable faults.",
         epilog="Each option can also be set in the environment; the help of the option has the name.",
     )
@@ -68,17 +74,23 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         parser.error("--api-key must start with sk_test_: the sandbox takes no live key")
     if not str(given.latency_ms).isdigit() or int(given.latency_ms) > LATENCY_MS_MAX:
         parser.error(f"--latency-ms must be a number from 0 to {LATENCY_MS_MAX}")
-    if given.webhook_url and urlsplit(given.webhook_url).scheme not in ("http", "https"):
-        parser.error("--webhook-url must be an http or https URL")
-    if given.webhook_url and not given.webhook_secret:
-        parser.error("--webhook-secret is required with --webhook-url")
+    stripe = _target(parser, "--webhook", given.webhook_url, given.webhook_secret, given.webhook_events)
     return Settings(
         host=host,
         port=int(port),
         state=Path(given.state),
         api_key=given.api_key,
-        webhook_url=given.webhook_url or None,
-        webhook_secret=given.webhook_secret,
-        webhook_events=tuple(part.strip() for part in str(given.webhook_events).split(",") if part.strip()),
+        webhooks={"stripe": stripe} if stripe else {},
         latency_ms=int(given.latency_ms),
     )
+
+
+def _target(parser: argparse.ArgumentParser, option: str, url: str, secret: str | None, events: str) -> Target | None:
+    """Reads where webhooks go, from three options whose names begin with `option`."""
+    if not url:
+        return None
+    if urlsplit(url).scheme not in ("http", "https"):
+        parser.error(f"{option}-url must be an http or https URL")
+    if not secret:
+        parser.error(f"{option}-secret is required with {option}-url")
+    return Target(url=url, secret=secret, events=tuple(part.strip() for part in events.split(",") if part.strip()))

@@ -10,11 +10,12 @@ import re
 import secrets
 from typing import Any, NoReturn
 
-from deploy.sandbox.protocol.errors import ApiError, invalid, missing_param, no_such
-from deploy.sandbox.protocol.forms import Params
-from deploy.sandbox.rules.cards import CARDS, Card
-from deploy.sandbox.rules.currencies import AMOUNT_STEP, CURRENCIES, readable
-from deploy.sandbox.rules.values import Charge, Intent, Json, Work
+from sandbox.rows import Json, Work
+from sandbox.stripe.errors import ApiError, invalid, missing_param, no_such
+from sandbox.stripe.forms import Params
+from sandbox.stripe.rows import Charge, Intent
+from sandbox.stripe.rules.cards import CARDS, Card
+from sandbox.stripe.rules.currencies import AMOUNT_STEP, CURRENCIES, readable
 
 AMOUNT_MAX = 99_999_999
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[!-~]+")

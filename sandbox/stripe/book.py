@@ -1,66 +1,20 @@
-"""All rows in memory, with an index for each kind of query."""
+"""Stripe's tables, and running totals, so that the ledger needs no scan."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Iterator
 
-from deploy.sandbox.rules.values import Change, Charge, Event, Intent, Json, Refund
-
-# Stripe keeps events for 30 days; the sandbox keeps so many, so that its memory is bounded.
-EVENTS_KEPT = 200_000
-
-Row = TypeVar("Row", Intent, Charge, Refund, Event)
+from sandbox.rows import Event, Json
+from sandbox.state.store import EVENTS_KEPT, Table
+from sandbox.stripe.rows import TAGS, Charge, Intent, Refund, Subject
 
 
-class Table(Generic[Row]):
-    """Rows by id, and their ids in order of creation."""
+class StripeBook:
+    """All rows of Stripe's protocol, as `sandbox.state.store.Book` describes."""
 
-    def __init__(self, kept: int | None = None) -> None:
-        self.rows: dict[str, Row] = {}
-        self._order: list[str] = []
-        self._kept = kept
-
-    def put(self, row: Row) -> Row | None:
-        """Stores `row`; returns the row that it replaces."""
-        before = self.rows.get(row.id)
-        self.rows[row.id] = row
-        if before is None:
-            self._order.append(row.id)
-            # Deleting a tenth of the rows at once spreads the cost of shifting the list.
-            if self._kept is not None and len(self._order) > self._kept * 1.1:
-                surplus = len(self._order) - self._kept
-                for old in self._order[:surplus]:
-                    del self.rows[old]
-                del self._order[:surplus]
-        return before
-
-    def newest_first(self, *, after: str | None = None, until: int | None = None) -> Iterator[Row]:
-        """Rows created before `after`, and not later than the second `until`, newest first.
-
-        Ids are in order of creation, so binary search finds the start.
-        """
-        if after is not None:
-            until = self.rows[after].created
-        end = len(self._order)
-        if until is not None:
-            end = bisect_right(self._order, until, key=lambda key: self.rows[key].created)
-        waiting = after is not None
-        for position in range(end - 1, -1, -1):
-            row = self.rows[self._order[position]]
-            if not waiting:
-                yield row
-            elif row.id == after:
-                waiting = False
-
-    def oldest_first(self) -> Iterator[Row]:
-        return (self.rows[key] for key in list(self._order) if key in self.rows)
-
-
-class Store:
-    """The tables, and running totals, so that the ledger needs no scan."""
+    name = "stripe"
+    tags = TAGS
 
     def __init__(self) -> None:
         self.intents: Table[Intent] = Table()
@@ -69,22 +23,21 @@ class Store:
         self.events: Table[Event] = Table(EVENTS_KEPT)
         self.charges_of: dict[str, tuple[str, ...]] = {}
         self.refunds_of: dict[str, tuple[str, ...]] = {}
-        self.newest: int = 0
         self._totals: dict[str, Counter[str]] = {}
         self._statuses: dict[str, Counter[str]] = {}
 
-    def apply(self, changes: Iterable[Change]) -> None:
-        """Applies the changes of a request, after the journal has them."""
-        for change in changes:
-            self.newest = max(self.newest, change.created)
-            if isinstance(change, Event):
-                self.events.put(change)
-            elif isinstance(change, Intent):
-                self._apply_intent(change)
-            elif isinstance(change, Charge):
-                self._apply_charge(change)
-            else:
-                self._apply_refund(change)
+    def apply(self, subject: Subject) -> None:
+        if isinstance(subject, Intent):
+            self._apply_intent(subject)
+        elif isinstance(subject, Charge):
+            self._apply_charge(subject)
+        else:
+            self._apply_refund(subject)
+
+    def current(self) -> Iterator[Subject]:
+        yield from self.intents.rows.values()
+        yield from self.charges.rows.values()
+        yield from self.refunds.rows.values()
 
     def charge_of(self, intent: Intent) -> Charge | None:
         """The charge that took the intent's money, or None."""

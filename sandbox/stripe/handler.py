@@ -1,4 +1,4 @@
-"""Serves HTTP: checks API keys, parses parameters, applies idempotency keys and faults, sends answers."""
+"""Answers requests of Stripe's protocol: checks API keys and parameters, applies idempotency keys and faults."""
 
 from __future__ import annotations
 
@@ -15,19 +15,28 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
-from deploy.sandbox import control, routes
-from deploy.sandbox.protocol import idempotency, render
-from deploy.sandbox.protocol.errors import ApiError, invalid, rate_limited, server_error, unauthorised
-from deploy.sandbox.protocol.forms import Params, Tree, parse
-from deploy.sandbox.rules.values import Work
-from deploy.sandbox.service import Sandbox
-from deploy.sandbox.settings import Settings
-from deploy.sandbox.state.journal import KeyRecord
+from sandbox.bodies import lose, read
+from sandbox.errors import Refusal
+from sandbox.rows import Work
+from sandbox.service import Sandbox
+from sandbox.state.journal import KeyRecord
+from sandbox.state.keys import KeyInUse, KeyReused, fingerprint
+from sandbox.stripe import render, routes
+from sandbox.stripe.errors import (
+    ApiError,
+    invalid,
+    key_in_use,
+    key_reused,
+    rate_limited,
+    server_error,
+    unauthorised,
+)  # fmt: skip
+from sandbox.stripe.forms import Params, Tree, parse
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 128 * 1024
-SHUTDOWN_S = 5.0
+KEY_LENGTH_MAX = 255
 FORM = "application/x-www-form-urlencoded"
 # Any page may call Stripe; the client secret protects an intent.
 CORS = {
@@ -39,8 +48,8 @@ CORS = {
 }
 
 
-class Handler:
-    """Answers HTTP requests for one sandbox."""
+class StripeHandler:
+    """Answers the requests below `/v1/`."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -48,14 +57,9 @@ class Handler:
         self._publishable = _digest(sandbox.settings.publishable_key)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == "OPTIONS":
+            return web.Response(headers=CORS)
         path = request.path
-        if path.startswith("/v1/"):
-            if request.method == "OPTIONS":
-                return web.Response(headers=CORS)
-            return await self._handle_stripe(request, path)
-        return await control.handle(self._sandbox, request)
-
-    async def _handle_stripe(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         request_id = f"req_{os.urandom(7).hex()}"
         buyer = False
         try:
@@ -71,10 +75,10 @@ class Handler:
             if self._sandbox.faults.rate_limit_429.fires():
                 raise rate_limited()
             key = request.headers.get("Idempotency-Key") if request.method == "POST" else None
-            work = self._sandbox.work(request_id, key or None)
+            work = self._sandbox.work("stripe", request_id, key or None)
             call = routes.Call(identifier, Params(tree), buyer, work)
             if key:
-                mark = idempotency.fingerprint(request.method, path, tree)
+                mark = fingerprint(request.method, path, tree)
                 return await self._execute_once(request, operation, call, key, mark)
             await self._wait_latency()
             status, body, _saved = self._execute(operation, call)
@@ -91,7 +95,7 @@ class Handler:
         """Executes a request under an idempotency key, or repeats the answer that is saved under it."""
         sandbox, work = self._sandbox, call.work
         request_id = work.request_id or ""
-        found = sandbox.keys.begin(key, mark, work.now)
+        found = self._begin(key, mark, work.now)
         if found is not None:
             body = sandbox.journal.body_at(found.offset)
             await sandbox.durable()
@@ -107,6 +111,17 @@ class Handler:
         await sandbox.durable()
         return self._answer(request, status, body, request_id, work)
 
+    def _begin(self, key: str, mark: str, now: int) -> KeyRecord | None:
+        """The saved answer of a key, or None: then the request is to be executed."""
+        if len(key) > KEY_LENGTH_MAX:
+            raise invalid(f"Idempotency keys can have up to {KEY_LENGTH_MAX} characters.")
+        try:
+            return self._sandbox.keys.begin(key, mark, now)
+        except KeyInUse:
+            raise key_in_use(key) from None
+        except KeyReused:
+            raise key_reused(key) from None
+
     async def _wait_latency(self) -> None:
         wait_s = self._sandbox.faults.latency_s()
         if wait_s:
@@ -119,7 +134,7 @@ class Handler:
         try:
             if faults.fails(routes.NAMES[operation]):
                 raise server_error(saved=faults.error_500_saved)
-            body = routes.perform(self._sandbox.store, operation, call)
+            body = routes.perform(self._sandbox.stripe, operation, call)
             return 200, orjson.dumps(body), True
         except ApiError as error:
             if not error.saved:
@@ -139,10 +154,8 @@ class Handler:
     ) -> web.StreamResponse:
         if work is not None and work.effects and self._sandbox.faults.drops_answer(work.effects):
             # The money has moved, but the client only sees that the connection ended.
-            if request.transport is not None:
-                request.transport.abort()
             log.warning("answer dropped by a fault", extra={"request_id": request_id})
-            return web.Response(status=503)
+            return lose(request)
         headers: CIMultiDict[str] = CIMultiDict(CORS)
         headers["Request-Id"] = request_id
         headers["Stripe-Version"] = request.headers.get("Stripe-Version", render.API_VERSION)
@@ -199,12 +212,10 @@ def _given_key(headers: Mapping[str, str]) -> str | None:
 async def _parameters(request: web.BaseRequest) -> Tree:
     if request.method != "POST":
         return parse(request.rel_url.raw_query_string)
-    if (request.content_length or 0) > BODY_BYTES_MAX:
-        raise ApiError(413, "The request body is too large.")
     try:
-        raw = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise ApiError(413, "The request body is too large.") from None
+        raw = await read(request, BODY_BYTES_MAX)
+    except Refusal as error:
+        raise ApiError(error.status, error.message) from None
     if not raw:
         return {}
     if request.content_type != FORM:
@@ -213,35 +224,3 @@ async def _parameters(request: web.BaseRequest) -> Tree:
         return parse(raw.decode("ascii"))
     except UnicodeDecodeError:
         raise invalid("Invalid request: the body has bytes that are not percent-encoded.") from None
-
-
-class Running:
-    """A sandbox that listens, from `start` to `stop`."""
-
-    def __init__(self, sandbox: Sandbox, runner: web.ServerRunner, url: str) -> None:
-        self.sandbox = sandbox
-        self.url = url
-        self._runner = runner
-
-    async def stop(self) -> None:
-        """Lets running requests end, stops webhooks, and closes the state."""
-        await self._runner.cleanup()
-        await self.sandbox.stop()
-
-
-async def start(settings: Settings) -> Running:
-    """Loads the state and listens. Raises `OSError` if the address is taken."""
-    sandbox = Sandbox(settings)
-    server = web.Server(Handler(sandbox).handle, access_log=None)
-    runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, settings.host, settings.port, backlog=1024).start()
-    except OSError:
-        await runner.cleanup()
-        await sandbox.stop()
-        raise
-    host, port = runner.addresses[0][:2]
-    sandbox.base_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    sandbox.start()
-    return Running(sandbox, runner, sandbox.base_url)

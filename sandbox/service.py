@@ -5,17 +5,25 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from deploy.sandbox.faults import Faults
-from deploy.sandbox.protocol.idempotency import Keys
-from deploy.sandbox.rules.values import Event, Subject, Work
-from deploy.sandbox.settings import Settings
-from deploy.sandbox.state.group_commit import GroupCommit
-from deploy.sandbox.state.journal import Journal, KeyRecord, Place
-from deploy.sandbox.state.store import Store
-from deploy.sandbox.webhooks import Webhooks
+from sandbox.faults import Faults
+from sandbox.rows import Event, Work
+from sandbox.settings import Settings
+from sandbox.state.group_commit import GroupCommit
+from sandbox.state.journal import Journal, KeyRecord, Place
+from sandbox.state.keys import Keys
+from sandbox.state.store import Store
+from sandbox.stripe import notices as stripe_notices
+from sandbox.stripe.book import StripeBook
+from sandbox.webhooks import Endpoint, Webhooks
 
 # A smaller file is loaded faster than it is rewritten.
 COMPACT_ABOVE_BYTES = 1 << 20
+# How the events of each protocol are written.
+_WRITERS = {StripeBook.name: stripe_notices.write}
+
+
+def _nothing(_event_type: str) -> bool:
+    return False
 
 
 class Sandbox:
@@ -25,21 +33,19 @@ class Sandbox:
         self.settings = settings
         self.faults = Faults(latency_ms=settings.latency_ms)
         self.base_url = ""
-        self.journal = Journal(settings.state)
-        self.store = Store()
-        self.keys = Keys()
+        self._forget()
+        self.journal = Journal(settings.state, self.store.kinds)
         pending = self._load()
         if self.journal.size > COMPACT_ABOVE_BYTES:
             self._compact(pending)
-            self.store, self.keys = Store(), Keys()
+            self._forget()
             pending = self._load()
         self._group = GroupCommit(self.journal, self._send_until)
         self._unsent: deque[tuple[Event, Place]] = deque()
         self.webhooks: Webhooks | None = None
-        if settings.webhook_url is not None:
+        if settings.webhooks:
             self.webhooks = Webhooks(
-                url=settings.webhook_url,
-                secret=settings.webhook_secret,
+                endpoint=self._endpoint,
                 faults=self.faults.webhooks,
                 read=self.journal.event_at,
                 done=self._delivered,
@@ -51,13 +57,15 @@ class Sandbox:
         """The current second, but never earlier than a stored row, because lists are in order of time."""
         return max(int(time.time()), self.store.newest)
 
-    def work(self, request_id: str, idempotency_key: str | None = None) -> Work:
+    def work(self, protocol: str, request_id: str | None = None, idempotency_key: str | None = None) -> Work:
+        """The empty work of one request; without a request id, of something that happens by itself."""
+        target = self.settings.webhooks.get(protocol)
         return Work(
             now=self.now(),
             request_id=request_id,
             idempotency_key=idempotency_key,
             base_url=self.base_url,
-            wants_webhook=self.settings.wants,
+            wants_webhook=_nothing if target is None else target.wants,
         )
 
     def commit(self, work: Work, key: KeyRecord | None = None, body: bytes = b"") -> None:
@@ -99,12 +107,17 @@ class Sandbox:
 
     def _delivered(self, event: Event) -> None:
         self.journal.note_delivered(event.id)
-        self._settle(event.id)
+        self.store.settle(event.id)
 
-    def _settle(self, event_id: str) -> None:
-        event = self.store.events.rows.get(event_id)
-        if event is not None:
-            self.store.events.rows[event_id] = event._replace(pending=False)
+    def _endpoint(self, event: Event) -> Endpoint:
+        name = self.store.book_of(event.subject).name
+        return Endpoint(self.settings.webhooks[name], _WRITERS[name])
+
+    def _forget(self) -> None:
+        """Begins with empty tables."""
+        self.stripe = StripeBook()
+        self.store = Store(self.stripe)
+        self.keys = Keys()
 
     def _load(self) -> dict[str, Place]:
         """Replays the journal; returns the places of the events that were not delivered."""
@@ -116,20 +129,15 @@ class Sandbox:
                     pending[change.id] = (record.offset, index)
             for event_id in record.delivered:
                 pending.pop(event_id, None)
-                self._settle(event_id)
+                self.store.settle(event_id)
             if record.key is not None:
                 self.keys.load(record.key)
         return pending
 
     def _compact(self, pending: dict[str, Place]) -> None:
-        current: dict[str, Subject] = {
-            **self.store.intents.rows,
-            **self.store.charges.rows,
-            **self.store.refunds.rows,
-        }
         self.journal.compact(
-            current=current,
-            events=self.store.events.rows.keys(),
+            current=self.store.current(),
+            events=self.store.event_ids(),
             pending=pending.keys(),
             keys=self.keys.names(self.now()),
         )

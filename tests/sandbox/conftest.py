@@ -13,8 +13,8 @@ import pytest
 import stripe
 from aiohttp import web
 
-from deploy.sandbox import server
-from deploy.sandbox.settings import Settings
+from sandbox import server
+from sandbox.settings import Settings, Target
 
 SECRET = "whsec_test"
 
@@ -112,7 +112,7 @@ async def listener() -> AsyncIterator[Listener]:
 @pytest.fixture
 async def notifying(settings: Settings, listener: Listener) -> AsyncIterator[Provider]:
     """A provider whose webhooks go to `listener`."""
-    made = Provider(replace(settings, webhook_url=listener.url, webhook_secret=SECRET))
+    made = Provider(replace(settings, webhooks={"stripe": Target(url=listener.url, secret=SECRET)}))
     await made.start()
     yield made
     await made.stop()

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.sandbox.protocol.errors import invalid
-from deploy.sandbox.rules.values import Json
+from sandbox.errors import invalid
+from sandbox.rows import Json
 
 NEXT_MAX = 1_000_000
 DELAY_MS_MAX = 600_000
@@ -72,7 +72,7 @@ class WebhookFaults:
             elif name in ("duplicate", "reorder", "drop"):
                 setattr(self, name, Switch(value))
             else:
-                raise invalid(f"Unknown webhook fault: {name}", param=name)
+                raise invalid(f"Unknown webhook fault: {name}")
 
 
 @dataclass(slots=True)
@@ -92,7 +92,7 @@ class Faults:
     _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
 
     def change(self, wanted: Any) -> None:
-        """Applies a JSON object of faults. Raises `ApiError` for an unknown or invalid one."""
+        """Applies a JSON object of faults. Raises `Refusal` for an unknown or invalid one."""
         if not isinstance(wanted, dict):
             raise invalid("Faults are a JSON object.")
         for name, value in wanted.items():
@@ -111,7 +111,7 @@ class Faults:
             elif name == "webhooks" and isinstance(value, dict):
                 self.webhooks.change(value)
             else:
-                raise invalid(f"Unknown fault: {name}", param=name)
+                raise invalid(f"Unknown fault: {name}")
 
     def clear(self, *, latency_ms: int) -> None:
         """Switches all faults off; the latency becomes `latency_ms`."""

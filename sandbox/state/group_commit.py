@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from deploy.sandbox.state.journal import Journal
+from sandbox.state.journal import Journal
 
 
 class GroupCommit:

@@ -12,8 +12,8 @@ import sys
 import pytest
 import stripe
 
-from deploy.sandbox import server
-from deploy.sandbox.state import journal, store
+from sandbox.state import journal, store
+from sandbox.stripe.handler import StripeHandler
 
 
 def keyed(key):
@@ -72,7 +72,7 @@ async def test_a_key_repeats_the_answer_and_even_the_decline(provider, order):
             await sdk.v1.payment_intents.create_async(order("pm_card_chargeDeclined"), keyed("k2"))
         ids.append(caught.value.json_body["error"]["payment_intent"]["id"])
     assert ids[0] == ids[1]
-    assert len(provider.sandbox.store.intents.rows) == 2
+    assert len(provider.sandbox.stripe.intents.rows) == 2
 
 
 async def test_a_key_belongs_to_its_parameters_and_its_endpoint(provider, order):
@@ -92,7 +92,7 @@ async def test_a_key_in_use_is_refused_and_a_retry_finds_the_one_charge(provider
         entered.set()
         await release.wait()
 
-    monkeypatch.setattr(server.Handler, "_wait_latency", held)
+    monkeypatch.setattr(StripeHandler, "_wait_latency", held)
     sdk = provider.sdk()
     first = asyncio.create_task(sdk.v1.payment_intents.create_async(order(), keyed("k")))
     await entered.wait()
@@ -275,8 +275,8 @@ async def test_webhooks_can_be_lost_and_doubled(notifying, listener):
 
 
 async def test_the_queue_spills_to_the_journal_and_loses_nothing(notifying, listener, monkeypatch):
-    monkeypatch.setattr("deploy.sandbox.webhooks.QUEUE_MAX", 20)
-    monkeypatch.setattr("deploy.sandbox.webhooks.RETRIES_MAX", 5)
+    monkeypatch.setattr("sandbox.webhooks.QUEUE_MAX", 20)
+    monkeypatch.setattr("sandbox.webhooks.RETRIES_MAX", 5)
     await notifying.control("POST", "faults", {"webhooks": {"delay_ms": 50}})
     sdk = notifying.sdk()
     params = {"amount": 500, "currency": "eur"}
@@ -330,7 +330,7 @@ async def test_a_restart_keeps_payments_keys_order_and_events(provider, order, m
     ledger = await provider.control("GET", "ledger")
     events = [e.to_dict() for e in (await sdk.v1.events.list_async()).data]
     if compacted:
-        monkeypatch.setattr("deploy.sandbox.service.COMPACT_ABOVE_BYTES", 0)
+        monkeypatch.setattr("sandbox.service.COMPACT_ABOVE_BYTES", 0)
     await provider.restart()
     sdk = provider.sdk()
     assert await provider.control("GET", "ledger") == ledger
@@ -355,7 +355,7 @@ async def test_a_torn_last_line_is_cut_off(provider, order):
 
 async def test_one_state_file_serves_one_sandbox(provider):
     with pytest.raises(journal.Busy):
-        journal.Journal(provider.settings.state)
+        journal.Journal(provider.settings.state, {})
 
 
 async def test_a_wrong_key_is_turned_away(provider, order):
@@ -369,7 +369,7 @@ async def test_a_wrong_key_is_turned_away(provider, order):
 
 
 async def test_old_events_are_forgotten_in_order(provider, monkeypatch):
-    table = provider.sandbox.store.events
+    table = provider.sandbox.stripe.events
     monkeypatch.setattr(table, "_kept", 10)
     sdk = provider.sdk()
     for _ in range(25):
@@ -412,7 +412,7 @@ async def test_an_answered_payment_survives_kill_9(tmp_path, order):
 
 async def launch(*options):
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deploy.sandbox", *options, stderr=asyncio.subprocess.PIPE, env=os.environ
+        sys.executable, "-m", "sandbox", *options, stderr=asyncio.subprocess.PIPE, env=os.environ
     )
 
 
@@ -468,4 +468,4 @@ async def test_odd_requests_get_stripes_error_and_not_a_stack_trace(provider):
         assert answer.status == 413
     async with provider.http.get(f"{provider.url}/v1/nothing", headers=auth) as answer:
         assert answer.status == 404
-    assert not provider.sandbox.store.intents.rows
+    assert not provider.sandbox.stripe.intents.rows

@@ -1,24 +1,29 @@
-"""The saved answers of idempotency keys, kept for as long as Stripe keeps them."""
+"""The saved answers of idempotency keys, kept for as long as Stripe keeps them. Protocols prefix their keys."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from hashlib import blake2b
+from typing import Any
 
-from deploy.sandbox.protocol.errors import invalid, key_in_use, key_reused
-from deploy.sandbox.protocol.forms import Tree
-from deploy.sandbox.protocol.render import dumps
-from deploy.sandbox.state.journal import KeyRecord
+from sandbox.state.journal import KeyRecord, dumps
 
-KEY_LENGTH_MAX = 255
 KEYS_MAX = 2_000_000
 KEPT_S = 24 * 3600
 
 
-def fingerprint(method: str, path: str, tree: Tree) -> str:
+def fingerprint(method: str, path: str, tree: dict[str, Any]) -> str:
     """A hash that is equal for requests that differ only in the order of their parameters."""
     text = f"{method} {path} {dumps(sorted(tree.items()))}"
     return blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+class KeyInUse(Exception):
+    """The first request under the key is still running."""
+
+
+class KeyReused(Exception):
+    """The key was used for another request."""
 
 
 class Keys:
@@ -31,19 +36,17 @@ class Keys:
     def begin(self, key: str, mark: str, now: int) -> KeyRecord | None:
         """The saved answer; or None: then the caller executes the request, and calls `finish` or `leave`.
 
-        Raises `idempotency_error` for another request under the same key, and 409 while the first one is running.
+        Raises `KeyReused` for another request under the same key, and `KeyInUse` while the first one is running.
         """
-        if len(key) > KEY_LENGTH_MAX:
-            raise invalid(f"Idempotency keys can have up to {KEY_LENGTH_MAX} characters.")
         self._forget(now)
         running = self._running.get(key)
         if running is not None:
-            raise key_in_use(key) if running == mark else key_reused(key)
+            raise KeyInUse(key) if running == mark else KeyReused(key)
         found = self._finished.get(key)
         if found is None:
             self._running[key] = mark
         elif found.fingerprint != mark:
-            raise key_reused(key)
+            raise KeyReused(key)
         return found
 
     def finish(self, record: KeyRecord) -> None:

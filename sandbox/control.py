@@ -1,0 +1,88 @@
+"""The sandbox's own API, `/_sandbox/`: faults, the ledger, and the commands of each protocol."""
+
+from __future__ import annotations
+
+import orjson
+from aiohttp import web
+
+from sandbox.bodies import json_answer, json_body
+from sandbox.errors import Refusal
+from sandbox.faults import Faults
+from sandbox.rows import Json
+from sandbox.service import Sandbox
+from sandbox.stripe import commands as stripe_commands
+
+LINES_AT_ONCE = 500
+
+
+async def handle(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:
+    """Answers every request that belongs to no protocol."""
+    try:
+        return await _dispatch(sandbox, request)
+    except Refusal as error:
+        return json_answer({"error": {"type": "invalid_request_error", "message": error.message}}, error.status)
+
+
+async def _dispatch(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:
+    method, path = request.method, request.path
+    if path == "/healthz" and method == "GET":
+        return json_answer(_health(sandbox))
+    if path == "/_sandbox/faults":
+        return await _faults(sandbox, request)
+    if path == "/_sandbox/ledger" and method == "GET":
+        if detail := request.rel_url.query.get("detail"):
+            return await _detail(sandbox, request, detail)
+        ledger = sandbox.stripe.ledger()
+        await sandbox.durable()
+        return json_answer(ledger)
+    if path.startswith("/_sandbox/"):
+        parts = path.removeprefix("/_sandbox/").split("/")
+        if (answer := await stripe_commands.handle(sandbox, request, parts)) is not None:
+            return answer
+    raise Refusal(404, f"The sandbox has no {method} {path[:200]}.")
+
+
+async def _faults(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:
+    if request.method == "POST":
+        wanted = await json_body(request)
+        # Tried on a copy first, so that an invalid fault changes none of the others.
+        Faults().change(wanted)
+        sandbox.faults.change(wanted)
+    elif request.method == "DELETE":
+        sandbox.faults.clear(latency_ms=sandbox.settings.latency_ms)
+    elif request.method != "GET":
+        raise Refusal(405, "Faults are read with GET, changed with POST and cleared with DELETE.")
+    return json_answer(sandbox.faults.shown())
+
+
+async def _detail(sandbox: Sandbox, request: web.BaseRequest, detail: str) -> web.StreamResponse:
+    """Sends one JSON line for each successful payment, in pieces, so that payments are not blocked meanwhile.
+
+    With the detail `records`, one for each intent.
+    """
+    await sandbox.durable()
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    lines: list[bytes] = []
+    for entry in sandbox.stripe.records() if detail == "records" else sandbox.stripe.paid():
+        lines.append(orjson.dumps(entry) + b"\n")
+        if len(lines) == LINES_AT_ONCE:
+            await response.write(b"".join(lines))
+            lines.clear()
+    if lines:
+        await response.write(b"".join(lines))
+    await response.write_eof()
+    return response
+
+
+def _health(sandbox: Sandbox) -> Json:
+    book = sandbox.stripe
+    return {
+        "status": "ok",
+        "payment_intents": len(book.intents.rows),
+        "charges": len(book.charges.rows),
+        "refunds": len(book.refunds.rows),
+        "events": len(book.events.rows),
+        "state_bytes": sandbox.journal.size,
+        "webhooks": sandbox.webhooks.counts() if sandbox.webhooks else None,
+    }
