@@ -7,13 +7,12 @@ from services.payments import cli
 from services.payments.charges import Charges
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.reconciler import Reconciler
-from services.payments.providers.stripe import Stripe
+from services.payments.providers import registry
 from services.payments.refunds.create import Refunds
 from services.payments.rpc import ChargeService, PaymentService
 from services.payments.settings import Settings
 from services.payments.sql import provider_events, refunds
 from services.payments.webhooks.inbox import Inbox
-from services.payments.webhooks.stripe import StripeWebhook
 from services.payments.webhooks.walk import EventWalk
 from stampede.payments.v1 import charge_service_pb2_grpc, payment_service_pb2_grpc
 
@@ -21,26 +20,15 @@ _DRAIN_SECONDS = 12.0
 
 
 async def main(config: Settings) -> None:
-    stripe = Stripe(
-        config.stripe_api_key.get_secret_value(), api_base=config.stripe_api_base,
-        calls_per_second=config.provider_calls_per_second, concurrency=config.provider_concurrency,
-    )  # fmt: skip
-    # Providers are registered here, and only here.
-    providers = {stripe.name: stripe}
-    webhooks = {
-        stripe.name: StripeWebhook(
-            config.stripe_webhook_secret.get_secret_value(),
-            api_key=config.stripe_api_key.get_secret_value(), account=config.stripe_account,
-        )
-    }  # fmt: skip
-    async with aclosing(stripe), Process("payments", config) as process:
+    providers = registry.open_providers(config)
+    async with aclosing(providers), Process("payments", config) as process:
         dispatcher = ChargeDispatcher(process.db, providers, process.relay.nudge)
         reconciler = Reconciler(process.db, dispatcher, process.relay)
-        charges = Charges(process.db, dispatcher, process.relay.nudge, provider=stripe.name)
+        charges = Charges(process.db, dispatcher, process.relay.nudge, provider=providers.default.name)
         refunding, inbox = Refunds(process.db, dispatcher), Inbox(process.db, reconciler.wake)
         charge_service_pb2_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunding), process.server)
         payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(
-            PaymentService(charges, refunding, inbox, webhooks), process.server
+            PaymentService(charges, refunding, inbox, providers), process.server
         )
         process.exchange_events()
         process.run_cleanups(provider_events.CLEANUP, refunds.REQUESTS_CLEANUP)
@@ -50,7 +38,7 @@ async def main(config: Settings) -> None:
         ):  # fmt: skip
             process.background(loop.__name__, loop)
         for name, provider in providers.items():
-            walk = EventWalk(process.db, provider, webhooks[name], inbox)
+            walk = EventWalk(process.db, provider, inbox)
             process.background(f"events of {name}", walk.run)
         await process.serve("stampede.payments.v1.ChargeService", "stampede.payments.v1.PaymentService")
         await dispatcher.drain(seconds=_DRAIN_SECONDS)

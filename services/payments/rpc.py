@@ -1,7 +1,7 @@
 """The gRPC handlers of payments: each reads a request, calls one function, and writes the response."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -14,9 +14,9 @@ from services.chassis.money import Money
 from services.chassis.server import statuses, wire
 from services.payments.charges import Charges
 from services.payments.domain import Charge, Payment, State
+from services.payments.providers import Providers
 from services.payments.refunds.create import RefundLine, Refunds
 from services.payments.sql.refunds import RefundOfPayment
-from services.payments.webhooks import Webhook
 from services.payments.webhooks.inbox import Inbox
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
@@ -67,9 +67,8 @@ class ChargeService(charge_grpc.ChargeServiceServicer):
 class PaymentService(pb_grpc.PaymentServiceServicer):
     """The methods for staff and for providers."""
 
-    def __init__(self, charges: Charges, refunds: Refunds, inbox: Inbox, webhooks: Mapping[str, Webhook]) -> None:
-        """`webhooks` are named after their providers."""
-        self._charges, self._refunds, self._inbox, self._webhooks = charges, refunds, inbox, webhooks
+    def __init__(self, charges: Charges, refunds: Refunds, inbox: Inbox, providers: Providers) -> None:
+        self._charges, self._refunds, self._inbox, self._providers = charges, refunds, inbox, providers
 
     async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.Payment:
         return _to_proto(await self._charges.get(uuid.UUID(request.payment_id)))
@@ -86,7 +85,7 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
     async def ReceiveStripeWebhook(
         self, request: httpbody_pb2.HttpBody, _context: Context
     ) -> pb.ReceiveStripeWebhookResponse:
-        await self._inbox.receive(self._webhooks["stripe"], request.data, request_context.current().metadata)
+        await self._inbox.receive(self._providers["stripe"], request.data, request_context.current().metadata)
         return pb.ReceiveStripeWebhookResponse(received=True)
 
 

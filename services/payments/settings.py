@@ -1,5 +1,7 @@
 """Settings of payments, beside those of every service."""
 
+from typing import Literal
+
 from pydantic import Field, SecretStr
 
 from services.chassis.settings import ExternalUrl, ServiceSettings
@@ -8,6 +10,8 @@ from services.chassis.settings import ExternalUrl, ServiceSettings
 class Settings(ServiceSettings):
     """See README.md."""
 
+    payment_provider: Literal["stripe"] = "stripe"
+    """The provider at which new payments begin. A payment stays at the one that it began at."""
     stripe_api_key: SecretStr
     stripe_webhook_secret: SecretStr
     stripe_account: str = ""

@@ -11,19 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.data.db import Database
 from services.chassis.events import outbox
 from services.chassis.events.outbox import Event
-from services.payments.domain import (
-    OPEN,
-    ChargeResult,
-    Dispute,
-    NewRefund,
-    Payment,
-    Refund,
-    RefundResult,
-    RefundState,
-    State,
-    Verdict,
-    decide,
-)
+from services.payments.dispatch.decisions import Verdict, decide
+from services.payments.domain import OPEN, NewRefund, Payment, Refund, RefundState, State
+from services.payments.providers.events import Dispute
+from services.payments.providers.results import ChargeResult, RefundResult
 from services.payments.refunds.rules import FAILED_LATER, after_refund
 from services.payments.sql import payments, refunds
 from services.payments.sql.payments import Change

@@ -44,7 +44,7 @@ _COMPOSES_THE_CHASSIS = "services/chassis/process.py"
 _CHASSIS_SQL = ("services/chassis/data/", "services/chassis/events/")
 _MAPS_DATABASE_ERRORS = "services/chassis/errors.py"
 _COMBINED = ("services/inventory/sql/reserve_fast.py", "services/orders/sql/combined.py")
-_STRIPE = ("services/payments/providers/", "services/payments/webhooks/")
+_SDKS = {"stripe": "services/payments/providers/stripe/"}
 
 
 def tables(service: str) -> set[str]:
@@ -286,14 +286,14 @@ def test_the_chassis_names_no_service() -> None:
     assert_none("the chassis names no service", offenders)
 
 
-def test_only_providers_and_webhooks_import_stripe() -> None:
+def test_only_an_adapter_imports_the_sdk_of_its_provider() -> None:
     assert_none(
-        "stripe",
+        "the SDKs of providers",
         (
-            f"{name_of(path)}:{line}"
+            f"{name_of(path)}:{line}: imports {imported}"
             for path in modules("services")
             for imported, line in imports(path)
-            if imported.split(".")[0] == "stripe" and not name_of(path).startswith(_STRIPE)
+            if (sdk := imported.split(".")[0]) in _SDKS and not name_of(path).startswith(_SDKS[sdk])
         ),
     )
 

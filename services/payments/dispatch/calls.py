@@ -1,28 +1,24 @@
 """One call to a provider: looks again whether it is wanted, shares searches, and notices when a provider is back."""
 
 import asyncio
+import dataclasses
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
 from services.payments.dispatch import rules
 from services.payments.dispatch.rules import Operation, RefundOperation, next_refund_operation
-from services.payments.domain import (
-    READ_AGAIN_SECONDS,
-    Calls,
-    ChargeResult,
-    ChargeStatus,
-    Payment,
-    Refund,
-    RefundResult,
-)
-from services.payments.providers import OutcomeUnknown, PaymentProvider, Withdrawn
+from services.payments.domain import READ_AGAIN_SECONDS, Calls, Payment, Refund
+from services.payments.providers import PaymentProvider, Providers, Withdrawn
+from services.payments.providers.results import ChargeResult, ChargeStatus, RefundResult, Unknown
 from services.payments.sql import payments, refunds
 
 NOT_TAKEN = "NOT_TAKEN"
+Found = ChargeResult | Unknown | None
+"""The finding of a search for one payment; None if the provider has no charge of it."""
 _SEARCHED_MOST = 5_000
 _REMEMBERED_SECONDS = 300.0
 _SILENT_AFTER = 5  # calls in a row without an answer
@@ -31,7 +27,7 @@ _SILENT_AFTER = 5  # calls in a row without an answer
 class ProviderCalls:
     """The calls of this process to all providers."""
 
-    def __init__(self, db: Database, providers: Mapping[str, PaymentProvider], recovered: Callable[[], None]) -> None:
+    def __init__(self, db: Database, providers: Providers, recovered: Callable[[], None]) -> None:
         """`recovered` is called when a provider answers again after it gave no answer for some time."""
         self._db, self._providers, self._recovered = db, providers, recovered
         self._unsent: dict[uuid.UUID, asyncio.Task[object]] = {}
@@ -39,7 +35,7 @@ class ProviderCalls:
         self._without_answer = 0
         self._is_wanted: Batcher[Payment, bool] = Batcher("payments.wanted", self._are_wanted)
         self._find = {
-            name: Batcher[Payment, ChargeResult | None](f"{name}.find", _finder(provider), size_max=_SEARCHED_MOST)
+            name: Batcher[Payment, Found](f"{name}.find", _finder(provider), size_max=_SEARCHED_MOST)
             for name, provider in providers.items()
         }
 
@@ -69,16 +65,16 @@ class ProviderCalls:
                 result = await self._take_money(payment, operation, read_time)
             else:
                 provider = self._providers[payment.provider]
-                result = await (provider.cancel if operation is Operation.CANCEL else provider.retrieve)(payment)
+                result = await (provider.void if operation is Operation.VOID else provider.retrieve)(payment)
         except Withdrawn:
             never = calls.is_first and operation is Operation.CREATE
             return ChargeResult(
                 payment_id=payment.id, status=ChargeStatus.WITHDRAWN if never else ChargeStatus.UNKNOWN, calls=calls
             )
-        except OutcomeUnknown as unknown:
+        if result.status is ChargeStatus.UNKNOWN:
             self._without_answer += 1
-            ended = unknown.has_ended or operation not in (Operation.CREATE, Operation.CONFIRM)
-            return ChargeResult(payment_id=payment.id, status=ChargeStatus.UNKNOWN, calls=calls if ended else None)
+            ended = result.has_ended or operation not in (Operation.CREATE, Operation.CONFIRM)
+            return dataclasses.replace(result, calls=calls if ended else None)
         self._note_answer()
         return result
 
@@ -116,8 +112,12 @@ class ProviderCalls:
 
     async def _search(self, payment: Payment, calls: Calls) -> ChargeResult:
         """Search the provider's records for a payment; all that wait for a search share the next one."""
-        if found := await self._find[payment.provider](payment):
+        found = await self._find[payment.provider](payment)
+        if isinstance(found, ChargeResult):
             return found
+        if isinstance(found, Unknown):
+            self._without_answer += 1
+            return ChargeResult(payment_id=payment.id, status=ChargeStatus.UNKNOWN, calls=calls)
         if payment.cancel_requested and rules.is_over(calls):
             return ChargeResult(payment_id=payment.id, status=ChargeStatus.WITHDRAWN)
         if not payment.cancel_requested:
@@ -130,16 +130,18 @@ class ProviderCalls:
         provider = self._providers[refund.provider]
         operation = next_refund_operation(refund, key_expired=calls.key_age > provider.key_lifetime)
         unknown = RefundResult(refund_id=refund.id, payment_id=refund.payment_id, calls=calls)
-        try:
-            if operation is not RefundOperation.FIND:
-                result = await provider.refund(refund)
-                self._note_answer()
-                return result
-            listed = await provider.list_refunds(refund.charge_reference)
-        except OutcomeUnknown as failed:
+        if operation is not RefundOperation.FIND:
+            result = await provider.refund(refund)
+            if result.state is None:
+                self._without_answer += 1
+                ended = result.has_ended or operation is not RefundOperation.CREATE
+                return dataclasses.replace(result, calls=calls if ended else None)
+            self._note_answer()
+            return result
+        listed = await provider.list_refunds(refund.charge_reference)
+        if isinstance(listed, Unknown):
             self._without_answer += 1
-            ended = failed.has_ended or operation is not RefundOperation.CREATE
-            return unknown if ended else RefundResult(refund_id=refund.id, payment_id=refund.payment_id)
+            return unknown
         self._note_answer()
         if made := next((one for one in listed if one.is_of(refund)), None):
             return made.result(refund)
@@ -159,12 +161,9 @@ class ProviderCalls:
 
 def _finder(
     provider: PaymentProvider,
-) -> Callable[[Sequence[Payment]], Awaitable[list[ChargeResult | Exception | None]]]:
-    async def find(wanted: Sequence[Payment]) -> list[ChargeResult | Exception | None]:
-        try:
-            found = await provider.find(wanted)
-        except OutcomeUnknown as unknown:
-            return [unknown for _ in wanted]
-        return [found.get(payment.id) for payment in wanted]
+) -> Callable[[Sequence[Payment]], Awaitable[list[Found]]]:
+    async def find(wanted: Sequence[Payment]) -> list[Found]:
+        found = await provider.find(wanted)
+        return [found if isinstance(found, Unknown) else found.get(payment.id) for payment in wanted]
 
     return find

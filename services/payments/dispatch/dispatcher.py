@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -16,20 +16,9 @@ from services.chassis.errors import RateLimited
 from services.payments import settle
 from services.payments.dispatch.calls import ProviderCalls
 from services.payments.dispatch.rules import Operation, next_operation
-from services.payments.domain import (
-    ANSWER_SECONDS,
-    IN_PROGRESS_MOST,
-    OPEN,
-    Calls,
-    ChargeRecord,
-    ChargeResult,
-    ChargeStatus,
-    Payment,
-    Refund,
-    RefundResult,
-    State,
-)
-from services.payments.providers import PaymentProvider
+from services.payments.domain import ANSWER_SECONDS, IN_PROGRESS_MOST, OPEN, Calls, Payment, Refund, State
+from services.payments.providers import Providers
+from services.payments.providers.results import ChargeRecord, ChargeResult, ChargeStatus, RefundResult, Unknown
 from services.payments.refunds import listed
 from services.payments.sql.payments import RefundCheck
 
@@ -55,7 +44,7 @@ class Deadline:
 class ChargeDispatcher:
     """The payments and refunds in progress at providers, from this process. Each is in progress at most once."""
 
-    def __init__(self, db: Database, providers: Mapping[str, PaymentProvider], published: Callable[[], None]) -> None:
+    def __init__(self, db: Database, providers: Providers, published: Callable[[], None]) -> None:
         """`published` is called after a commit that stored events."""
         self._db, self._providers, self._published = db, providers, published
         self._payments: dict[uuid.UUID, asyncio.Task[Payment | None]] = {}
@@ -120,8 +109,8 @@ class ChargeDispatcher:
     def is_in_progress(self, payment_id: uuid.UUID) -> bool:
         return payment_id in self._payments
 
-    async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
-        """Return the record of a charge at the payment's provider. Raises `OutcomeUnknown`."""
+    async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | Unknown | None:
+        """Return the record of a charge at the payment's provider; None if it has none."""
         return await self._providers[payment.provider].look_up(payment, reference)
 
     def check_refunds(self, check: RefundCheck) -> None:
@@ -175,7 +164,7 @@ class ChargeDispatcher:
 
     def _void(self, payment: Payment) -> None:
         """Void a declined charge, so that it can never be paid. If that fails, still no customer has its secret."""
-        self._detach(self._calls.charge(payment, Operation.CANCEL, Calls(), time.monotonic()))
+        self._detach(self._calls.charge(payment, Operation.VOID, Calls(), time.monotonic()))
 
     async def _refund(self, refund: Refund, calls: Calls) -> None:
         try:

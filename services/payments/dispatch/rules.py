@@ -27,7 +27,7 @@ class Operation(enum.Enum):
     CREATE = enum.auto()
     FIND = enum.auto()
     CONFIRM = enum.auto()
-    CANCEL = enum.auto()
+    VOID = enum.auto()
     RETRIEVE = enum.auto()
 
 
@@ -40,7 +40,7 @@ def next_operation(payment: Payment, *, key_expired: bool = False) -> Operation:
         look_up = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
         return Operation.FIND if key_expired or look_up else Operation.CREATE
     if payment.cancel_requested:
-        return Operation.CANCEL
+        return Operation.VOID
     # Safe without a key too: an intent takes money once, and then refuses to be confirmed again.
     stuck = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
     return Operation.CONFIRM if payment.payment_method and not stuck else Operation.RETRIEVE

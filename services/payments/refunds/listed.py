@@ -6,8 +6,9 @@ from prometheus_client import Counter
 from services.chassis.data.db import Database
 from services.chassis.events import outbox
 from services.payments import settle
-from services.payments.domain import OPEN, ProviderRefund, Refund, State
-from services.payments.providers import OutcomeUnknown, PaymentProvider
+from services.payments.domain import OPEN, Refund, State
+from services.payments.providers import PaymentProvider
+from services.payments.providers.results import ProviderRefund, Unknown
 from services.payments.refunds import rules
 from services.payments.sql import payments, refunds
 from services.payments.sql.payments import RefundCheck
@@ -32,10 +33,12 @@ async def check_refunds(db: Database, provider: PaymentProvider, check: RefundCh
         async with db.begin() as tx:
             await payments.check_now(tx, [payment.id])
         return
-    try:
-        listed = [refund for charge in sorted(charges) for refund in await provider.list_refunds(charge)]
-    except OutcomeUnknown:
-        return
+    listed = list[ProviderRefund]()
+    for charge in sorted(charges):
+        found = await provider.list_refunds(charge)
+        if isinstance(found, Unknown):
+            return
+        listed += found
     await store_listed(db, check, listed)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from services.chassis.errors import InvalidFields, WrongState
 from services.chassis.money import Money, check_chargeable
-from services.payments.domain import Payment, ProviderRefund, Refund, RefundState, RefundTooLarge, State
+from services.payments.domain import Payment, Refund, RefundState, RefundTooLarge, State
+from services.payments.providers.results import ProviderRefund
 
 DISPLACED = "CHARGE_ALREADY_REFUNDED"
 FAILED_LATER = "FAILED_AFTER_SUCCESS"

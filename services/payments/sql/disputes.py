@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.payments.domain import Dispute
+from services.payments.providers.events import Dispute
 
 
 async def store(tx: AsyncSession, reports: Sequence[tuple[str, uuid.UUID, Dispute]]) -> set[str]:

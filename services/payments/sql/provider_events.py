@@ -11,7 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.data.cleanup import Cleanup
 from services.chassis.data.db import Database, run_autocommit
 from services.payments.dispatch.rules import event_seconds
-from services.payments.domain import ChargeStatus, Dispute, EventKind, ProviderEvent, RefundState, own_id
+from services.payments.domain import RefundState
+from services.payments.providers.events import Dispute, EventKind, ProviderEvent
+from services.payments.providers.results import ChargeStatus, own_id
 
 CLEANUP = Cleanup(
     "provider_events",

@@ -17,23 +17,14 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RateLimited, Unavailable, as_app_error
 from services.chassis.events.subscriber import cause_of
 from services.payments import settle
+from services.payments.dispatch.decisions import is_other_amount
 from services.payments.dispatch.dispatcher import ChargeDispatcher
-from services.payments.domain import (
-    EVENT_ATTEMPTS_MOST,
-    OPEN,
-    UNANSWERED_ATTEMPTS_MOST,
-    ChargeRecord,
-    ChargeResult,
-    ChargeStatus,
-    EventKind,
-    Payment,
-    ProviderEvent,
-    is_other_amount,
-)
-from services.payments.providers import OutcomeUnknown
+from services.payments.domain import EVENT_ATTEMPTS_MOST, OPEN, UNANSWERED_ATTEMPTS_MOST, Payment
+from services.payments.providers import PaymentProvider
+from services.payments.providers.events import EventKind, ProviderEvent
+from services.payments.providers.results import ChargeRecord, ChargeResult, ChargeStatus, Unknown
 from services.payments.sql import payments, provider_events
 from services.payments.sql.provider_events import Attempt
-from services.payments.webhooks import Webhook
 from services.payments.webhooks.news import Need, need_of
 from services.payments.webhooks.reports import Report, apply_reports
 
@@ -64,10 +55,10 @@ class Inbox:
         self._db, self._wake = db, wake
         self._put: Batcher[ProviderEvent, None] = Batcher("payments.inbox", self._put_all, lanes=1)
 
-    async def receive(self, webhook: Webhook, body: bytes, headers: Mapping[str, Any]) -> None:
-        """Verify and store a message of a provider. Raises what `Webhook.verify` raises."""
+    async def receive(self, provider: PaymentProvider, body: bytes, headers: Mapping[str, Any]) -> None:
+        """Verify and store a message of a provider. Raises what `PaymentProvider.verify_webhook` does."""
         try:
-            event = webhook.verify(body, headers)
+            event = provider.verify_webhook(body, headers)
         except AppError as error:
             _EVENTS.labels("other", "refused").inc()
             log.warning("a provider event is refused", reason=error.reason, fields=getattr(error, "violations", None))
@@ -105,7 +96,7 @@ class Batch(NamedTuple):
         return self.size >= _BATCH_MOST
 
 
-Records = Mapping[str, ChargeRecord | OutcomeUnknown | None]
+Records = Mapping[str, ChargeRecord | Unknown | None]
 """The provider's records of charges, by event id."""
 
 
@@ -156,15 +147,15 @@ async def _look_up(db: Database, dispatcher: ChargeDispatcher, claimed: Sequence
 
 
 def _or_believed(
-    event: ProviderEvent, payment: Payment, record: ChargeRecord | OutcomeUnknown | None
-) -> ChargeRecord | OutcomeUnknown | None:
+    event: ProviderEvent, payment: Payment, record: ChargeRecord | Unknown | None
+) -> ChargeRecord | Unknown | None:
     """Return the provider's record; if it does not answer in time, a success of the payment's own charge is believed.
 
     A customer who has paid must not wait for a slow provider, whose signature says that they have. Nothing else is
     believed: an end without money, a refund, or money of another charge.
     """
     is_own = payment.state in OPEN and event.reference == payment.provider_reference
-    if not isinstance(record, OutcomeUnknown) or event.charge_status is not ChargeStatus.SUCCEEDED or not is_own:
+    if not isinstance(record, Unknown) or event.charge_status is not ChargeStatus.SUCCEEDED or not is_own:
         return record
     log.warning("a success is believed, because the provider does not answer", payment_id=payment.id)
     _EVENTS.labels(event.type, "believed").inc()
@@ -177,16 +168,12 @@ def _or_believed(
     )  # fmt: skip
 
 
-async def _bounded(
-    dispatcher: ChargeDispatcher, payment: Payment, reference: str
-) -> ChargeRecord | OutcomeUnknown | None:
+async def _bounded(dispatcher: ChargeDispatcher, payment: Payment, reference: str) -> ChargeRecord | Unknown | None:
     try:
         async with asyncio.timeout(_LOOK_UP_SECONDS):
             return await dispatcher.look_up(payment, reference)
-    except OutcomeUnknown as error:
-        return error
     except TimeoutError:
-        return OutcomeUnknown("look_up")
+        return Unknown()
 
 
 async def _apply_to_payments(
@@ -231,7 +218,8 @@ async def _apply_to_payments(
     return bool(due) or compares, causes
 
 
-_NOT_ASKED = OutcomeUnknown("its payment changed after the look-up")
+_NOT_ASKED = Unknown()
+"""The payment of an event changed after the look-up."""
 
 
 def _keys(claimed: Sequence[Attempt]) -> tuple[set[uuid.UUID], set[str]]:

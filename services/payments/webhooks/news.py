@@ -2,7 +2,9 @@
 
 import enum
 
-from services.payments.domain import OPEN, ChargeStatus, EventKind, Payment, ProviderEvent, State
+from services.payments.domain import OPEN, Payment, State
+from services.payments.providers.events import EventKind, ProviderEvent
+from services.payments.providers.results import ChargeStatus
 
 _WITHOUT_MONEY = (State.FAILED, State.CANCELLED)
 

@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.events import outbox
 from services.payments import settle
-from services.payments.domain import Dispute, EventKind, Payment, ProviderEvent, RefundState
+from services.payments.domain import Payment, RefundState
+from services.payments.providers.events import Dispute, EventKind, ProviderEvent
 from services.payments.sql import disputes, payments, refunds
 
 log = structlog.get_logger()

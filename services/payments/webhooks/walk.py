@@ -1,19 +1,15 @@
 """Reads the events that a provider lists, so that one whose webhook was lost is found."""
 
 import asyncio
-from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
 
 import structlog
 
 from services.chassis.data.db import Database
-from services.chassis.errors import AppError
 from services.chassis.telemetry.heartbeats import beat
-from services.payments.domain import ProviderEvent
-from services.payments.providers import OutcomeUnknown, PaymentProvider, TooManyObjects
+from services.payments.providers import PaymentProvider
+from services.payments.providers.results import Unknown
 from services.payments.sql import event_walks
-from services.payments.webhooks import Webhook
 from services.payments.webhooks.inbox import Inbox
 
 log = structlog.get_logger()
@@ -32,8 +28,8 @@ _PUT_MOST = 200
 class EventWalk:
     """The walks through one provider's events. One process of all replicas makes each of them."""
 
-    def __init__(self, db: Database, provider: PaymentProvider, webhook: Webhook, inbox: Inbox) -> None:
-        self._db, self._provider, self._webhook, self._inbox = db, provider, webhook, inbox
+    def __init__(self, db: Database, provider: PaymentProvider, inbox: Inbox) -> None:
+        self._db, self._provider, self._inbox = db, provider, inbox
         self._span = _SPAN_MOST
 
     async def run(self) -> None:
@@ -54,21 +50,17 @@ class EventWalk:
         try:
             async with asyncio.timeout(_WALK_SECONDS_MOST):
                 listed = await self._provider.list_events(since - _OVERLAP, until + _OVERLAP)
-        except (TooManyObjects, TimeoutError):
-            self._span = max(self._span / 4, _SPAN_LEAST)
-            log.warning("the events of a span are too many", seconds=self._span.total_seconds())
-            return
-        except OutcomeUnknown:
+        except TimeoutError:
+            listed = Unknown(too_many=True)
+        if isinstance(listed, Unknown):
+            if listed.too_many:
+                self._narrow()
             return
         self._span = min(self._span * 2, _SPAN_MOST)
-        reduced = [event for one in listed if (event := self._reduce(one)) is not None]
-        for first in range(0, len(reduced), _PUT_MOST):
-            await asyncio.gather(*(self._inbox.put(event) for event in reduced[first : first + _PUT_MOST]))
+        for first in range(0, len(listed), _PUT_MOST):
+            await asyncio.gather(*(self._inbox.put(event) for event in listed[first : first + _PUT_MOST]))
         await event_walks.advance(self._db, self._provider.name, until)
 
-    def _reduce(self, listed: Mapping[str, Any]) -> ProviderEvent | None:
-        try:
-            return self._webhook.reduce(listed)
-        except AppError as error:
-            log.warning("a listed event cannot be read", fields=getattr(error, "violations", None))
-            return None
+    def _narrow(self) -> None:
+        self._span = max(self._span / 4, _SPAN_LEAST)
+        log.warning("the events of a span are too many", seconds=self._span.total_seconds())

@@ -25,12 +25,13 @@ from services.payments.charges import Charges
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.reconciler import Reconciler
 from services.payments.domain import Payment
-from services.payments.providers.stripe import Stripe
+from services.payments.providers import Providers
+from services.payments.providers.stripe.adapter import Stripe
+from services.payments.providers.stripe.webhook import StripeWebhook
 from services.payments.refunds.create import Refunds
 from services.payments.rpc import ChargeService, PaymentService
 from services.payments.sql import payments as sql
 from services.payments.webhooks.inbox import Inbox
-from services.payments.webhooks.stripe import StripeWebhook
 from services.payments.webhooks.walk import EventWalk
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
@@ -166,9 +167,11 @@ class Payments:
 
     def __init__(self, db: Database, sandbox: Sandbox) -> None:
         self.db, self.sandbox = db, sandbox
-        self.provider = Stripe(KEY, api_base=sandbox.url, calls_per_second=0, concurrency=64)
+        webhook = StripeWebhook(WEBHOOK_SECRET, api_key=KEY)
+        self.provider = Stripe(KEY, webhook=webhook, api_base=sandbox.url, calls_per_second=0, concurrency=64)
+        self.providers = Providers(self.provider, default="stripe")
         self.relay = Relay(db)
-        self.dispatcher = ChargeDispatcher(db, {"stripe": self.provider}, self.relay.nudge)
+        self.dispatcher = ChargeDispatcher(db, self.providers, self.relay.nudge)
         self.reconciler = Reconciler(db, self.dispatcher, self.relay)
         self.charges: Any = None
         self.payments: Any = None
@@ -177,15 +180,13 @@ class Payments:
     def add(self, server: grpc.aio.Server) -> None:
         charges = Charges(self.db, self.dispatcher, self.relay.nudge, provider="stripe")
         refunds, inbox = Refunds(self.db, self.dispatcher), Inbox(self.db, self.reconciler.wake)
-        webhooks = {"stripe": StripeWebhook(WEBHOOK_SECRET, api_key=KEY)}
         charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunds), server)
-        pb_grpc.add_PaymentServiceServicer_to_server(PaymentService(charges, refunds, inbox, webhooks), server)
+        pb_grpc.add_PaymentServiceServicer_to_server(PaymentService(charges, refunds, inbox, self.providers), server)
 
     @property
     def walk(self) -> EventWalk:
         """The walk through the events that the provider lists."""
-        webhook = StripeWebhook(WEBHOOK_SECRET, api_key=KEY)
-        return EventWalk(self.db, self.provider, webhook, Inbox(self.db, self.reconciler.wake))
+        return EventWalk(self.db, self.provider, Inbox(self.db, self.reconciler.wake))
 
     def start_loops(self) -> None:
         for loop in (self.reconciler.reconcile, self.reconciler.renew_leases, self.reconciler.apply_events):

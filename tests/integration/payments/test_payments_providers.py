@@ -11,20 +11,17 @@ from services.chassis.money import Money
 from services.payments.charges import Charges
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.reconciler import Reconciler
-from services.payments.domain import (
-    Charge,
+from services.payments.domain import BadSignature, Charge, Payment, Refund, RefundState, State
+from services.payments.providers import Capabilities, Check, PaymentProvider, Providers
+from services.payments.providers.events import ProviderEvent
+from services.payments.providers.results import (
     ChargeRecord,
     ChargeResult,
     ChargeStatus,
-    Payment,
-    ProviderEvent,
     ProviderRefund,
-    Refund,
     RefundResult,
-    RefundState,
-    State,
+    unknown_charge,
 )
-from services.payments.providers import Check, OutcomeUnknown, PaymentProvider
 from services.payments.webhooks import inbox
 from tests.integration.payments.conftest import Payments
 
@@ -33,6 +30,7 @@ class Coins:
     """A provider that loses its first answer, and remembers what it took and gave back."""
 
     name = "coins"
+    can = Capabilities(charges_tokens=True, voids=True, charged_once=True, signs_callbacks=False)
     key_lifetime = timedelta(hours=1)
 
     def __init__(self) -> None:
@@ -48,21 +46,24 @@ class Coins:
         await check()
         self.calls["create"] += 1
         if not payment.payment_method:
-            return self._result(payment, ChargeStatus.AWAITING_CUSTOMER)
+            return self._result(payment, ChargeStatus.REQUIRES_ACTION)
         self.taken.add(payment.id)
         if self.calls["create"] == 1:
-            raise OutcomeUnknown("create")
+            return unknown_charge(payment)
         return self._result(payment, ChargeStatus.SUCCEEDED)
 
     async def confirm(self, payment: Payment, check: Check) -> ChargeResult:
         await check()
         return self._result(payment, ChargeStatus.SUCCEEDED)
 
-    async def cancel(self, payment: Payment) -> ChargeResult:
+    async def capture(self, payment: Payment, amount_minor: int, check: Check) -> ChargeResult:
+        return self._result(payment, ChargeStatus.SUCCEEDED)
+
+    async def void(self, payment: Payment) -> ChargeResult:
         return self._result(payment, ChargeStatus.CANCELLED)
 
     async def retrieve(self, payment: Payment) -> ChargeResult:
-        return self._result(payment, ChargeStatus.SUCCEEDED if payment.id in self.taken else ChargeStatus.PROCESSING)
+        return self._result(payment, ChargeStatus.SUCCEEDED if payment.id in self.taken else ChargeStatus.PENDING)
 
     async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
         return ChargeRecord(payment_id=payment.id, result=await self.retrieve(payment))
@@ -77,8 +78,14 @@ class Coins:
     async def list_refunds(self, charge_reference: str) -> list[ProviderRefund]:
         return []
 
-    async def list_events(self, since: datetime, until: datetime) -> list[Mapping[str, Any]]:
+    async def list_events(self, since: datetime, until: datetime) -> list[ProviderEvent]:
         return []
+
+    def verify_webhook(self, body: bytes, headers: Mapping[str, Any]) -> ProviderEvent | None:
+        raise BadSignature()
+
+    def verify_callback(self, fields: Mapping[str, str]) -> str:
+        raise BadSignature()
 
     async def aclose(self) -> None:
         pass
@@ -92,8 +99,9 @@ def a_charge(method: str = "coin") -> Charge:
 async def test_a_second_provider_charges_reverses_and_sends_events(db: Database, service: Payments) -> None:
     coins: PaymentProvider = Coins()
     assert isinstance(coins, Coins)
-    dispatcher = ChargeDispatcher(db, {"stripe": service.provider, coins.name: coins}, service.relay.nudge)
-    charges = Charges(db, dispatcher, service.relay.nudge, provider=coins.name)
+    providers = Providers(service.provider, coins, default=coins.name)
+    dispatcher = ChargeDispatcher(db, providers, service.relay.nudge)
+    charges = Charges(db, dispatcher, service.relay.nudge, provider=providers.default.name)
 
     charge = a_charge()
     (unknown,) = await charges.charge([charge])

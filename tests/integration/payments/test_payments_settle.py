@@ -9,7 +9,8 @@ from services.chassis.data.db import Database
 from services.chassis.money import Money
 from services.payments import settle
 from services.payments.dispatch.rules import check_seconds
-from services.payments.domain import Charge, ChargeResult, ChargeStatus, Payment, State
+from services.payments.domain import Charge, Payment, State
+from services.payments.providers.results import ChargeResult, ChargeStatus
 from services.payments.sql import payments
 from stampede.payments.v1 import events_pb2
 from tests.integration.payments.conftest import Payments
@@ -63,7 +64,7 @@ def results_of(before: list[Payment]) -> list[ChargeResult]:
             amount_minor=1999,
             currency="usd",
             reason="CARD_DECLINED" if status is ChargeStatus.DECLINED else "",
-            authenticating=status is ChargeStatus.AWAITING_CUSTOMER,
+            authenticating=status is ChargeStatus.REQUIRES_ACTION,
         )
         for payment, (*_, status) in zip(before, CASES, strict=True)
     ]

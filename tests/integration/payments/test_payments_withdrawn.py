@@ -19,16 +19,16 @@ class Jam:
     """The turns of provider calls, which a test gives by hand."""
 
     def __init__(self, service: Payments) -> None:
-        self._service, self._pacer = service, service.provider._pacer
-        service.provider._pacer = Pacer(calls_per_second=0.000_001, concurrency=64)
-        service.provider._pacer._tokens = 0.0
+        self._service, self._pacer = service, service.provider._api.pacer
+        service.provider._api.pacer = Pacer(calls_per_second=0.000_001, concurrency=64)
+        service.provider._api.pacer._tokens = 0.0
 
     def end(self) -> None:
         """Give all waiting calls their turns."""
-        jammed = self._service.provider._pacer
+        jammed = self._service.provider._api.pacer
         jammed._rate = 0
         jammed._give_turns()
-        self._service.provider._pacer = self._pacer
+        self._service.provider._api.pacer = self._pacer
 
 
 @pytest.fixture

@@ -9,20 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.payments.dispatch import rules
+from services.payments.dispatch.decisions import Verdict, decide
 from services.payments.dispatch.rules import Operation, next_operation
-from services.payments.domain import (
-    MOVES,
-    OPEN,
-    ChargeResult,
-    ChargeStatus,
-    Payment,
-    Refund,
-    RefundState,
-    State,
-    Verdict,
-    decide,
-)
-from services.payments.providers.stripe_declines import decline_reason
+from services.payments.domain import MOVES, OPEN, Payment, Refund, RefundState, State
+from services.payments.providers.results import ChargeResult, ChargeStatus
+from services.payments.providers.stripe.declines import decline_reason
 from services.payments.refunds.rules import after_refund
 
 _ID = uuid.UUID(int=7)
@@ -41,8 +32,8 @@ def a_payment(**changes: object) -> Payment:
     return dataclasses.replace(payment, **changes)  # type: ignore[arg-type]
 
 
-def a_result(kind: ChargeStatus, reference: str = "pi_1", **more: object) -> ChargeResult:
-    reason = "CARD_DECLINED" if kind in (ChargeStatus.DECLINED, ChargeStatus.REFUSED) else ""
+def a_result(kind: ChargeStatus, reference: str | None = "pi_1", **more: object) -> ChargeResult:
+    reason = "CARD_DECLINED" if kind is ChargeStatus.DECLINED else ""
     result = ChargeResult(
         payment_id=_ID, status=kind, reference=reference, client_secret="secret", amount_minor=1999, currency="usd",
         reason=reason,
@@ -63,14 +54,12 @@ def test_the_moves_that_exist() -> None:
     ("customer_pays", "state", "kind", "after"),
     [
         (False, State.PROCESSING, ChargeStatus.SUCCEEDED, State.SUCCEEDED),
-        (False, State.PROCESSING, ChargeStatus.AWAITING_CUSTOMER, State.AWAITING_CUSTOMER),
+        (False, State.PROCESSING, ChargeStatus.REQUIRES_ACTION, State.AWAITING_CUSTOMER),
         (False, State.PROCESSING, ChargeStatus.DECLINED, State.FAILED),
-        (False, State.PROCESSING, ChargeStatus.REFUSED, State.FAILED),
         (False, State.PROCESSING, ChargeStatus.UNKNOWN, State.PROCESSING),
         (False, State.AWAITING_CUSTOMER, ChargeStatus.DECLINED, State.AWAITING_CUSTOMER),
         (True, State.PROCESSING, ChargeStatus.DECLINED, State.AWAITING_CUSTOMER),
-        (True, State.PROCESSING, ChargeStatus.REFUSED, State.FAILED),
-        (True, State.AWAITING_CUSTOMER, ChargeStatus.PROCESSING, State.PROCESSING),
+        (True, State.AWAITING_CUSTOMER, ChargeStatus.PENDING, State.PROCESSING),
         (True, State.AWAITING_CUSTOMER, ChargeStatus.CANCELLED, State.CANCELLED),
         (False, State.SUCCEEDED, ChargeStatus.CANCELLED, State.SUCCEEDED),
         (False, State.FAILED, ChargeStatus.CANCELLED, State.FAILED),
@@ -81,6 +70,14 @@ def test_the_moves_that_exist() -> None:
 def test_the_state_after_a_result(customer_pays: bool, state: State, kind: ChargeStatus, after: State) -> None:
     payment, verdict = decide(a_payment(state=state, customer_pays=customer_pays), a_result(kind))
     assert (payment.state, verdict) == (after, Verdict.ACCEPTED)
+
+
+def test_a_declined_payment_without_a_charge_has_failed() -> None:
+    """There is nothing at the provider that its customer could pay."""
+    refused = a_result(ChargeStatus.DECLINED, reference=None)
+    assert decide(a_payment(customer_pays=True), refused)[0].state is State.FAILED
+    begun = a_payment(customer_pays=True, provider_reference="pi_1")
+    assert decide(begun, refused)[0].state is State.AWAITING_CUSTOMER
 
 
 _WITHOUT_CHARGE = (ChargeStatus.UNKNOWN, ChargeStatus.WITHDRAWN, ChargeStatus.MISSING)
@@ -119,12 +116,12 @@ def test_secrets_and_cards_are_removed_at_the_end() -> None:
 
 @pytest.mark.parametrize("kind", list(ChargeStatus))
 def test_only_awaited_payments_are_authenticating(kind: ChargeStatus) -> None:
-    asked, _ = decide(a_payment(customer_pays=True), a_result(ChargeStatus.AWAITING_CUSTOMER, authenticating=True))
+    asked, _ = decide(a_payment(customer_pays=True), a_result(ChargeStatus.REQUIRES_ACTION, authenticating=True))
     assert asked.authenticating
     after, _ = decide(asked, a_result(kind))
     assert after.authenticating == (kind in _WITHOUT_CHARGE), "a result without a charge changes nothing"
     after, _ = decide(a_payment(), a_result(kind, authenticating=True))
-    assert after.authenticating == (kind is ChargeStatus.AWAITING_CUSTOMER)
+    assert after.authenticating == (kind is ChargeStatus.REQUIRES_ACTION)
 
 
 _RESULTS = st.lists(
@@ -209,7 +206,7 @@ def test_the_next_operation() -> None:
     assert next_operation(a_payment(checks=rules.LOOK_UP_AFTER_CHECKS + 1)) is Operation.CREATE
     assert next_operation(a_payment(provider_reference="pi_1")) is Operation.CONFIRM
     assert next_operation(a_payment(provider_reference="pi_1", payment_method=None)) is Operation.RETRIEVE
-    assert next_operation(a_payment(provider_reference="pi_1", cancel_requested=True)) is Operation.CANCEL
+    assert next_operation(a_payment(provider_reference="pi_1", cancel_requested=True)) is Operation.VOID
     assert next_operation(a_payment(cancel_requested=True)) is Operation.FIND, "a repeat could take money"
 
 

@@ -7,8 +7,9 @@ import pytest
 import stripe
 
 from services.chassis.errors import InvalidFields
-from services.payments.domain import ChargeStatus, ProviderEvent
-from services.payments.webhooks.stripe import StripeWebhook
+from services.payments.providers.events import ProviderEvent
+from services.payments.providers.results import ChargeStatus
+from services.payments.providers.stripe.webhook import StripeWebhook
 
 _SECRET = "whsec_for_unit_tests"
 _PAYMENT = "018f0000-0000-7000-8000-000000000001"

@@ -5,7 +5,8 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.payments.domain import Payment, ProviderRefund, Refund, RefundState, State
+from services.payments.domain import Payment, Refund, RefundState, State
+from services.payments.providers.results import ProviderRefund
 from services.payments.refunds.rules import DISPLACED, FAILED_LATER, Comparison, compare
 from tests.unit.payments.test_payments_domain import a_payment
 

@@ -9,22 +9,28 @@ import stripe
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.chassis.errors import InvalidFields
-from services.payments.domain import (
-    WEBHOOK_BYTES_MOST,
-    BadSignature,
-    ChargeStatus,
-    Dispute,
-    EventKind,
-    ProviderEvent,
-    own_id,
-)
-from services.payments.providers.stripe import DISPUTE_EVENTS, REFUND_EVENTS, charge_status, is_live, refund_state
+from services.payments.domain import WEBHOOK_BYTES_MOST, BadSignature
+from services.payments.providers.events import Dispute, EventKind, ProviderEvent
+from services.payments.providers.results import ChargeStatus, own_id
+from services.payments.providers.stripe.reading import charge_status, is_live, refund_state
 
 _PROVIDER = "stripe"
 _TOLERANCE_SECONDS = 300
 _YEAR_9999 = 253_370_764_800
 _ERRORS_SHOWN = 5
 _REFUNDED = "charge.refunded"
+REFUND_EVENTS = frozenset((
+    "charge.refunded", "charge.refund.updated", "refund.created", "refund.updated", "refund.failed",
+))  # fmt: skip
+DISPUTE_EVENTS = frozenset((
+    "charge.dispute.created", "charge.dispute.updated", "charge.dispute.closed", "charge.dispute.funds_withdrawn",
+    "charge.dispute.funds_reinstated",
+))  # fmt: skip
+WALKED_EVENTS = (REFUND_EVENTS | DISPUTE_EVENTS) - {"refund.created"}
+"""The types that report what no answer of a call does. They are listed again, so that a lost one is found.
+
+`charge.refunded` is sent for each refund that is created.
+"""
 IGNORED = {
     "payment_intent.created": "the answer of the call that made the intent says the same",
     "payment_intent.amount_capturable_updated": "money is taken at once, never captured later",
@@ -111,13 +117,14 @@ class _Dispute(Typed):
 
 
 class StripeWebhook:
-    """The `Webhook` of one Stripe endpoint and its signing secret."""
+    """The receiving end of one Stripe endpoint, with its signing secret."""
 
     def __init__(self, secret: str, *, api_key: str, account: str = "") -> None:
         """`api_key` shows whether the mode is test or live. `account` is the id of the account, if events name it."""
         self._secret, self._is_live, self._account = secret, is_live(api_key), account
 
     def verify(self, body: bytes, headers: Mapping[str, Any]) -> ProviderEvent | None:
+        """Check the signature of `body`, and reduce it; see `PaymentProvider.verify_webhook`."""
         if len(body) > WEBHOOK_BYTES_MOST:
             raise InvalidFields({"body": f"must have at most {WEBHOOK_BYTES_MOST} bytes"})
         signature = str(headers.get("stripe-signature", ""))
@@ -131,6 +138,7 @@ class StripeWebhook:
             raise InvalidFields({"body": "must be JSON"}) from None
 
     def reduce(self, event: object) -> ProviderEvent | None:
+        """Return an event as `verify` does. Raises `InvalidFields` for a value that is no event."""
         try:
             typed = _Event.model_validate(event)
             self._check_source(typed.account, typed.livemode)

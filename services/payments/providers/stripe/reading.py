@@ -1,0 +1,103 @@
+"""Stripe's objects read as provider results. Pure."""
+
+import uuid
+
+import stripe
+
+from services.payments.domain import Payment, Refund, RefundState
+from services.payments.providers.results import ChargeResult, ChargeStatus, ProviderRefund, RefundResult, own_id
+from services.payments.providers.stripe.declines import decline_reason
+from services.payments.providers.stripe.transport import Object
+
+_STATUSES = {
+    "succeeded": ChargeStatus.SUCCEEDED,
+    "processing": ChargeStatus.PENDING,
+    "requires_capture": ChargeStatus.AUTHORISED,
+    "canceled": ChargeStatus.CANCELLED,
+    "requires_action": ChargeStatus.REQUIRES_ACTION,
+    "requires_payment_method": ChargeStatus.REQUIRES_ACTION,
+    "requires_confirmation": ChargeStatus.REQUIRES_ACTION,
+}
+_REFUND_STATES = {
+    "succeeded": RefundState.SUCCEEDED,
+    "failed": RefundState.FAILED,
+    "canceled": RefundState.FAILED,
+}
+
+
+def is_live(key: str) -> bool:
+    """Whether an API key moves real money: its prefix says so, as in `sk_live_…` and `rk_test_…`."""
+    return "_live_" in key[:8]
+
+
+def charge_status(status: str) -> ChargeStatus:
+    """Return the meaning of a PaymentIntent's status. A status that Stripe adds later is unknown, and asked again."""
+    return _STATUSES.get(status, ChargeStatus.UNKNOWN)
+
+
+def refund_state(status: str) -> RefundState:
+    """Return the meaning of a Refund's status. A status that Stripe adds later is one without an end."""
+    return _REFUND_STATES.get(status, RefundState.PENDING)
+
+
+def charge_result(payment_id: uuid.UUID, intent: Object) -> ChargeResult:
+    """Read a PaymentIntent."""
+    error: Object = intent.get("last_payment_error") or {}
+    declined = bool(error) and intent["status"] == "requires_payment_method"
+    return ChargeResult(
+        payment_id=payment_id,
+        status=ChargeStatus.DECLINED if declined else charge_status(intent["status"]),
+        reference=intent["id"],
+        client_secret=intent["client_secret"],
+        amount_minor=intent["amount"],
+        currency=intent["currency"],
+        reason=decline_reason(error.get("code"), error.get("decline_code")) if declined else "",
+        authenticating=intent["status"] == "requires_action",
+    )
+
+
+def declined(payment: Payment, error: stripe.CardError) -> ChargeResult:
+    """Read the error of a declined card, which carries the PaymentIntent."""
+    body = error.json_body if isinstance(error.json_body, dict) else {}
+    details = body.get("error") or {}
+    intent = details.get("payment_intent") or {}
+    return ChargeResult(
+        payment_id=payment.id,
+        status=ChargeStatus.DECLINED,
+        reference=intent.get("id"),
+        client_secret=intent.get("client_secret"),
+        amount_minor=intent.get("amount"),
+        currency=intent.get("currency"),
+        reason=decline_reason(error.code, details.get("decline_code")),
+    )
+
+
+def refused(payment: Payment, error: stripe.InvalidRequestError) -> ChargeResult:
+    """Read the error of a request that Stripe refused for good, before any money could move."""
+    reason = "INVALID_PAYMENT_METHOD" if error.param == "payment_method" else "REFUSED_BY_PROVIDER"
+    return ChargeResult(
+        payment_id=payment.id, status=ChargeStatus.DECLINED, reference=payment.provider_reference, reason=reason
+    )
+
+
+def provider_refund(charge_reference: str, made: Object) -> ProviderRefund:
+    """Read a Refund of a charge."""
+    metadata = made.get("metadata") or {}
+    return ProviderRefund(
+        reference=made["id"],
+        charge_reference=charge_reference,
+        amount_minor=made["amount"],
+        state=refund_state(made["status"]),
+        refund_id=own_id(metadata.get("refund_id")),
+        attempt=_attempt(metadata.get("attempt")),
+        reason=str(made.get("failure_reason") or "").upper(),
+    )
+
+
+def refund_result(refund: Refund, made: Object) -> RefundResult:
+    """Read a Refund as the result of `refund`."""
+    return provider_refund(refund.charge_reference, made).result(refund)
+
+
+def _attempt(value: object) -> int:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else 1
