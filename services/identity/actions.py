@@ -39,15 +39,16 @@ async def register(
     email = domain.normalize_email(email)
     async with passwords.turn(email) as turn:
         password_hash = await turn.hash(password)
-    passwords.remember(email)
     async with db.begin() as tx:
         user_id = ids.new()
         if first := await idempotency.find_repeat(tx, key, user_id):
             return await users.get_user(tx, first)
-        return await users.insert_user(
+        user = await users.insert_user(
             tx, id=user_id, email=email, password_hash=password_hash,
             display_name=display_name, roles=["customer"], email_verified=False,
         )  # fmt: skip
+    passwords.remember(email)  # not where another user has the address
+    return user
 
 
 async def login(db: Database, passwords: Passwords, keyring: Keyring, *, email: str, password: str) -> TokenPair:

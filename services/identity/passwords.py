@@ -18,6 +18,9 @@ from services.chassis.data.limiter import Limiter
 R = TypeVar("R")
 
 _ADDRESS_SHARE = 0.5
+# Somebody can register many accounts, and is then familiar with all of them.
+_FIRST_EACH_MOST = 4
+_FIRST_IN_A_ROW = 3
 _FAMILIAR_MOST = 100_000
 
 
@@ -31,27 +34,31 @@ class Passwords:
         # Compared in place of the hash of an unknown user.
         self._dummy_hash = self._hash(secrets.token_bytes(32)).encode()
         self._limiter = Limiter(
-            "passwords", threads, patience_seconds=patience_seconds, mean_seconds=time.perf_counter() - began
-        )
+            "passwords", threads, patience_seconds=patience_seconds, mean_seconds=time.perf_counter() - began,
+            first_in_a_row=_FIRST_IN_A_ROW,
+        )  # fmt: skip
         self._familiar = Familiar()
-        self._waiting_first: set[bytes] = set()
+        self._waiting_first: dict[bytes, str] = {}
+        """The network addresses of those that wait before others."""
 
     @asynccontextmanager
     async def turn(self, email: str) -> AsyncIterator["Turn"]:
         """Waits for a thread; take it before the first statement. Raises `RateLimited` if that would take too long.
 
-        An e-mail address that signed in lately from the same network address passes others, one attempt at a time. The
-        other attempts of one network address have at most half of the queue.
+        An e-mail address that signed in lately from the same network address passes others, one attempt at a time, and
+        at most four of one network address. The other attempts of one network address have at most half of the queue.
+        Every fourth turn goes to those that nobody lets pass.
         """
         pair, address = self._familiar.pair(email), request_context.client_address()
         first = pair in self._familiar and pair not in self._waiting_first
+        first = first and list(self._waiting_first.values()).count(address) < _FIRST_EACH_MOST
         if first:
-            self._waiting_first.add(pair)
+            self._waiting_first[pair] = address
         try:
             await self._limiter.take(first=first, key=None if first else address or None, key_share=_ADDRESS_SHARE)
         finally:
             if first:
-                self._waiting_first.discard(pair)
+                self._waiting_first.pop(pair, None)
         turn, began = Turn(self, self._pool), time.perf_counter()
         try:
             yield turn

@@ -25,10 +25,21 @@ class Limiter:
     """
 
     def __init__(
-        self, what: str, slots: int, *, patience_seconds: float, mean_seconds: float = 0.0, part: str = ""
+        self,
+        what: str,
+        slots: int,
+        *,
+        patience_seconds: float,
+        mean_seconds: float = 0.0,
+        part: str = "",
+        first_in_a_row: int = 0,
     ) -> None:
-        """`part` names what holders work on; without it, nothing is called unavailable."""
+        """`part` names what holders work on; without it, nothing is called unavailable.
+
+        After `first_in_a_row` of those with `first`, one of the others gets its turn; with 0, after all of them.
+        """
         self._what, self._slots, self._patience, self._part = what, slots, patience_seconds, part
+        self._first_most, self._first_in_a_row = first_in_a_row, 0
         self._mean = mean_seconds
         self._held = 0
         self._queues: tuple[deque[_Waiter], deque[_Waiter]] = deque(), deque()
@@ -73,10 +84,12 @@ class Limiter:
         if seconds is not None:
             self._mean += _WEIGHT * (seconds - self._mean) if self._mean else seconds
             self._moved = asyncio.get_running_loop().time()
-        for queue in self._queues:
+        others_turn = 0 < self._first_most <= self._first_in_a_row
+        for queue in reversed(self._queues) if others_turn else self._queues:
             while queue:
                 waiter = queue.popleft()
                 if not waiter.admitted.done():
+                    self._first_in_a_row = self._first_in_a_row + 1 if queue is self._queues[0] else 0
                     waiter.admitted.set_result(None)  # the slot changes hands
                     return
         self._held -= 1

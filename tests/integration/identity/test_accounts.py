@@ -1,6 +1,7 @@
 """Registration, sign-in, and the signed-in user."""
 
 import asyncio
+import contextlib
 import hashlib
 import uuid
 from typing import Any
@@ -12,9 +13,11 @@ from google.protobuf.json_format import MessageToJson
 from sqlalchemy import func, select, text
 from structlog.testing import capture_logs
 
+from services.chassis import request_context
 from services.chassis.data.db import Database
+from services.chassis.request_context import Call
 from services.identity import actions
-from services.identity.domain import FIRST_ADMIN
+from services.identity.domain import FIRST_ADMIN, EmailTaken
 from services.identity.passwords import Passwords
 from services.identity.sql.schema import User
 from stampede.identity.v1 import identity_service_pb2 as pb
@@ -40,6 +43,19 @@ async def test_an_address_is_taken_in_upper_and_lower_case(identity: Any, regist
     await register("ada@example.com")
     refused = await refusal(register("ADA@Example.com"))
     assert (refused.code, refused.reason, refused.domain) == ("ALREADY_EXISTS", "EMAIL_TAKEN", "identity.stampede")
+
+
+async def test_refused_registration_makes_nobody_familiar(db: Database, passwords: Passwords) -> None:
+    """Else whoever registers the address of somebody else would pass others with guesses of its password."""
+
+    async def is_familiar_after_registering(address: str) -> bool:
+        request_context.enter(Call("/m", "r", metadata={"x-envoy-external-address": address}))
+        with contextlib.suppress(EmailTaken):
+            await actions.register(db, passwords, email="ada@example.com", password=PASSWORD, display_name="", key=None)
+        return passwords._familiar.pair("ada@example.com") in passwords._familiar
+
+    assert await asyncio.create_task(is_familiar_after_registering("192.0.2.1"))
+    assert not await asyncio.create_task(is_familiar_after_registering("192.0.2.2"))
 
 
 @pytest.mark.usefixtures("full_pool")

@@ -52,6 +52,23 @@ async def test_slots_pass_to_waiters_in_the_order_of_arrival() -> None:
     assert order == ["c", "a", "b"]
 
 
+async def test_those_who_go_first_leave_turns_to_others() -> None:
+    limiter, order = Limiter("test", 1, patience_seconds=60, first_in_a_row=3), list[str]()
+    assert limiter.take_free()
+
+    async def wait(name: str, *, first: bool) -> None:
+        await limiter.take(first=first)
+        order.append(name)
+
+    waiting = [asyncio.create_task(wait("first", first=True)) for _ in range(8)]
+    waiting += [asyncio.create_task(wait("other", first=False)) for _ in range(3)]
+    await turns()
+    for _ in waiting:
+        limiter.give_back()
+    await asyncio.gather(*waiting)
+    assert order == [*["first"] * 3, "other", *["first"] * 3, "other", *["first"] * 2, "other"]
+
+
 async def test_queue_is_as_long_as_the_work_of_its_patience() -> None:
     limiter = full(2, mean_seconds=0.5, patience_seconds=2)
     waiting = [asyncio.create_task(limiter.take()) for _ in range(20)]
@@ -67,8 +84,9 @@ async def test_caller_whose_deadline_comes_first_is_refused_at_once() -> None:
     waits = asyncio.create_task(limiter.take())
     await turns()
     request_context.enter(Call(method="/m", request_id="r", deadline=time.monotonic() + 0.4))
-    with pytest.raises(RateLimited):
-        await limiter.take()
+    refused = asyncio.create_task(limiter.take())
+    await turns()
+    assert isinstance(refused.exception(), RateLimited)
     waits.cancel()
 
 

@@ -72,7 +72,7 @@ class Busy:
     """All threads of `passwords` at work, until `end`; then each attempt takes them one after the other."""
 
     def __init__(self, passwords: Passwords) -> None:
-        self.passwords, self.order = passwords, list[str]()
+        self.passwords, self.order = passwords, list[tuple[str, str]]()
         self._limiter, self._attempts = passwords._limiter, list[asyncio.Task[None]]()
         while self._limiter.take_free():
             pass
@@ -83,7 +83,7 @@ class Busy:
         async def sign_in() -> None:
             request_context.enter(a_call(address))
             async with self.passwords.turn(email):
-                self.order.append(email)
+                self.order.append((email, address))
 
         self._attempts.append(asyncio.create_task(sign_in()))
         await asyncio.sleep(0)
@@ -110,7 +110,8 @@ async def test_familiar_sign_in_passes_bogus_ones(passwords: Passwords) -> None:
     await busy.attempt("ada", HOME)
     await busy.attempt("bogus 3", HOME)
     assert await busy.end() == [None] * 7
-    assert busy.order == ["ada", "bogus 0", "bogus 1", "bogus 2", "ada", "ada", "bogus 3"]
+    bogus = [(f"bogus {number}", CAFE) for number in range(3)]
+    assert busy.order == [("ada", HOME), *bogus, ("ada", CAFE), ("ada", HOME), ("bogus 3", HOME)]
 
 
 async def test_attempts_of_one_address_fill_half_of_the_queue(passwords: Passwords) -> None:
@@ -126,6 +127,23 @@ async def test_attempts_of_one_address_fill_half_of_the_queue(passwords: Passwor
     passwords._limiter.give_back()
     outcomes = await busy.end()
     assert [type(outcome) for outcome in outcomes] == [type(None)] * 4 + [RateLimited] * 2 + [type(None)] * 2
+
+
+async def test_accounts_of_one_address_leave_room_for_newcomers(passwords: Passwords) -> None:
+    """Somebody who registers many accounts is familiar with all of them; others sign in meanwhile."""
+    request_context.enter(a_call(CAFE))
+    for number in range(40):
+        passwords.remember(f"own {number}")
+    request_context.enter(None)  # type: ignore[arg-type]
+    passwords._limiter._mean = 0.25  # so that sixteen may wait
+    busy = Busy(passwords)
+    for number in range(40):
+        await busy.attempt(f"own {number}", CAFE)
+    for number in range(4):
+        await busy.attempt(f"newcomer {number}", HOME)
+    outcomes = await busy.end()
+    assert outcomes[-4:] == [None] * 4
+    assert sum(outcome is None for outcome in outcomes[:-4]) == 12, "four first, and half of the queue"
 
 
 async def test_full_queue_refuses_at_once_and_then_recovers(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from grpc_health.v1 import health
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from services.chassis import process, request_context
 from services.chassis.data import db as databases
@@ -15,6 +16,7 @@ from services.chassis.process import Process
 from services.chassis.request_context import Call, Caller
 from services.chassis.settings import ServiceSettings
 from tests.support.infra import Infra
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 _SELECT = text("SELECT 1")
@@ -133,6 +135,15 @@ async def test_cancelled_calls_return_their_slots(small: Database) -> None:
         await asyncio.gather(*calls, return_exceptions=True)
     async with asyncio.timeout(5), Holding(small, 4):
         pass
+
+
+async def test_calls_that_cannot_connect_return_their_slots() -> None:
+    """Otherwise a database that was away for a moment would be full for ever."""
+    engine, sessions = databases.connect(f"postgresql+psycopg://postgres@127.0.0.1:{free_port()}/postgres", pool_size=5)
+    for _ in range(10):
+        with pytest.raises(OperationalError):
+            await in_call(lambda: select(sessions))
+    await engine.dispose()
 
 
 async def test_process_with_a_full_pool_is_ready(infra: Infra) -> None:
