@@ -15,8 +15,8 @@ from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.events import outbox
 from services.chassis.money import Money
 from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
+from services.payments.dispatch.settle import ended_event
 from services.payments.domain import OPEN, Charge, NewRefund, Payment, PaymentNotFound, Refund, State
-from services.payments.settle import ended_event
 from services.payments.sql import payments, refunds
 
 REVERSAL = "order reversed"

@@ -13,7 +13,7 @@ from services.chassis import request_context
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
 from services.chassis.errors import RateLimited
-from services.payments import settle
+from services.payments.dispatch import settle
 from services.payments.dispatch.calls import ProviderCalls
 from services.payments.dispatch.rules import Operation, next_operation
 from services.payments.domain import ANSWER_SECONDS, IN_PROGRESS_MOST, OPEN, Calls, Payment, Refund, State

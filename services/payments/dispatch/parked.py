@@ -9,8 +9,8 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError
 from services.chassis.events import outbox
 from services.chassis.events.outbox import Event
-from services.payments import settle
 from services.payments.charges import REVERSAL, REVERSAL_REFUSED
+from services.payments.dispatch import settle
 from services.payments.domain import OPEN, Payment, Refund, RefundState, RefundTooLarge, State
 from services.payments.refunds import rules
 from services.payments.sql import parked as sql

@@ -5,7 +5,7 @@ from prometheus_client import Counter
 
 from services.chassis.data.db import Database
 from services.chassis.events import outbox
-from services.payments import settle
+from services.payments.dispatch import settle
 from services.payments.domain import OPEN, Refund, State
 from services.payments.providers import PaymentProvider
 from services.payments.providers.results import ProviderRefund, Unknown

@@ -16,7 +16,7 @@ from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RateLimited, Unavailable, as_app_error
 from services.chassis.events.subscriber import cause_of
-from services.payments import settle
+from services.payments.dispatch import settle
 from services.payments.dispatch.decisions import is_other_amount
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import EVENT_ATTEMPTS_MOST, OPEN, UNANSWERED_ATTEMPTS_MOST, Payment

@@ -8,7 +8,7 @@ from prometheus_client import Counter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.events import outbox
-from services.payments import settle
+from services.payments.dispatch import settle
 from services.payments.domain import Payment, RefundState
 from services.payments.providers.events import Dispute, EventKind, ProviderEvent
 from services.payments.sql import disputes, payments, refunds

@@ -7,7 +7,7 @@ from typing import Any
 
 from services.chassis.data.db import Database
 from services.chassis.money import Money
-from services.payments import settle
+from services.payments.dispatch import settle
 from services.payments.dispatch.rules import check_seconds
 from services.payments.domain import Charge, Payment, State
 from services.payments.providers.results import ChargeResult, ChargeStatus

@@ -10,7 +10,7 @@ import pytest
 import stripe
 from prometheus_client import REGISTRY
 
-from services.payments import settle
+from services.payments.dispatch import settle
 from services.payments.providers.results import ChargeResult, ChargeStatus
 from services.payments.webhooks import inbox
 from tests.integration.payments.conftest import WEBHOOK_SECRET, Payments, Sandbox, State, an_order
