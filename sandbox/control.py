@@ -8,9 +8,12 @@ from aiohttp import web
 from sandbox.bodies import json_answer, json_body
 from sandbox.errors import Refusal
 from sandbox.faults import Faults
+from sandbox.razorpay import commands as razorpay_commands
+from sandbox.razorpay.book import RazorpayBook
 from sandbox.rows import Json
 from sandbox.service import Sandbox
 from sandbox.stripe import commands as stripe_commands
+from sandbox.stripe.book import StripeBook
 
 LINES_AT_ONCE = 500
 
@@ -29,16 +32,19 @@ async def _dispatch(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRes
         return json_answer(_health(sandbox))
     if path == "/_sandbox/faults":
         return await _faults(sandbox, request)
-    if path == "/_sandbox/ledger" and method == "GET":
+    if path in ("/_sandbox/ledger", "/_sandbox/razorpay/ledger") and method == "GET":
+        book = sandbox.razorpay if "razorpay" in path else sandbox.stripe
         if detail := request.rel_url.query.get("detail"):
-            return await _detail(sandbox, request, detail)
-        ledger = sandbox.stripe.ledger()
+            return await _detail(sandbox, request, book, detail)
+        ledger = book.ledger()
         await sandbox.durable()
         return json_answer(ledger)
     if path.startswith("/_sandbox/"):
         parts = path.removeprefix("/_sandbox/").split("/")
-        if (answer := await stripe_commands.handle(sandbox, request, parts)) is not None:
-            return answer
+        for commands in (stripe_commands, razorpay_commands):
+            answer: web.StreamResponse | None = await commands.handle(sandbox, request, parts)
+            if answer is not None:
+                return answer
     raise Refusal(404, f"The sandbox has no {method} {path[:200]}.")
 
 
@@ -55,16 +61,18 @@ async def _faults(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRespo
     return json_answer(sandbox.faults.shown())
 
 
-async def _detail(sandbox: Sandbox, request: web.BaseRequest, detail: str) -> web.StreamResponse:
+async def _detail(
+    sandbox: Sandbox, request: web.BaseRequest, book: StripeBook | RazorpayBook, detail: str
+) -> web.StreamResponse:
     """Sends one JSON line for each successful payment, in pieces, so that payments are not blocked meanwhile.
 
-    With the detail `records`, one for each intent.
+    With the detail `records`, one for each intent; of Razorpay, one for each order.
     """
     await sandbox.durable()
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     lines: list[bytes] = []
-    for entry in sandbox.stripe.records() if detail == "records" else sandbox.stripe.paid():
+    for entry in book.records() if detail == "records" else book.paid():
         lines.append(orjson.dumps(entry) + b"\n")
         if len(lines) == LINES_AT_ONCE:
             await response.write(b"".join(lines))
@@ -82,6 +90,7 @@ def _health(sandbox: Sandbox) -> Json:
         "payment_intents": len(book.intents.rows),
         "charges": len(book.charges.rows),
         "refunds": len(book.refunds.rows),
+        "razorpay_orders": len(sandbox.razorpay.orders.rows),
         "events": len(book.events.rows),
         "state_bytes": sandbox.journal.size,
         "webhooks": sandbox.webhooks.counts() if sandbox.webhooks else None,

@@ -83,6 +83,8 @@ class Faults:
     jitter_ms: int = 0
     drop_after_charge: Switch = field(default_factory=Switch)
     drop_after_refund: Switch = field(default_factory=Switch)
+    drop_after_order: Switch = field(default_factory=Switch)
+    pending_refunds: Switch = field(default_factory=Switch)
     rate_limit_429: Switch = field(default_factory=Switch)
     error_500: Switch = field(default_factory=Switch)
     error_500_saved: bool = False
@@ -106,7 +108,9 @@ class Faults:
                 self.error_500 = Switch(setting)
             elif name == "error_500_on" and isinstance(value, str):
                 self.error_500_on = value
-            elif name in ("drop_after_charge", "drop_after_refund", "rate_limit_429"):
+            elif name in (
+                "drop_after_charge", "drop_after_refund", "drop_after_order", "rate_limit_429", "pending_refunds"
+            ):  # fmt: skip
                 setattr(self, name, Switch(value))
             elif name == "webhooks" and isinstance(value, dict):
                 self.webhooks.change(value)
@@ -120,7 +124,17 @@ class Faults:
                 "latency_ms": latency_ms,
                 "error_500_on": "",
                 "webhooks": {"delay_ms": 0, "duplicate": False, "reorder": False, "drop": False},
-                **dict.fromkeys(("drop_after_charge", "drop_after_refund", "rate_limit_429", "error_500"), False),
+                **dict.fromkeys(
+                    (
+                        "drop_after_charge",
+                        "drop_after_refund",
+                        "drop_after_order",
+                        "rate_limit_429",
+                        "error_500",
+                        "pending_refunds",
+                    ),
+                    False,
+                ),
             }
         )
 
@@ -137,7 +151,8 @@ class Faults:
     def drops_answer(self, effects: set[str]) -> bool:
         """Whether the answer about these effects is dropped."""
         charged = "charge" in effects and self.drop_after_charge.fires()
-        return charged or ("refund" in effects and self.drop_after_refund.fires())
+        refunded = "refund" in effects and self.drop_after_refund.fires()
+        return charged or refunded or ("order" in effects and self.drop_after_order.fires())
 
     def shown(self) -> Json:
         hooks = self.webhooks
@@ -145,6 +160,8 @@ class Faults:
             "latency_ms": {"fixed": self.latency_ms, "jitter": self.jitter_ms},
             "drop_after_charge": self.drop_after_charge.shown(),
             "drop_after_refund": self.drop_after_refund.shown(),
+            "drop_after_order": self.drop_after_order.shown(),
+            "pending_refunds": self.pending_refunds.shown(),
             "rate_limit_429": self.rate_limit_429.shown(),
             "error_500": self.error_500.shown(),
             "error_500_saved": self.error_500_saved,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from sandbox import control
+from sandbox.razorpay.handler import PREFIX, RazorpayHandler
 from sandbox.service import Sandbox
 from sandbox.settings import Settings
 from sandbox.stripe.handler import StripeHandler
@@ -17,11 +18,13 @@ class Handler:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._stripe = StripeHandler(sandbox)
+        self._stripe, self._razorpay = StripeHandler(sandbox), RazorpayHandler(sandbox)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path.startswith("/v1/"):
             return await self._stripe.handle(request)
+        if request.path.startswith(f"{PREFIX}/v1/"):
+            return await self._razorpay.handle(request)
         return await control.handle(self._sandbox, request)
 
 

@@ -6,6 +6,8 @@ import time
 from collections import deque
 
 from sandbox.faults import Faults
+from sandbox.razorpay import notices as razorpay_notices
+from sandbox.razorpay.book import RazorpayBook
 from sandbox.rows import Event, Work
 from sandbox.settings import Settings
 from sandbox.state.group_commit import GroupCommit
@@ -19,7 +21,7 @@ from sandbox.webhooks import Endpoint, Webhooks
 # A smaller file is loaded faster than it is rewritten.
 COMPACT_ABOVE_BYTES = 1 << 20
 # How the events of each protocol are written.
-_WRITERS = {StripeBook.name: stripe_notices.write}
+_WRITERS = {StripeBook.name: stripe_notices.write, RazorpayBook.name: razorpay_notices.write}
 
 
 def _nothing(_event_type: str) -> bool:
@@ -115,8 +117,8 @@ class Sandbox:
 
     def _forget(self) -> None:
         """Begins with empty tables."""
-        self.stripe = StripeBook()
-        self.store = Store(self.stripe)
+        self.stripe, self.razorpay = StripeBook(), RazorpayBook()
+        self.store = Store(self.stripe, self.razorpay)
         self.keys = Keys()
 
     def _load(self) -> dict[str, Place]:

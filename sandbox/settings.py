@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 DEFAULT_KEY = "sk_test_sandbox"
+DEFAULT_RAZORPAY = ("rzp_test_sandbox", "secret_of_the_sandbox")
 LATENCY_MS_MAX = 60_000
 
 
@@ -34,6 +35,8 @@ class Settings:
     port: int = 0
     state: Path
     api_key: str = DEFAULT_KEY
+    razorpay_key_id: str = DEFAULT_RAZORPAY[0]
+    razorpay_key_secret: str = DEFAULT_RAZORPAY[1]
     webhooks: Mapping[str, Target] = field(default_factory=dict)
     """By the name of the protocol. Events of a protocol without one are stored, not sent."""
     latency_ms: int = 0
@@ -47,7 +50,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
     """Reads the options; exits with status 2 and a message if one is invalid."""
     parser = argparse.ArgumentParser(
         prog="python -m sandbox",
-        description="A payment provider without money, which speaks Stripe's protocol and has switchable faults.",
+        description="A payment provider without money: Stripe's and Razorpay's protocols, with switchable faults.",
         epilog="Each option can also be set in the environment; the help of the option has the name.",
     )
 
@@ -61,6 +64,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
     option("--webhook-url", "SANDBOX_WEBHOOK_URL", "URL that events are sent to", "")
     option("--webhook-secret", "SANDBOX_WEBHOOK_SECRET", "secret that signs the events, whsec_…", "")
     option("--webhook-events", "SANDBOX_WEBHOOK_EVENTS", "event types to send, separated by commas", "*")
+    option("--razorpay-key-id", "SANDBOX_RAZORPAY_KEY_ID", "key id rzp_test_…", DEFAULT_RAZORPAY[0])
+    option("--razorpay-key-secret", "SANDBOX_RAZORPAY_KEY_SECRET", "its secret", DEFAULT_RAZORPAY[1])
+    option("--razorpay-webhook-url", "SANDBOX_RAZORPAY_WEBHOOK_URL", "URL that Razorpay's events are sent to", "")
+    option("--razorpay-webhook-secret", "SANDBOX_RAZORPAY_WEBHOOK_SECRET", "secret that signs them", "")
+    option("--razorpay-webhook-events", "SANDBOX_RAZORPAY_WEBHOOK_EVENTS", "event types to send", "*")
     option("--latency-ms", "SANDBOX_LATENCY_MS", "delay of every answer in milliseconds", "0")
     given = parser.parse_args(argv)
 
@@ -72,15 +80,23 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         parser.error("--state is required: the file that stores the payments")
     if not str(given.api_key).startswith("sk_test_"):
         parser.error("--api-key must start with sk_test_: the sandbox takes no live key")
+    if not str(given.razorpay_key_id).startswith("rzp_test_"):
+        parser.error("--razorpay-key-id must start with rzp_test_: the sandbox takes no live key")
     if not str(given.latency_ms).isdigit() or int(given.latency_ms) > LATENCY_MS_MAX:
         parser.error(f"--latency-ms must be a number from 0 to {LATENCY_MS_MAX}")
     stripe = _target(parser, "--webhook", given.webhook_url, given.webhook_secret, given.webhook_events)
+    razorpay = _target(
+        parser, "--razorpay-webhook", given.razorpay_webhook_url, given.razorpay_webhook_secret,
+        given.razorpay_webhook_events,
+    )  # fmt: skip
     return Settings(
         host=host,
         port=int(port),
         state=Path(given.state),
         api_key=given.api_key,
-        webhooks={"stripe": stripe} if stripe else {},
+        razorpay_key_id=given.razorpay_key_id,
+        razorpay_key_secret=given.razorpay_key_secret,
+        webhooks={name: target for name, target in (("stripe", stripe), ("razorpay", razorpay)) if target},
         latency_ms=int(given.latency_ms),
     )
 

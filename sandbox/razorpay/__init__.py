@@ -1,0 +1,1 @@
+"""Razorpay's protocol: orders, the payments of customers at them, captures, refunds and disputes."""

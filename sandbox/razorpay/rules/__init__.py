@@ -1,0 +1,1 @@
+"""The rules of requests, customers and banks, without HTTP, clock or disk."""
