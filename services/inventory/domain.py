@@ -260,6 +260,8 @@ class Reservation:
     expire_time: datetime
     repeated: bool = False
     """Whether the call found it, and changed nothing."""
+    reholds: int = 0
+    """How often it was held again after a release."""
 
     def is_for(self, hold: Hold) -> bool:
         """Whether this is the reservation that `hold` requests, and therefore the answer to its repeat."""

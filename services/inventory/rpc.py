@@ -29,7 +29,8 @@ from services.inventory.domain import (
     SaleState,
 )
 from services.inventory.gate.gate import Gate
-from services.inventory.reservations import reserve, returns, settle
+from services.inventory.reservations import rehold, reserve, returns, settle
+from services.inventory.reservations.rehold import Rehold
 from services.inventory.sql.schema import Movement, Stock
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
 from stampede.inventory.v1 import flash_sale_service_pb2_grpc as sale_grpc
@@ -153,9 +154,17 @@ class ReservationService(pb_grpc.ReservationServiceServicer):
         outcomes = await settle.extend(self._db, db.parse_uuids(request.ids))
         return pb.BatchExtendResponse(outcomes=map(_outcome, outcomes))
 
+    async def BatchRehold(self, request: pb.BatchReholdRequest, context: Any) -> pb.BatchReholdResponse:
+        reholds = [Rehold(uuid.UUID(item.id), item.number) for item in request.reholds]
+        if len({item.id for item in reholds}) < len(reholds):
+            raise InvalidFields({"reholds": "must not name a reservation twice"})
+        outcomes = await rehold.rehold(self._db, reholds, self._bounds, nudge=self._nudge)
+        return pb.BatchReholdResponse(outcomes=map(_outcome, outcomes))
+
     async def BatchRelease(self, request: pb.BatchReleaseRequest, context: Any) -> pb.BatchReleaseResponse:
         ids, abandoned = db.parse_uuids(request.ids), set(db.parse_uuids(request.abandoned_ids))
-        outcomes = await settle.release(self._db, ids, abandoned=abandoned, nudge=self._nudge)
+        reholds = {uuid.UUID(item.id): item.number for item in request.reholds}
+        outcomes = await settle.release(self._db, ids, abandoned=abandoned, reholds=reholds, nudge=self._nudge)
         released = [o for o in outcomes if isinstance(o, Reservation) and not o.repeated]
         await self._gate.give_back((r, line) for r in released for line in r.lines)
         return pb.BatchReleaseResponse(outcomes=map(_outcome, outcomes))

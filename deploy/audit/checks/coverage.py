@@ -61,7 +61,8 @@ COVERAGE: dict[str, dict[str, str]] = {
         "id": "order-reservation", "customer_id": "order-reservation", "state": "order-units",
         "lines": "order-reservation", "sale_id": "reservation-lines", "expire_time": "hold-length",
         "extended": "hold-length", "slot": "hold-slot",
-        "units": "reservation-lines", "create_time": "hold-length", "update_time": "hold-length",
+        "units": "reservation-lines", "reholds": "a wrong value costs its customer one more try to pay",
+        "create_time": "hold-length", "update_time": "hold-length",
     },
     "inventory.returns": {
         "id": "names the refund at orders; a repeat finds it", "reservation_id": "return-lines",

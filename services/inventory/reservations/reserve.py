@@ -2,9 +2,10 @@
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -19,7 +20,17 @@ from services.inventory.sql import abandoned_holds, reservations, reserve_fast, 
 
 Outcome = Reservation | AppError
 """The outcome of one item of a batch."""
-_ATTEMPTS_MOST = 5
+ATTEMPTS_MOST = 5
+Write = Callable[[AsyncSession, Sequence[Hold], HoldBounds], Awaitable[dict[uuid.UUID, Reservation]]]
+"""Writes holds that got their units, and returns those that their customers' bounds allow, by id."""
+
+
+class Taken(NamedTuple):
+    """The holds that got their units, the refusals of the others, and whether a sale sold out."""
+
+    held: Mapping[uuid.UUID, Reservation]
+    refused: Mapping[uuid.UUID, AppError]
+    is_sold_out: bool
 
 
 async def admit(
@@ -72,7 +83,7 @@ async def reserve(
 async def _reserve_in_transaction(
     db: Database, holds: Sequence[Hold], bounds: HoldBounds
 ) -> tuple[dict[uuid.UUID, Outcome], bool]:
-    for _ in range(_ATTEMPTS_MOST):
+    for _ in range(ATTEMPTS_MOST):
         with suppress(domain.SlotTaken):
             async with db.begin() as tx:
                 return await reserve_slowly(tx, holds, bounds)
@@ -83,32 +94,41 @@ async def reserve_slowly(
     tx: AsyncSession, holds: Sequence[Hold], bounds: HoldBounds = domain.UNBOUNDED
 ) -> tuple[dict[uuid.UUID, Outcome], bool]:
     """Hold units in every case. Returns the outcomes by id, and whether a sale sold out."""
-    grants, allotment = await _grant(tx, holds, are_new=True)
-    held = await reservations.insert(tx, allotment.held, bounds)
+    taken = await take(tx, holds, bounds, write=reservations.insert, may_repeat=True)
+    outcomes: dict[uuid.UUID, Outcome] = dict(taken.held)
+    if len(outcomes) < len(holds):  # the rare case: a hold is refused, or repeated
+        outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], taken.refused))
+    return outcomes, taken.is_sold_out
+
+
+async def take(tx: AsyncSession, holds: Sequence[Hold], bounds: HoldBounds, *, write: Write, may_repeat: bool) -> Taken:
+    """Take the units of holds by the rules of a new order, each all or nothing, and `write` those that got them.
+
+    With `may_repeat`, holds whose ids are known get nothing.
+    """
+    grants, allotment = await _grant(tx, holds, may_repeat=may_repeat, is_paid=False)
+    held = await write(tx, allotment.held, bounds)
     await sale_customers.count(tx, [hold for hold in allotment.held if hold.id in held], grants)
     back = Counter(allotment.leftover)
     back.update(domain.units_by_pool(line for hold in allotment.held if hold.id not in held for line in hold.lines))
     await _undo(tx, back)
     empty = [pool[1] for pool, grant in grants.items() if pool[1] and grant.remaining + back[pool] == 0]
     await outbox.publish(tx, [availability_event(sale_id, sold_out=True) for sale_id in empty])
-    outcomes: dict[uuid.UUID, Outcome] = dict(held)
-    if len(held) < len(holds):  # the rare case: a hold is refused, or repeated
-        refused: dict[uuid.UUID, AppError] = {
-            hold.id: domain.CustomerLimit(flashSaleId=line.sale_id, limit=grants[line.pool].per_customer_limit)
-            for hold, line in allotment.over
-        }
-        refused.update(
-            {
-                hold.id: domain.HoldsAbandoned(flashSaleId=line.sale_id, limit=grants[line.pool].abandoned_hold_limit)
-                for hold, line in allotment.unpaid
-            }
-        )
+    refused: dict[uuid.UUID, AppError] = {}
+    if len(held) < len(holds):
+        for hold, line in allotment.over:
+            refused[hold.id] = domain.CustomerLimit(
+                flashSaleId=line.sale_id, limit=grants[line.pool].per_customer_limit
+            )
+        for hold, line in allotment.unpaid:
+            refused[hold.id] = domain.HoldsAbandoned(
+                flashSaleId=line.sale_id, limit=grants[line.pool].abandoned_hold_limit
+            )
         refused.update(await _why_short(tx, allotment.short))
         # Units were granted, so unless it is a repeat, the customer has too much open.
         above = domain.OpenOrdersLimit(orders=bounds.orders, units=bounds.units)
         refused.update({hold.id: above for hold in allotment.held if hold.id not in held})
-        outcomes.update(await _repeats(tx, [hold for hold in holds if hold.id not in outcomes], refused))
-    return outcomes, bool(empty)
+    return Taken(held, refused, bool(empty))
 
 
 async def retake(tx: AsyncSession, expired: Sequence[Reservation]) -> list[Reservation]:
@@ -118,7 +138,7 @@ async def retake(tx: AsyncSession, expired: Sequence[Reservation]) -> list[Reser
     pools of all lines must be locked.
     """
     holds = [Hold(r.id, r.customer_id, r.lines, domain.RETAKE_SECONDS) for r in expired]
-    grants, allotment = await _grant(tx, holds, are_new=False)
+    grants, allotment = await _grant(tx, holds, may_repeat=False, is_paid=True)
     await sale_customers.count(tx, allotment.held, grants)
     await _undo(tx, allotment.leftover)
     retaken = {hold.id for hold in allotment.held}
@@ -126,7 +146,7 @@ async def retake(tx: AsyncSession, expired: Sequence[Reservation]) -> list[Reser
 
 
 async def _grant(
-    tx: AsyncSession, holds: Sequence[Hold], *, are_new: bool
+    tx: AsyncSession, holds: Sequence[Hold], *, may_repeat: bool, is_paid: bool
 ) -> tuple[Mapping[Pool, Grant], domain.Allotment]:
     """Take the units that are left, and divide them. Beside `reserve_fast`, the only door to the units of a pool."""
     wanted = domain.units_by_pool(line for hold in holds for line in hold.lines)
@@ -135,9 +155,9 @@ async def _grant(
     counted = await sale_customers.counted(tx, holds, grants)
     enough = all(pool in grants and grants[pool].units == units for pool, units in wanted.items())
     # With enough units for all, a repeat takes no unit from another hold, and the insert finds it.
-    known = await reservations.find(tx, [hold.id for hold in holds]) if are_new and not enough else {}
+    known = await reservations.find(tx, [hold.id for hold in holds]) if may_repeat and not enough else {}
     # An expired hold that is paid late was not abandoned.
-    abandoned = await abandoned_holds.at_limit(tx, holds) if are_new else ()
+    abandoned = () if is_paid else await abandoned_holds.at_limit(tx, holds)
     return grants, domain.allot(holds, grants, counted=counted, abandoned=abandoned, known=known)
 
 

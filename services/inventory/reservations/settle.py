@@ -1,8 +1,9 @@
 """Decides what becomes of held units: confirmed, released, expired, or held for longer."""
 
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -73,15 +74,22 @@ async def release(
     ids: Sequence[uuid.UUID],
     *,
     abandoned: Collection[uuid.UUID] = (),
+    reholds: Mapping[uuid.UUID, int] = MappingProxyType({}),
     nudge: Callable[[], None] = no_nudge,
 ) -> list[Outcome]:
-    """Give held units back; one outcome per id, in order. See `ReservationService.BatchRelease`."""
+    """Give held units back; one outcome per id, in order. See `ReservationService.BatchRelease`.
+
+    `reholds` has how often the caller had them held again. A reservation that was since then is left alone.
+    """
     async with db.begin() as tx:
         found = await reservations.lock(tx, ids)
-        held = {r.id: r for r in found.values() if r.state is State.HELD}
+        known = [r for r in found.values() if r.reholds <= reholds.get(r.id, 0)]
+        held = {r.id: r for r in known if r.state is State.HELD}
         is_available = await _end_holds(tx, list(held.values()), State.RELEASED, abandoned)
         # For good: a confirmation of the same order that arrives late must not retake the units.
-        await reservations.move(tx, [r for r in found.values() if r.state is State.EXPIRED], State.RELEASED)
+        ended = [r for r in known if r.state is State.EXPIRED]
+        await reservations.move(tx, ended, State.RELEASED)
+        found |= {r.id: replace(r, state=State.RELEASED) for r in (*held.values(), *ended)}
     if is_available:
         nudge()
     outcomes: list[Outcome] = []
@@ -92,7 +100,7 @@ async def release(
         elif r.state is State.CONFIRMED:
             outcomes.append(WrongState(resource="reservation", state=r.state, wanted=State.RELEASED))
         else:
-            outcomes.append(replace(r, state=State.RELEASED, repeated=id_ not in held))
+            outcomes.append(replace(r, repeated=id_ not in held))
     return outcomes
 
 

@@ -18,7 +18,9 @@ GRANTS: Grants = {
     ),
     "sale_customers": Grant(insert=True, update=("units",)),
     "abandoned_holds": Grant(insert=True, update=("holds",), delete=True),
-    "reservations": Grant(insert=True, update=("state", "expire_time", "extended", "update_time")),
+    "reservations": Grant(
+        insert=True, update=("state", "expire_time", "extended", "slot", "units", "reholds", "update_time")
+    ),
     "leases": lease.GRANT,
     "requests": idempotency.GRANT,
     "outbox": outbox.GRANT,

@@ -1,12 +1,12 @@
 """The tables `reservations` and `returns`: units held for orders, and sold units that came back."""
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -26,7 +26,7 @@ from services.inventory.domain import (
 from services.inventory.sql import hold_slots
 from services.inventory.sql.schema import SLOT_KEY
 
-_COLUMNS = "SELECT id, customer_id, state, lines, expire_time FROM reservations"
+_COLUMNS = "SELECT id, customer_id, state, lines, expire_time, reholds FROM reservations"
 _FIND = text(f"{_COLUMNS} WHERE id = ANY(CAST(:ids AS uuid[]))")
 _LOCK = text(f"{_COLUMNS} WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
 _GRACE_OVER = f"(expire_time + least(make_interval(secs => {GRACE_SECONDS}), expire_time - create_time))"
@@ -51,6 +51,19 @@ _INSERT = text(f"""
     ORDER BY w.customer_id, w.id
     ON CONFLICT (id) DO NOTHING
     RETURNING id, expire_time
+""")  # noqa: S608
+_IN_TIME = text("""
+    SELECT id FROM reservations WHERE id = ANY(CAST(:ids AS uuid[])) AND expire_time > clock_timestamp()
+""")
+_REHOLD = text(f"""
+    WITH w AS MATERIALIZED (
+        SELECT * FROM jsonb_to_recordset(CAST(:holds AS jsonb))
+            AS w (n integer, id uuid, customer_id uuid, units integer, reholds integer)
+    ), {hold_slots.slots_from("w")}
+    UPDATE reservations r
+    SET state = 'HELD', slot = slots.slot, units = w.units, reholds = w.reholds, update_time = clock_timestamp()
+    FROM w JOIN slots USING (id) WHERE r.id = w.id
+    RETURNING r.id
 """)  # noqa: S608
 _MOVE = text("""
     UPDATE reservations SET state = :state, update_time = clock_timestamp() WHERE id = ANY(CAST(:ids AS uuid[]))
@@ -137,17 +150,43 @@ async def insert(tx: AsyncSession, holds: Sequence[Hold], bounds: HoldBounds) ->
         }
         for n, h in enumerate(holds)
     ]
-    arguments = {"holds": orjson.dumps(documents).decode(), **hold_slots.arguments(bounds)}
-    try:
-        inserted = await tx.execute(_INSERT, arguments)
-    except IntegrityError as error:
-        raise SlotTaken() if violated_constraint(error) == SLOT_KEY else error from None
-    expires = {row.id: row.expire_time for row in inserted}
+    expires = {row.id: row.expire_time for row in await _write_holds(tx, _INSERT, documents, bounds)}
     return {
         hold.id: Reservation(hold.id, hold.customer_id, State.HELD, hold.lines, expires[hold.id])
         for hold in holds
         if hold.id in expires
     }
+
+
+async def in_time(tx: AsyncSession, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Return the ids of those reservations whose time is not over."""
+    return set(await tx.scalars(_IN_TIME, {"ids": list(ids)}))
+
+
+async def rehold(
+    tx: AsyncSession, holds: Sequence[Hold], bounds: HoldBounds, numbers: Mapping[uuid.UUID, int]
+) -> set[uuid.UUID]:
+    """Make locked reservations `HELD` again; return the ids of those that the customer's bounds allow.
+
+    Raises `SlotTaken` as `insert` does.
+    """
+    if not holds:
+        return set()
+    documents = [
+        {"n": n, "id": h.id, "customer_id": h.customer_id, "units": h.units, "reholds": numbers[h.id]}
+        for n, h in enumerate(holds)
+    ]
+    return {row.id for row in await _write_holds(tx, _REHOLD, documents, bounds)}
+
+
+async def _write_holds(
+    tx: AsyncSession, statement: TextClause, documents: Sequence[object], bounds: HoldBounds
+) -> Sequence[Any]:
+    arguments = {"holds": orjson.dumps(documents).decode(), **hold_slots.arguments(bounds)}
+    try:
+        return (await tx.execute(statement, arguments)).all()
+    except IntegrityError as error:
+        raise SlotTaken() if violated_constraint(error) == SLOT_KEY else error from None
 
 
 async def move(tx: AsyncSession, reservations: Sequence[Reservation], state: State) -> None:
@@ -215,7 +254,9 @@ async def insert_returns(tx: AsyncSession, returned: Sequence[Returned]) -> set[
 
 
 def _reservation(row: Any) -> Reservation:
-    return Reservation(row.id, row.customer_id, State(row.state), _from_json(row.lines), row.expire_time)
+    return Reservation(
+        row.id, row.customer_id, State(row.state), _from_json(row.lines), row.expire_time, reholds=row.reholds
+    )
 
 
 def _to_json(lines: Sequence[Line]) -> list[dict[str, object]]:

@@ -116,6 +116,8 @@ class ReservationRow(Base):
     slot: Mapped[int | None] = mapped_column(Integer, default=None)
     """Its number among the open holds of its customer; see `sql/hold_slots.py`."""
     units: Mapped[int | None] = mapped_column(Integer, default=None)
+    reholds: Mapped[int] = mapped_column(Integer, default=0)
+    """How often it was held again after a release."""
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
 

@@ -173,10 +173,10 @@ Books = Callable[[Database], Any]
 
 
 async def hold_ended(db: Database, *reservation_ids: uuid.UUID) -> None:
-    """Lets the time of holds run out, without waiting for it."""
+    """Lets the time of holds run out, and their grace, which is as long as they were held; without waiting for it."""
     async with db.begin() as tx:
         await tx.execute(
-            text("UPDATE reservations SET expire_time = clock_timestamp() - interval '1 second' WHERE id = ANY(:ids)"),
+            text("UPDATE reservations SET expire_time = create_time - interval '1 second' WHERE id = ANY(:ids)"),
             {"ids": list(reservation_ids)},
         )
 

@@ -147,7 +147,7 @@ async def a_scheduled_sale(db: Database) -> Any:
 
 @pytest.mark.parametrize(
     "method",
-    ["BatchReserve", "BatchConfirm", "BatchExtend", "BatchRelease", "BatchCreateReturns"],
+    ["BatchReserve", "BatchConfirm", "BatchExtend", "BatchRehold", "BatchRelease", "BatchCreateReturns"],
 )
 async def test_only_orders_moves_reservations(inventory: Inventory, method: str) -> None:
     call, request = getattr(inventory.reservations, method), getattr(pb, f"{method}Request")()

@@ -26,9 +26,20 @@ from services.chassis.data.db import Database, connect
 from services.chassis.errors import AppError, WrongState
 from services.chassis.money import Money
 from services.inventory import domain, sales, stock
-from services.inventory.domain import Hold, Line, NewSale, Reservation, Return, Returned, SaleChanges, SaleState, State
+from services.inventory.domain import (
+    Hold,
+    Line,
+    NewSale,
+    Reservation,
+    Return,
+    Returned,
+    SaleChanges,
+    SaleState,
+    State,
+)
 from services.inventory.gate.gate import Gate
-from services.inventory.reservations import reserve, returns, settle
+from services.inventory.reservations import rehold, reserve, returns, settle
+from services.inventory.reservations.rehold import Rehold
 from tests.integration.inventory.conftest import (
     STAFF,
     TABLES,
@@ -74,6 +85,8 @@ class Walk(RuleBasedStateMachine):
         self.holds: dict[uuid.UUID, tuple[Hold, State]] = {}
         self.back: dict[uuid.UUID, dict[uuid.UUID, int]] = defaultdict(dict)  # units that came back
         self.returns: dict[uuid.UUID, tuple[Return, dict[uuid.UUID, int]]] = {}
+        self.ended: set[uuid.UUID] = set()
+        self.reholds: dict[uuid.UUID, int] = defaultdict(int)
         # A walk that begins in the middle of things gets further.
         for p in range(PRODUCTS):
             self.create_sale(p, 6, 2 * p)
@@ -271,12 +284,40 @@ class Walk(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         id_ = data.draw(st.sampled_from(list(self.holds)))
         hold, state = self.holds[id_]
-        (outcome,) = self.run(settle.release(self.db, [id_]))
+        (outcome,) = self.run(settle.release(self.db, [id_], reholds=dict(self.reholds)))
         assert isinstance(outcome, WrongState if state is State.CONFIRMED else Reservation)
         if state is State.HELD:
             self._give_back(hold.lines)
         if state in (State.HELD, State.EXPIRED):
             self.holds[id_] = hold, State.RELEASED
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data(), again=st.booleans())
+    def rehold(self, data: st.DataObject, again: bool) -> None:
+        """Or a repeat of an earlier rehold, or an old release that arrives late: neither moves a unit."""
+        id_ = data.draw(st.sampled_from(list(self.holds)))
+        hold, state = self.holds[id_]
+        if self.reholds[id_] and again:
+            for outcomes in (
+                self.run(rehold.rehold(self.db, [Rehold(id_, self.reholds[id_])])),
+                self.run(settle.release(self.db, [id_], reholds={id_: self.reholds[id_] - 1})),
+            ):
+                assert getattr(outcomes[0], "state", state) is state
+            return
+        (outcome,) = self.run(rehold.rehold(self.db, [Rehold(id_, self.reholds[id_] + 1)]))
+        if state is State.CONFIRMED:
+            assert isinstance(outcome, Reservation)
+        elif id_ in self.ended:
+            assert isinstance(outcome, domain.ReservationExpired)
+        elif state is State.HELD:
+            assert isinstance(outcome, WrongState)
+        elif self._over(hold) or not self._fits(hold):
+            assert isinstance(outcome, AppError)
+        else:
+            assert isinstance(outcome, Reservation), outcome
+            self._take(hold.lines)
+            self.holds[id_] = hold, State.HELD
+            self.reholds[id_] += 1
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data(), units=st.integers(0, 3))
@@ -331,6 +372,7 @@ class Walk(RuleBasedStateMachine):
         held = [id_ for id_, (_, state) in self.holds.items() if state is State.HELD]
         ended = data.draw(st.lists(st.sampled_from(held), unique=True, min_size=1))
         self.run(hold_ended(self.db, *ended))
+        self.ended.update(ended)
         assert {r.id for r in self.run(settle.expire(self.db))} == set(ended)
         for id_ in ended:
             hold, _ = self.holds[id_]
