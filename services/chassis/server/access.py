@@ -104,7 +104,7 @@ class Gatekeeper:
             scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
             if scheme.lower() != "bearer":
                 raise Unauthenticated()
-            caller = await self._verified(token, mesh=False)
+            caller = await self._verified(token.strip(), mesh=False)  # several spaces may follow the scheme
             allowed = _role_suffices(rule.access, caller)
         if not allowed:
             raise PermissionDenied()

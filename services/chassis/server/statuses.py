@@ -15,6 +15,8 @@ from services.chassis.errors import AppError, InvalidFields, Refused, Unavailabl
 from stampede.type.v1 import refusal_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
+# RFC 9110, 11.6.1: every 401 has one. The gateway sends the same (gateway/replies.py).
+_CHALLENGE = ("www-authenticate", 'Bearer realm="stampede"')
 # A status travels in headers, of which Envoy accepts 60 KiB. A client that fixes these receives the other violations.
 _VIOLATIONS_MAX, _FIELD_LENGTH_MAX = 50, 100
 _CODES = {number.value[0]: number for number in grpc.StatusCode}
@@ -27,7 +29,7 @@ class Answer(NamedTuple):
     message: str
     trailing: tuple[tuple[str, bytes], ...]
     initial: tuple[tuple[str, str], ...]
-    """Envoy turns only initial metadata into headers; `retry-after` is one."""
+    """Envoy turns only initial metadata into headers, such as `retry-after`."""
 
 
 INTERNAL = Answer(grpc.StatusCode.INTERNAL, "Internal error.", (), ())
@@ -65,7 +67,7 @@ def _answer(
         details.append(
             error_details_pb2.BadRequest(field_violations=[field(field=f, description=d) for f, d in violations])
         )
-    initial: tuple[tuple[str, str], ...] = ()
+    initial: tuple[tuple[str, str], ...] = (_CHALLENGE,) if code == "UNAUTHENTICATED" else ()
     if retry_seconds is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=retry_seconds)))
         initial = (("retry-after", str(retry_seconds)),)

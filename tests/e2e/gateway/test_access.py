@@ -163,11 +163,13 @@ async def test_401_carries_a_challenge(shop: Shop) -> None:
     for token in (await nobody(shop), await expired(shop)):
         answer = await shop.rest.as_(token).get("/v1/orders")
         assert answer.headers["www-authenticate"].startswith("Bearer")
+    by_a_service = await shop.rest.post("/v1/auth/login", {"email": "nobody@example.com", "password": PASSWORD})
+    assert (by_a_service.status, by_a_service.headers["www-authenticate"][:6]) == (401, "Bearer")
 
 
 async def test_case_of_the_bearer_scheme_does_not_matter(shop: Shop) -> None:
     token = (await shop.a_buyer()).rest.token
-    for scheme in ("Bearer", "bearer", "BEARER"):
+    for scheme in ("Bearer", "bearer", "BEARER", "Bearer "):
         (await shop.rest.send("GET", "/v1/orders", headers={"authorization": f"{scheme} {token}"})).expect()
 
 

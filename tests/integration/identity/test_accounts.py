@@ -58,6 +58,17 @@ async def test_refused_registration_makes_nobody_familiar(db: Database, password
     assert not await asyncio.create_task(is_familiar_after_registering("192.0.2.2"))
 
 
+async def test_sign_in_makes_its_network_address_familiar(
+    identity: Any, passwords: Passwords, register: Register
+) -> None:
+    await register("ada@example.com")
+    for password, familiar in (("a wrong password", 0), (PASSWORD, 1)):
+        request = pb.LoginRequest(email="ada@example.com", password=password)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await identity.Login(request, metadata=(("x-envoy-external-address", "192.0.2.1"),))
+        assert len(passwords._familiar._pairs) == familiar
+
+
 @pytest.mark.usefixtures("full_pool")
 async def test_exactly_one_of_many_registrations_of_an_address_succeeds(db: Database, register: Register) -> None:
     spellings = ["ada@example.com", "Ada@example.com", "ADA@EXAMPLE.COM", "ada@Example.com"] * 3

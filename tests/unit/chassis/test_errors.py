@@ -16,7 +16,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 import services
 from services.chassis import errors
-from services.chassis.errors import AppError, InvalidFields, RateLimited, Refused, Unavailable, WrongState
+from services.chassis.errors import (
+    AppError,
+    InvalidFields,
+    RateLimited,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+    WrongState,
+)
 from services.chassis.server import statuses
 
 for module in pkgutil.walk_packages(services.__path__, "services."):
@@ -139,6 +147,12 @@ def test_retryable_refusal_has_retry_info_and_header(error: AppError) -> None:
     answer = statuses.answer(error, "orders.stampede")
     assert "RetryInfo" in details(answer)
     assert answer.initial == (("retry-after", str(error.retry_seconds)),)
+
+
+def test_caller_who_is_not_signed_in_is_challenged() -> None:
+    assert statuses.answer(Unauthenticated(), "orders.stampede").initial == (
+        ("www-authenticate", 'Bearer realm="stampede"'),
+    )
 
 
 def test_refusal_of_another_service_keeps_its_domain() -> None:

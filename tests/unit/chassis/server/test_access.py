@@ -80,6 +80,12 @@ async def test_signed_in_user_is_admitted(gate: Gatekeeper, identity: Identity) 
     assert (caller.user_id, caller.roles, caller.service) == (ADA, {"customer", "staff"}, "")
 
 
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BeArEr ", "Bearer   "])
+async def test_scheme_of_a_token_is_written_in_many_ways(gate: Gatekeeper, identity: Identity, scheme: str) -> None:
+    """RFC 9110, 11.4: its case does not matter, and any number of spaces follows."""
+    assert (await gate.admit(CUSTOMER, {"authorization": f"{scheme}{identity.token('customer')}"})).user_id == ADA
+
+
 @pytest.mark.parametrize(
     "claims",
     [
