@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from deploy.audit import repairs
 from deploy.audit.checks import across
-from deploy.audit.checks.across import CHARGED, LEDGER_OF, PAID_STATES, in_flight, refund_in_flight
+from deploy.audit.checks.across import CHARGED, LEDGER_OF, PAID_STATES
+from deploy.audit.checks.excuses import in_flight, refund_in_flight
 from deploy.audit.findings import Check, Finding, Invariant
 from deploy.audit.reading.rows import Case
 
@@ -34,7 +35,7 @@ class Books:
     in_flight: list[str] = field(default_factory=list)
     in_flight_count: int = 0
     ending_soon: int = 0
-    """Orders in progress that end within seconds: they wait neither for a customer nor for the end of a hold."""
+    """Orders in progress that end within seconds: they wait for no customer, no bank, and no end of a hold."""
 
     @property
     def paid(self) -> int:
@@ -47,7 +48,8 @@ class Books:
         self.confirmed += bool(case.reservation and case.reservation.state == "CONFIRMED")
         if in_flight(case) or refund_in_flight(case):
             self.in_flight_count += 1
-            waits = case.order is None or (case.order.saga is not None and case.order.saga.waits_for_customer)
+            saga = case.order.saga if case.order else None
+            waits = case.order is None or (saga and (saga.waits_for_customer or saga.waits_for_provider))
             self.ending_soon += not waits
             if len(self.in_flight) < 100:
                 self.in_flight.append(case.id)

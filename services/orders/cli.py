@@ -20,7 +20,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|resume|compensate")
     listing = actions.add_parser("list", help=f"the {_MOST} longest without progress")
     listing.add_argument(
-        "--stuck", action="store_true", help="only those without progress for a minute that wait for no customer"
+        "--stuck", action="store_true", help="only those without progress for a minute that wait for nobody"
     )
     for name, text in (
         ("show", "the saga of one order, with the cause of its pause"),
@@ -56,7 +56,9 @@ async def _act(arguments: argparse.Namespace, db: Database) -> None:
 
 
 def _line(saga: SagaView) -> str:
-    waits = "waits for its customer" if saga.waits_for_customer else "stuck" if saga.stuck else "running"
+    waits = "stuck" if saga.stuck else "running"
+    if saga.waits_for_customer or saga.waits_for_provider:
+        waits = f"waits for {'its customer' if saga.waits_for_customer else 'the provider'}"
     turned = saga.progress.reason or saga.progress.cancel_reason
     parts = [
         f"{saga.order_id}  {saga.progress.kind:8}  {saga.progress.phase:8}  {saga.progress.step:7}  {waits}",

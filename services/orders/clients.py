@@ -265,6 +265,7 @@ def _payment(outcome: payments_pb.PaymentOutcome) -> Payment | AppError:
         status.authenticating,
         status.refunded.minor_units,
         status.refunding.minor_units,
+        status.in_process,
     )
 
 

@@ -143,6 +143,8 @@ class Payment:
     """The minor units refunded in total; 0 in the payment of an order that was read, which has its own sum."""
     refunding_minor: int = 0
     """The minor units of refunds that the provider has not confirmed; 0 in the payment of an order that was read."""
+    in_process: bool = False
+    """The provider has answered that it is moving the money, which can take days; False in an order that was read."""
 
     @property
     def in_progress(self) -> bool:

@@ -284,6 +284,7 @@ def _saga_to_proto(saga: SagaView) -> saga_pb.Saga:
         phase=saga_pb.Saga.Phase.Value(progress.phase),
         step=progress.step,
         waits_for_customer=saga.waits_for_customer,
+        waits_for_provider=saga.waits_for_provider,
         stuck=saga.stuck,
         cause=saga.cause,
         reason=progress.reason or progress.cancel_reason,

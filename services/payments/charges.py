@@ -17,7 +17,7 @@ from services.chassis.money import Money
 from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
 from services.payments.dispatch.settle import ended_event
 from services.payments.domain import OPEN, Charge, NewRefund, Payment, PaymentNotFound, Refund, State
-from services.payments.sql import payments, refunds
+from services.payments.sql import leases, payments, refunds
 
 REVERSAL = "order reversed"
 REVERSAL_REFUSED = "REVERSAL_REFUSED"
@@ -109,6 +109,15 @@ class Charges:
             now = await payments.read(tx, [payment.id for payment in known])
         return [now[payment.id] for payment in known]
 
+    async def find_in_process(self, known: Sequence[Payment], *, now: float) -> set[uuid.UUID]:
+        """Return which payments have only such refunds under way as the provider reports to be pending."""
+        refunding = [payment.id for payment in known if payment.refunding_minor]
+        if not refunding:
+            return set()
+        async with self._db() as tx:
+            pending = await refunds.read_pending(tx, refunding)
+        return set(refunding) - {refund.payment_id for refund in pending if not refund.is_in_process(now)}
+
     async def _request_cancel(
         self, tx: AsyncSession, charges: Sequence[Charge]
     ) -> tuple[dict[uuid.UUID, Payment], set[uuid.UUID]]:
@@ -124,7 +133,7 @@ class Charges:
         found = made | await payments.read_by_order(tx, missing, lock=True)
         requested = [p for p in found.values() if p.state in OPEN and not p.cancel_requested]
         if repeated := [p.id for p in found.values() if p.is_cancellable and p.cancel_requested]:
-            await payments.hasten(tx, repeated)
+            await leases.hasten(tx, "payments", repeated)
         if requested:
             await payments.request_cancel(tx, [payment.id for payment in requested])
             found |= {p.order_id: dataclasses.replace(p, cancel_requested=True) for p in requested}

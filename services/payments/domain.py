@@ -14,6 +14,8 @@ ANSWER_SECONDS = 3.0
 """A call returns the known state after this long. Its provider calls continue in the background."""
 LEASE_SECONDS = 4.0
 """A process owns a payment for this long, unless it renews the lease."""
+ANSWERED_SECONDS = 180.0
+"""A provider that answered about a payment or refund within this time is not silent: it is asked once a minute."""
 REFUND_CHECK_SECONDS = 15.0
 """After this long, a comparison of refunds with the provider's list that has not finished begins again."""
 READ_AGAIN_SECONDS = 0.05
@@ -120,6 +122,8 @@ class Payment:
     version: int
     create_time: datetime
     update_time: datetime
+    answer_time: datetime | None = None
+    """When the provider answered about it last; None if it never has."""
 
     @property
     def left_minor(self) -> int:
@@ -135,6 +139,11 @@ class Payment:
     def is_payable(self) -> bool:
         """Whether its customer may pay it."""
         return self.state is State.AWAITING_CUSTOMER and not self.cancel_requested
+
+    def is_in_process(self, now: float) -> bool:
+        """Whether the provider answers, at `now` in seconds since 1970, that it processes the charge: a bank debit."""
+        begun = self.provider_reference is not None and self.payment_method is None
+        return self.state is State.PROCESSING and begun and _is_recent(self.answer_time, now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +167,17 @@ class Refund:
     attempt: int
     """Part of its idempotency key."""
     checks: int
+    answer_time: datetime | None = None
+    """As in `Payment`."""
+
+    def is_in_process(self, now: float) -> bool:
+        """Whether the provider answers, at `now` in seconds since 1970, that it has the refund and it is pending."""
+        begun = self.provider_reference is not None and not self.problem
+        return self.state is RefundState.PENDING and begun and _is_recent(self.answer_time, now)
+
+
+def _is_recent(answer_time: datetime | None, now: float) -> bool:
+    return answer_time is not None and abs(now - answer_time.timestamp()) < ANSWERED_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The gRPC handlers of payments: each reads a request, calls one function, and writes the response."""
 
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import grpc
@@ -49,7 +50,8 @@ class ChargeService(charge_grpc.ChargeServiceServicer):
         self, request: charge_pb.BatchReverseRequest, _context: Context
     ) -> charge_pb.BatchReverseResponse:
         outcomes = await self._charges.reverse(_charges(request.charges))
-        return charge_pb.BatchReverseResponse(outcomes=_outcomes(outcomes))
+        returning = await self._charges.find_in_process(outcomes, now=time.time())
+        return charge_pb.BatchReverseResponse(outcomes=_outcomes(outcomes, returning=returning))
 
     async def GetPayments(
         self, request: charge_pb.GetPaymentsRequest, _context: Context
@@ -119,11 +121,17 @@ def _refund_lines(items: Sequence[charge_pb.Refund]) -> list[RefundLine]:
     return lines
 
 
-def _outcomes(results: Sequence[Payment | AppError]) -> list[charge_pb.PaymentOutcome]:
+def _outcomes(
+    results: Sequence[Payment | AppError], *, returning: Container[uuid.UUID] = ()
+) -> list[charge_pb.PaymentOutcome]:
+    """The outcomes of a batch; all refunds of the payments `returning` are in process at the provider."""
+    now = time.time()
     return [
         charge_pb.PaymentOutcome(refusal=statuses.to_refusal(result, DOMAIN))
         if isinstance(result, AppError)
-        else charge_pb.PaymentOutcome(payment=_to_status(result))
+        else charge_pb.PaymentOutcome(
+            payment=_to_status(result, in_process=result.is_in_process(now) or result.id in returning)
+        )
         for result in results
     ]
 
@@ -140,11 +148,12 @@ def _refund_outcome(result: RefundOfPayment | AppError) -> charge_pb.RefundOutco
             refunded=wire.money(Money(payment.currency, payment.refunded_minor)),
             failure_reason=refund.failure_reason,
             whole=payment.state is State.REFUNDED,
+            in_process=refund.is_in_process(time.time()),
         )
     )
 
 
-def _to_status(payment: Payment) -> charge_pb.PaymentStatus:
+def _to_status(payment: Payment, *, in_process: bool) -> charge_pb.PaymentStatus:
     return charge_pb.PaymentStatus(
         payment_id=str(payment.id),
         order_id=str(payment.order_id),
@@ -155,6 +164,7 @@ def _to_status(payment: Payment) -> charge_pb.PaymentStatus:
         authenticating=payment.authenticating,
         refunded=wire.money(Money(payment.currency, payment.refunded_minor)) if payment.refunded_minor else None,
         refunding=wire.money(Money(payment.currency, payment.refunding_minor)) if payment.refunding_minor else None,
+        in_process=in_process,
     )
 
 

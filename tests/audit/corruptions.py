@@ -84,6 +84,11 @@ ORDERS = corruptions(
     ("a saga that never wakes", "saga-shape", "$pending", "UPDATE sagas SET next_time = now() + interval '1 day'"),
     ("a saga without progress for hours", "saga-stuck", "$pending",
         "UPDATE sagas SET paused = false, progress_time = now() - interval '3 hours'"),
+    ("a saga that waits for a provider that has nothing to do", "saga-waits", "$pending",
+        "UPDATE sagas SET waits_for_provider = true, cause = 'x', progress_time = now() - interval '3 hours'"),
+    ("a saga that waits for the provider for a month", "saga-stuck", "$pending",
+        "UPDATE sagas SET waits_for_provider = true, cause = 'x', progress_time = now() - interval '3 hours',"
+        " create_time = now() - interval '1 month'"),
     ("a hold far past its end with a saga that waits", "saga-past-hold", "$pending",
         "UPDATE orders SET hold_expire_time = now() - interval '2 hours', create_time = now() - interval '3 hours'"
         " WHERE id = '$pending'"),

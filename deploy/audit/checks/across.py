@@ -7,15 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from deploy.audit import repairs
+from deploy.audit.checks.excuses import OVER_SECONDS, in_flight, pending_most
 from deploy.audit.findings import Check, Finding, Invariant
 from deploy.audit.reading.rows import Case, Payment, Reservation
-
-SAGA_SECONDS = 120
-"""A saga may stand still for this long, unless it waits for its customer."""
-OVER_SECONDS = 90
-"""A hold may be over for this long: its grace of 30 seconds, until it expires and its saga has noticed."""
-REFUND_SECONDS = 3600
-"""A refund may be pending for this long."""
 
 PAID_STATES = frozenset(("PAID", "SHIPPED", "DELIVERED", "REFUNDED", "PARTIALLY_REFUNDED"))
 CHARGED = frozenset(("SUCCEEDED", "REFUNDED"))
@@ -23,26 +17,6 @@ LEDGER_OF = "stripe"
 """The provider whose records are read."""
 _TAKING = frozenset(("HELD", "CONFIRMED"))
 _OPEN = frozenset(("AWAITING_CUSTOMER", "PROCESSING"))
-
-
-def in_flight(case: Case) -> bool:
-    """Whether a saga or a hold is still in progress, so that the parts need not agree yet."""
-    order = case.order
-    if order is None:
-        held = case.reservation is not None and case.reservation.state == "HELD"
-        is_young = held and case.reservation is not None and case.reservation.over_seconds < OVER_SECONDS
-        return is_young and not case.payments and not case.captures
-    if order.saga is None:
-        return False
-    if order.saga.waits_for_customer:
-        return order.hold_over_seconds < OVER_SECONDS
-    return order.saga.still_seconds < SAGA_SECONDS
-
-
-def refund_in_flight(case: Case) -> bool:
-    """Whether a refund is pending that may still end by itself."""
-    refunds = [refund for payment in case.payments for refund in payment.refunds]
-    return any(refund.state == "PENDING" and refund.age_seconds < REFUND_SECONDS for refund in refunds)
 
 
 def is_refunded(case: Case) -> bool:
@@ -183,6 +157,14 @@ def _payment_has_ended(case: Case) -> Iterator[str]:
         yield f"payment {payment.id} is still {payment.state}, but {_state_of_order(case)}"
 
 
+def _saga_waits_for_the_provider(case: Case) -> Iterator[str]:
+    payment = case.payment
+    if not (case.order and case.order.saga and case.order.saga.waits_for_provider):
+        return
+    if payment is None or (payment.state != "PROCESSING" and not payment.pending_minor):
+        yield f"its saga waits for the provider, but {f'its payment is {payment.state}' if payment else 'has none'}"
+
+
 def _is_waiting(case: Case) -> bool:
     """Whether its saga may still charge it, however long that takes; `saga-stuck` finds those that stand still."""
     return case.order is not None and case.order.state == "PENDING" and case.order.saga is not None
@@ -287,7 +269,7 @@ def _refunds_are_the_providers(case: Case) -> Iterator[str]:
 def _refunds_end(case: Case) -> Iterator[str]:
     for payment in case.payments:
         for refund in payment.refunds:
-            if refund.state == "PENDING" and refund.age_seconds >= REFUND_SECONDS:
+            if refund.state == "PENDING" and refund.age_seconds >= pending_most(case, refund):
                 yield f"refund {refund.id} of {refund.amount_minor} is PENDING for {refund.age_seconds:.0f} s"
 
 
@@ -350,6 +332,10 @@ SETTLED: dict[Compare, Check] = {
     ),
     _payment_has_ended: _check(
         Invariant.MONEY, "payment-open", "the payment of an order that has ended has ended", repairs.LOOK
+    ),
+    _saga_waits_for_the_provider: _check(
+        Invariant.SAGAS, "saga-waits", "a saga that waits for the provider has money that is being moved",
+        repairs.RESUME,
     ),
     _order_knows_its_payment: _check(
         Invariant.MONEY, "order-payment-copy", "the payment in an order is the one at payments", repairs.MEND,

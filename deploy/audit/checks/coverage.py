@@ -87,7 +87,7 @@ COVERAGE: dict[str, dict[str, str]] = {
         "payment_changed": _PACE, "refunded_minor": "saga-shape", "hold_check_time": _PACE, "kind": "saga-of-order",
         "refund": "saga-shape", "actor": _TEXT, "note": _TEXT, "request_id": _TEXT, "cause": _TEXT,
         "progress_time": "saga-stuck", "provider_bound": _CACHED, "fencing_token": "saga-shape", "attempts": _PACE,
-        "holder": _PACE, "create_time": _CLOCK,
+        "holder": _PACE, "waits_for_provider": "saga-waits", "create_time": _CLOCK,
     },
     "orders.order_log": {
         "id": "log-moves", "create_time": "orders-partitions", "order_id": "log-complete", "version": "log-moves",
@@ -104,6 +104,7 @@ COVERAGE: dict[str, dict[str, str]] = {
         "failure_reason": _TEXT, "authenticating": "payment-state", "refunded_minor": "order-refunded",
         "refunding_minor": "payment-refunds", "cancel_requested": "payment-open", "checks": _PACE,
         "next_check_time": "payment-unattended", "problem": "money-problem", "unanswered_time": _PACE,
+        "answer_time": "saga-waits",
         "refund_check_time": _PACE, "version": "payment-state", "create_time": "payment-state",
         "update_time": "payment-state",
     },
@@ -112,8 +113,8 @@ COVERAGE: dict[str, dict[str, str]] = {
         "amount_minor": "provider-refunds", "reason": _TEXT, "state": "provider-refunds", "stray": "refund-row",
         "charge_reference": "refund-row", "provider_reference": "provider-refunds", "failure_reason": _TEXT,
         "checks": _PACE, "external": "refund-row", "problem": "money-problem", "attempt": _PACE, "attempt_time": _PACE,
-        "unanswered_time": _PACE, "next_check_time": "payment-unattended", "create_time": "refund-pending",
-        "update_time": "refund-row",
+        "unanswered_time": _PACE, "answer_time": "saga-waits", "next_check_time": "payment-unattended",
+        "create_time": "refund-pending", "update_time": "refund-row",
     },
     "payments.disputes": {
         "provider": "part of the key", "reference": "the provider's name of the dispute", "payment_id": "dispute-row",

@@ -1,7 +1,7 @@
 """Checks of the database of inventory: each is one statement."""
 
 from deploy.audit import repairs
-from deploy.audit.checks.across import OVER_SECONDS
+from deploy.audit.checks.excuses import OVER_SECONDS
 from deploy.audit.checks.orders import HOLD_SECONDS
 from deploy.audit.findings import Check, Invariant
 

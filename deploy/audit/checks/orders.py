@@ -1,11 +1,11 @@
 """Checks of the database of orders: each is one statement."""
 
 from deploy.audit import repairs
-from deploy.audit.checks.across import OVER_SECONDS, SAGA_SECONDS
+from deploy.audit.checks.excuses import OVER_SECONDS, SAGA_SECONDS
 from deploy.audit.findings import Check, Invariant
 from services.orders.domain import NEXT, State
 from services.orders.saga.comparison import BACK
-from services.orders.sql.sagas import WAITS_FOR_CUSTOMER
+from services.orders.sql.sagas import WAITS_FOR_CUSTOMER, WAITS_FOR_PROVIDER
 
 HOLD_SECONDS = 7_200
 """No hold is longer, extensions included: a sale's hold lasts an hour at most."""
@@ -155,13 +155,13 @@ CHECKS = (
         repairs.RESUME,
     ),
     _check(
-        Invariant.SAGAS, "saga-stuck", "a saga that does not wait for its customer goes on",
+        Invariant.SAGAS, "saga-stuck", "a saga that waits neither for its customer nor for the provider goes on",
         f"""
         SELECT s.order_id, format('%s %s without progress for %s s, %s attempts%s', s.kind, s.phase,
             extract(epoch FROM clock_timestamp() - s.progress_time)::integer, s.attempts,
             CASE WHEN s.cause = '' THEN '' ELSE ', ' || s.cause END)
         FROM sagas s JOIN orders o ON o.id = s.order_id
-        WHERE NOT coalesce({WAITS_FOR_CUSTOMER}, false)
+        WHERE NOT coalesce({WAITS_FOR_CUSTOMER}, false) AND NOT ({WAITS_FOR_PROVIDER})
             AND s.progress_time < clock_timestamp() - interval '{SAGA_SECONDS} seconds'
         """,
         repairs.RESUME,

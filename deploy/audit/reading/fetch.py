@@ -22,7 +22,7 @@ from deploy.audit.reading.rows import (
     Units,
 )
 from deploy.audit.reading.sources import Connection
-from services.orders.sql.sagas import WAITS_FOR_CUSTOMER
+from services.orders.sql.sagas import WAITS_FOR_CUSTOMER, WAITS_FOR_PROVIDER
 
 _AT_ONCE = 2_000
 
@@ -64,7 +64,7 @@ _ORDERS = f"""
     SELECT o.id, o.customer_id, o.state, o.lines, o.total_minor, o.currency, o.refunded_minor, o.returned, o.refunding,
         o.payment,
         extract(epoch FROM clock_timestamp() - o.hold_expire_time)::float, s.kind,
-        coalesce({WAITS_FOR_CUSTOMER}, false),
+        coalesce({WAITS_FOR_CUSTOMER}, false), coalesce({WAITS_FOR_PROVIDER}, false),
         extract(epoch FROM clock_timestamp() - s.progress_time)::float, s.refund->>'id'
     FROM orders o LEFT JOIN sagas s ON s.order_id = o.id ORDER BY o.id
 """
@@ -157,10 +157,15 @@ def _copy(column: dict[str, Any] | None) -> PaymentCopy | None:
     return PaymentCopy(id=column["id"], provider=column["provider"], state=column["state"]) if column else None
 
 
-def _saga(kind: str | None, waits: bool, still: float | None, refund_id: str | None) -> Saga | None:
+def _saga(
+    kind: str | None, for_customer: bool, for_provider: bool, still: float | None, refund_id: str | None
+) -> Saga | None:
     if kind is None:
         return None
-    return Saga(kind=kind, waits_for_customer=waits, still_seconds=still or 0.0, refund_id=refund_id or "")
+    return Saga(
+        kind=kind, waits_for_customer=for_customer, waits_for_provider=for_provider, still_seconds=still or 0.0,
+        refund_id=refund_id or "",
+    )  # fmt: skip
 
 
 def reservations(connection: Connection) -> Iterator[Reservation]:

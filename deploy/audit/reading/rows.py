@@ -72,6 +72,8 @@ class Saga:
 
     kind: str
     waits_for_customer: bool = False
+    waits_for_provider: bool = False
+    """The provider answers that it is moving the money, as of a bank debit."""
     still_seconds: float = 0.0
     """For how long it has made no progress."""
     refund_id: str = ""

@@ -18,10 +18,11 @@ from services.orders.saga.plan import COMPENSATED, Kind, Phase, SagaView
 from services.orders.sql import combined, order_log, orders, sagas
 
 _UNSETTLED = Gauge("stampede_sagas_unsettled", "Running sagas, all processes together.")
-_STUCK = Gauge("stampede_sagas_stuck", "Sagas without progress for a minute that do not wait for their customer.")
-_OLDEST = Gauge(
-    "stampede_sagas_oldest_seconds", "The longest time without progress of a saga that does not wait for its customer."
+_STUCK = Gauge(
+    "stampede_sagas_stuck", "Sagas without progress for a minute that wait neither for their customer nor the provider."
 )
+_MOVING = Gauge("stampede_sagas_moving_money", "Sagas that wait while the provider moves money, for days at most.")
+_OLDEST = Gauge("stampede_sagas_oldest_seconds", "The longest time without progress of a saga that could be stuck.")
 _MEASURE_SECONDS = 10.0
 
 
@@ -86,8 +87,9 @@ async def compensate(
 async def measure(db: Database) -> None:
     """Keeps the metrics of running sagas up to date. Runs until cancelled."""
     while beat():
-        running, stuck, oldest = await sagas.count(db)
-        _UNSETTLED.set(running)
-        _STUCK.set(stuck)
-        _OLDEST.set(oldest)
+        counts = await sagas.count(db)
+        _UNSETTLED.set(counts.running)
+        _STUCK.set(counts.stuck)
+        _MOVING.set(counts.moving)
+        _OLDEST.set(counts.oldest_seconds)
         await asyncio.sleep(_MEASURE_SECONDS)

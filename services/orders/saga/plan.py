@@ -48,11 +48,12 @@ class Withdrawn(Exception):
 
 
 class StepPending(Exception):
-    """The step has no outcome yet: the payment waits for the customer, or for the provider."""
+    """The step has no outcome yet: the payment waits for the customer, for the provider, or for its answer."""
 
-    def __init__(self, *, for_customer: bool) -> None:
+    def __init__(self, *, for_customer: bool = False, for_provider: bool = False) -> None:
+        """`for_provider`: the provider has answered that it is moving the money. By default it gave no answer."""
         super().__init__()
-        self.for_customer = for_customer
+        self.for_customer, self.for_provider = for_customer, for_provider
 
 
 class Kind(StrEnum):
@@ -171,6 +172,8 @@ class Saga:
     """The minor units refunded in total, as payments returned them last."""
     cause: str = ""
     """Why its last step had no outcome, for people to read."""
+    waits_for_provider: bool = False
+    """Whether its last step has no outcome because the provider is moving the money."""
     withdrawn: bool = False
     """Whether its order was cancelled, or its lease taken over, since this process claimed it: it charges nothing."""
     read_time: float = field(default_factory=time.monotonic)
@@ -201,6 +204,7 @@ class SagaView:
     order_state: State
     progress: Progress
     waits_for_customer: bool
+    waits_for_provider: bool
     stuck: bool
     cause: str
     attempts: int

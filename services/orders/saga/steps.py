@@ -35,7 +35,8 @@ class MeshSteps:
         if saga.payment.state in _WITHOUT_MONEY:
             raise StepRefused(saga.payment.failure_reason or f"PAYMENT_{saga.payment.state}")
         if saga.payment.state is not PaymentState.SUCCEEDED:
-            raise StepPending(for_customer=saga.payment.state is PaymentState.AWAITING_CUSTOMER)
+            for_customer = saga.payment.state is PaymentState.AWAITING_CUSTOMER
+            raise StepPending(for_customer=for_customer, for_provider=saga.payment.in_process)
 
     async def cancel_payment(self, saga: Saga) -> None:
         """Cancels the payment of an expired hold; returns if the money has moved already."""
@@ -45,7 +46,7 @@ class MeshSteps:
         if saga.payment.state in _WITHOUT_MONEY:
             raise StepRefused(saga.progress.cancel_reason)
         if saga.payment.state is not PaymentState.SUCCEEDED:
-            raise StepPending(for_customer=False)  # the provider has not answered yet
+            raise StepPending(for_provider=saga.payment.in_process)
 
     async def reverse_charge(self, saga: Saga) -> None:
         """Reverses the whole charge."""
@@ -54,7 +55,7 @@ class MeshSteps:
         saga.payment = await self._payments.reverse(saga)
         saga.refunded_minor = saga.payment.refunded_minor
         if saga.payment.state not in _WITHOUT_MONEY:
-            raise StepPending(for_customer=False)
+            raise StepPending(for_provider=saga.payment.in_process)
 
     async def confirm(self, saga: Saga) -> None:
         """Makes the held units sold ones."""
@@ -111,13 +112,13 @@ class MeshSteps:
         if status.state == payments_pb.RefundStatus.FAILED:
             raise StepRefused(status.failure_reason or "REFUND_FAILED")
         if status.state != payments_pb.RefundStatus.SUCCEEDED:
-            raise StepPending(for_customer=False)
+            raise StepPending(for_provider=status.in_process)
 
     async def _note_other_refunds(self, saga: Saga) -> None:
         """Reads what was refunded beside this refund, for the order. Raises `StepPending` while more may follow."""
         payment = (await self._payments.read([saga.order_id])).get(saga.order_id)
         if payment and payment.refunding_minor:
-            raise StepPending(for_customer=False)
+            raise StepPending
         if payment:
             saga.refunded_minor = payment.refunded_minor
 

@@ -153,7 +153,8 @@ class Worker:
                     return
             await self._end(saga)
         except StepPending as pending:
-            saga.cause = "" if pending.for_customer else f"{saga.progress.step}: the provider has not answered yet"
+            saga.cause = "" if pending.for_customer else f"{saga.progress.step}: {_cause(pending)}"
+            saga.waits_for_provider = pending.for_provider
             await self._pause(saga, for_customer=pending.for_customer)
         except Withdrawn:
             saga.cause = f"{saga.progress.step}: the order is being cancelled"
@@ -204,3 +205,7 @@ class Worker:
     async def _save_batch(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         async with self._db.begin() as tx:
             return await combined.save(tx, checkpoints)
+
+
+def _cause(pending: StepPending) -> str:
+    return "the provider is moving the money" if pending.for_provider else "the provider has not answered yet"

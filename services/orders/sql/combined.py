@@ -78,9 +78,9 @@ _SAVE = text(f"""
             CAST(:reasons AS text[]), CAST(:paused AS boolean[]), CAST(:attempts AS integer[]),
             CAST(:seconds AS double precision[]), CAST(:payments AS jsonb[]), CAST(:cancel_reasons AS text[]),
             CAST(:extended AS boolean[]), CAST(:holds AS timestamptz[]), CAST(:causes AS text[]),
-            CAST(:refunded AS bigint[])
+            CAST(:refunded AS bigint[]), CAST(:waits_for_provider AS boolean[])
         ) AS w (id, fencing_token, phase, steps_done, reason, paused, attempts, seconds, payment, cancel_reason,
-            extended, hold, cause, refunded)
+            extended, hold, cause, refunded, waits_for_provider)
     ), {_LOCKED}, own AS ({sagas.SAVE_OWN}), changed AS (
         {orders.update("payment = coalesce(w.payment, o.payment), hold_expire_time = w.hold")}
         FROM own AS w WHERE o.id = w.id
@@ -219,6 +219,7 @@ async def save(tx: AsyncSession, checkpoints: Sequence[Checkpoint]) -> list[bool
         "payments": [orders.payment_to_json(c.saga.payment) for c in checkpoints],
         "causes": [c.saga.cause for c in checkpoints],
         "refunded": [c.saga.refunded_minor for c in checkpoints],
+        "waits_for_provider": [c.saga.waits_for_provider for c in checkpoints],
     }
     saved = (await tx.execute(_SAVE, arguments)).all()
     await outbox.publish(tx, [changed_event(row, moved=False) for row in saved if row.id])

@@ -20,7 +20,7 @@ GRANTS: Grants = {
         update=(
             "phase", "steps_done", "reason", "cancel_reason", "paused", "payment_changed", "refunded_minor",
             "holder", "fencing_token", "attempts", "cause", "actor", "note", "request_id", "progress_time", "next_time",
-            "hold_check_time",
+            "hold_check_time", "waits_for_provider",
         ),
         delete=True,
     ),

@@ -6,7 +6,7 @@ Locks are taken in one order: a saga's row before its order's, and several by th
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -28,6 +28,14 @@ WAITS_FOR_CUSTOMER = """
     AND (o.payment->>'state' = 'AWAITING_CUSTOMER' OR NOT (o.secret_wanted OR s.payment_method <> ''))
 """
 """Of a saga `s` and its order `o`. With a `cause`, something keeps it from asking whether the customer has paid."""
+
+MOVING_DAYS = 21
+"""A provider may move money for so long. The slowest debit, SEPA's, is confirmed or refused within 14 business days."""
+WAITS_FOR_PROVIDER = f"""
+    s.waits_for_provider AND s.create_time > clock_timestamp() - interval '{MOVING_DAYS} days'
+    AND s.next_time > clock_timestamp() - interval '{STUCK_SECONDS} seconds'
+"""
+"""Of a saga `s`: the provider has answered that it is moving the money, and a process goes on asking."""
 
 # A hold is checked early enough for a slow charge, a process that dies, and its lease.
 FIRST_CHECK = "hold_expire_time - least(interval '30 seconds', (hold_expire_time - clock_timestamp()) / 2)"
@@ -57,7 +65,8 @@ DELETE_OWN = """
 Like `SAVE_OWN`, it returns the rows of `w` that it matched: a batch may hold a saga twice, with an older token too."""
 SAVE_OWN = """
     UPDATE sagas s SET phase = w.phase, steps_done = w.steps_done, reason = w.reason, paused = w.paused,
-        attempts = w.attempts, cause = w.cause, refunded_minor = greatest(s.refunded_minor, w.refunded),
+        attempts = w.attempts, cause = w.cause, waits_for_provider = w.waits_for_provider,
+        refunded_minor = greatest(s.refunded_minor, w.refunded),
         progress_time = CASE WHEN s.phase <> w.phase OR s.steps_done <> w.steps_done THEN clock_timestamp()
             ELSE s.progress_time END,
         hold_check_time = CASE WHEN NOT w.extended THEN s.hold_check_time END,
@@ -228,12 +237,13 @@ async def make_due(tx: AsyncSession, order_id: uuid.UUID, *, revoke: bool = Fals
 # --- what people see ---
 
 _STUCK = f"""
-    NOT coalesce({WAITS_FOR_CUSTOMER}, false)
+    NOT coalesce({WAITS_FOR_CUSTOMER}, false) AND NOT ({WAITS_FOR_PROVIDER})
     AND s.progress_time < clock_timestamp() - interval '{STUCK_SECONDS} seconds'
 """
 _VIEW = f"""
     SELECT {columns(SagaRow, "s")}, o.customer_id, o.state AS order_state,
-        coalesce({WAITS_FOR_CUSTOMER}, false) AS waits_for_customer, {_STUCK} AS stuck
+        coalesce({WAITS_FOR_CUSTOMER}, false) AS waits_for_customer,
+        {WAITS_FOR_PROVIDER} AS waits_for_provider, {_STUCK} AS stuck
     FROM sagas s JOIN orders o ON o.id = s.order_id
 """  # noqa: S608
 _LIST = text(f"""
@@ -244,8 +254,10 @@ _LIST = text(f"""
 _ONE = text(f"{_VIEW} WHERE s.order_id = :id")
 _COUNT = text(f"""
     SELECT count(*) AS running, count(*) FILTER (WHERE {_STUCK}) AS stuck,
+        count(*) FILTER (WHERE {WAITS_FOR_PROVIDER}) AS moving,
         coalesce(clock_timestamp() - min(s.progress_time)
-            FILTER (WHERE NOT coalesce({WAITS_FOR_CUSTOMER}, false)), interval '0') AS oldest
+            FILTER (WHERE NOT coalesce({WAITS_FOR_CUSTOMER}, false) AND NOT ({WAITS_FOR_PROVIDER})),
+            interval '0') AS oldest
     FROM sagas s JOIN orders o ON o.id = s.order_id
 """)  # noqa: S608
 
@@ -266,14 +278,22 @@ async def view(tx: AsyncSession, order_id: uuid.UUID) -> SagaView | None:
     return _view(row) if row else None
 
 
-async def count(db: Database) -> tuple[int, int, float]:
-    """How many sagas are running, how many are stuck, and the most seconds that one has made no progress.
+class Counts(NamedTuple):
+    """The running sagas of all processes."""
 
-    Those that wait for their customer count only as running.
-    """
+    running: int
+    stuck: int
+    moving: int
+    """Those that wait while the provider moves money."""
+    oldest_seconds: float
+    """The longest time without progress of one that waits neither for its customer nor for the provider."""
+
+
+async def count(db: Database) -> Counts:
+    """Counts the running sagas."""
     async with db() as tx:
         row = (await tx.execute(_COUNT)).one()
-    return row.running, row.stuck, row.oldest.total_seconds()
+    return Counts(row.running, row.stuck, row.moving, row.oldest.total_seconds())
 
 
 # --- rows and values ---
@@ -308,8 +328,9 @@ def _progress(row: Any) -> Progress:
 def _view(row: Any) -> SagaView:
     return SagaView(
         order_id=row.order_id, customer_id=row.customer_id, order_state=State(row.order_state),
-        progress=_progress(row), waits_for_customer=row.waits_for_customer, stuck=row.stuck, cause=row.cause,
-        attempts=row.attempts, create_time=row.create_time, progress_time=row.progress_time, next_time=row.next_time,
+        progress=_progress(row), waits_for_customer=row.waits_for_customer,
+        waits_for_provider=row.waits_for_provider, stuck=row.stuck, cause=row.cause, attempts=row.attempts,
+        create_time=row.create_time, progress_time=row.progress_time, next_time=row.next_time,
     )  # fmt: skip
 
 

@@ -96,6 +96,8 @@ class SagaRow(Base):
     note: Mapped[str] = mapped_column(default="")
     request_id: Mapped[str] = mapped_column(default="")
     cause: Mapped[str] = mapped_column(default="")
+    waits_for_provider: Mapped[bool] = mapped_column(default=False)
+    """Whether it paused because the provider answered that it is still moving the money."""
     progress_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     provider_bound: Mapped[bool] = mapped_column(
         Computed(

@@ -14,7 +14,7 @@ from services.chassis.events.outbox import Event
 from services.payments.dispatch.decisions import Verdict, decide
 from services.payments.domain import OPEN, NewRefund, Payment, Refund, RefundState, State
 from services.payments.providers.events import Dispute
-from services.payments.providers.results import ChargeResult, RefundResult
+from services.payments.providers.results import ChargeResult, ChargeStatus, RefundResult
 from services.payments.refunds.rules import FAILED_LATER, after_refund
 from services.payments.sql import payments, refunds
 from services.payments.sql.payments import Change
@@ -74,7 +74,8 @@ async def apply_results(
     changed = [payment for payment in after.values() if payment != before[payment.id]]
     waiting = [payment for payment in after.values() if payment == before[payment.id] and payment.state in OPEN]
     ended = {result.payment_id: result.calls for result in results if result.calls}
-    await payments.store(tx, changed, unchanged=waiting, ended=ended)
+    answered = {result.payment_id for result in results if result.status is not ChargeStatus.UNKNOWN}
+    await payments.store(tx, changed, unchanged=waiting, ended=ended, answered=answered)
     await refunds.insert(tx, stray)
     await outbox.publish(tx, [ended_event(p) for p in changed if _has_ended(before[p.id], p)])
     return after
@@ -119,7 +120,8 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
                 failed.add(payment.id)
         await payments.store(tx, [payment for payment in known.values() if payment != before[payment.id]])
         ended = {result.refund_id: result.calls for result in results if result.calls}
-        await refunds.store(tx, list(found.values()), ended=ended)
+        answered = {result.refund_id for result in results if result.state}
+        await refunds.store(tx, list(found.values()), ended=ended, answered=answered)
         if whole := [p.id for p in known.values() if p.state is State.REFUNDED and p != before[p.id]]:
             await refunds.clear_failed_later(tx, whole)
         if failed:  # people may have refunded the charge at the provider

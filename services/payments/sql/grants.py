@@ -10,15 +10,15 @@ GRANTS: Grants = {
         update=(
             "state", "payment_method", "provider_reference", "client_secret", "attempt", "attempt_time",
             "failure_reason", "authenticating", "customer_pays", "refunded_minor", "refunding_minor",
-            "cancel_requested", "problem", "checks", "unanswered_time", "next_check_time", "refund_check_time",
-            "version", "update_time",
+            "cancel_requested", "problem", "checks", "unanswered_time", "answer_time", "next_check_time",
+            "refund_check_time", "version", "update_time",
         ),
     ),
     "refunds": Grant(
         insert=True,
         update=(
             "state", "reason", "provider_reference", "failure_reason", "problem", "attempt", "attempt_time", "checks",
-            "unanswered_time", "next_check_time", "update_time",
+            "unanswered_time", "answer_time", "next_check_time", "update_time",
         ),
     ),
     "provider_events": Grant(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -200,7 +200,7 @@ def _named(payment_ids: Iterable[uuid.UUID], references: Iterable[str]) -> Selec
 _RECORD = """
     id uuid, version bigint, state text, method text, reference text, secret text, reason text, authenticating boolean,
     refunded bigint, refunding bigint, problem text, checks bigint, pause double precision, bump int, has_ended boolean,
-    unanswered double precision, event_id uuid, subject text, key text, event bytea
+    unanswered double precision, answered boolean, event_id uuid, subject text, key text, event bytea
 """
 _SET = """
     state = n.state, payment_method = n.method, provider_reference = n.reference, client_secret = n.secret,
@@ -208,6 +208,7 @@ _SET = """
     refunding_minor = n.refunding, problem = n.problem, checks = n.checks, version = p.version + n.bump,
     update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,
     unanswered_time = CASE WHEN n.has_ended THEN now() - make_interval(secs => n.unanswered) ELSE p.unanswered_time END,
+    answer_time = CASE WHEN n.answered THEN now() ELSE p.answer_time END,
     next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
 """
 _STORE = text(f"""
@@ -248,34 +249,38 @@ async def store(
     *,
     unchanged: Sequence[Payment] = (),
     ended: Mapping[uuid.UUID, Calls] = MappingProxyType({}),
+    answered: Container[uuid.UUID] = (),
 ) -> None:
     """Write locked payments and the times of their next checks; of `unchanged` ones only that time.
 
-    `ended` are those whose last call can take no effect later, with the calls before it.
+    `ended` are those whose last call can take no effect later, with the calls before it. The provider has just
+    `answered` about those.
     """
     if changed or unchanged:
         rows = [
-            *(_to_store(Change(p)) for p in changed),
-            *(_to_store(Change(p), bump=0, calls=ended.get(p.id)) for p in unchanged),
+            *(_to_store(Change(p), answered=p.id in answered) for p in changed),
+            *(_to_store(Change(p), bump=0, calls=ended.get(p.id), answered=p.id in answered) for p in unchanged),
         ]
         await tx.execute(_STORE, {"payments": orjson.dumps(rows).decode()})
 
 
 async def store_fast(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID, Payment]:
-    """Store payments and publish their events in one statement, which is a transaction by itself.
+    """Store payments about which the provider answered, and publish their events, in one statement: a transaction.
 
     Returns the stored payments by id. A payment that has changed since it was read is not among them: it needs
     `lock`, the rules, and `store`.
     """
-    rows = [_to_store(change) for change in changes]
+    rows = [_to_store(change, answered=True) for change in changes]
     after = {change.after.id: change.after for change in changes}
     return {
-        row.id: dataclasses.replace(after[row.id], version=row.version, update_time=row.update_time)
+        row.id: dataclasses.replace(
+            after[row.id], version=row.version, update_time=row.update_time, answer_time=row.update_time
+        )
         for row in await run_autocommit(db, _STORE_FAST, {"payments": orjson.dumps(rows).decode()})
     }
 
 
-def _to_store(change: Change, *, bump: int = 1, calls: Calls | None = None) -> dict[str, object]:
+def _to_store(change: Change, *, bump: int = 1, calls: Calls | None = None, answered: bool = False) -> dict[str, Any]:
     after = change.after
     age = calls.unanswered_age if calls else None
     subject, key, event = change.event or (None, None, None)
@@ -285,7 +290,7 @@ def _to_store(change: Change, *, bump: int = 1, calls: Calls | None = None) -> d
         "authenticating": after.authenticating, "refunded": after.refunded_minor, "refunding": after.refunding_minor,
         "problem": after.problem, "checks": after.checks, "pause": check_seconds(after), "bump": bump,
         "has_ended": calls is not None, "unanswered": age.total_seconds() if age is not None else None,
-        "event_id": ids.new() if event else None, "subject": subject, "key": key,
+        "answered": answered, "event_id": ids.new() if event else None, "subject": subject, "key": key,
         "event": f"\\x{event.SerializeToString().hex()}" if event else None,
     }  # fmt: skip
 
@@ -311,11 +316,6 @@ async def check_now(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
         ),
         {"ids": list(payment_ids)},
     )
-
-
-async def hasten(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
-    """Have the reconciler call the provider for waiting payments at once; see `leases.hasten`."""
-    await leases.hasten(tx, "payments", payment_ids)
 
 
 async def check_refunds(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:

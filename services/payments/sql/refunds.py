@@ -3,7 +3,7 @@
 import dataclasses
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -181,20 +181,25 @@ async def lock(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.U
 
 
 async def store(
-    tx: AsyncSession, refunds: Sequence[Refund], *, ended: Mapping[uuid.UUID, Calls] = MappingProxyType({})
+    tx: AsyncSession,
+    refunds: Sequence[Refund],
+    *,
+    ended: Mapping[uuid.UUID, Calls] = MappingProxyType({}),
+    answered: Container[uuid.UUID] = (),
 ) -> None:
-    """Write locked refunds and the times of their next checks. `ended` is as in `payments.store`."""
+    """Write locked refunds and the times of their next checks. `ended` and `answered` are as in `payments.store`."""
     ages = [ended[r.id].unanswered_age if r.id in ended else None for r in refunds]
     await tx.execute(
         text(
             "UPDATE refunds AS r SET state = n.state, provider_reference = n.reference, failure_reason = n.reason,"
             " problem = n.problem, update_time = now(), unanswered_time = CASE WHEN n.has_ended"
             " THEN now() - make_interval(secs => n.unanswered) ELSE r.unanswered_time END,"
+            " answer_time = CASE WHEN n.answered THEN now() ELSE r.answer_time END,"
             " next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:states AS text[]), CAST(:references AS text[]),"
             " CAST(:reasons AS text[]), CAST(:problems AS text[]), CAST(:pauses AS double precision[]),"
-            " CAST(:ended AS boolean[]), CAST(:unanswered AS double precision[]))"
-            " AS n(id, state, reference, reason, problem, pause, has_ended, unanswered)"
+            " CAST(:ended AS boolean[]), CAST(:unanswered AS double precision[]), CAST(:answered AS boolean[]))"
+            " AS n(id, state, reference, reason, problem, pause, has_ended, unanswered, answered)"
             " WHERE r.id = n.id"
         ),
         {
@@ -206,6 +211,7 @@ async def store(
             "pauses": [refund_check_seconds(r) for r in refunds],
             "ended": [r.id in ended for r in refunds],
             "unanswered": [None if age is None else age.total_seconds() for age in ages],
+            "answered": [r.id in answered for r in refunds],
         },
     )
 

@@ -55,6 +55,8 @@ class Payment(Base):
     problem: Mapped[str]
     unanswered_time: Mapped[datetime | None]
     """When the last call began that may have an effect and got no answer; NULL if each one was answered."""
+    answer_time: Mapped[datetime | None]
+    """When the provider answered about it last."""
     refund_check_time: Mapped[datetime | None]
     """When the provider's list of its refunds is read next; NULL if nothing new is known about them."""
     checks: Mapped[int]
@@ -92,6 +94,8 @@ class Refund(Base):
     attempt: Mapped[int]
     attempt_time: Mapped[datetime]
     unanswered_time: Mapped[datetime | None]
+    """As in `payments`."""
+    answer_time: Mapped[datetime | None]
     """As in `payments`."""
     checks: Mapped[int]
     next_check_time: Mapped[datetime | None]

@@ -81,6 +81,46 @@ async def test_customer_who_paid_in_time_gets_the_unit_without_a_webhook(shop: S
     await assert_books_add_up(shop, sale)
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_bank_debit_of_hours_is_neither_stuck_nor_an_audit_finding(shop: Shop, cancelled: bool) -> None:
+    """A provider that does not answer is. Both before and after an accepted cancellation."""
+    sale, buyer = await shop.a_sale(units=1, price=PRICE), await shop.a_buyer()
+    order = (await buyer.buy(sale, card=BANK_TRANSFER, wait=0)).expect().json
+    path = f"/v1/admin/sagas/{order['id']}"
+    await eventually(lambda: shop.staff.get(path), lambda answer: answer.expect().json.get("waitsForProvider"))
+    if cancelled:
+        assert (await buyer.cancel(order["id"])).expect().json["cancelRequested"]
+        await eventually(
+            lambda: shop.staff.get(path),
+            lambda answer: answer.json["phase"] == "BACKWARD" and answer.json.get("waitsForProvider"),
+        )
+    hours = "UPDATE sagas SET progress_time = progress_time - interval '5 hours' WHERE order_id = '{}' RETURNING 1"
+    await shop.rows("orders", hours.format(order["id"]))
+
+    saga = (await shop.staff.get(path)).expect().json
+    assert (saga.get("stuck", False), saga["cause"]) == (False, "charge: the provider is moving the money")
+    assert order["id"] not in await stuck(shop)
+    await assert_books_add_up(shop, sale)
+
+    silent = "UPDATE payments SET answer_time = now() - interval '4 minutes' WHERE order_id = '{}' RETURNING 1"
+    await shop.sandbox.faults(error_500=True)
+    await shop.rows("payments", silent.format(order["id"]))
+    await eventually(lambda: stuck(shop), lambda ids: order["id"] in ids, seconds=40)
+    with pytest.raises(AssertionError, match="has not answered"):
+        await assert_books_add_up(shop, sale, patience_seconds=3)
+
+    await shop.sandbox.faults(error_500=False)
+    await shop.sandbox.settle(order["id"])
+    end = await buyer.until(order["id"], "CANCELLED" if cancelled else "PAID", seconds=60)
+    assert end.get("refunded", {}).get("minorUnits", "0") == (str(PRICE) if cancelled else "0")
+    await assert_books_add_up(shop, sale)
+
+
+async def stuck(shop: Shop) -> set[str]:
+    """The orders whose sagas are listed as stuck."""
+    return {saga["orderId"] for saga in (await shop.staff.get("/v1/admin/sagas?stuck=true")).expect().json["sagas"]}
+
+
 async def test_payment_after_unit_was_sold_to_another_is_refunded(shop: Shop) -> None:
     """The customer paid in time, but the webhook was lost and payments did not answer until the hold had ended."""
     await shop.sandbox.faults(webhooks={"drop": True})

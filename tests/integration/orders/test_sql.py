@@ -530,8 +530,37 @@ async def test_saga_that_cannot_ask_whether_its_customer_has_paid_is_stuck(db: D
     assert not (await operators.get(db, new.id)).waits_for_customer
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_saga_whose_money_the_provider_moves_is_not_stuck(db: Database, cancelled: bool) -> None:
+    """As a bank debit, for days; not for ever, and only while the provider answers."""
+    (new,) = await placed(db)
+    if cancelled:
+        await request_cancel(db, new.id, CANCELLED)
+    saga = await claimed(db, new.id)
+    saga.waits_for_provider, saga.cause = True, "charge: the provider is moving the money"
+    await pause(db, saga, 600.0)
+    await an_hour_passes(db, new.id)
+
+    assert (await sagas.count(db))[:3] == (1, 0, 1)
+    assert (await sagas.count(db)).oldest_seconds < 60
+    view = await operators.get(db, new.id)
+    assert (view.waits_for_provider, view.stuck, view.cause) == (True, False, saga.cause)
+    assert await operators.list_sagas(db, stuck=True, after=None, most=5) == []
+    await claimed(db, new.id)
+    assert not (await operators.get(db, new.id)).stuck, "also while a process asks"
+
+    await run_sql(db, "UPDATE sagas SET create_time = now() - interval '22 days'")
+    assert (await sagas.count(db))[:3] == (1, 1, 0)
+    await run_sql(db, "UPDATE sagas SET create_time = now(), next_time = now() - interval '2 minutes'")
+    assert (await sagas.count(db))[:3] == (1, 1, 0), "no process asks"
+    saga = await claimed(db, new.id)
+    await pause(db, saga, 600.0)
+    assert (await sagas.count(db))[:3] == (1, 1, 0), "the provider did not answer"
+
+
 async def counted(db: Database) -> tuple[int, int, float]:
-    return await sagas.count(db)
+    counts = await sagas.count(db)
+    return counts.running, counts.stuck, counts.oldest_seconds
 
 
 async def an_hour_passes(db: Database, order_id: uuid.UUID) -> None:

@@ -149,6 +149,66 @@ async def test_a_debit_that_succeeds_after_its_cancel_is_published(running: Paym
     assert (await running.reverse(item))[0].state == State.REFUNDED
 
 
+async def asked_again(service: Payments) -> None:
+    """Let the reconciler ask the provider about all open payments and refunds, once."""
+    await service.rows("UPDATE payments SET next_check_time = now() WHERE next_check_time IS NOT NULL")
+    await service.rows("UPDATE refunds SET next_check_time = now() WHERE next_check_time IS NOT NULL")
+    await service.reconciler.reconcile_once()
+    await service.dispatcher.drain(seconds=10)
+    service.dispatcher.draining = False
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_debit_is_in_process_while_the_provider_says_so(
+    service: Payments, sandbox: Sandbox, cancelled: bool
+) -> None:
+    """A provider that falls silent is another thing: the debit may have succeeded, and nobody knows."""
+    item = an_order("pm_usBankAccount_processing")
+    first = await service.charged(item)
+    if cancelled:
+        await service.reverse(item)
+        await asked_again(service)
+
+    async def in_process() -> bool:
+        (now,) = await service.reverse(item) if cancelled else [await service.charged(item)]
+        assert now.state == State.PROCESSING
+        return bool(now.in_process)
+
+    assert (first.state, first.in_process) == (State.PROCESSING, True)
+    assert await in_process()
+    minutes = "UPDATE payments SET answer_time = answer_time - interval '{} minutes'"
+    await service.rows(minutes.format(2))
+    await sandbox.faults(error_500=True)
+    await asked_again(service)
+    assert await in_process(), "one call without an answer is no silence"
+    await service.rows(minutes.format(2))
+    assert not await in_process()
+    await sandbox.control("DELETE", "faults")
+    await asked_again(service)
+    assert await in_process()
+
+
+async def test_a_charge_without_an_answer_is_not_in_process(service: Payments, sandbox: Sandbox) -> None:
+    await sandbox.faults(error_500=True)
+    payment = await service.charged(an_order())
+    assert (payment.state, payment.in_process) == (State.PROCESSING, False)
+
+
+async def test_a_reversal_is_in_process_while_its_refund_is_pending(service: Payments, sandbox: Sandbox) -> None:
+    """Money that goes back to a bank account is pending for days."""
+    item = an_order()
+    await service.charged(item)
+    await sandbox.faults(error_500=True, error_500_on="POST refunds")
+    (payment,) = await service.reverse(item)
+    assert (payment.state, payment.in_process) == (State.SUCCEEDED, False)
+    await service.rows("UPDATE refunds SET provider_reference = 're_pending', answer_time = now()")
+    (payment,) = await service.reverse(item)
+    assert (payment.state, payment.in_process) == (State.SUCCEEDED, True)
+    await service.rows("UPDATE refunds SET answer_time = now() - interval '4 minutes'")
+    (payment,) = await service.reverse(item)
+    assert not payment.in_process
+
+
 async def crashed(service: Payments, item: charge_pb.Charge, unanswered: str) -> str:
     """Cancel a payment whose only call began before a crash, `unanswered` ago; return its id."""
     payment = await service.charged(item)

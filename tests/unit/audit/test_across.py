@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from deploy.audit.books import Books
-from deploy.audit.checks.across import OVER_SECONDS, REFUND_SECONDS, SAGA_SECONDS
+from deploy.audit.checks.excuses import MOVING_SECONDS, OVER_SECONDS, REFUND_SECONDS, SAGA_SECONDS
 from deploy.audit.findings import Invariant
 from deploy.audit.reading.merge import cases, missing
 from deploy.audit.reading.rows import (
@@ -245,6 +245,27 @@ def test_a_pending_refund_excuses_only_its_own_amount() -> None:
     assert found(payment_of(REFUNDING, refunds=(old,))) == {"refund-pending"}
     assert "provider-charge" in found(replace(REFUNDING, intents=(replace(CAPTURE, refunded_minor=501),)))
     assert "order-units" in found(replace(REFUNDING, reservation=replace(RESERVATION, state="RELEASED")))
+
+
+def test_a_refund_that_the_provider_has_as_pending_may_take_weeks() -> None:
+    old = replace(PART, state="PENDING", age_seconds=MOVING_SECONDS - 1)
+    pending = replace(CAPTURE, refunds=(replace(THEIR_PART, state="pending"),))
+    assert found(replace(payment_of(REFUNDING, refunds=(old,)), intents=(pending,))) == set()
+    older = replace(old, age_seconds=MOVING_SECONDS)
+    assert found(replace(payment_of(REFUNDING, refunds=(older,)), intents=(pending,))) == {"refund-pending"}
+    succeeded = replace(CAPTURE, refunds=(THEIR_PART,))
+    assert found(replace(payment_of(REFUNDING, refunds=(old,)), intents=(succeeded,))) == {"refund-pending"}
+
+
+def test_a_saga_that_waits_for_the_provider_is_judged_and_needs_moving_money() -> None:
+    waits = Saga(kind="PURCHASE", waits_for_provider=True, still_seconds=86_400)
+    debit, taking = replace(PAYMENT, state="PROCESSING"), replace(CAPTURE, status="processing")
+    unpaid = order_of(PENDING, saga=waits, payment=replace(COPY, state="PROCESSING"))
+    moving = replace(unpaid, payments=(debit,), intents=(taking,))
+    assert found(moving) == set()
+    assert found(replace(moving, payments=(replace(debit, state="AWAITING_CUSTOMER"),))) == {"saga-waits"}
+    assert "saga-waits" in found(replace(moving, payments=()))
+    assert "provider-stray" in found(replace(moving, intents=(CAPTURE,)))
 
 
 @pytest.mark.parametrize(
