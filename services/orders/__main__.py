@@ -36,7 +36,9 @@ async def main(config: Settings) -> None:
             process.target("inventory", config.inventory_target), unpaid_stock_seconds=config.unpaid_stock_hold_seconds
         )
         payments_target = process.target("payments", config.payments_target)
-        payments = Payments(payments_target, still_wanted=partial(sagas.still_wanted, db))
+        payments = Payments(
+            payments_target, still_wanted=partial(sagas.still_wanted, db), events_arrive=lambda: withdrawals.live
+        )
         steps = MeshSteps(catalog, inventory, payments)
         # A container's host name is its own, and two processes of one host never listen at one port.
         name = f"{socket.gethostname()}/{config.listen}"

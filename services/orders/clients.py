@@ -30,7 +30,8 @@ _PRODUCT_SECONDS = 1.0
 _PRODUCTS_MOST = 100_000
 _SALES_MOST = 10_000
 _CHARGE_SECONDS = 6.0
-# A cancellation reaches this process within this time, if events arrive. An order that has waited longer is read again.
+# A cancellation reaches this process within this time, if events arrive. An order that has waited longer is read again;
+# while they do not arrive, each order is.
 _READ_AGAIN_SECONDS = 1.0
 
 
@@ -189,9 +190,19 @@ class Inventory:
 class Payments:
     """Moves the money of orders."""
 
-    def __init__(self, target: Target, *, still_wanted: StillWanted | None = None) -> None:
-        """`still_wanted` reads which of some sagas still want to charge, before those that have waited are charged."""
+    def __init__(
+        self,
+        target: Target,
+        *,
+        still_wanted: StillWanted | None = None,
+        events_arrive: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`still_wanted` reads which of some sagas still want to charge, before those that have waited are charged.
+
+        `events_arrive`: whether this process hears of the cancellations that others accept.
+        """
         self._target, self._stub, self._still_wanted = target, ChargeServiceStub(target.channel), still_wanted
+        self._events_arrive = events_arrive
         cancel = partial(self._move, self._stub.BatchCancel, payments_pb.BatchCancelRequest)
         reverse = partial(self._move, self._stub.BatchReverse, payments_pb.BatchReverseRequest)
         # A batch answers when its slowest charge does, so several run at once. Payments that are known to have changed
@@ -215,8 +226,8 @@ class Payments:
 
     async def _withdraw_unwanted(self, sagas: Sequence[Saga]) -> None:
         """Looks again, before the charge, at the sagas that have waited: for a slot, or in a batch."""
-        now = time.monotonic()
-        waited = [saga for saga in sagas if not saga.withdrawn and now - saga.read_time > _READ_AGAIN_SECONDS]
+        now, patience = time.monotonic(), _READ_AGAIN_SECONDS if self._events_arrive() else 0.0
+        waited = [saga for saga in sagas if not saga.withdrawn and now - saga.read_time > patience]
         if waited and self._still_wanted:
             wanted = await self._still_wanted([(saga.order_id, saga.fencing_token) for saga in waited])
             for saga in waited:

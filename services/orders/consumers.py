@@ -58,7 +58,7 @@ def order_changed(watch: Watch[uuid.UUID, Order]) -> Callable[[bytes], None]:
 class Withdrawals:
     """Receives the cancellations that other processes accepted: this one begins no charge of these orders.
 
-    Implements `broadcast.Listener`. A missed event delays nothing for long: see `clients.Payments`.
+    Implements `broadcast.Listener`. While events may be missed, `clients.Payments` reads each order before its charge.
     """
 
     live = False

@@ -444,7 +444,10 @@ class Shop:
         relay, self.sold_out, self.watch = Relay(db), SoldOutCache(), actions.order_watch(db)
         self.recent = RecentOrders()
         self.inventory_client = Inventory(inventory)
-        self.payments_client = Payments(payments, still_wanted=partial(sagas.still_wanted, db))
+        self.hears_of_cancellations = True
+        self.payments_client = Payments(
+            payments, still_wanted=partial(sagas.still_wanted, db), events_arrive=lambda: self.hears_of_cancellations
+        )
         self.catalog_client = Catalog(catalog)
         steps = MeshSteps(self.catalog_client, self.inventory_client, self.payments_client)
         self.worker = Worker(db, steps, relay, self.watch, at_once=512)

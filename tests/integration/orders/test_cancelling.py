@@ -97,11 +97,16 @@ async def test_cancelled_order_leaves_the_batch_that_would_charge_it(shop: Shop)
     assert len(shop.payments.charged) == LANES
 
 
-async def test_charge_that_waited_is_not_begun_after_another_process_cancelled_it(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("why", ["it waited for a second", "no events arrive"])
+async def test_charge_is_not_begun_after_another_process_cancelled_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     """No event has told this process, so it reads before the charge whether the order is still wanted."""
-    monkeypatch.setattr(clients, "_READ_AGAIN_SECONDS", 0.0)
+    if why == "no events arrive":
+        monkeypatch.setattr(clients, "_READ_AGAIN_SECONDS", 60.0)
+        shop.hears_of_cancellations = False
+    else:
+        monkeypatch.setattr(clients, "_READ_AGAIN_SECONDS", 0.0)
     await _lanes_are_full(shop)
     wanted, cancelled = [await shop.place(wanting((stocked(shop), 1, None))) for _ in range(2)]
     monkeypatch.setattr(shop.worker, "withdraw", lambda _: None)
