@@ -31,7 +31,7 @@ async def json_body(request: web.BaseRequest) -> Any:
         # From the bank's page. The content type does not help: curl sends JSON as a form, too.
         return {"outcome": raw.removeprefix(b"outcome=").decode("ascii", "replace")}
     try:
-        return json.loads(raw)
+        return json.loads(raw or b"{}")
     except (ValueError, RecursionError):
         raise invalid("The body is not JSON.") from None
 

@@ -75,22 +75,23 @@ class WebhookFaults:
                 raise invalid(f"Unknown webhook fault: {name}")
 
 
+# Each fires for every operation, unless its `…_on` names one, such as `POST refunds`.
+_OF_OPERATIONS = ("rate_limit_429", "error_500", "drop_request", "drop_answer", "latency")
+_SWITCHES = (
+    *_OF_OPERATIONS[:-1], "drop_after_charge", "drop_after_refund", "drop_after_order", "late_fee", "pending_refunds",
+)  # fmt: skip
+
+
 @dataclass(slots=True)
 class Faults:
     """All faults. `change` changes only the ones it is given; a restart switches all off."""
 
     latency_ms: int = 0
     jitter_ms: int = 0
-    drop_after_charge: Switch = field(default_factory=Switch)
-    drop_after_refund: Switch = field(default_factory=Switch)
-    drop_after_order: Switch = field(default_factory=Switch)
-    pending_refunds: Switch = field(default_factory=Switch)
-    rate_limit_429: Switch = field(default_factory=Switch)
-    error_500: Switch = field(default_factory=Switch)
     error_500_saved: bool = False
-    error_500_on: str = ""
-    """The only operation that it concerns, such as `POST refunds`; empty for all."""
     webhooks: WebhookFaults = field(default_factory=WebhookFaults)
+    _switches: dict[str, Switch] = field(default_factory=lambda: {name: Switch() for name in _SWITCHES})
+    _on: dict[str, str] = field(default_factory=lambda: dict.fromkeys(_OF_OPERATIONS, ""))
     _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
 
     def change(self, wanted: Any) -> None:
@@ -105,13 +106,11 @@ class Faults:
             elif name == "error_500":
                 setting = dict(value) if isinstance(value, dict) else value
                 self.error_500_saved = isinstance(setting, dict) and setting.pop("saved", False) is True
-                self.error_500 = Switch(setting)
-            elif name == "error_500_on" and isinstance(value, str):
-                self.error_500_on = value
-            elif name in (
-                "drop_after_charge", "drop_after_refund", "drop_after_order", "rate_limit_429", "pending_refunds"
-            ):  # fmt: skip
-                setattr(self, name, Switch(value))
+                self._switches[name] = Switch(setting)
+            elif name in self._switches:
+                self._switches[name] = Switch(value)
+            elif name.removesuffix("_on") in self._on and isinstance(value, str):
+                self._on[name.removesuffix("_on")] = value
             elif name == "webhooks" and isinstance(value, dict):
                 self.webhooks.change(value)
             else:
@@ -122,50 +121,44 @@ class Faults:
         self.change(
             {
                 "latency_ms": latency_ms,
-                "error_500_on": "",
                 "webhooks": {"delay_ms": 0, "duplicate": False, "reorder": False, "drop": False},
-                **dict.fromkeys(
-                    (
-                        "drop_after_charge",
-                        "drop_after_refund",
-                        "drop_after_order",
-                        "rate_limit_429",
-                        "error_500",
-                        "pending_refunds",
-                    ),
-                    False,
-                ),
+                **dict.fromkeys(self._switches, False),
+                **{f"{name}_on": "" for name in self._on},
             }
         )
 
-    def latency_s(self) -> float:
+    def fires(self, name: str, operation: str) -> bool:
+        """Whether a fault hits this call of `operation`: a method and the kind of object."""
+        return self._on[name] in ("", operation) and self._switches[name].fires()
+
+    def latency_s(self, operation: str = "") -> float:
         """The delay of one request, in seconds."""
         if not self.latency_ms and not self.jitter_ms:
             return 0.0
+        if self._on["latency"] not in ("", operation):
+            return 0.0
         return (self.latency_ms + self._random.random() * self.jitter_ms) / 1000
 
-    def fails(self, operation: str) -> bool:
-        """Whether this call of `operation`, a method and the kind of object, answers 500."""
-        return self.error_500_on in ("", operation) and self.error_500.fires()
+    def drops_answer(self, effects: set[str], operation: str = "") -> bool:
+        """Whether the answer of this call, which had these effects, is dropped."""
+        after = any(f"drop_after_{effect}" in _SWITCHES and self._drops_after(effect) for effect in sorted(effects))
+        return after or self.fires("drop_answer", operation)
 
-    def drops_answer(self, effects: set[str]) -> bool:
-        """Whether the answer about these effects is dropped."""
-        charged = "charge" in effects and self.drop_after_charge.fires()
-        refunded = "refund" in effects and self.drop_after_refund.fires()
-        return charged or refunded or ("order" in effects and self.drop_after_order.fires())
+    def pending_refund(self) -> bool:
+        """Whether this refund waits for a decision."""
+        return self._switches["pending_refunds"].fires()
+
+    def late_fee(self) -> bool:
+        """Whether the provider says later what this charge cost."""
+        return self._switches["late_fee"].fires()
 
     def shown(self) -> Json:
         hooks = self.webhooks
         return {
             "latency_ms": {"fixed": self.latency_ms, "jitter": self.jitter_ms},
-            "drop_after_charge": self.drop_after_charge.shown(),
-            "drop_after_refund": self.drop_after_refund.shown(),
-            "drop_after_order": self.drop_after_order.shown(),
-            "pending_refunds": self.pending_refunds.shown(),
-            "rate_limit_429": self.rate_limit_429.shown(),
-            "error_500": self.error_500.shown(),
             "error_500_saved": self.error_500_saved,
-            "error_500_on": self.error_500_on,
+            **{name: switch.shown() for name, switch in self._switches.items()},
+            **{f"{name}_on": operation for name, operation in self._on.items()},
             "webhooks": {
                 "delay_ms": hooks.delay_ms,
                 "duplicate": hooks.duplicate.shown(),
@@ -173,6 +166,9 @@ class Faults:
                 "drop": hooks.drop.shown(),
             },
         }
+
+    def _drops_after(self, effect: str) -> bool:
+        return self._switches[f"drop_after_{effect}"].fires()
 
 
 def milliseconds(value: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 Json = dict[str, Any]
 
@@ -22,6 +22,9 @@ class Subject(Protocol):
 
     @property
     def created(self) -> int: ...
+
+
+Row = TypeVar("Row", bound=Subject)
 
 
 class Event(NamedTuple):
@@ -56,10 +59,20 @@ class Work:
     request_id: str | None = None
     idempotency_key: str | None = None
     base_url: str = ""
+    fee_later: Callable[[], bool] = lambda: False
+    """Asked once for each charge: whether the provider says later what it cost."""
     wants_webhook: Callable[[str], bool] = lambda _type: False
     new_id: Callable[[str], str] = random_id
     changes: list[Change] = field(default_factory=list)
     effects: set[str] = field(default_factory=set)
+
+    def newest(self, row: Row) -> Row:
+        """The state of a stored row that this work has put, or else the stored one."""
+        for change in reversed(self.changes):
+            if type(change) is type(row) and change.id == row.id:
+                newer: Row = change
+                return newer
+        return row
 
     def put(self, subject: Subject, *event_types: str) -> None:
         """Adds the new state of `subject`, and the events that report this state."""

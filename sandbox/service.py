@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections import deque
 
@@ -14,12 +16,16 @@ from sandbox.state.group_commit import GroupCommit
 from sandbox.state.journal import Journal, KeyRecord, Place
 from sandbox.state.keys import Keys
 from sandbox.state.store import Store
+from sandbox.stripe import clock as stripe_clock
 from sandbox.stripe import notices as stripe_notices
 from sandbox.stripe.book import StripeBook
 from sandbox.webhooks import Endpoint, Webhooks
 
+log = logging.getLogger(__name__)
+
 # A smaller file is loaded faster than it is rewritten.
 COMPACT_ABOVE_BYTES = 1 << 20
+TICK_S = 0.5
 # How the events of each protocol are written.
 _WRITERS = {StripeBook.name: stripe_notices.write, RazorpayBook.name: razorpay_notices.write}
 
@@ -29,7 +35,7 @@ def _nothing(_event_type: str) -> bool:
 
 
 class Sandbox:
-    """One provider. It loads its state when created; `start` and `stop` concern the webhooks only."""
+    """One provider. It loads its state when created; nothing happens by itself before `start`."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -43,6 +49,7 @@ class Sandbox:
             self._forget()
             pending = self._load()
         self._group = GroupCommit(self.journal, self._send_until)
+        self._ticking: asyncio.Task[None] | None = None
         self._unsent: deque[tuple[Event, Place]] = deque()
         self.webhooks: Webhooks | None = None
         if settings.webhooks:
@@ -67,6 +74,7 @@ class Sandbox:
             request_id=request_id,
             idempotency_key=idempotency_key,
             base_url=self.base_url,
+            fee_later=self.faults.late_fee,
             wants_webhook=_nothing if target is None else target.wants,
         )
 
@@ -98,10 +106,30 @@ class Sandbox:
             self.webhooks.offer(*self._unsent.popleft())
 
     def start(self) -> None:
+        """Begins to send webhooks, and to change what changes by itself."""
+        self._ticking = asyncio.create_task(self._tick(), name="clock")
         if self.webhooks is not None:
             self.webhooks.start()
 
+    async def _tick(self) -> None:
+        while True:
+            try:
+                self.expire(self.now())
+            except Exception:
+                log.exception("the clock of the sandbox failed")
+            await asyncio.sleep(TICK_S)
+
+    def expire(self, now: int) -> None:
+        """Applies all that is due at this second."""
+        for change in stripe_clock.due(self.stripe, now):
+            work = self.work("stripe")
+            change(work)
+            self.commit(work)
+
     async def stop(self) -> None:
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
         if self.webhooks is not None:
             await self.webhooks.stop()
         await self._group.stop()

@@ -45,20 +45,22 @@ class RazorpayHandler:
             self._authorise(request.headers.get("Authorization", ""))
             body = await _body(request)
             name, operation, ids = routes.route(request.method, request.path.removeprefix(PREFIX))
-            if self._sandbox.faults.rate_limit_429.fires():
+            if self._sandbox.faults.fires("rate_limit_429", name):
                 raise rate_limited()
+            if self._sandbox.faults.fires("drop_request", name):
+                return lose(request)
             params = of_query(request.rel_url.query) if request.method == "GET" else Params(body)
             work = self._sandbox.work("razorpay", f"req_{os.urandom(7).hex()}")
-            pending = self._sandbox.faults.pending_refunds.fires() if name == "POST refund" else False
+            pending = self._sandbox.faults.pending_refund() if name == "POST refund" else False
             call = routes.Call(ids=ids, params=params, work=work, pending=pending)
             key = request.headers.get("X-Refund-Idempotency") if name == "POST refund" else None
             if key is not None:
                 return await self._execute_once(request, name, operation, call, key, body)
-            await self._wait_latency()
+            await self._wait_latency(name)
             status, answer, _ = self._execute(name, operation, call)
             self._sandbox.commit(work)
             await self._sandbox.durable()
-            return self._answer(request, status, answer, work)
+            return self._answer(request, status, answer, name, work)
         except ApiError as error:
             return _response(error.status, orjson.dumps(error.body()))
 
@@ -81,20 +83,20 @@ class RazorpayHandler:
             await sandbox.durable()
             return self._answer(request, found.status, answer)
         try:
-            await self._wait_latency()
+            await self._wait_latency(name)
             status, answer, saved = self._execute(name, operation, call)
             record = KeyRecord(saved_as, mark, call.work.now, status, call.work.request_id or "") if saved else None
             sandbox.commit(call.work, record, answer)
         finally:
             sandbox.keys.leave(saved_as)
         await sandbox.durable()
-        return self._answer(request, status, answer, call.work)
+        return self._answer(request, status, answer, name, call.work)
 
     def _execute(self, name: str, operation: routes.Operation, call: routes.Call) -> tuple[int, bytes, bool]:
         """Returns status, body, and whether the answer belongs to the idempotency key."""
         faults = self._sandbox.faults
         try:
-            if faults.fails(name):
+            if faults.fires("error_500", name):
                 raise server_error(saved=faults.error_500_saved)
             return 200, orjson.dumps(operation(self._sandbox.razorpay, call)), True
         except ApiError as error:
@@ -103,15 +105,15 @@ class RazorpayHandler:
             return error.status, orjson.dumps(error.body()), error.saved
 
     def _answer(
-        self, request: web.BaseRequest, status: int, body: bytes, work: Work | None = None
+        self, request: web.BaseRequest, status: int, body: bytes, name: str = "", work: Work | None = None
     ) -> web.StreamResponse:
-        if work is not None and work.effects and self._sandbox.faults.drops_answer(work.effects):
+        if work is not None and self._sandbox.faults.drops_answer(work.effects, name):
             log.warning("answer dropped by a fault", extra={"request_id": work.request_id})
             return lose(request)
         return _response(status, body)
 
-    async def _wait_latency(self) -> None:
-        if wait_s := self._sandbox.faults.latency_s():
+    async def _wait_latency(self, name: str) -> None:
+        if wait_s := self._sandbox.faults.latency_s(name):
             await asyncio.sleep(wait_s)
 
     def _authorise(self, header: str) -> None:

@@ -1,18 +1,27 @@
-"""The bank's decisions about Stripe's payments, below `/_sandbox/`: Stripe has no URLs for them."""
+"""The decisions of banks and of time about Stripe's objects, below `/_sandbox/`: Stripe has no URLs for them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from sandbox.bodies import json_answer, json_body
-from sandbox.rows import Json
+from sandbox.errors import Refusal, invalid
+from sandbox.rows import Json, Work
 from sandbox.service import Sandbox
-from sandbox.stripe import render, routes
-from sandbox.stripe.errors import invalid
-from sandbox.stripe.rules import intents, refunds
+from sandbox.stripe import render
+from sandbox.stripe.book import StripeBook
+from sandbox.stripe.errors import ApiError
+from sandbox.stripe.routes.buyers import find_session
+from sandbox.stripe.routes.call import find
+from sandbox.stripe.routes.disputes import find_dispute
+from sandbox.stripe.routes.payments import find_intent
+from sandbox.stripe.rows import Charge, Subject
+from sandbox.stripe.rules import charging, checkout, disputes, refunds
 from sandbox.stripe.rules.currencies import readable
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>Sandbox bank</title>
@@ -20,47 +29,150 @@ _PAGE = """<!doctype html><meta charset="utf-8"><title>Sandbox bank</title>
 <form method="post"><button name="outcome" value="succeed">Approve</button>
 <button name="outcome" value="fail">Refuse</button></form>"""
 
+Changed = TypeVar("Changed")
+Command = Callable[[Work, StripeBook, str, Json], Subject]
+
 
 async def handle(sandbox: Sandbox, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse | None:
     """Answers `/_sandbox/` and `parts`; None if there is no such command."""
-    match request.method, *parts:
-        case "POST", "payment_intents", identifier, ("authenticate" | "settle") as question:
-            return await _decide(sandbox, request, identifier, question)
-        case "GET", "payment_intents", identifier, "authenticate":
-            intent = routes.find_intent(sandbox.stripe, identifier)
-            page = _PAGE.format(amount=escape(readable(intent.amount, intent.currency)))
-            return web.Response(text=page, content_type="text/html")
-        case "POST", "refunds", identifier, "fail":
-            return json_answer(await _fail_refund(sandbox, identifier))
-    return None
-
-
-async def _decide(sandbox: Sandbox, request: web.BaseRequest, identifier: str, question: str) -> web.StreamResponse:
-    """Applies the bank's decision about a payment, from a test or from the bank's page."""
+    if len(parts) < 3:
+        return None
+    noun, identifier, verb = "/".join(parts[:-2]), parts[-2], parts[-1]
+    if request.method == "GET" and (noun, verb) == ("payment_intents", "authenticate"):
+        intent = find_intent(sandbox.stripe, identifier)
+        page = _PAGE.format(amount=escape(readable(intent.amount, intent.currency)))
+        return web.Response(text=page, content_type="text/html")
+    command = COMMANDS.get((noun, verb))
+    if command is None or request.method != "POST":
+        return None
     wanted = await json_body(request)
-    outcome = wanted.get("outcome") if isinstance(wanted, dict) else None
-    if outcome not in ("succeed", "fail"):
-        raise invalid('outcome must be "succeed" or "fail"', param="outcome")
-    intent = routes.find_intent(sandbox.stripe, identifier)
+    if not isinstance(wanted, dict):
+        raise invalid("The body is a JSON object.")
     work = sandbox.work("stripe")
-    rule = intents.authenticate if question == "authenticate" else intents.settle
-    decided = rule(work, intent, succeed=outcome == "succeed")
-    sandbox.commit(work)
-    await sandbox.durable()
-    back = (intent.next_action or {}).get("redirect_to_url")
+    back = _back(sandbox.stripe, identifier) if verb == "authenticate" else None
+    changed = await perform(sandbox, work, lambda: command(work, sandbox.stripe, identifier, wanted))
     if back is None or "text/html" not in request.headers.get("Accept", ""):
-        return json_answer(render.intent(decided))
-    status = "succeeded" if outcome == "succeed" else "failed"
-    query = {"payment_intent": intent.id, "payment_intent_client_secret": intent.client_secret}
-    joint = "&" if "?" in back["return_url"] else "?"
-    where = f"{back['return_url']}{joint}{urlencode({**query, 'redirect_status': status})}"
-    return web.Response(status=303, headers={"Location": where})
+        return json_answer(render.subject(changed))
+    return web.Response(status=303, headers={"Location": f"{back}{_outcome(wanted, 'succeeded', 'failed')}"})
 
 
-async def _fail_refund(sandbox: Sandbox, identifier: str) -> Json:
-    refund = routes.find_refund(sandbox.stripe, identifier)
-    work = sandbox.work("stripe")
-    failed = refunds.fail(work, sandbox.stripe.charges.rows[refund.charge], refund)
+async def perform(sandbox: Sandbox, work: Work, rule: Callable[[], Changed]) -> Changed:
+    """Applies a rule, and stores its changes; those of a decline too, which it raises."""
+    try:
+        changed = rule()
+    except ApiError as error:
+        if error.saved:
+            sandbox.commit(work)
+            await sandbox.durable()
+        raise
     sandbox.commit(work)
     await sandbox.durable()
-    return render.refund(failed)
+    return changed
+
+
+def _back(book: StripeBook, identifier: str) -> str | None:
+    """The address to which the bank's page sends the buyer, without the outcome at its end."""
+    intent = find_intent(book, identifier)
+    action = (intent.next_action or {}).get("redirect_to_url")
+    if action is None:
+        return None
+    query = urlencode({"payment_intent": intent.id, "payment_intent_client_secret": intent.client_secret})
+    joint = "&" if "?" in action["return_url"] else "?"
+    return f"{action['return_url']}{joint}{query}&redirect_status="
+
+
+def _outcome(wanted: Json, good: Any, bad: Any, words: tuple[str, str] = ("succeed", "fail")) -> Any:
+    outcome = wanted.get("outcome")
+    if outcome not in words:
+        raise invalid(f'outcome must be "{words[0]}" or "{words[1]}"')
+    return good if outcome == words[0] else bad
+
+
+def _authenticate(work: Work, book: StripeBook, identifier: str, wanted: Json) -> Subject:
+    succeed = _outcome(wanted, True, False)
+    return charging.authenticate(work, book, find_intent(book, identifier), succeed=succeed)
+
+
+def _settle(work: Work, book: StripeBook, identifier: str, wanted: Json) -> Subject:
+    return charging.settle(work, book, find_intent(book, identifier), succeed=_outcome(wanted, True, False))
+
+
+def _expire_intent(work: Work, book: StripeBook, identifier: str, _wanted: Json) -> Subject:
+    """The days of an authorisation are over."""
+    intent = find_intent(book, identifier)
+    if intent.status != "requires_capture":
+        raise Refusal(400, f"This PaymentIntent is {intent.status}, so no authorisation can expire.")
+    return charging.release(work, book, intent, "automatic", "charge.expired")
+
+
+def _fail_refund(work: Work, book: StripeBook, identifier: str, _wanted: Json) -> Subject:
+    refund = find(book.refunds, "refund", identifier)
+    return refunds.fail(work, book.charges.rows[refund.charge], refund)
+
+
+def _settle_refund(work: Work, book: StripeBook, identifier: str, wanted: Json) -> Subject:
+    refund = find(book.refunds, "refund", identifier)
+    if _outcome(wanted, True, False):
+        return refunds.settle(work, refund)
+    return refunds.fail(work, book.charges.rows[refund.charge], refund)
+
+
+def _dispute_charge(work: Work, book: StripeBook, identifier: str, wanted: Json) -> Subject:
+    return _dispute(work, find(book.charges, "charge", identifier), wanted)
+
+
+def _dispute_intent(work: Work, book: StripeBook, identifier: str, wanted: Json) -> Subject:
+    charge = book.charge_of(find_intent(book, identifier))
+    if charge is None:
+        raise Refusal(400, "This PaymentIntent has taken no money, so nothing can be disputed.")
+    return _dispute(work, charge, wanted)
+
+
+def _dispute(work: Work, charge: Charge, wanted: Json) -> Subject:
+    reason, amount = wanted.get("reason", "fraudulent"), wanted.get("amount", charge.taken)
+    if reason not in disputes.REASONS or not isinstance(amount, int):
+        raise invalid(f"A dispute has an amount and a reason: {', '.join(sorted(disputes.REASONS))}.")
+    return disputes.open_dispute(work, charge, reason, amount, inquiry=wanted.get("inquiry") is True)
+
+
+def _decide_dispute(work: Work, book: StripeBook, identifier: str, wanted: Json) -> Subject:
+    won = _outcome(wanted, True, False, ("win", "lose"))
+    return disputes.decide(work, find_dispute(book, identifier), won=won)
+
+
+def _escalate(work: Work, book: StripeBook, identifier: str, _wanted: Json) -> Subject:
+    return disputes.escalate(work, find_dispute(book, identifier))
+
+
+def _know_fee(work: Work, book: StripeBook, identifier: str, _wanted: Json) -> Subject:
+    """The provider says what the charge cost."""
+    charge = find(book.charges, "charge", identifier)._replace(fee_known=True)
+    work.put(charge, "charge.updated")
+    return charge
+
+
+def _pay_session(work: Work, book: StripeBook, identifier: str, wanted: Json) -> Subject:
+    """A buyer pays on the page. The answer is the intent."""
+    method, email = wanted.get("payment_method", "pm_card_visa"), wanted.get("email")
+    return checkout.pay(work, book, find_session(book, identifier), str(method), email and str(email))
+
+
+def _expire_session(work: Work, book: StripeBook, identifier: str, _wanted: Json) -> Subject:
+    """The time of a session is over."""
+    return checkout.expire(work, book, find_session(book, identifier))
+
+
+COMMANDS: dict[tuple[str, str], Command] = {
+    ("payment_intents", "authenticate"): _authenticate,
+    ("payment_intents", "settle"): _settle,
+    ("payment_intents", "expire"): _expire_intent,
+    ("payment_intents", "dispute"): _dispute_intent,
+    ("charges", "dispute"): _dispute_charge,
+    ("charges", "fee"): _know_fee,
+    ("refunds", "fail"): _fail_refund,
+    ("refunds", "settle"): _settle_refund,
+    ("disputes", "decide"): _decide_dispute,
+    ("disputes", "escalate"): _escalate,
+    ("checkout/sessions", "pay"): _pay_session,
+    ("checkout/sessions", "expire"): _expire_session,
+}

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from sandbox.stripe.errors import invalid, missing_param
 
 PAIRS_MAX = 250
-DEPTH_MAX = 5
+DEPTH_MAX = 7
 TEXT_MAX = 1_000
 METADATA_KEYS_MAX = 50
 METADATA_KEY_LENGTH_MAX = 40
@@ -154,6 +154,18 @@ class Params:
         if not isinstance(value, dict):
             raise invalid("Invalid object", param=self._name(name))
         return Params(value, self._name(name))
+
+    def items(self, name: str, *, most: int) -> list[Params]:
+        """A list of hashes; empty if the parameter is missing."""
+        value = self._tree.get(name)
+        if value is None:
+            return []
+        full = self._name(name)
+        if not isinstance(value, dict) or not all(isinstance(item, dict) for item in value.values()):
+            raise invalid("Invalid array", param=full)
+        if len(value) > most:
+            raise invalid(f"Array {full} exceeded maximum of {most} elements.", param=full)
+        return [Params(item, f"{full}[{index}]") for index, item in value.items()]
 
     def strings(self, name: str) -> list[str]:
         """A list of short strings; empty if the parameter is missing."""

@@ -17,7 +17,6 @@ from multidict import CIMultiDict
 
 from sandbox.bodies import lose, read
 from sandbox.errors import Refusal
-from sandbox.rows import Work
 from sandbox.service import Sandbox
 from sandbox.state.journal import KeyRecord
 from sandbox.state.keys import KeyInUse, KeyReused, fingerprint
@@ -32,6 +31,7 @@ from sandbox.stripe.errors import (
     unauthorised,
 )  # fmt: skip
 from sandbox.stripe.forms import Params, Tree, parse
+from sandbox.stripe.routes.call import Call, Operation
 
 log = logging.getLogger(__name__)
 
@@ -72,25 +72,28 @@ class StripeHandler:
                     "This API call cannot be made with a publishable API key. Please use a secret API key.",
                     code="secret_key_required",
                 )
-            if self._sandbox.faults.rate_limit_429.fires():
+            name = routes.NAMES[operation]
+            if self._sandbox.faults.fires("rate_limit_429", name):
                 raise rate_limited()
+            if self._sandbox.faults.fires("drop_request", name):
+                return lose(request)
             key = request.headers.get("Idempotency-Key") if request.method == "POST" else None
             work = self._sandbox.work("stripe", request_id, key or None)
-            call = routes.Call(identifier, Params(tree), buyer, work)
+            call = Call(operation, identifier, Params(tree), buyer, work)
             if key:
                 mark = fingerprint(request.method, path, tree)
                 return await self._execute_once(request, operation, call, key, mark)
-            await self._wait_latency()
+            await self._wait_latency(operation)
             status, body, _saved = self._execute(operation, call)
             self._sandbox.commit(work, body=body)
             await self._sandbox.durable()
-            return self._answer(request, status, body, request_id, work)
+            return self._answer(request, status, body, request_id, call)
         except ApiError as error:
             body = _encoded_error(error, request_id, buyer)
             return self._answer(request, error.status, body, request_id)
 
     async def _execute_once(
-        self, request: web.BaseRequest, operation: routes.Operation, call: routes.Call, key: str, mark: str
+        self, request: web.BaseRequest, operation: Operation, call: Call, key: str, mark: str
     ) -> web.StreamResponse:
         """Executes a request under an idempotency key, or repeats the answer that is saved under it."""
         sandbox, work = self._sandbox, call.work
@@ -101,7 +104,7 @@ class StripeHandler:
             await sandbox.durable()
             return self._answer(request, found.status, body, request_id, replay_of=found)
         try:
-            await self._wait_latency()
+            await self._wait_latency(operation)
             status, body, saved = self._execute(operation, call)
             record = KeyRecord(key, mark, work.now, status, request_id) if saved else None
             sandbox.commit(work, record, body)
@@ -109,7 +112,7 @@ class StripeHandler:
             # A key with a saved answer is no longer among the running ones.
             sandbox.keys.leave(key)
         await sandbox.durable()
-        return self._answer(request, status, body, request_id, work)
+        return self._answer(request, status, body, request_id, call)
 
     def _begin(self, key: str, mark: str, now: int) -> KeyRecord | None:
         """The saved answer of a key, or None: then the request is to be executed."""
@@ -122,17 +125,17 @@ class StripeHandler:
         except KeyReused:
             raise key_reused(key) from None
 
-    async def _wait_latency(self) -> None:
-        wait_s = self._sandbox.faults.latency_s()
+    async def _wait_latency(self, operation: Operation) -> None:
+        wait_s = self._sandbox.faults.latency_s(routes.NAMES[operation])
         if wait_s:
             await asyncio.sleep(wait_s)
 
-    def _execute(self, operation: routes.Operation, call: routes.Call) -> tuple[int, bytes, bool]:
+    def _execute(self, operation: Operation, call: Call) -> tuple[int, bytes, bool]:
         """Returns status, body, and whether the answer belongs to the idempotency key."""
         faults = self._sandbox.faults
         request_id = call.work.request_id or ""
         try:
-            if faults.fails(routes.NAMES[operation]):
+            if faults.fires("error_500", routes.NAMES[operation]):
                 raise server_error(saved=faults.error_500_saved)
             body = routes.perform(self._sandbox.stripe, operation, call)
             return 200, orjson.dumps(body), True
@@ -148,12 +151,12 @@ class StripeHandler:
         status: int,
         body: bytes,
         request_id: str,
-        work: Work | None = None,
+        call: Call | None = None,
         *,
         replay_of: KeyRecord | None = None,
     ) -> web.StreamResponse:
-        if work is not None and work.effects and self._sandbox.faults.drops_answer(work.effects):
-            # The money has moved, but the client only sees that the connection ended.
+        if call is not None and self._sandbox.faults.drops_answer(call.work.effects, routes.NAMES[call.operation]):
+            # The money may have moved, but the client only sees that the connection ended.
             log.warning("answer dropped by a fault", extra={"request_id": request_id})
             return lose(request)
         headers: CIMultiDict[str] = CIMultiDict(CORS)

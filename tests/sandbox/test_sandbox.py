@@ -88,7 +88,7 @@ async def test_a_key_belongs_to_its_parameters_and_its_endpoint(provider, order)
 async def test_a_key_in_use_is_refused_and_a_retry_finds_the_one_charge(provider, order, monkeypatch):
     entered, release = asyncio.Event(), asyncio.Event()
 
-    async def held(_front):
+    async def held(_handler, _operation):
         entered.set()
         await release.wait()
 
@@ -110,6 +110,7 @@ async def test_bad_parameters_are_refused_and_leave_the_key_free(provider, order
     sdk = provider.sdk()
     for change, code in (
         ({"amount": 0}, "parameter_invalid_integer"),
+        ({"amount": 49}, "amount_too_small"),
         ({"amount": 100_000_000}, "amount_too_large"),
         ({"amount": "12x"}, "parameter_invalid_integer"),
         ({"currency": "xyz"}, None),
@@ -123,7 +124,7 @@ async def test_bad_parameters_are_refused_and_leave_the_key_free(provider, order
         with pytest.raises(stripe.InvalidRequestError) as caught:
             await sdk.v1.payment_intents.create_async(order() | change, keyed("k"))
         assert (caught.value.http_status, caught.value.code) == (400, code), change
-    yen = await sdk.v1.payment_intents.create_async(order(currency="jpy", amount=1), keyed("k"))
+    yen = await sdk.v1.payment_intents.create_async(order(currency="jpy", amount=50), keyed("k"))
     assert yen.status == "succeeded"
 
 

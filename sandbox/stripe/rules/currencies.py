@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sandbox.stripe.errors import invalid
+
 _TWO_DECIMAL = (
     "usd aed afn all amd ang aoa ars aud awg azn bam bbd bdt bgn bmd bnd bob brl bsd bwp byn bzd "
     "cad cdf chf cny cop crc cve czk dkk dop dzd egp etb eur fjd fkp gbp gel gip gmd gtq gyd hkd "
@@ -28,3 +30,37 @@ def readable(amount: int, currency: str) -> str:
         return f"{amount} {currency}"
     whole, rest = divmod(amount, 10**places)
     return f"{whole}.{rest:0{places}d} {currency}"
+
+
+# Eight digits, whatever the currency.
+AMOUNT_MAX = 99_999_999
+# The smallest charge, where Stripe's table has the currency. Elsewhere it depends on the day's rate, and is 1 here.
+_LEAST = {
+    "usd": 50, "aed": 200, "aud": 50, "brl": 50, "cad": 50, "chf": 50, "czk": 1500, "dkk": 250, "eur": 50, "gbp": 30,
+    "hkd": 400, "huf": 17500, "inr": 50, "jpy": 50, "mxn": 1000, "myr": 200, "nok": 300, "nzd": 50, "pln": 200,
+    "ron": 200, "sek": 300, "sgd": 50, "thb": 1000,
+}  # fmt: skip
+
+
+def check_currency(currency: str, param: str = "currency") -> str:
+    if currency not in CURRENCIES:
+        raise invalid(
+            f"Invalid currency: {currency[:20]}. Stripe currently supports these currencies: "
+            f"{', '.join(sorted(CURRENCIES))}",
+            param=param,
+        )
+    return currency
+
+
+def check_amount(amount: int, currency: str, param: str = "amount") -> None:
+    """Refuses an amount that Stripe refuses for this currency."""
+    if amount > AMOUNT_MAX:
+        message = f"Amount must be no more than {readable(AMOUNT_MAX, currency)}"
+        raise invalid(message, param=param, code="amount_too_large")
+    step = AMOUNT_STEP.get(currency, 1)
+    if amount % step:
+        raise invalid(f"Invalid amount: amounts in {currency} must be evenly divisible by {step}.", param=param)
+    least = _LEAST.get(currency, 1)
+    if amount < least:
+        message = f"Amount must be at least {readable(least, currency)}"
+        raise invalid(message, param=param, code="amount_too_small")

@@ -1,58 +1,61 @@
-"""The life of a PaymentIntent: each rule takes the intent and the request, and returns the new intent.
-
-Rules write to `Work` only. An error that is `saved` (a decline, a wrong state) keeps these changes; any other error
-discards them.
-"""
+"""The life of a PaymentIntent: each rule takes the intent and the request, and returns the new intent."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from typing import Any, NoReturn
 
 from sandbox.rows import Json, Work
-from sandbox.stripe.errors import ApiError, invalid, missing_param, no_such
+from sandbox.stripe.book import StripeBook
+from sandbox.stripe.errors import invalid, missing_param
 from sandbox.stripe.forms import Params
-from sandbox.stripe.rows import Charge, Intent
-from sandbox.stripe.rules.cards import CARDS, Card
-from sandbox.stripe.rules.currencies import AMOUNT_STEP, CURRENCIES, readable
+from sandbox.stripe.rows import Intent
+from sandbox.stripe.rules import customers, methods
+from sandbox.stripe.rules.charging import CONFIRMABLE, Terms, attempt, capture, release, wrong_state
+from sandbox.stripe.rules.currencies import check_amount, check_currency
 
-AMOUNT_MAX = 99_999_999
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[!-~]+")
 
 _CREATE = (
     "amount currency confirm payment_method payment_method_types off_session return_url "
     "capture_method automatic_payment_methods metadata description receipt_email "
-    "statement_descriptor customer statement_descriptor_suffix confirmation_method expand"
+    "statement_descriptor customer statement_descriptor_suffix confirmation_method expand "
+    "setup_future_usage error_on_requires_action payment_method_options use_stripe_sdk"
 )
 CREATE = frozenset(_CREATE.split())
-CONFIRM = frozenset(["payment_method", "off_session", "return_url", "receipt_email", "use_stripe_sdk", "expand"])
-CONFIRM_BY_BUYER = CONFIRM - {"off_session"} | {"client_secret", "key", "expected_payment_method_type"}
+_CONFIRM_TEXT = (
+    "payment_method off_session return_url receipt_email use_stripe_sdk expand setup_future_usage capture_method "
+    "error_on_requires_action payment_method_options"
+)
+CONFIRM = frozenset(_CONFIRM_TEXT.split())
+CONFIRM_BY_BUYER = CONFIRM - {"off_session", "error_on_requires_action", "capture_method"} | {
+    "client_secret", "key", "expected_payment_method_type",
+}  # fmt: skip
 CANCEL = frozenset(("cancellation_reason", "expand"))
-ECHOED = ("receipt_email", "statement_descriptor", "statement_descriptor_suffix", "customer")
+CAPTURE = frozenset(("amount_to_capture", "final_capture", "metadata", "statement_descriptor_suffix", "expand"))
+ECHOED = ("receipt_email", "statement_descriptor", "statement_descriptor_suffix")
 CANCELLATION_REASONS = ("duplicate", "fraudulent", "requested_by_customer", "abandoned")
-CONFIRMABLE = ("requires_payment_method", "requires_confirmation", "requires_action")
+CAPTURE_METHODS = ("automatic", "automatic_async", "manual")
+USAGES = ("off_session", "on_session")
 
 
-def create(work: Work, params: Params) -> Intent:
+def create(work: Work, book: StripeBook, params: Params) -> Intent:
     """Creates an intent and, with `confirm`, confirms it. A decline raises an error with the intent inside."""
     params.only(CREATE)
     amount, currency = _price(params)
-    options = _options(params)
+    options = _options(book, params)
     confirm_now = params.boolean("confirm") or False
-    off_session = params.boolean("off_session") or False
-    return_url = _return_url(params)
-    for only in ("off_session", "return_url"):
+    terms = _terms(params)
+    for only in ("off_session", "return_url", "error_on_requires_action"):
         if only in params and not confirm_now:
             raise invalid(
                 f"You can only pass `{only}` when creating a PaymentIntent with `confirm` set to true.",
                 param=only,
             )
     name = params.text("payment_method")
-    if name is not None:
-        _card(name)
+    method, card = (None, None) if name is None else methods.resolve(work, book, name, options.get("customer"))
     if confirm_now and name is not None:
-        _require_return_url(options, return_url)
+        _require_return_url(options, terms.return_url)
     identifier = work.new_id("pi")
     intent = Intent(
         id=identifier,
@@ -64,8 +67,8 @@ def create(work: Work, params: Params) -> Intent:
         metadata=params.metadata(),
         options=options,
         description=params.text("description"),
-        card=name,
-        payment_method=None if name is None else work.new_id("pm"),
+        card=card,
+        payment_method=method,
     )
     if confirm_now and name is None:
         raise invalid(
@@ -73,89 +76,97 @@ def create(work: Work, params: Params) -> Intent:
             code="payment_intent_unexpected_state",
         )
     work.put(intent, "payment_intent.created")
-    return _attempt(work, intent, off_session, return_url) if confirm_now else intent
+    return attempt(work, book, intent, terms) if confirm_now else intent
 
 
-def confirm(work: Work, intent: Intent, params: Params, *, by_buyer: bool = False) -> Intent:
+def confirm(work: Work, book: StripeBook, intent: Intent, params: Params, *, by_buyer: bool = False) -> Intent:
     """Tries to take the money. `by_buyer` is the browser's call, which needs the client secret."""
     params.only(CONFIRM_BY_BUYER if by_buyer else CONFIRM)
     if by_buyer:
         check_client_secret(intent, params)
     if intent.status == "succeeded":
-        _wrong_state(
+        wrong_state(
             intent,
             "You cannot confirm this PaymentIntent because it has already succeeded after being previously confirmed.",
         )
     if intent.status not in CONFIRMABLE:
-        _wrong_state(
+        wrong_state(
             intent,
             f"You cannot confirm this PaymentIntent because it has a status of {intent.status}. Only a "
             "PaymentIntent with one of the following statuses may be confirmed: "
             "requires_confirmation, requires_action.",
         )
+    _not_of_checkout(intent, "confirm")
     name = params.text("payment_method")
-    off_session = params.boolean("off_session") or False
-    return_url = _return_url(params)
+    terms = _terms(params)
+    changed = {
+        option: value
+        for option, values in (("setup_future_usage", USAGES), ("capture_method", CAPTURE_METHODS))
+        if (value := params.choice(option, values)) is not None
+    }
+    if changed:
+        intent = intent._replace(options={**intent.options, **changed})
     if name is not None and name != intent.payment_method:
-        _card(name)
-        intent = intent._replace(card=name, payment_method=work.new_id("pm"))
+        method, card = methods.resolve(work, book, name, intent.customer)
+        intent = intent._replace(card=card, payment_method=method)
     if intent.card is None:
-        _wrong_state(
+        wrong_state(
             intent,
             "You cannot confirm this PaymentIntent because it's missing a payment method. You can either "
             "update the PaymentIntent with a payment method and then confirm it again, or confirm it again "
             "directly with a payment method or ConfirmationToken.",
         )
     if not by_buyer:
-        _require_return_url(intent.options, return_url)
-    return _attempt(work, intent._replace(next_action=None), off_session, return_url)
+        _require_return_url(intent.options, terms.return_url)
+    return attempt(work, book, intent._replace(next_action=None), terms)
 
 
-def cancel(work: Work, intent: Intent, params: Params) -> Intent:
+def cancel(work: Work, book: StripeBook, intent: Intent, params: Params) -> Intent:
     """Cancels an intent that has not taken money; it never takes any afterwards."""
     params.only(CANCEL)
     reason = params.choice("cancellation_reason", CANCELLATION_REASONS)
+    if intent.status == "requires_capture":
+        return release(work, book, intent, reason, "charge.refunded")
     if intent.status not in CONFIRMABLE:
-        _wrong_state(
+        wrong_state(
             intent,
             f"You cannot cancel this PaymentIntent because it has a status of {intent.status}. Only a "
             "PaymentIntent with one of the following statuses may be canceled: requires_payment_method, "
             "requires_capture, requires_confirmation, requires_action.",
         )
+    _not_of_checkout(intent, "cancel")
+    return end(work, intent, reason)
+
+
+def end(work: Work, intent: Intent, reason: str | None) -> Intent:
     canceled = intent._replace(status="canceled", next_action=None, canceled_at=work.now, cancellation_reason=reason)
     work.put(canceled, "payment_intent.canceled")
     return canceled
 
 
-def authenticate(work: Work, intent: Intent, *, succeed: bool) -> Intent:
-    """Applies the bank's decision after 3-D Secure. A helper of the sandbox, not part of Stripe's API."""
-    if intent.status != "requires_action":
-        _wrong_state(intent, f"This PaymentIntent needs no authentication: it is {intent.status}.")
-    waiting = intent._replace(next_action=None)
-    if succeed:
-        return _take_money(work, waiting, authenticated=True)
-    failure = {
-        "type": "invalid_request_error",
-        "code": "payment_intent_authentication_failure",
-        "message": "The provided PaymentMethod has failed authentication. You can provide "
-        "payment_method_data or a new PaymentMethod to attempt to fulfill this PaymentIntent again.",
-    }
-    failed = _refused(waiting, failure)
-    work.put(failed, "payment_intent.payment_failed")
-    return failed
-
-
-def settle(work: Work, intent: Intent, *, succeed: bool) -> Intent:
-    """Applies the bank's decision about a debit that is `processing`. A helper of the sandbox."""
-    if intent.status != "processing":
-        _wrong_state(intent, f"This PaymentIntent needs no decision of a bank: it is {intent.status}.")
-    if succeed:
-        return _take_money(work, intent)
-    refusal = Card("", "6789", code="payment_method_provider_decline", message="The bank refused the debit.")
-    try:
-        return _decline(work, intent, refusal)
-    except ApiError:
-        return next(c for c in reversed(work.changes) if isinstance(c, Intent))
+def capture_authorised(work: Work, book: StripeBook, intent: Intent, params: Params) -> Intent:
+    """Takes authorised money, all or a part of it, once."""
+    params.only(CAPTURE)
+    if params.boolean("final_capture") is False:
+        raise invalid("This PaymentIntent does not support multicapture.", param="final_capture")
+    amount = params.integer("amount_to_capture", least=1, most=10**17)
+    if intent.status == "succeeded":
+        wrong_state(intent, "This PaymentIntent could not be captured because it has already been captured.")
+    if intent.status != "requires_capture":
+        wrong_state(
+            intent,
+            f"This PaymentIntent could not be captured because it has a status of {intent.status}. Only a "
+            "PaymentIntent with one of the following statuses may be captured: requires_capture.",
+        )
+    if amount is not None and amount > intent.amount_capturable:
+        raise invalid(
+            "The amount_to_capture is greater than the amount that can be captured.",
+            param="amount_to_capture",
+            code="amount_too_large",
+        )
+    if "metadata" in params:
+        intent = intent._replace(metadata={**intent.metadata, **params.metadata()})
+    return capture(work, book, intent, amount or intent.amount_capturable)
 
 
 def check_client_secret(intent: Intent, params: Params) -> None:
@@ -169,40 +180,57 @@ def check_client_secret(intent: Intent, params: Params) -> None:
         )
 
 
+def url_param(params: Params, name: str) -> str | None:
+    url = params.text(name, longest=2_048)
+    if url is not None and not _URL.fullmatch(url):
+        raise invalid("Not a valid URL", param=name, code="url_invalid")
+    return url
+
+
+def _not_of_checkout(intent: Intent, verb: str) -> None:
+    if intent.checkout is not None:
+        wrong_state(
+            intent,
+            f"You cannot {verb} a PaymentIntent that a Checkout Session has made. Expire the Checkout Session instead.",
+        )
+
+
 def _price(params: Params) -> tuple[int, str]:
     amount = params.integer("amount", least=1, most=10**17)
     if amount is None:
         raise missing_param("amount")
-    currency = params.required("currency")
-    if currency not in CURRENCIES:
-        raise invalid(
-            f"Invalid currency: {currency[:20]}. Stripe currently supports these currencies: "
-            f"{', '.join(sorted(CURRENCIES))}",
-            param="currency",
-        )
-    if amount > AMOUNT_MAX:
-        raise invalid(
-            f"Amount must be no more than {readable(AMOUNT_MAX, currency)}",
-            param="amount",
-            code="amount_too_large",
-        )
-    step = AMOUNT_STEP.get(currency, 1)
-    if amount % step:
-        raise invalid(f"Invalid amount: amounts in {currency} must be evenly divisible by {step}.", param="amount")
+    currency = check_currency(params.required("currency"))
+    check_amount(amount, currency)
     return amount, currency
 
 
-def _options(params: Params) -> Json:
+def _terms(params: Params) -> Terms:
+    secure = None
+    if (options := params.nested("payment_method_options")) is not None:
+        options.only(("card",))
+        if (card := options.nested("card")) is not None:
+            card.only(("request_three_d_secure",))
+            secure = card.choice("request_three_d_secure", ("automatic", "any", "challenge"))
+    return Terms(
+        off_session=params.boolean("off_session") or False,
+        return_url=url_param(params, "return_url"),
+        decline_action=params.boolean("error_on_requires_action") or False,
+        challenge=secure in ("any", "challenge"),
+    )
+
+
+def _options(book: StripeBook, params: Params) -> Json:
     """The settings that an intent keeps, without those at their default."""
     options: Json = {}
     for name in ECHOED:
         if (value := params.text(name, longest=500)) is not None:
             options[name] = value
-    capture = params.choice("capture_method", ("automatic", "automatic_async", "manual"))
-    if capture == "manual":
-        raise invalid("The sandbox does not support capture_method=manual.", param="capture_method")
-    if capture is not None:
-        options["capture_method"] = capture
+    if (customer := params.text("customer")) is not None:
+        options["customer"] = customers.find(book, customer, param="customer", status=400).id
+    if (capture_method := params.choice("capture_method", CAPTURE_METHODS)) is not None:
+        options["capture_method"] = capture_method
+    if (usage := params.choice("setup_future_usage", USAGES)) is not None:
+        options["setup_future_usage"] = usage
     if params.choice("confirmation_method", ("automatic", "manual")) == "manual":
         raise invalid("The sandbox supports confirmation_method=automatic only.", param="confirmation_method")
     types = params.strings("payment_method_types")
@@ -234,103 +262,3 @@ def _require_return_url(options: Json, return_url: str | None) -> None:
             "to `never` when creating Setup Intents and Payment Intents.",
             param="return_url",
         )
-
-
-def _return_url(params: Params) -> str | None:
-    url = params.text("return_url")
-    if url is not None and not _URL.fullmatch(url):
-        raise invalid("Not a valid URL", param="return_url", code="url_invalid")
-    return url
-
-
-def _card(name: str) -> Card:
-    card = CARDS.get(name)
-    if card is None:
-        raise no_such("PaymentMethod", name[:100], param="payment_method", status=400)
-    return card
-
-
-def _attempt(work: Work, intent: Intent, off_session: bool, return_url: str | None) -> Intent:
-    assert intent.card is not None
-    card = CARDS[intent.card]
-    if card.behaviour == "decline":
-        _decline(work, intent, card)
-    if card.behaviour == "settle_later":
-        processing = intent._replace(status="processing", last_error=None)
-        work.put(processing, "payment_intent.processing")
-        return processing
-    if card.behaviour == "authenticate":
-        if off_session:
-            # The buyer is not there to authenticate, so the bank declines.
-            message = "Your card was declined. This transaction requires authentication."
-            _decline(work, intent, card._replace(code="authentication_required", message=message))
-        action: Json = {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}
-        if return_url is not None:
-            page = f"{work.base_url}/_sandbox/payment_intents/{intent.id}/authenticate"
-            action = {"type": "redirect_to_url", "redirect_to_url": {"return_url": return_url, "url": page}}
-        waiting = intent._replace(status="requires_action", next_action=action, last_error=None)
-        work.put(waiting, "payment_intent.requires_action")
-        return waiting
-    return _take_money(work, intent)
-
-
-def _take_money(work: Work, intent: Intent, *, authenticated: bool = False) -> Intent:
-    charge = _charge(work, intent, authenticated=authenticated)
-    paid = intent._replace(status="succeeded", latest_charge=charge.id, amount_received=intent.amount, last_error=None)
-    work.put(charge, "charge.succeeded")
-    work.put(paid, "payment_intent.succeeded")
-    work.effects.add("charge")
-    return paid
-
-
-def _decline(work: Work, intent: Intent, card: Card) -> NoReturn:
-    failure: dict[str, Any] = {"code": card.code, "message": card.message}
-    decline_code = "authentication_required" if card.code == "authentication_required" else card.decline_code
-    if decline_code is not None:
-        failure["decline_code"] = decline_code
-    charge = _charge(work, intent, failure=failure)
-    error: Json = {"type": "card_error", **failure, "charge": charge.id}
-    if card.param is not None:
-        error["param"] = card.param
-    declined = _refused(intent._replace(latest_charge=charge.id), error)
-    work.put(charge, "charge.failed")
-    work.put(declined, "payment_intent.payment_failed")
-    raise ApiError(
-        402,
-        card.message,
-        kind="card_error",
-        code=card.code,
-        param=card.param,
-        decline_code=decline_code,
-        charge=charge.id,
-        saved=True,
-        intent=declined,
-    )
-
-
-def _charge(work: Work, intent: Intent, *, failure: Json | None = None, authenticated: bool = False) -> Charge:
-    assert intent.card is not None
-    assert intent.payment_method is not None
-    return Charge(
-        id=work.new_id("ch"),
-        intent=intent.id,
-        amount=intent.amount,
-        currency=intent.currency,
-        created=work.now,
-        card=intent.card,
-        payment_method=intent.payment_method,
-        metadata=intent.metadata,
-        description=intent.description,
-        failure=failure,
-        authenticated=authenticated,
-    )
-
-
-def _refused(intent: Intent, error: Json) -> Intent:
-    """The intent without its payment method, which only the error still shows; another one may be tried."""
-    error = {**error, "payment_method": [intent.payment_method, intent.card]}
-    return intent._replace(status="requires_payment_method", last_error=error, card=None, payment_method=None)
-
-
-def _wrong_state(intent: Intent, message: str) -> NoReturn:
-    raise ApiError(400, message, code="payment_intent_unexpected_state", saved=True, intent=intent)

@@ -1,30 +1,14 @@
-"""Renders values as the JSON objects of Stripe's API."""
+"""Intents, charges and refunds as JSON."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sandbox.rows import Event, Json
-from sandbox.stripe.errors import ApiError
-from sandbox.stripe.rows import Charge, Intent, Refund, Subject
-from sandbox.stripe.rules.cards import CARDS
+from sandbox.rows import Json
+from sandbox.stripe.render.cards import NOBODY, method_type, plastic, used_method
+from sandbox.stripe.rows import Charge, Intent, Refund
+from sandbox.stripe.rules import balance
 
-API_VERSION = "2026-10-28.endive"
-
-_NOBODY: Json = {
-    "address": {
-        "city": None,
-        "country": None,
-        "line1": None,
-        "line2": None,
-        "postal_code": None,
-        "state": None,
-    },
-    "email": None,
-    "name": None,
-    "phone": None,
-    "tax_id": None,
-}
 # The fields of an intent that a publishable key may read.
 _BUYER_TEXT = (
     "id object amount amount_details automatic_payment_methods canceled_at cancellation_reason "
@@ -45,7 +29,7 @@ def intent(value: Intent) -> Json:
         "id": value.id,
         "object": "payment_intent",
         "amount": value.amount,
-        "amount_capturable": 0,
+        "amount_capturable": value.amount_capturable,
         "amount_details": {"tip": {}},
         "amount_received": value.amount_received,
         "application": None,
@@ -59,6 +43,7 @@ def intent(value: Intent) -> Json:
         "created": value.created,
         "currency": value.currency,
         "customer": options.get("customer"),
+        "customer_account": None,
         "description": value.description,
         "last_payment_error": _last_error(value.last_error),
         "latest_charge": value.latest_charge,
@@ -80,7 +65,7 @@ def intent(value: Intent) -> Json:
         "processing": None,
         "receipt_email": options.get("receipt_email"),
         "review": None,
-        "setup_future_usage": None,
+        "setup_future_usage": options.get("setup_future_usage"),
         "shipping": None,
         "source": None,
         "statement_descriptor": options.get("statement_descriptor"),
@@ -100,24 +85,26 @@ def intent_for_buyer(value: Intent) -> Json:
 def charge(value: Charge) -> Json:
     paid = value.failure is None
     failure = value.failure or {}
+    captured = paid and value.captured_at is not None
+    gone = value.amount_refunded + value.released
     return {
         "id": value.id,
         "object": "charge",
         "amount": value.amount,
-        "amount_captured": value.amount if paid else 0,
-        "amount_refunded": value.amount_refunded,
+        "amount_captured": value.taken,
+        "amount_refunded": gone,
         "application": None,
         "application_fee": None,
         "application_fee_amount": None,
-        "balance_transaction": None,
-        "billing_details": _NOBODY,
+        "balance_transaction": balance.id_of_charge(value),
+        "billing_details": NOBODY,
         "calculated_statement_descriptor": "STAMPEDE SANDBOX",
-        "captured": paid,
+        "captured": captured,
         "created": value.created,
         "currency": value.currency,
-        "customer": None,
+        "customer": value.customer,
         "description": value.description,
-        "disputed": False,
+        "disputed": value.dispute is not None,
         "failure_balance_transaction": None,
         "failure_code": failure.get("code"),
         "failure_message": failure.get("message"),
@@ -134,7 +121,7 @@ def charge(value: Charge) -> Json:
         "receipt_email": None,
         "receipt_number": None,
         "receipt_url": None,
-        "refunded": value.amount_refunded == value.amount,
+        "refunded": gone == value.amount,
         "review": None,
         "shipping": None,
         "source": None,
@@ -152,7 +139,7 @@ def refund(value: Refund) -> Json:
         "id": value.id,
         "object": "refund",
         "amount": value.amount,
-        "balance_transaction": None,
+        "balance_transaction": balance.of_refund(value).id,
         "charge": value.charge,
         "created": value.created,
         "currency": value.currency,
@@ -171,85 +158,27 @@ def refund(value: Refund) -> Json:
         "source_transfer_reversal": None,
         "status": value.status,
         "transfer_reversal": None,
-        **({"failure_reason": value.failure_reason} if value.failure_reason else {}),
+        **_failure(value),
     }
 
 
-def subject(value: Subject) -> Json:
-    if isinstance(value, Intent):
-        return intent(value)
-    return charge(value) if isinstance(value, Charge) else refund(value)
-
-
-def event(value: Event) -> Json:
-    return {
-        "id": value.id,
-        "object": "event",
-        "api_version": API_VERSION,
-        "created": value.created,
-        "data": {"object": subject(value.subject)},
-        "livemode": False,
-        "pending_webhooks": int(value.pending),
-        "request": {"id": value.request_id, "idempotency_key": value.idempotency_key},
-        "type": value.type,
-    }
-
-
-def error(problem: ApiError, request_id: str, *, for_buyer: bool = False) -> Json:
-    body = dict(problem.body)
-    if (code := body.get("code")) is not None:
-        body["doc_url"] = f"https://stripe.com/docs/error-codes/{str(code).replace('_', '-')}"
-    if problem.intent is not None:
-        body["payment_intent"] = (intent_for_buyer if for_buyer else intent)(problem.intent)
-        if problem.status == 402:
-            body["payment_method"] = body["payment_intent"]["last_payment_error"]["payment_method"]
-    body["request_log_url"] = f"https://dashboard.stripe.com/test/logs/{request_id}"
-    return {"error": body}
-
-
-def page(items: list[Json], *, has_more: bool, url: str) -> Json:
-    return {"object": "list", "data": items, "has_more": has_more, "url": url}
+def _failure(value: Refund) -> Json:
+    returned = balance.of_failed_refund(value)
+    if returned is None:
+        return {}
+    return {"failure_reason": value.failure_reason, "failure_balance_transaction": returned.id}
 
 
 def _last_error(stored: Json | None) -> Json | None:
     if stored is None:
         return None
     identifier, name = stored["payment_method"]
-    return {**stored, "payment_method": _method(identifier, name)}
-
-
-def _method(identifier: str, name: str) -> Json:
-    return {
-        "id": identifier,
-        "object": "payment_method",
-        "billing_details": _NOBODY,
-        "customer": None,
-        "livemode": False,
-        "metadata": {},
-        "type": CARDS[name].kind,
-        CARDS[name].kind: _plastic(name),
-    }
-
-
-def _plastic(name: str) -> Json:
-    card = CARDS[name]
-    if card.kind != "card":
-        return {"bank_name": "STRIPE TEST BANK", "last4": card.last4, "account_type": "checking"}
-    return {
-        "brand": card.brand,
-        "checks": {"address_line1_check": None, "address_postal_code_check": None, "cvc_check": "pass"},
-        "country": "US",
-        "exp_month": 12,
-        "exp_year": 2034,
-        "funding": "credit",
-        "last4": card.last4,
-        "network": card.brand,
-    }
+    return {**stored, "payment_method": used_method(identifier, name)}
 
 
 def _method_details(value: Charge) -> Json:
-    kind = CARDS[value.card].kind
-    details = _plastic(value.card)
+    kind = method_type(value.card)
+    details = plastic(value.card)
     if kind == "card":
         details["three_d_secure"] = (
             {"authentication_flow": "challenge", "result": "authenticated", "version": "2.2.0"}
