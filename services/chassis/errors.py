@@ -51,13 +51,14 @@ class AppError(Exception):
 
 
 class InvalidFields(AppError):
-    """The request breaks a rule of the contract. `violations` maps fields to reasons; clients receive the first 50."""
+    """The request breaks a rule of the contract. `violations` maps fields to texts; clients receive the first 50."""
 
     code = "INVALID_ARGUMENT"
     template = "{count} field(s) of the request are not valid."
 
-    def __init__(self, violations: dict[str, str]) -> None:
-        self.violations = violations
+    def __init__(self, violations: dict[str, str], *, cause: str = "") -> None:
+        """`cause` is the reason of each violation, for programs; empty if there is no name for it."""
+        self.violations, self.cause = violations, cause
         super().__init__(count=len(violations))
 
 

@@ -61,6 +61,17 @@ def _guard(service: str) -> Guard:
 
 async def refusal_of(route: Route, request: Message, *, role: str) -> tuple[str, str]:
     """Code and reason of the guard's refusal; `("OK", "")` where the call reaches its handler."""
+    answer = await answer_of(route, request, role=role)
+    if answer is _ADMITTED:
+        return "OK", ""
+    info = error_details_pb2.ErrorInfo()
+    [(_, packed)] = answer.trailing
+    assert status_pb2.Status.FromString(packed).details[0].Unpack(info)
+    return answer.code.name, info.reason
+
+
+async def answer_of(route: Route, request: Message, *, role: str) -> Any:
+    """The guard's answer; a message where the call reaches its handler."""
     metadata: dict[str, str | bytes] = {}
     if role:
         metadata["authorization"] = f"Bearer {tokens.access_token(_SOMEBODY, role)}"
@@ -69,10 +80,4 @@ async def refusal_of(route: Route, request: Message, *, role: str) -> tuple[str,
         return _ADMITTED
 
     service, _, method = route.method.rpartition(".")
-    answer = await _guard(route.owner).unary(f"/{service}/{method}", handler)(request, metadata, None)
-    if answer is _ADMITTED:
-        return "OK", ""
-    info = error_details_pb2.ErrorInfo()
-    [(_, packed)] = answer.trailing
-    assert status_pb2.Status.FromString(packed).details[0].Unpack(info)
-    return answer.code.name, info.reason
+    return await _guard(route.owner).unary(f"/{service}/{method}", handler)(request, metadata, None)

@@ -1,8 +1,14 @@
-"""Finds in logs what must not be there: personal data, passwords, tokens, keys, card numbers."""
+"""Finds in logs and databases what must not be there: personal data, passwords, tokens, keys, card numbers."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from deploy.local import Site
+from deploy.local.ports import SERVICES
 
 _FORBIDDEN = re.compile(
     r"[\w.+-]+@[\w-]+\.(?:com|org|net|local)\b"  # an e-mail address
@@ -21,6 +27,23 @@ def leaks(logs: Path, secrets: Iterable[str]) -> list[str]:
     """Returns what the files in `logs` show of people or secrets, with file and line; at most once a file."""
     wanted = re.compile("|".join([_FORBIDDEN.pattern, *map(re.escape, secrets)]))
     return [found for path in sorted(logs.iterdir()) for found in _first(path, wanted)]
+
+
+def kept_in_databases(site: Site, texts: Sequence[str]) -> list[str]:
+    """Returns the tables of all services with a row that contains one of `texts`, as text or as bytes."""
+    wanted = [f"%{form}%" for text in texts for form in (text, text.encode().hex())]
+    found = []
+    for service in SERVICES:
+        url = site.database_url(service, "postgres").replace("+psycopg", "")
+        with psycopg.connect(url, autocommit=True) as db:
+            named = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+            assert named, service
+            for (table,) in named:
+                query = sql.SQL("SELECT count(*) FROM {} AS t WHERE t::text LIKE ANY(%s)").format(sql.Identifier(table))
+                row = db.execute(query, [wanted]).fetchone()
+                if row and row[0]:
+                    found.append(f"{service}.{table}: {row[0]} rows")
+    return found
 
 
 def open_to_others(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from prometheus_client import Counter, Histogram
 from services.chassis import errors, request_context, telemetry
 from services.chassis.errors import InvalidFields, RateLimited, TooSlow
 from services.chassis.request_context import Metadata
-from services.chassis.server import access, bounds, inputs, statuses
+from services.chassis.server import access, bounds, card_numbers, inputs, statuses
 from services.chassis.server.access import Gatekeeper, Rule
 from services.chassis.server.masks import json_name
 from services.chassis.server.statuses import Answer
@@ -35,6 +35,7 @@ _LOG_OVERLOAD_SECONDS = 1.0
 # That of a batch contains the ids of all its items.
 _REQUEST_ID_MAX = 4096
 _NO_NUL = "must not contain the character U+0000"
+_NO_CARD = "must not contain the number of a card; send a token of the payment provider"
 
 Unary = Callable[[Message | None, Metadata, float | None], Awaitable[Message | Answer]]
 """Answers a call: (request, None if it cannot be decoded; metadata; seconds until its deadline)."""
@@ -138,9 +139,13 @@ class Guard:
             raise InvalidFields({"request": "has a value that its rules cannot be applied to"}) from None
         if violations:
             raise InvalidFields({_path(v.proto): v.proto.message for v in violations})
-        # A fast test first; a zero byte may also be part of a number.
-        if b"\0" in request.SerializeToString() and (with_nul := dict.fromkeys(_with_nul(request), _NO_NUL)):
+        # Fast tests first; a zero byte may also be part of a number.
+        data = request.SerializeToString()
+        if b"\0" in data and (with_nul := dict.fromkeys(_with_nul(request), _NO_NUL)):
             raise InvalidFields(with_nul)
+        # Services pass on what was checked here before.
+        if rule.access != access_pb2.ACCESS_MESH and card_numbers.may_contain(request, data):
+            _refuse_card_numbers(request)
         return request
 
     def _overloaded(self, method: str) -> Answer:
@@ -206,6 +211,11 @@ def _with_nul(message: Message, prefix: str = "") -> Iterator[str]:
                 yield prefix + field.json_name
             elif isinstance(part, Message):
                 yield from _with_nul(part, f"{prefix}{field.json_name}.")
+
+
+def _refuse_card_numbers(request: Message) -> None:
+    if found := dict.fromkeys(card_numbers.fields_with(request), _NO_CARD):
+        raise InvalidFields(found, cause="CARD_NUMBER")
 
 
 def _path(violation: Any) -> str:

@@ -37,16 +37,18 @@ INTERNAL = Answer(grpc.StatusCode.INTERNAL, "Internal error.", (), ())
 
 def answer(error: AppError, domain: str) -> Answer:
     """Returns the answer for `error`. `domain` is that of the answering service; an error may name another."""
-    violations = _first(error.violations) if isinstance(error, InvalidFields) else ()
+    violations = _first(error.violations, error.cause) if isinstance(error, InvalidFields) else ()
     return _answer(
         error.code, error.reason, error.domain or domain, str(error), tuple(error.metadata.items()), violations,
         error.retry_seconds,
     )  # fmt: skip
 
 
-def _first(violations: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _first(violations: Mapping[str, str], cause: str) -> tuple[tuple[str, str, str], ...]:
     """Returns the first violations. A field name may be long, because it contains the key of a map."""
-    return tuple((field[:_FIELD_LENGTH_MAX], reason) for field, reason in islice(violations.items(), _VIOLATIONS_MAX))
+    return tuple(
+        (field[:_FIELD_LENGTH_MAX], text, cause) for field, text in islice(violations.items(), _VIOLATIONS_MAX)
+    )
 
 
 # In a rush nearly all answers are the same refusal of the same sale.
@@ -57,16 +59,15 @@ def _answer(
     domain: str,
     message: str,
     metadata: tuple[tuple[str, str], ...],
-    violations: tuple[tuple[str, str], ...],
+    violations: tuple[tuple[str, str, str], ...],
     retry_seconds: int | None,
 ) -> Answer:
     number = code_pb2.Code.Value(code)
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=dict(metadata))]
     if violations:
         field = error_details_pb2.BadRequest.FieldViolation
-        details.append(
-            error_details_pb2.BadRequest(field_violations=[field(field=f, description=d) for f, d in violations])
-        )
+        broken = [field(field=f, description=d, reason=cause) for f, d, cause in violations]
+        details.append(error_details_pb2.BadRequest(field_violations=broken))
     initial: tuple[tuple[str, str], ...] = (_CHALLENGE,) if code == "UNAUTHENTICATED" else ()
     if retry_seconds is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=retry_seconds)))

@@ -4,10 +4,11 @@ import asyncio
 from typing import Any
 
 from tests.e2e.shop import PASSWORD, SECURE, Buyer, Shop
-from tests.support.private import leaks, open_to_others
+from tests.support.private import kept_in_databases, leaks, open_to_others
 from tests.support.rest import Json, new_id
 
 _NAME, _STREET, _CARD = "Ada Lovelace-Byron", "17 Leakage Lane", "4000056655665556"
+_GROUPED = "4000 0566 5566 5556"
 
 
 def _address() -> Json:
@@ -62,3 +63,42 @@ async def test_errors_put_no_personal_data_and_no_secret_into_a_log(shop: Shop) 
 
 async def test_no_other_user_can_read_what_the_mesh_stores(shop: Shop) -> None:
     assert not await asyncio.to_thread(open_to_others, shop.mesh.site.home)
+
+
+async def test_card_numbers_are_refused_and_kept_nowhere(shop: Shop) -> None:
+    """In any text of any service, also in addresses of pages; neither a log nor a database contains one afterwards."""
+    buyer, goods, staff = await shop.a_buyer(), await shop.a_product(), shop.staff
+    placed = (await buyer.buy(goods, wait=0)).expect().json
+    order = await buyer.until(placed["id"], "PAID")
+    lines = [{"productId": goods["id"], "quantity": 1}]
+    body: dict[str, Any] = {"lines": lines, "paymentMethod": "pm_card_visa", "shippingAddress": _address()}
+    refund = {"full": True, "reason": f"to {_CARD}"}
+    product = {"sku": "C-1", "name": "Clock", "price": goods["price"]}
+    account = {"email": f"new-{buyer.email}", "password": PASSWORD, "displayName": _CARD}
+    refused = await asyncio.gather(
+        buyer.rest.post("/v1/orders", {**body, "paymentMethod": _CARD, "requestId": new_id()}),
+        buyer.rest.post("/v1/orders", {**body, "paymentMethod": _GROUPED, "requestId": new_id()}),
+        buyer.rest.post(
+            "/v1/orders", {**body, "shippingAddress": {**_address(), "line2": _GROUPED}, "requestId": new_id()}
+        ),
+        buyer.rest.post(f"/v1/orders/{order['id']}:cancel", {"reason": _CARD, "requestId": new_id()}),
+        staff.post(f"/v1/orders/{order['id']}:refund", {**refund, "amount": order["total"], "requestId": new_id()}),
+        staff.post(f"/v1/payments/{order['payment']['id']}:refund", {**refund, "requestId": new_id()}),
+        staff.post("/v1/products", {**product, "description": _CARD, "requestId": new_id()}),
+        staff.post("/v1/products", {**product, "attributes": {_CARD: "a"}, "requestId": new_id()}),
+        shop.rest.post("/v1/auth/register", {**account, "requestId": new_id()}),
+        shop.rest.get("/v1/products", query=_CARD),
+        shop.rest.get(f"/v1/products/by-slug/{_CARD}"),
+        shop.rest.get(f"/v1/products/{_CARD}"),
+        buyer.rest.get(f"/v1/orders/{_CARD}"),
+    )
+    for answer in refused:
+        assert answer.status == 400, answer
+        assert _CARD not in str(answer.json), answer
+        assert answer.reason == "INVALID_FIELDS", answer
+    (violation,) = refused[0].json["details"][1]["fieldViolations"]
+    assert (violation["field"], violation["reason"]) == ("paymentMethod", "CARD_NUMBER")
+
+    numbers = [_CARD, _GROUPED, _GROUPED.replace(" ", "%20")]
+    assert not leaks(shop.mesh.site.home / "logs", numbers)
+    assert not await asyncio.to_thread(kept_in_databases, shop.mesh.site, numbers)
