@@ -5,15 +5,17 @@ from __future__ import annotations
 import orjson
 from aiohttp import web
 
-from sandbox.bodies import json_answer, json_body
-from sandbox.errors import Refusal
+from sandbox import page
 from sandbox.faults import Faults
 from sandbox.razorpay import commands as razorpay_commands
 from sandbox.razorpay.book import RazorpayBook
 from sandbox.rows import Json
 from sandbox.service import Sandbox
 from sandbox.stripe import commands as stripe_commands
+from sandbox.stripe import pages as stripe_pages
 from sandbox.stripe.book import StripeBook
+from sandbox.wire.bodies import json_answer, json_body
+from sandbox.wire.errors import Refusal
 
 LINES_AT_ONCE = 500
 
@@ -21,6 +23,7 @@ LINES_AT_ONCE = 500
 async def handle(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:
     """Answers every request that belongs to no protocol."""
     try:
+        _refuse_other_pages(request)
         return await _dispatch(sandbox, request)
     except Refusal as error:
         return json_answer({"error": {"type": "invalid_request_error", "message": error.message}}, error.status)
@@ -30,6 +33,8 @@ async def _dispatch(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRes
     method, path = request.method, request.path
     if path == "/healthz" and method == "GET":
         return json_answer(_health(sandbox))
+    if (shown := await _page(sandbox, request)) is not None:
+        return shown
     if path == "/_sandbox/faults":
         return await _faults(sandbox, request)
     if path in ("/_sandbox/ledger", "/_sandbox/razorpay/ledger") and method == "GET":
@@ -46,6 +51,40 @@ async def _dispatch(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamRes
             if answer is not None:
                 return answer
     raise Refusal(404, f"The sandbox has no {method} {path[:200]}.")
+
+
+async def _page(sandbox: Sandbox, request: web.BaseRequest) -> web.Response | None:
+    """Answers a request for a page, its script, its style or its data; None for any other."""
+    match request.method, *request.path.split("/")[1:]:
+        case "GET", "":
+            return page.html("overview")
+        case "GET", "page", name:
+            return page.static(name)
+        case (("GET" | "POST"), "c", "pay", identifier):
+            return await stripe_pages.show_checkout(sandbox, request, identifier)
+        case "GET", "_sandbox", "overview":
+            groups = [*stripe_pages.overview(sandbox), *razorpay_commands.overview(sandbox)]
+            await sandbox.durable()
+            return json_answer({"totals": _totals(sandbox), "groups": groups})
+    return None
+
+
+def _totals(sandbox: Sandbox) -> list[Json]:
+    waiting = sandbox.webhooks.counts() if sandbox.webhooks else {"waiting": 0, "delivered": 0, "given_up": 0}
+    sums = [
+        {"name": f"{currency} {word}", "value": totals[word]}
+        for currency, totals in sandbox.stripe.ledger().items()
+        for word in ("captured", "refunded")
+    ]
+    hooks = [{"name": f"webhooks {word}", "value": waiting[word]} for word in ("delivered", "waiting", "given_up")]
+    return sums + hooks
+
+
+def _refuse_other_pages(request: web.BaseRequest) -> None:
+    """Commands need no key, so a page from elsewhere in the same browser may not send them."""
+    origin = request.headers.get("Origin")
+    if request.method != "GET" and origin is not None and origin.partition("://")[2] != request.headers.get("Host"):
+        raise Refusal(403, "Only a page of the sandbox may do this.")
 
 
 async def _faults(sandbox: Sandbox, request: web.BaseRequest) -> web.StreamResponse:

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandbox.errors import invalid
 from sandbox.rows import Json
+from sandbox.wire.errors import invalid
 
 NEXT_MAX = 1_000_000
 DELAY_MS_MAX = 600_000

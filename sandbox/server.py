@@ -55,6 +55,7 @@ async def start(settings: Settings) -> Running:
         await sandbox.stop()
         raise
     host, port = runner.addresses[0][:2]
-    sandbox.base_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    sandbox.base_url = settings.public_url or url
     sandbox.start()
-    return Running(sandbox, runner, sandbox.base_url)
+    return Running(sandbox, runner, url)

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
 
 from sandbox.faults import Faults
 from sandbox.razorpay import notices as razorpay_notices
@@ -20,6 +22,9 @@ from sandbox.stripe import clock as stripe_clock
 from sandbox.stripe import notices as stripe_notices
 from sandbox.stripe.book import StripeBook
 from sandbox.webhooks import Endpoint, Webhooks
+from sandbox.wire.errors import Refusal
+
+Changed = TypeVar("Changed")
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +99,19 @@ class Sandbox:
                 if isinstance(change, Event) and change.pending:
                     self._unsent.append((change, (offset, index)))
         self._group.begin()
+
+    async def perform(self, work: Work, rule: Callable[[], Changed]) -> Changed:
+        """Applies a rule, and stores its changes; those of a saved error too, which it raises."""
+        try:
+            changed = rule()
+        except Refusal as error:
+            if error.saved:
+                self.commit(work)
+                await self.durable()
+            raise
+        self.commit(work)
+        await self.durable()
+        return changed
 
     async def durable(self) -> None:
         """Returns once all changes so far are on the disk, those of other requests too: an answer may show them."""

@@ -39,6 +39,8 @@ class Settings:
     razorpay_key_secret: str = DEFAULT_RAZORPAY[1]
     webhooks: Mapping[str, Target] = field(default_factory=dict)
     """By the name of the protocol. Events of a protocol without one are stored, not sent."""
+    public_url: str = ""
+    """The address of the sandbox in browsers; empty if it is the one that it listens at."""
     latency_ms: int = 0
 
     @property
@@ -69,6 +71,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
     option("--razorpay-webhook-url", "SANDBOX_RAZORPAY_WEBHOOK_URL", "URL that Razorpay's events are sent to", "")
     option("--razorpay-webhook-secret", "SANDBOX_RAZORPAY_WEBHOOK_SECRET", "secret that signs them", "")
     option("--razorpay-webhook-events", "SANDBOX_RAZORPAY_WEBHOOK_EVENTS", "event types to send", "*")
+    option("--public-url", "SANDBOX_PUBLIC_URL", "address of its pages, if browsers need another one", "")
     option("--latency-ms", "SANDBOX_LATENCY_MS", "delay of every answer in milliseconds", "0")
     given = parser.parse_args(argv)
 
@@ -82,6 +85,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         parser.error("--api-key must start with sk_test_: the sandbox takes no live key")
     if not str(given.razorpay_key_id).startswith("rzp_test_"):
         parser.error("--razorpay-key-id must start with rzp_test_: the sandbox takes no live key")
+    if given.public_url and urlsplit(given.public_url).scheme not in ("http", "https"):
+        parser.error("--public-url must be an http or https URL")
     if not str(given.latency_ms).isdigit() or int(given.latency_ms) > LATENCY_MS_MAX:
         parser.error(f"--latency-ms must be a number from 0 to {LATENCY_MS_MAX}")
     stripe = _target(parser, "--webhook", given.webhook_url, given.webhook_secret, given.webhook_events)
@@ -97,6 +102,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         razorpay_key_id=given.razorpay_key_id,
         razorpay_key_secret=given.razorpay_key_secret,
         webhooks={name: target for name, target in (("stripe", stripe), ("razorpay", razorpay)) if target},
+        public_url=str(given.public_url).rstrip("/"),
         latency_ms=int(given.latency_ms),
     )
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from aiohttp import web
 
-from sandbox.bodies import json_answer, json_body
 from sandbox.razorpay import render, routes
 from sandbox.razorpay.errors import invalid
 from sandbox.razorpay.notices import signature
 from sandbox.razorpay.parameters import Params
-from sandbox.razorpay.rows import Payment
+from sandbox.razorpay.rows import Order, Payment
 from sandbox.razorpay.rules import orders, refunds
 from sandbox.rows import Json, Work
 from sandbox.service import Sandbox
+from sandbox.wire.bodies import json_answer, json_body
 
+SHOWN = 25
 _OUTCOMES = ("begin", "authorize", "capture", "fail")
 
 
@@ -36,6 +38,39 @@ async def handle(sandbox: Sandbox, request: web.BaseRequest, parts: list[str]) -
     sandbox.commit(work)
     await sandbox.durable()
     return json_answer(answer)
+
+
+def overview(sandbox: Sandbox) -> list[Json]:
+    """The newest orders and payments for the sandbox's page, with the commands that apply to each."""
+    book = sandbox.razorpay
+    orders_shown = [_shown(row, "orders") for row in islice(book.orders.newest_first(), SHOWN)]
+    payments_shown = [_shown(row, "payments") for row in islice(book.payments.newest_first(), SHOWN)]
+    return [
+        {"title": "Razorpay: orders", "objects": orders_shown},
+        {"title": "Razorpay: payments", "objects": payments_shown},
+    ]
+
+
+def _shown(row: Order | Payment, kind: str) -> Json:
+    base = f"razorpay/{kind}/{row.id}"
+    pay = {"Pay": (f"{base}/pay", {"outcome": "authorize"})}
+    actions: dict[tuple[str, str], dict[str, tuple[str, Json]]] = {
+        ("orders", "created"): pay,
+        ("orders", "attempted"): pay,
+        ("payments", "created"): {"Authorize": (f"{base}/authorize", {}), "Fail": (f"{base}/fail", {})},
+        ("payments", "authorized"): {"Capture": (f"{base}/capture", {}), "Expire": (f"{base}/expire", {})},
+    }
+    return {
+        "id": row.id,
+        "amount": f"{row.amount} {row.currency}",
+        "status": row.status,
+        "created": row.created,
+        "url": None,
+        "actions": [
+            {"label": label, "path": path, "body": body}
+            for label, (path, body) in actions.get((kind, row.status), {}).items()
+        ],
+    }
 
 
 def _pay(sandbox: Sandbox, work: Work, identifier: str, wanted: dict[str, Any]) -> Json:

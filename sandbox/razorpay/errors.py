@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sandbox.errors import Refusal
 from sandbox.rows import Json
+from sandbox.wire.errors import Refusal
 
 
 class ApiError(Refusal):

@@ -14,8 +14,6 @@ import secrets
 import orjson
 from aiohttp import web
 
-from sandbox.bodies import lose, read
-from sandbox.errors import Refusal
 from sandbox.razorpay import routes
 from sandbox.razorpay.errors import ApiError, key_in_use, key_reused, rate_limited, server_error, unauthorised
 from sandbox.razorpay.parameters import Params, of_query, parse
@@ -23,6 +21,8 @@ from sandbox.rows import Json, Work
 from sandbox.service import Sandbox
 from sandbox.state.journal import KeyRecord
 from sandbox.state.keys import KeyInUse, KeyReused, fingerprint
+from sandbox.wire.bodies import lose, read
+from sandbox.wire.errors import Refusal
 
 log = logging.getLogger(__name__)
 

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
-from typing import Any, TypeVar
-from urllib.parse import urlencode
+from typing import Any
 
 from aiohttp import web
 
-from sandbox.bodies import json_answer, json_body
-from sandbox.errors import Refusal, invalid
+from sandbox import page
 from sandbox.rows import Json, Work
 from sandbox.service import Sandbox
-from sandbox.stripe import render
+from sandbox.stripe import pages, render
 from sandbox.stripe.book import StripeBook
-from sandbox.stripe.errors import ApiError
 from sandbox.stripe.routes.buyers import find_session
 from sandbox.stripe.routes.call import find
 from sandbox.stripe.routes.disputes import find_dispute
 from sandbox.stripe.routes.payments import find_intent
 from sandbox.stripe.rows import Charge, Subject
 from sandbox.stripe.rules import charging, checkout, disputes, refunds
-from sandbox.stripe.rules.currencies import readable
+from sandbox.wire.bodies import json_answer, json_body
+from sandbox.wire.errors import Refusal, invalid
 
-_PAGE = """<!doctype html><meta charset="utf-8"><title>Sandbox bank</title>
-<h1>Pay {amount}?</h1><p>This page replaces the buyer's bank. No money moves.</p>
-<form method="post"><button name="outcome" value="succeed">Approve</button>
-<button name="outcome" value="fail">Refuse</button></form>"""
-
-Changed = TypeVar("Changed")
 Command = Callable[[Work, StripeBook, str, Json], Subject]
 
 
@@ -39,9 +30,7 @@ async def handle(sandbox: Sandbox, request: web.BaseRequest, parts: list[str]) -
         return None
     noun, identifier, verb = "/".join(parts[:-2]), parts[-2], parts[-1]
     if request.method == "GET" and (noun, verb) == ("payment_intents", "authenticate"):
-        intent = find_intent(sandbox.stripe, identifier)
-        page = _PAGE.format(amount=escape(readable(intent.amount, intent.currency)))
-        return web.Response(text=page, content_type="text/html")
+        return pages.challenge(sandbox, identifier)
     command = COMMANDS.get((noun, verb))
     if command is None or request.method != "POST":
         return None
@@ -49,36 +38,11 @@ async def handle(sandbox: Sandbox, request: web.BaseRequest, parts: list[str]) -
     if not isinstance(wanted, dict):
         raise invalid("The body is a JSON object.")
     work = sandbox.work("stripe")
-    back = _back(sandbox.stripe, identifier) if verb == "authenticate" else None
-    changed = await perform(sandbox, work, lambda: command(work, sandbox.stripe, identifier, wanted))
+    back = pages.back_from_challenge(sandbox, identifier) if verb == "authenticate" else None
+    changed = await sandbox.perform(work, lambda: command(work, sandbox.stripe, identifier, wanted))
     if back is None or "text/html" not in request.headers.get("Accept", ""):
         return json_answer(render.subject(changed))
-    return web.Response(status=303, headers={"Location": f"{back}{_outcome(wanted, 'succeeded', 'failed')}"})
-
-
-async def perform(sandbox: Sandbox, work: Work, rule: Callable[[], Changed]) -> Changed:
-    """Applies a rule, and stores its changes; those of a decline too, which it raises."""
-    try:
-        changed = rule()
-    except ApiError as error:
-        if error.saved:
-            sandbox.commit(work)
-            await sandbox.durable()
-        raise
-    sandbox.commit(work)
-    await sandbox.durable()
-    return changed
-
-
-def _back(book: StripeBook, identifier: str) -> str | None:
-    """The address to which the bank's page sends the buyer, without the outcome at its end."""
-    intent = find_intent(book, identifier)
-    action = (intent.next_action or {}).get("redirect_to_url")
-    if action is None:
-        return None
-    query = urlencode({"payment_intent": intent.id, "payment_intent_client_secret": intent.client_secret})
-    joint = "&" if "?" in action["return_url"] else "?"
-    return f"{action['return_url']}{joint}{query}&redirect_status="
+    return page.go(f"{back}{_outcome(wanted, 'succeeded', 'failed')}")
 
 
 def _outcome(wanted: Json, good: Any, bad: Any, words: tuple[str, str] = ("succeed", "fail")) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandbox.errors import Refusal
 from sandbox.stripe.rows import Intent
+from sandbox.wire.errors import Refusal
 
 
 class ApiError(Refusal):

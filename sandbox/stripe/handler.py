@@ -15,8 +15,6 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
-from sandbox.bodies import lose, read
-from sandbox.errors import Refusal
 from sandbox.service import Sandbox
 from sandbox.state.journal import KeyRecord
 from sandbox.state.keys import KeyInUse, KeyReused, fingerprint
@@ -32,6 +30,8 @@ from sandbox.stripe.errors import (
 )  # fmt: skip
 from sandbox.stripe.forms import Params, Tree, parse
 from sandbox.stripe.routes.call import Call, Operation
+from sandbox.wire.bodies import lose, read
+from sandbox.wire.errors import Refusal
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from sandbox.errors import Refusal, invalid
 from sandbox.rows import Json
+from sandbox.wire.errors import Refusal, invalid
 
 BODY_BYTES_MAX = 64 * 1024
 TOO_LARGE = "The request body is too large."

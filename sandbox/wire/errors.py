@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class Refusal(Exception):
-    """An error answer with an HTTP status."""
+    """An error answer with an HTTP status. `saved`: what its request changed until then stays changed."""
+
+    saved = False
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

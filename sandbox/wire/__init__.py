@@ -1,0 +1,1 @@
+"""Requests and answers of all protocols: bodies, errors, answers that get lost."""
