@@ -44,7 +44,7 @@ HARMLESS = {
     "active": "a new product without stock cannot be bought, and the answer shows it as active",
     "etag": "any version is changed, as by a client that has not read it",
     "hold_duration": "ten minutes, and the answer shows it",
-    "abandoned_hold_limit": "three, and the answer shows it",
+    "abandoned_hold_limit": "ten, and the answer shows it",
     "prefer_wait": "the answer comes at once",
     "request_id": "a repeat is another request, and the client knows that it has sent no id",
     "restock": "units do not return; nothing is sold that is not there, and staff adjust the stock",

@@ -1,19 +1,23 @@
 """Charging: once, whatever fails on the way."""
 
 import asyncio
+import dataclasses
 import random
 import uuid
 
 import pytest
 from sqlalchemy import event
 
+from services.chassis import ids
 from services.chassis.money import Money
 from services.payments.dispatch import dispatcher as dispatch
 from services.payments.domain import Charge
 from services.payments.domain import State as S
+from services.payments.providers.stripe.adapter import Stripe
+from services.payments.providers.stripe.webhook import StripeWebhook
 from services.payments.sql import payments
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
-from tests.integration.payments.conftest import Payments, Sandbox, State, an_order
+from tests.integration.payments.conftest import KEY, WEBHOOK_SECRET, Payments, Sandbox, State, an_order
 from tests.support.serving import refusal
 from tests.support.waiting import until
 
@@ -179,6 +183,37 @@ async def test_a_call_does_not_wait_for_a_slow_provider(
     await service.dispatcher.drain(seconds=8)  # as at shutdown: calls in progress end first
     assert (await service.get(payment.payment_id)).state == State.SUCCEEDED
     assert await service.published(item.order_id) == ["succeeded"]
+
+
+async def test_a_card_is_charged_before_secrets_that_wait(service: Payments) -> None:
+    """One customer's pages for paying later must not delay the payment of another."""
+    item = an_order()
+    known = await service.payment(uuid.UUID((await service.charged(item)).payment_id))
+    provider = Stripe(
+        KEY, webhook=StripeWebhook(WEBHOOK_SECRET, api_key=KEY), api_base=service.sandbox.url, calls_per_second=0,
+        concurrency=1,
+    )  # fmt: skip
+    order, begun, go_on = list[str](), asyncio.Event(), asyncio.Event()
+
+    async def create(name: str, card: str | None) -> None:
+        async def check() -> None:
+            order.append(name)
+            begun.set()
+            await go_on.wait()
+
+        payment = dataclasses.replace(known, id=ids.new(), customer_id=ids.new(), payment_method=card)
+        await provider.create(payment, check)
+
+    calls = [asyncio.create_task(create("first", None))]
+    await begun.wait()
+    waiting = [*(("secret", None) for _ in range(5)), ("charge", "pm_card_visa")]
+    for name, card in waiting:
+        calls.append(asyncio.create_task(create(name, card)))
+        await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(*calls)
+    await provider.aclose()
+    assert order == ["first", "charge", *["secret"] * 5]
 
 
 async def always() -> None:
