@@ -8,6 +8,7 @@ import pytest
 from services.chassis.errors import InvalidFields
 from services.chassis.server import inputs
 from stampede.catalog.v1 import catalog_service_pb2 as catalog_pb
+from stampede.inventory.v1.reservation_service_pb2 import BatchConfirmRequest
 from stampede.orders.v1 import order_service_pb2 as order_pb
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
 
@@ -27,6 +28,12 @@ def test_upper_case_request_is_the_same_request() -> None:
     request = an_order(str.upper)
     inputs.normalize_ids(request)
     assert request == an_order()
+
+
+def test_every_id_of_a_list_is_rewritten() -> None:
+    request = BatchConfirmRequest(ids=[SALE, ID.upper()])
+    inputs.normalize_ids(request)
+    assert list(request.ids) == [SALE, ID]
 
 
 def test_only_ids_are_rewritten() -> None:
