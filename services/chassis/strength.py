@@ -11,7 +11,8 @@ _DIFFERENT_MIN = 6
 """Of 16 random hexadecimal digits, fewer than 6 differ once in 100,000 times."""
 _PLACEHOLDERS = (
     "changeme", "changethis", "replaceme", "example", "default", "password", "passwort", "passphrase", "secret",
-    "placeholder", "qwerty", "letmein", "insecure", "sandbox",
+    "placeholder", "qwert", "asdfg", "1q2w3e", "letmein", "iloveyou", "deadbeef", "insecure", "sandbox", "admin",
+    "stampede",
 )  # fmt: skip
 _LOOKALIKES = str.maketrans("013457@$", "oieastas")
 _KIND = re.compile(r"^(?:(?:sk|rk|pk)_(?:test|live)|whsec)_")

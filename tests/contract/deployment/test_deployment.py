@@ -283,6 +283,14 @@ def test_an_unavailable_database_restarts_no_service() -> None:
         assert [container[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe")] == [alive, alive], service
 
 
+def test_broker_that_hangs_is_restarted_and_one_that_recovers_is_not() -> None:
+    """Without `js-server-only` the probe asks for each stream, and a large one takes long to recover."""
+    [broker] = containers(find("StatefulSet", "nats", DEV))
+    probe = broker["livenessProbe"]
+    assert probe["httpGet"] == {"path": "/healthz?js-server-only=true", "port": "monitor"}
+    assert broker["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "monitor"}
+
+
 def test_scaled_out_services_stay_within_role_and_provider_limits() -> None:
     limit = re.search(r'ROLE :"service" .* CONNECTION LIMIT (\d+)', (DEPLOY / "postgres/service.sql").read_text())
     assert limit

@@ -69,7 +69,8 @@ _STRONG, _OTHER = "kV7bT2mXq9LwZ4cRf8Ys", "pG3nJ6hDx5QvB1tWz0Ua"
 _WEAK_SECRETS = (
     "", " " * 16, "x", "a" * 32, "ab" * 16, "abcd1234" * 4, "abcd1234abcd1234ab", "0123456789abcdef",
     "zyxwvutsrqponmlkj", "aabbccddeeffgghh", "acegikmoqsuwy024", "change_me_" * 3, "ChangeMe-please-now",
-    "p4ssw0rd-of-the-shop", "correct-passphrase-1", f"  {_STRONG[:12]}  ", "\t\n" * 20,
+    "p4ssw0rd-of-the-shop", "correct-passphrase-1", f"  {_STRONG[:12]}  ", "\t\n" * 20, "Xk9f" * 4, "pG7vQ2mZ" * 3,
+    "stampede-2026-shop", "Adm1n-adm1n-2026-x", "qwertzuiopasdfgh", "1q2w3e4r5t6z7u8i", "deadbeefcafebabe",
 )  # fmt: skip
 
 

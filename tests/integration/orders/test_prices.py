@@ -9,7 +9,7 @@ from services.chassis.money import Money
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
 from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.type.v1 import money_pb2
-from tests.integration.orders.conftest import Shop, rows_of
+from tests.integration.orders.conftest import Shop, an_order, place, rows_of, run_sql
 from tests.integration.orders.test_placing import on_sale, orders_written, stocked, wanting
 from tests.support import tokens
 from tests.support.serving import refusal
@@ -104,6 +104,25 @@ async def test_free_order_is_refunded_and_cancelled_like_others(shop: Shop) -> N
     assert (refunded.state, cancelled.state) == (State.REFUNDED, State.CANCELLED)
     assert [order.lines[0].returned_quantity for order in (refunded, cancelled)] == [2, 2]
     assert shop.inventory.calls["BatchCreateReturns"] == 2
+    assert not shop.payments.calls
+
+
+@pytest.mark.parametrize(("why", "state"), [("cancelled", State.CANCELLED), ("hold ended", State.EXPIRED)])
+async def test_free_order_turns_back_without_a_call_of_payments(shop: Shop, why: str, state: int) -> None:
+    """Its process died before it was confirmed. Payments knows of no such order, and takes none without an amount."""
+    order = an_order(total=Money("USD", 0), customer_id=shop.customer)
+    shop.inventory.held[str(order.id)] = inventory_pb.Reservation(id=str(order.id), state=inventory_pb.Reservation.HELD)
+    await place(shop.db, order, lease_seconds=0)
+    if why == "cancelled":
+        request = pb.CancelOrderRequest(order_id=str(order.id))
+        await shop.orders.CancelOrder(request, metadata=tokens.as_user(shop.customer))
+    else:
+        await run_sql(shop.db, "UPDATE orders SET hold_expire_time = now() - interval '1 minute'")
+        shop.carry_on()
+
+    ended = await shop.ended(str(order.id))
+
+    assert (ended.state, shop.inventory.state(order.id)) == (state, "RELEASED")
     assert not shop.payments.calls
 
 

@@ -35,17 +35,18 @@ async def _busy(pacer: Pacer) -> asyncio.Event:
 
 
 async def test_a_burst_is_a_tenth_of_a_second() -> None:
-    pacer, started = Pacer(calls_per_second=100, concurrency=100), 0
+    pacer, started, clock = Pacer(calls_per_second=100, concurrency=100), 0, asyncio.get_running_loop().time
 
     async def call() -> None:
         nonlocal started
         async with pacer.turn():
             started += 1
 
+    began = clock()
     tasks = [asyncio.create_task(call()) for _ in range(30)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert started == 10
+    assert 10 <= started <= 11 + (clock() - began) * 100  # a slow machine takes longer than a turn
     await asyncio.gather(*tasks)
 
 
