@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import logging
 import signal
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> int:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     options = settings.parse(argv)
+    # The sandbox holds many objects and makes no cycles of them, so a search for such is rarely worth its time.
+    gc.set_threshold(50_000, 50, 50)
     try:
         uvloop.run(run(options))
     except (journal.Busy, journal.Damaged) as error:

@@ -19,6 +19,7 @@ class GroupCommit:
         self._done = journal.size
         self._running: asyncio.Task[None] | None = None
         self._failure: OSError | None = None
+        self._waiting: list[asyncio.Future[None]] = []
 
     def begin(self) -> None:
         """Starts a sync, unless one runs or everything is on the disk."""
@@ -35,8 +36,10 @@ class GroupCommit:
             if self._failure is not None:
                 raise self._failure
             self.begin()
-            assert self._running is not None
-            await asyncio.shield(self._running)
+            # A future of its own, because a cancelled request must not cancel the sync.
+            synced = asyncio.get_running_loop().create_future()
+            self._waiting.append(synced)
+            await synced
 
     async def stop(self) -> None:
         """Lets the running syncs end."""
@@ -53,6 +56,10 @@ class GroupCommit:
             return
         finally:
             self._running = None
-        self._done = size
+            self._done = size if self._failure is None else self._done
+            waiting, self._waiting = self._waiting, []
+            for synced in waiting:
+                if not synced.done():
+                    synced.set_result(None)
         self._call(size)
         self.begin()

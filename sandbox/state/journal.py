@@ -12,11 +12,12 @@ it has client secrets.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import orjson
 
 from sandbox.rows import Change, Event, Subject
 
@@ -26,8 +27,6 @@ Place = tuple[int, int]
 LINE_MAX = 1 << 20
 NOTES_MAX = 64
 _CHUNK = 16_384
-
-dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
 
 
 class Busy(Exception):
@@ -188,20 +187,20 @@ class Journal:
             parts["c"] = [
                 ["ev", (c.id, c.type, c.created, c.request_id, c.idempotency_key, c.pending)]
                 if isinstance(c, Event)
-                else [self._tags[type(c)], c]
+                else [self._tags[type(c)], tuple(c)]
                 for c in changes
             ]
         if key is not None:
             parts["k"] = key[:5]
         if delivered:
             parts["d"] = delivered
-        head = dumps(parts).encode()
+        head = orjson.dumps(parts)
         return head + b"\t" + body + b"\n" if key is not None else head + b"\n"
 
     def _decode(self, offset: int, line: bytes) -> Record:
         """Decodes one line, given without its newline."""
         head, _, body = line.partition(b"\t")
-        parts = json.loads(head)
+        parts = orjson.loads(head)
         changes: list[Change] = []
         subject: Subject | None = None
         for tag, fields in parts.get("c", ()):

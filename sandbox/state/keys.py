@@ -6,7 +6,9 @@ from collections import OrderedDict
 from hashlib import blake2b
 from typing import Any
 
-from sandbox.state.journal import KeyRecord, dumps
+import orjson
+
+from sandbox.state.journal import KeyRecord
 
 KEYS_MAX = 2_000_000
 KEPT_S = 24 * 3600
@@ -14,8 +16,8 @@ KEPT_S = 24 * 3600
 
 def fingerprint(method: str, path: str, tree: dict[str, Any]) -> str:
     """A hash that is equal for requests that differ only in the order of their parameters."""
-    text = f"{method} {path} {dumps(sorted(tree.items()))}"
-    return blake2b(text.encode(), digest_size=12).hexdigest()
+    text = f"{method} {path} ".encode() + orjson.dumps(sorted(tree.items()))
+    return blake2b(text, digest_size=12).hexdigest()
 
 
 class KeyInUse(Exception):

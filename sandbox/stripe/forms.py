@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_plus
 
 from sandbox.stripe.errors import invalid, missing_param
 
 PAIRS_MAX = 250
 DEPTH_MAX = 7
+NAMES_KEPT = 4_096
 TEXT_MAX = 1_000
 METADATA_KEYS_MAX = 50
 METADATA_KEY_LENGTH_MAX = 40
@@ -21,27 +23,43 @@ Tree = dict[str, Any]
 
 def parse(encoded: str) -> Tree:
     """Parses parameters into nested dicts of strings; lists become dicts with the keys "0", "1", …"""
+    pairs = encoded.split("&") if encoded else []
+    tree: Tree = {}
     try:
-        pairs = parse_qsl(encoded, keep_blank_values=True, max_num_fields=PAIRS_MAX, errors="strict")
+        if len(pairs) > PAIRS_MAX:
+            raise ValueError
+        for pair in pairs:
+            if pair:
+                key, _, value = pair.partition("=")
+                _put(tree, steps_of(key), _decoded(value) if "%" in value or "+" in value else value)
     except ValueError:
         raise invalid(f"The request's parameters could not be read, or are more than {PAIRS_MAX}.") from None
-    tree: Tree = {}
-    for key, value in pairs:
-        if "[" in key:
-            _nest(tree, key, value)
-        elif isinstance(tree.get(key), dict):
-            raise invalid(f"Invalid parameter: {key} is given both as a value and as a hash.", param=key)
-        else:
-            tree[key] = value
     return tree
 
 
-def _nest(tree: Tree, key: str, value: str) -> None:
+def _decoded(text: str) -> str:
+    return unquote_plus(text, errors="strict")
+
+
+# The names are the same in each call of one client.
+@lru_cache(maxsize=NAMES_KEPT)
+def steps_of(encoded: str) -> tuple[str, ...]:
+    """The steps of a parameter's encoded name: `a[b][]` has the steps a, b and an empty one."""
+    key = _decoded(encoded)
     head, *rest = key.split("[")
-    steps = [head, *(part.removesuffix("]") for part in rest)]
-    if len(steps) > DEPTH_MAX or not head or not all(part.endswith("]") for part in rest):
-        raise invalid(f"Invalid parameter name: {key}", param=key)
-    node = tree
+    steps = (head, *(part.removesuffix("]") for part in rest))
+    if len(steps) > DEPTH_MAX or (rest and not head) or not all(part.endswith("]") for part in rest):
+        raise invalid(f"Invalid parameter name: {key[:100]}", param=key[:100])
+    return steps
+
+
+def _put(tree: Tree, steps: tuple[str, ...], value: str) -> None:
+    node, head = tree, steps[0]
+    if len(steps) == 1:
+        if isinstance(node.get(head), dict):
+            raise invalid(f"Invalid parameter: {head} is given both as a value and as a hash.", param=head)
+        node[head] = value
+        return
     for step in steps[:-1]:
         node = node.setdefault(step, {})
         if not isinstance(node, dict):

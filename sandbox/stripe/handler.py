@@ -7,7 +7,6 @@ import base64
 import binascii
 import hashlib
 import logging
-import os
 import secrets
 from collections.abc import Mapping
 
@@ -15,6 +14,7 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
+from sandbox.rows import random_hex
 from sandbox.service import Sandbox
 from sandbox.state.journal import KeyRecord
 from sandbox.state.keys import KeyInUse, KeyReused, fingerprint
@@ -46,6 +46,7 @@ CORS = {
     "Access-Control-Expose-Headers": "Request-Id, Idempotent-Replayed, Stripe-Should-Retry",
     "Access-Control-Max-Age": "300",
 }
+_JSON = CORS | {"Content-Type": "application/json", "Cache-Control": "no-cache, no-store"}
 
 
 class StripeHandler:
@@ -60,7 +61,7 @@ class StripeHandler:
         if request.method == "OPTIONS":
             return web.Response(headers=CORS)
         path = request.path
-        request_id = f"req_{os.urandom(7).hex()}"
+        request_id = f"req_{random_hex(14)}"
         buyer = False
         try:
             tree = await _parameters(request)
@@ -159,10 +160,9 @@ class StripeHandler:
             # The money may have moved, but the client only sees that the connection ended.
             log.warning("answer dropped by a fault", extra={"request_id": request_id})
             return lose(request)
-        headers: CIMultiDict[str] = CIMultiDict(CORS)
+        headers: CIMultiDict[str] = CIMultiDict(_JSON)
         headers["Request-Id"] = request_id
         headers["Stripe-Version"] = request.headers.get("Stripe-Version", render.API_VERSION)
-        headers["Cache-Control"] = "no-cache, no-store"
         if request.method == "POST" and (key := request.headers.get("Idempotency-Key")):
             headers["Idempotency-Key"] = key
             headers["Original-Request"] = replay_of.request_id if replay_of else request_id
@@ -172,7 +172,7 @@ class StripeHandler:
             headers["Stripe-Should-Retry"] = "true"
         elif status == 401:
             headers["WWW-Authenticate"] = 'Basic realm="Stripe"'
-        return web.Response(status=status, body=body, headers=headers, content_type="application/json")
+        return web.Response(status=status, body=body, headers=headers)
 
     def _authorise(self, headers: Mapping[str, str], tree: Tree) -> bool:
         """Returns True for the publishable key, False for the secret key; raises 401 for any other."""
@@ -221,7 +221,7 @@ async def _parameters(request: web.BaseRequest) -> Tree:
         raise ApiError(error.status, error.message) from None
     if not raw:
         return {}
-    if request.content_type != FORM:
+    if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != FORM:
         raise invalid(f"Invalid request (check that your POST content type is {FORM}).")
     try:
         return parse(raw.decode("ascii"))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from typing import Any
 
-from sandbox.rows import Json, Work
+from sandbox.rows import Json, Work, random_hex
 from sandbox.stripe.book import StripeBook
 from sandbox.stripe.errors import ApiError, invalid, missing_param
 from sandbox.stripe.forms import Params
@@ -48,7 +46,7 @@ def create(work: Work, book: StripeBook, params: Params) -> Session:
     if success_url is None:
         raise missing_param("success_url")
     session = Session(
-        id=f"cs_test_a1{os.urandom(28).hex()}",
+        id=f"cs_test_a1{random_hex(56)}",
         created=work.now,
         amount=amount,
         currency=currency,
@@ -101,7 +99,7 @@ def pay(work: Work, book: StripeBook, session: Session, method: str, email: str 
             currency=session.currency,
             created=work.now,
             status="requires_payment_method",
-            client_secret=f"{identifier}_secret_{secrets.token_hex(12)}",
+            client_secret=f"{identifier}_secret_{random_hex(24)}",
             metadata=session.payment.get("metadata", {}),
             options={**options, "checkout": session.id, "payment_method_types": session.options["types"]},
             description=session.payment.get("description"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 
-from sandbox.rows import Json, Work
+from sandbox.rows import Json, Work, random_hex
 from sandbox.stripe.book import StripeBook
 from sandbox.stripe.errors import invalid, missing_param
 from sandbox.stripe.forms import Params
@@ -63,7 +63,7 @@ def create(work: Work, book: StripeBook, params: Params) -> Intent:
         currency=currency,
         created=work.now,
         status="requires_payment_method" if name is None else "requires_confirmation",
-        client_secret=f"{identifier}_secret_{secrets.token_hex(12)}",
+        client_secret=f"{identifier}_secret_{random_hex(24)}",
         metadata=params.metadata(),
         options=options,
         description=params.text("description"),
