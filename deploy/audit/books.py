@@ -17,6 +17,12 @@ BALANCE = Check(
     "in each currency, captured - refunded at the provider = paid orders - their refunds",
     repairs.LOOK,
 )
+JOURNAL = Check(
+    "journal-balance",
+    Invariant.MONEY,
+    "in each currency, the provider's account of the journal = captured - refunded at the provider",
+    repairs.COMPLETE_JOURNAL,
+)
 
 
 @dataclass
@@ -30,6 +36,8 @@ class Books:
     ordered: Counter[str] = field(default_factory=Counter)
     refunded: Counter[str] = field(default_factory=Counter)
     """Refunds of paid orders in the payments database."""
+    booked: Counter[str] = field(default_factory=Counter)
+    """The money at the provider, by the journal."""
     states: Counter[str] = field(default_factory=Counter)
     confirmed: int = 0
     in_flight: list[str] = field(default_factory=list)
@@ -63,6 +71,8 @@ class Books:
             self.ordered[order.currency] += order.total_minor
             if payment:
                 self.refunded[payment.currency] += payment.refunded_minor - payment.by_hand_minor
+        for each in case.payments:
+            self.booked[each.currency] += each.booked_minor
         for capture in case.captures:
             self.captured[capture.currency] += capture.amount_minor
             self.provider_refunds[capture.currency] += capture.refunded_minor
@@ -72,9 +82,12 @@ class Books:
             self.provider_refunds[payment.currency] += payment.refunded_minor - payment.by_hand_minor
 
     def check_totals(self) -> Iterator[Finding]:
-        """Checks that, in each currency, the provider's balance is that of paid orders."""
-        for currency in sorted(self.captured.keys() | self.ordered.keys()):
+        """Checks that, in each currency, the provider's balance is that of paid orders, and that of the journal."""
+        for currency in sorted(self.captured.keys() | self.ordered.keys() | self.booked.keys()):
             has = self.captured[currency] - self.provider_refunds[currency]
+            if has != self.booked[currency]:
+                text = f"{currency}: the provider keeps {has}, but by the journal {self.booked[currency]}"
+                yield Finding(JOURNAL, (currency,), text)
             due = self.ordered[currency] - self.refunded[currency]
             if has != due:
                 text = (

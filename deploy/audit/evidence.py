@@ -23,6 +23,7 @@ _ROWS = {
     "payments": {
         "payments": ":id IN (t.id, t.order_id)",
         "refunds": "t.payment_id IN (SELECT id FROM payments WHERE :id IN (id, order_id)) OR t.id = :id",
+        "journal_entries": "t.payment_id IN (SELECT id FROM payments WHERE :id IN (id, order_id))",
         "provider_events": "t.payload->>'payment_id' IN (SELECT id::text FROM payments WHERE :id IN (id, order_id))",
     },
 }  # fmt: skip

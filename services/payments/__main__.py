@@ -3,7 +3,10 @@
 from contextlib import aclosing
 
 from services.chassis.process import Command, Process, run
+from services.chassis.server.paging import Pages
 from services.payments import cli
+from services.payments.books import cli as books
+from services.payments.books.rpc import BooksService
 from services.payments.charges import Charges
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.reconciler import Reconciler
@@ -14,9 +17,10 @@ from services.payments.settings import Settings
 from services.payments.sql import provider_events, refunds
 from services.payments.webhooks.inbox import Inbox
 from services.payments.webhooks.walk import EventWalk
-from stampede.payments.v1 import charge_service_pb2_grpc, payment_service_pb2_grpc
+from stampede.payments.v1 import books_service_pb2_grpc, charge_service_pb2_grpc, payment_service_pb2_grpc
 
 _DRAIN_SECONDS = 12.0
+_SERVICES = tuple(f"stampede.payments.v1.{name}" for name in ("ChargeService", "PaymentService", "BooksService"))
 
 
 async def main(config: Settings) -> None:
@@ -30,6 +34,9 @@ async def main(config: Settings) -> None:
         payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(
             PaymentService(charges, refunding, inbox, providers), process.server
         )
+        books_service_pb2_grpc.add_BooksServiceServicer_to_server(
+            BooksService(process.db, Pages(*config.page_secret.values())), process.server
+        )
         process.exchange_events()
         process.run_cleanups(provider_events.CLEANUP, refunds.REQUESTS_CLEANUP)
         for loop in (
@@ -40,14 +47,18 @@ async def main(config: Settings) -> None:
         for name, provider in providers.items():
             walk = EventWalk(process.db, provider, inbox)
             process.background(f"events of {name}", walk.run)
-        await process.serve("stampede.payments.v1.ChargeService", "stampede.payments.v1.PaymentService")
+        await process.serve(*_SERVICES)
         await dispatcher.drain(seconds=_DRAIN_SECONDS)
 
 
 if __name__ == "__main__":
     events = Command("provider events that were parked: list, retry or drop them", cli.describe_events, cli.events)
     parked = Command(
-        "refunds and payments that wait for an operator: list, resume, abandon, or mark them as done",
+        "refunds and payments that wait for an operator: list, resume, abandon, mark as done, or write off",
         cli.describe_parked, cli.parked,
     )  # fmt: skip
-    run("payments", Settings, main, commands={"events": events, "parked": parked})
+    journal = Command(
+        "the books: the balances of all accounts, or the entries that are missing",
+        books.describe_journal, books.act_on_journal,
+    )  # fmt: skip
+    run("payments", Settings, main, commands={"events": events, "parked": parked, "journal": journal})

@@ -8,7 +8,7 @@ from functools import partial
 from services.chassis.data import commands
 from services.chassis.data.commands import write
 from services.chassis.data.db import Database
-from services.payments.dispatch.parked import abandon, list_parked, mark_as_done, resume
+from services.payments.dispatch.parked import abandon, list_parked, mark_as_done, resume, write_off
 from services.payments.settings import Settings
 from services.payments.sql import provider_events
 
@@ -27,12 +27,13 @@ def describe_events(parser: argparse.ArgumentParser) -> None:
 
 def describe_parked(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `parked`."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|resume|abandon|done")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|resume|abandon|done|write-off")
     actions.add_parser("list", help=f"the {_MOST} longest parked refunds and payments, with their problems")
     for name, text in (
         ("resume", "make the refund again under a new key, or ask about the payment again"),
         ("abandon", "give the refund up, so that its sum is free again; or cancel the payment"),
         ("done", "count the money as refunded, because it went back another way"),
+        ("write-off", "count the money as refunded, although it stays here: nobody claims it any more"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("id", type=uuid.UUID, help="of a refund or payment that `list` shows")
@@ -46,7 +47,8 @@ async def parked(config: Settings, arguments: argparse.Namespace) -> int:
 
 async def _act_on_parked(arguments: argparse.Namespace, db: Database) -> None:
     if arguments.action != "list":
-        act = {"resume": resume, "abandon": abandon, "done": mark_as_done}[arguments.action]
+        ends = {"resume": resume, "abandon": abandon, "done": mark_as_done, "write-off": write_off}
+        act = ends[arguments.action]
         await act(db, arguments.id, f"{commands.operator()} {arguments.note}".strip())
         write(f"{arguments.id}: {arguments.action}")
         return

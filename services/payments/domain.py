@@ -47,6 +47,16 @@ class RefundState(enum.StrEnum):
     FAILED = "FAILED"
 
 
+class Settlement(enum.StrEnum):
+    """The way in which the money of a refund went back, once it has succeeded."""
+
+    PROVIDER = "PROVIDER"
+    OUTSIDE = "OUTSIDE"
+    """Another way, for example by bank transfer: an operator has marked it as done."""
+    WRITTEN_OFF = "WRITTEN_OFF"
+    """It did not, and nobody claims it any more: an operator has given it up."""
+
+
 OPEN = frozenset((State.AWAITING_CUSTOMER, State.PROCESSING))
 _ENDS = frozenset((State.SUCCEEDED, State.FAILED, State.CANCELLED))
 
@@ -167,6 +177,9 @@ class Refund:
     attempt: int
     """Part of its idempotency key."""
     checks: int
+    settlement: Settlement = Settlement.PROVIDER
+    received_minor: int = 0
+    """The money whose arrival it records: of a stray charge, which no payment counts."""
     answer_time: datetime | None = None
     """As in `Payment`."""
 

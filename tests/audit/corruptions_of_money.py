@@ -7,6 +7,8 @@ _COPY = """INSERT INTO refunds (id, payment_id, provider, amount_minor, reason, 
     SELECT gen_random_uuid(), payment_id, provider, amount_minor, reason, state, stray, charge_reference,
         $reference, failure_reason, checks, next_check_time FROM refunds"""
 _OF = "(SELECT id FROM payments WHERE order_id = '{}')"
+_MINE = "WHERE payment_id = (SELECT id FROM payments WHERE order_id = '{}')"
+_ENTRIES, _SET = f"journal_entries {_MINE}", "journal_entries SET {}"
 _PENDING = """UPDATE refunds SET state = 'PENDING', provider_reference = NULL, next_check_time = now(),
         create_time = now() - interval '3 hours', update_time = now()
     WHERE payment_id = (SELECT id FROM payments WHERE order_id = '$partly');
@@ -86,6 +88,37 @@ PAYMENTS = corruptions(
         f"UPDATE refunds SET stray = true WHERE payment_id = {_OF.format('$partly')}"),
     ("a refund succeeded without the provider", "refund-row", "$partly",
         f"UPDATE refunds SET provider_reference = NULL WHERE payment_id = {_OF.format('$partly')}"),
+    ("a refund counts as paid out another way", "journal-rows", "$partly",
+        f"UPDATE refunds SET settlement = 'OUTSIDE' WHERE payment_id = {_OF.format('$partly')}"),
+    ("a refund counts as one of money that arrived", "journal-rows", "$partly",
+        f"UPDATE refunds SET received_minor = 1 WHERE payment_id = {_OF.format('$partly')}"),
+    ("an entry of a charge is missing", "journal-rows", "$paid", f"DELETE FROM {_ENTRIES.format('$paid')}"),
+    ("an entry of a charge is missing, by the provider", "journal-provider", "$paid",
+        f"DELETE FROM {_ENTRIES.format('$paid')}"),
+    ("an entry of a charge is missing, in sum", "journal-balance", "USD", f"DELETE FROM {_ENTRIES.format('$paid')}"),
+    ("an entry is doubled", "journal-rows", "$partly",
+        f"""INSERT INTO journal_entries (payment_id, kind, debit, credit, amount_minor, currency, reference)
+        SELECT payment_id, kind, debit, credit, amount_minor, currency, reference
+        FROM {_ENTRIES.format('$partly')} AND kind = 'REFUNDED'"""),
+    ("an entry is of another amount", "journal-rows", "$paid",
+        f"UPDATE {_SET.format('amount_minor = 1')} {_MINE.format('$paid')}"),
+    ("an entry is in another currency", "journal-rows", "$paid",
+        f"UPDATE {_SET.format(chr(39).join(('currency = ', 'EUR', '')))} {_MINE.format('$paid')}"),
+    ("an entry is in another account", "journal-rows", "$partly",
+        f"""UPDATE {_SET.format("debit = 'stray_money', kind = 'STRAY_RETURNED'")} {_MINE.format('$partly')}
+        AND kind = 'REFUNDED'"""),
+    ("an entry is of another payment", "journal-rows", "$paid",
+        f"UPDATE {_SET.format('payment_id = ' + _OF.format('$mixed'))} {_MINE.format('$paid')}"),
+    ("an entry is of another refund", "journal-rows", "$partly",
+        f"UPDATE {_SET.format(chr(39).join(('reference = ', 're_other', '')))} {_MINE.format('$partly')}"),
+    ("an entry is of an unknown payment", "journal-rows", "00000000-0000-7000-8000-000000000009",
+        f"""UPDATE {_SET.format("payment_id = '00000000-0000-7000-8000-000000000009'")} {_MINE.format('$paid')}"""),
+    ("an entry has a kind of other accounts", "journal-entry", "$partly",
+        f"""UPDATE {_SET.format("kind = 'FEE'")} {_MINE.format('$partly')} AND kind = 'REFUNDED'"""),
+    ("an entry is older than its payment", "journal-entry", "$paid",
+        f"""UPDATE {_SET.format("create_time = now() - interval '1 day'")} {_MINE.format('$paid')}"""),
+    ("the guard against negative entries is gone", "payments-constraints", "payments",
+        "ALTER TABLE journal_entries DROP CONSTRAINT journal_entries_amount_positive"),
     ("a refund is pending for hours", "refund-pending", "$partly", _PENDING),
     ("the order is wrong behind a refund that is pending for hours", "order-refunded", "$partly", _PENDING),
     ("the units are wrong behind a refund that is pending for hours", "movement-of-order", "$partly", _PENDING,

@@ -37,7 +37,8 @@ _KEPT = {
     "products": "the catalog", "users": "accounts", "stock": "one row a product", "flash_sales": "a row a sale",
     "stock_movements": "the ledger", "reservations": "what was sold", "returns": "what came back",
     "sale_customers": "the customer limit counts all orders", "orders": "the books", "order_products": "of orders",
-    "payments": "the books", "refunds": "the books", "disputes": "the books", "event_walks": "one row a provider",
+    "payments": "the books", "refunds": "the books", "disputes": "the books",
+    "journal_entries": "the books", "event_walks": "one row a provider",
     "leases": "one row a job", "signing_keys": "deleted by the ORM when they retire",
 }  # fmt: skip
 _COMPOSES_THE_CHASSIS = "services/chassis/process.py"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from deploy.audit import repairs
 from deploy.audit.checks.excuses import OVER_SECONDS, in_flight, pending_most
+from deploy.audit.checks.journal import booked_money_is_the_providers
 from deploy.audit.findings import Check, Finding, Invariant
 from deploy.audit.reading.rows import Case, Payment, Reservation
 
@@ -353,6 +354,9 @@ PROVIDER: dict[Compare, Check] = {
     ),
     _every_charge_has_its_payment: _check(
         Invariant.MONEY, "provider-stray", "the provider keeps no other money", repairs.LOOK
+    ),
+    booked_money_is_the_providers: _check(
+        Invariant.MONEY, "journal-provider", "the journal has as much at the provider as the provider", repairs.LOOK
     ),
     _ended_order_cannot_be_paid: _check(
         Invariant.MONEY, "provider-open", "nobody can pay an order that has ended", repairs.LOOK

@@ -3,13 +3,24 @@
 from collections.abc import Iterator, Mapping
 
 from deploy.audit import books
-from deploy.audit.checks import accounts, across, events, inventory, orders, payments, references, schema, units
+from deploy.audit.checks import (
+    accounts,
+    across,
+    events,
+    inventory,
+    journal,
+    orders,
+    payments,
+    references,
+    schema,
+    units,
+)
 from deploy.audit.findings import KEPT_MOST, Check, Finding
 from deploy.audit.reading.sources import Connection
 
 CHECKS = (
-    *across.CHECKS, *units.CHECKS, *orders.CHECKS, *inventory.CHECKS, *payments.CHECKS, *accounts.CHECKS,
-    *schema.CHECKS, *events.CHECKS, *references.CHECKS, books.BALANCE,
+    *across.CHECKS, *units.CHECKS, *orders.CHECKS, *inventory.CHECKS, *payments.CHECKS, *journal.CHECKS,
+    *accounts.CHECKS, *schema.CHECKS, *events.CHECKS, *references.CHECKS, books.BALANCE, books.JOURNAL,
 )  # fmt: skip
 BY_NAME = {check.name: check for check in CHECKS}
 

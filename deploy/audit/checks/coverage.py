@@ -114,7 +114,13 @@ COVERAGE: dict[str, dict[str, str]] = {
         "charge_reference": "refund-row", "provider_reference": "provider-refunds", "failure_reason": _TEXT,
         "checks": _PACE, "external": "refund-row", "problem": "money-problem", "attempt": _PACE, "attempt_time": _PACE,
         "unanswered_time": _PACE, "answer_time": "saga-waits", "next_check_time": "payment-unattended",
+        "settlement": "journal-rows", "received_minor": "journal-rows",
         "create_time": "refund-pending", "update_time": "refund-row",
+    },
+    "payments.journal_entries": {
+        "id": "the order of the entries", "create_time": "journal-entry", "payment_id": "journal-rows",
+        "kind": "journal-entry", "debit": "journal-rows", "credit": "journal-rows", "amount_minor": "journal-rows",
+        "currency": "journal-rows", "reference": "journal-rows",
     },
     "payments.disputes": {
         "provider": "part of the key", "reference": "the provider's name of the dispute", "payment_id": "dispute-row",

@@ -102,8 +102,7 @@ CHECKS = (
             -- A stray charge is one that its payment did not count.
             AND NOT (r.stray AND r.charge_reference = p.provider_reference AND p.state IN ('SUCCEEDED', 'REFUNDED'))
             AND (r.state = 'PENDING' OR r.next_check_time IS NULL)
-            AND (r.state <> 'SUCCEEDED' OR r.provider_reference IS NOT NULL
-                OR strpos(r.reason, 'marked as done by') > 0), false)
+            AND (r.state <> 'SUCCEEDED' OR r.provider_reference IS NOT NULL OR r.settlement <> 'PROVIDER'), false)
         UNION ALL
         SELECT min(p.order_id::text)::uuid, format('%s refunds have the reference %s', count(*), r.provider_reference)
         FROM refunds r JOIN payments p ON p.id = r.payment_id WHERE r.provider_reference IS NOT NULL

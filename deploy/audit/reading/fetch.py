@@ -78,13 +78,18 @@ _RESERVATIONS = """
 """
 _PAYMENTS = """
     SELECT p.id, p.order_id, p.customer_id, p.state, p.provider, coalesce(p.provider_reference, ''), p.amount_minor,
-        p.currency, p.refunded_minor, coalesce(r.refunds, '[]')
+        p.currency, p.refunded_minor, coalesce(r.refunds, '[]'), coalesce(j.booked, 0)
     FROM payments p LEFT JOIN (
         SELECT payment_id, jsonb_agg(jsonb_build_array(id, state, amount_minor, stray,
             coalesce(provider_reference, ''), extract(epoch FROM clock_timestamp() - create_time),
-            state = 'SUCCEEDED' AND strpos(reason, 'marked as done by') > 0)) AS refunds
+            state = 'SUCCEEDED' AND settlement <> 'PROVIDER')) AS refunds
         FROM refunds GROUP BY 1
-    ) r ON r.payment_id = p.id ORDER BY p.order_id, p.id
+    ) r ON r.payment_id = p.id LEFT JOIN (
+        SELECT payment_id, sum(CASE WHEN starts_with(debit, 'provider:') THEN amount_minor ELSE -amount_minor END)
+            ::bigint AS booked
+        FROM journal_entries WHERE debit <> 'fees' AND credit <> 'fees'
+            AND (starts_with(debit, 'provider:') OR starts_with(credit, 'provider:')) GROUP BY 1
+    ) j ON j.payment_id = p.id ORDER BY p.order_id, p.id
 """
 _OUTBOX = """
     SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(create_time)), 0)::float FROM outbox
@@ -181,10 +186,10 @@ def reservations(connection: Connection) -> Iterator[Reservation]:
 
 def payments(connection: Connection) -> Iterator[Payment]:
     for row in _stream(connection, _PAYMENTS):
-        id_, order_id, customer_id, state, provider, reference, amount, currency, refunded, refunds = row
+        id_, order_id, customer_id, state, provider, reference, amount, currency, refunded, refunds, booked = row
         yield Payment(
             id=str(id_), order_id=str(order_id), customer_id=str(customer_id), state=state, provider=provider,
-            reference=reference, amount_minor=amount, currency=currency, refunded_minor=refunded,
+            reference=reference, amount_minor=amount, currency=currency, refunded_minor=refunded, booked_minor=booked,
             refunds=tuple(
                 Refund(id=a, state=b, amount_minor=c, stray=d, reference=e, age_seconds=f, by_hand=g)
                 for a, b, c, d, e, f, g in refunds

@@ -145,6 +145,8 @@ class Payment:
     currency: str
     refunded_minor: int
     refunds: tuple[Refund, ...] = ()
+    booked_minor: int = 0
+    """The money that its provider has of it, by the journal; fees are not taken off."""
 
     @property
     def pending_minor(self) -> int:

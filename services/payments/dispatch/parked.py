@@ -9,12 +9,13 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError
 from services.chassis.events import outbox
 from services.chassis.events.outbox import Event
+from services.payments.books.chart import entries_of_refund
 from services.payments.charges import REVERSAL, REVERSAL_REFUSED
 from services.payments.dispatch import settle
-from services.payments.domain import OPEN, Payment, Refund, RefundState, RefundTooLarge, State
+from services.payments.domain import OPEN, Payment, Refund, RefundState, RefundTooLarge, Settlement, State
 from services.payments.refunds import rules
+from services.payments.sql import journal, payments, refunds
 from services.payments.sql import parked as sql
-from services.payments.sql import payments, refunds
 from services.payments.sql.parked import Parked
 
 
@@ -93,13 +94,21 @@ async def abandon(db: Database, id_: uuid.UUID, by: str) -> None:
 
 async def mark_as_done(db: Database, id_: uuid.UUID, by: str) -> None:
     """Count money as refunded that went back another way. Raises `NotParked`, `NothingToRefund`, `RefundTooLarge`."""
+    await _settle(db, id_, Settlement.OUTSIDE, f"marked as done by {by}")
+
+
+async def write_off(db: Database, id_: uuid.UUID, by: str) -> None:
+    """Count money as refunded that stays here, because nobody claims it any more. Raises as `mark_as_done`."""
+    await _settle(db, id_, Settlement.WRITTEN_OFF, f"written off by {by}")
+
+
+async def _settle(db: Database, id_: uuid.UUID, settlement: Settlement, note: str) -> None:
     async with db.begin() as tx:
         payment, refund = await _lock(tx, id_)
         if refund is None:
             if payment.problem != REVERSAL_REFUSED or payment.left_minor == 0:
                 raise NothingToRefund(id=id_)
-            refund = _by_hand(payment)
-            await refunds.insert_external(tx, [refund])
+            (refund,) = await refunds.insert_external(tx, [_by_hand(payment)])
             payment = dataclasses.replace(
                 payment, problem="", refunding_minor=payment.refunding_minor + refund.amount_minor
             )
@@ -109,10 +118,13 @@ async def mark_as_done(db: Database, id_: uuid.UUID, by: str) -> None:
             more = payment.refunding_minor + refund.amount_minor
             payment = dataclasses.replace(payment, refunding_minor=more)
         after = rules.after_refund(payment, refund, RefundState.SUCCEEDED)
-        done = dataclasses.replace(refund, state=RefundState.SUCCEEDED, problem="", failure_reason="")
+        done = dataclasses.replace(
+            refund, state=RefundState.SUCCEEDED, problem="", failure_reason="", settlement=settlement
+        )
         await payments.store(tx, [after])
         await refunds.store(tx, [done])
-        await refunds.sign(tx, [refund.id], f"marked as done by {by}")
+        await journal.enter(tx, entries_of_refund(refund, done))
+        await refunds.sign(tx, [refund.id], note)
         await outbox.publish(tx, [] if refund.stray else [settle.refunded_event(after)])
 
 

@@ -11,12 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.data.db import Database
 from services.chassis.events import outbox
 from services.chassis.events.outbox import Event
+from services.payments.books.chart import entries_of_payment, entries_of_refund
 from services.payments.dispatch.decisions import Verdict, decide
 from services.payments.domain import OPEN, NewRefund, Payment, Refund, RefundState, State
 from services.payments.providers.events import Dispute
 from services.payments.providers.results import ChargeResult, ChargeStatus, RefundResult
 from services.payments.refunds.rules import FAILED_LATER, after_refund
-from services.payments.sql import payments, refunds
+from services.payments.sql import journal, payments, refunds
 from services.payments.sql.payments import Change
 from stampede.payments.v1.events_pb2 import PaymentChanged, PaymentDisputed
 
@@ -48,7 +49,8 @@ def _fast_change(payment: Payment, result: ChargeResult) -> Change | None:
     after, verdict = decide(payment, result)
     if verdict is not Verdict.ACCEPTED or after == payment:
         return None
-    return Change(after, ended_event(after) if _has_ended(payment, after) else None)
+    event = ended_event(after) if _has_ended(payment, after) else None
+    return Change(after, event, entries_of_payment(payment, after))
 
 
 def _has_ended(before: Payment, after: Payment) -> bool:
@@ -76,7 +78,9 @@ async def apply_results(
     ended = {result.payment_id: result.calls for result in results if result.calls}
     answered = {result.payment_id for result in results if result.status is not ChargeStatus.UNKNOWN}
     await payments.store(tx, changed, unchanged=waiting, ended=ended, answered=answered)
-    await refunds.insert(tx, stray)
+    received = await refunds.insert(tx, stray)
+    await journal.enter(tx, [entry for p in changed for entry in entries_of_payment(before[p.id], p)])
+    await journal.enter(tx, [entry for refund in received for entry in entries_of_refund(None, refund)])
     await outbox.publish(tx, [ended_event(p) for p in changed if _has_ended(before[p.id], p)])
     return after
 
@@ -96,7 +100,8 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
     """Store the results of refunds; return the refunds as they are now."""
     async with db.begin() as tx:
         known = await payments.lock(tx, {result.payment_id for result in results})
-        found = await refunds.lock(tx, [result.refund_id for result in results])
+        read = await refunds.lock(tx, [result.refund_id for result in results])
+        found = dict(read)
         before, events, failed = dict(known), list[Event](), set[uuid.UUID]()
         for result in results:
             refund = found[result.refund_id]
@@ -122,6 +127,7 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
         ended = {result.refund_id: result.calls for result in results if result.calls}
         answered = {result.refund_id for result in results if result.state}
         await refunds.store(tx, list(found.values()), ended=ended, answered=answered)
+        await journal.enter(tx, [entry for r in found.values() for entry in entries_of_refund(read[r.id], r)])
         if whole := [p.id for p in known.values() if p.state is State.REFUNDED and p != before[p.id]]:
             await refunds.clear_failed_later(tx, whole)
         if failed:  # people may have refunded the charge at the provider

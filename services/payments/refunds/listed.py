@@ -1,16 +1,19 @@
 """Adopts the provider's list of refunds: those made there, those that failed later, those of lost answers."""
 
+from itertools import chain
+
 import structlog
 from prometheus_client import Counter
 
 from services.chassis.data.db import Database
 from services.chassis.events import outbox
+from services.payments.books.chart import entries_of_refund
 from services.payments.dispatch import settle
 from services.payments.domain import OPEN, Refund, State
 from services.payments.providers import PaymentProvider
 from services.payments.providers.results import ProviderRefund, Unknown
 from services.payments.refunds import rules
-from services.payments.sql import payments, refunds
+from services.payments.sql import journal, payments, refunds
 from services.payments.sql.payments import RefundCheck
 
 log = structlog.get_logger()
@@ -46,10 +49,13 @@ async def store_listed(db: Database, check: RefundCheck, listed: list[ProviderRe
     """Store the provider's list of a payment's refunds, and publish what it changes, in one transaction."""
     async with db.begin() as tx:
         payment = (await payments.lock(tx, [check.payment.id]))[check.payment.id]
-        found = rules.compare(payment, await refunds.lock_of_payment(tx, payment.id), listed)
-        await refunds.insert_external(tx, found.new)
+        before = {refund.id: refund for refund in await refunds.lock_of_payment(tx, payment.id)}
+        found = rules.compare(payment, list(before.values()), listed)
+        new = await refunds.insert_external(tx, found.new)
         if found.changed:
             await refunds.store(tx, found.changed)
+        moved = [entries_of_refund(before.get(refund.id), refund) for refund in (*new, *found.changed)]
+        await journal.enter(tx, list(chain.from_iterable(moved)))
         now = found.payment
         if now != payment:
             await payments.store(tx, [now])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from services.chassis.errors import InvalidFields, WrongState
 from services.chassis.money import Money, check_chargeable
-from services.payments.domain import Payment, Refund, RefundState, RefundTooLarge, State
+from services.payments.domain import Payment, Refund, RefundState, RefundTooLarge, Settlement, State
 from services.payments.providers.results import ProviderRefund
 
 DISPLACED = "CHARGE_ALREADY_REFUNDED"
@@ -119,6 +119,8 @@ def _external(payment: Payment, report: ProviderRefund) -> Refund:
 
 
 def _adopted(refund: Refund, report: ProviderRefund) -> Refund:
+    if refund.settlement is not Settlement.PROVIDER:
+        return refund  # an operator has settled it another way, because of what the provider says
     state = report.state
     if state is RefundState.PENDING and refund.state is RefundState.SUCCEEDED:
         state = refund.state

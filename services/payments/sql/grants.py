@@ -18,9 +18,11 @@ GRANTS: Grants = {
         insert=True,
         update=(
             "state", "reason", "provider_reference", "failure_reason", "problem", "attempt", "attempt_time", "checks",
-            "unanswered_time", "answer_time", "next_check_time", "update_time",
+            "unanswered_time", "answer_time", "settlement", "next_check_time", "update_time",
         ),
     ),
+    # The journal is append-only.
+    "journal_entries": Grant(insert=True),
     "provider_events": Grant(
         insert=True, update=("attempts", "error", "next_try_time", "processed_time"), delete=True
     ),

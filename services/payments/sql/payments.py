@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis import ids
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events.outbox import Event
+from services.payments.books.chart import Entry
 from services.payments.dispatch.rules import check_seconds
 from services.payments.domain import (
     LEASE_SECONDS,
@@ -26,7 +27,7 @@ from services.payments.domain import (
     PaymentNotFound,
     State,
 )
-from services.payments.sql import leases, schema
+from services.payments.sql import journal, leases, schema
 
 NAMES = tuple(field.name for field in dataclasses.fields(Payment))
 COLUMNS = tuple(getattr(schema.Payment, name) for name in NAMES)
@@ -74,15 +75,11 @@ async def insert_alone(
 def _to_insert(fresh: Mapping[uuid.UUID, Charge], state: State, provider: str) -> dict[str, object]:
     document = [
         {
-            "id": id_,
-            "order_id": charge.order_id,
-            "customer_id": charge.customer_id,
-            "amount": charge.amount.minor,
-            "currency": charge.amount.currency,
-            "method": charge.payment_method or None,
+            "id": id_, "order_id": charge.order_id, "customer_id": charge.customer_id, "amount": charge.amount.minor,
+            "currency": charge.amount.currency, "method": charge.payment_method or None,
         }
         for id_, charge in fresh.items()
-    ]
+    ]  # fmt: skip
     return {
         "charges": orjson.dumps(document).decode(), "state": str(state), "provider": provider,
         "is_open": state in OPEN, "lease": LEASE_SECONDS,
@@ -226,10 +223,12 @@ _STORE_FAST = text(f"""
         ) AS p
     ), stored AS (
         UPDATE payments AS p SET {_SET} FROM n WHERE p.id = n.id AND p.id = ANY(ARRAY(SELECT id FROM mine))
-        RETURNING p.id, p.version, p.update_time
+        RETURNING p.id, p.version, p.update_time, p.currency
     ), published AS (
         INSERT INTO outbox (event_id, subject, key, payload)
         SELECT n.event_id, n.subject, n.key, n.event FROM stored JOIN n USING (id) WHERE n.event IS NOT NULL
+    ), entered AS (
+        {journal.insert_with("(SELECT currency FROM stored WHERE stored.id = e.payment_id)")}
     )
     SELECT id, version, update_time FROM stored
 """)  # noqa: S608
@@ -237,10 +236,11 @@ _STORE_FAST = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A payment as it shall be, with the version that was read, and the event to publish, if any."""
+    """A payment as it shall be, with the version that was read, the event to publish, if any, and its entries."""
 
     after: Payment
     event: Event | None = None
+    entries: Sequence[Entry] = ()
 
 
 async def store(
@@ -265,18 +265,20 @@ async def store(
 
 
 async def store_fast(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID, Payment]:
-    """Store payments about which the provider answered, and publish their events, in one statement: a transaction.
+    """Store payments about which the provider answered, publish their events and enter their money: one transaction.
 
     Returns the stored payments by id. A payment that has changed since it was read is not among them: it needs
     `lock`, the rules, and `store`.
     """
     rows = [_to_store(change, answered=True) for change in changes]
     after = {change.after.id: change.after for change in changes}
+    entries = journal.document([entry for change in changes for entry in change.entries])
+    stored = await run_autocommit(db, _STORE_FAST, {"payments": orjson.dumps(rows).decode(), "entries": entries})
     return {
         row.id: dataclasses.replace(
             after[row.id], version=row.version, update_time=row.update_time, answer_time=row.update_time
         )
-        for row in await run_autocommit(db, _STORE_FAST, {"payments": orjson.dumps(rows).decode()})
+        for row in stored
     }
 
 
@@ -394,7 +396,5 @@ async def make_waiting_due(tx: AsyncSession, *, most: int | None = None) -> None
 async def count_open(tx: AsyncSession) -> dict[str, int]:
     """Return how many payments are in each open state."""
     table = schema.Payment
-    counted = await tx.execute(
-        select(table.state, func.count()).where(table.next_check_time.is_not(None)).group_by(table.state)
-    )
-    return {row[0]: row[1] for row in counted}
+    counted = select(table.state, func.count()).where(table.next_check_time.is_not(None)).group_by(table.state)
+    return {row[0]: row[1] for row in await tx.execute(counted)}

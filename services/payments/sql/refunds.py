@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import delete_old_rows
 from services.payments.dispatch.rules import refund_check_seconds
-from services.payments.domain import LEASE_SECONDS, Calls, NewRefund, Payment, Refund, RefundState
+from services.payments.domain import LEASE_SECONDS, Calls, NewRefund, Payment, Refund, RefundState, Settlement
 from services.payments.sql import leases, payments, schema
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Refund))
@@ -21,6 +21,16 @@ _COLUMNS = tuple(getattr(schema.Refund, name) for name in _NAMES)
 
 REQUESTS_CLEANUP = delete_old_rows("requests", keep="7 days")
 """A repeat of a refund request returns its first refund for a week: money gets more than the contract's one day."""
+
+# The arrival of a stray charge is recorded once, by the refund that is known first. The payment is locked.
+_OF_CHARGE = "FROM refunds AS o WHERE o.payment_id = n.payment_id AND o.charge_reference = n.reference AND o.stray"
+_RECEIVED_BY_OURS = (
+    f"CASE WHEN n.stray THEN greatest(n.amount - (SELECT coalesce(sum(o.received_minor), 0) {_OF_CHARGE}), 0)"
+    " ELSE 0 END"
+)
+_RECEIVED_BY_OTHERS = (
+    f"CASE WHEN n.stray AND NOT EXISTS (SELECT {_OF_CHARGE} AND NOT o.external) THEN n.amount ELSE 0 END"
+)
 
 
 class RefundOfPayment(NamedTuple):
@@ -32,7 +42,7 @@ class RefundOfPayment(NamedTuple):
 
 def _from_row(row: Sequence[Any]) -> Refund:
     values = dict(zip(_NAMES, row, strict=True))
-    values["state"] = RefundState(values["state"])
+    values["state"], values["settlement"] = RefundState(values["state"]), Settlement(values["settlement"])
     return Refund(**values)
 
 
@@ -46,9 +56,9 @@ async def insert(tx: AsyncSession, new: Sequence[NewRefund]) -> list[Refund]:
     inserted = await tx.execute(
         text(
             "INSERT INTO refunds (id, payment_id, provider, amount_minor, reason, state, stray, charge_reference,"  # noqa: S608
-            " external, failure_reason, problem, attempt, checks, next_check_time)"
+            " external, failure_reason, problem, attempt, checks, received_minor, next_check_time)"
             " SELECT n.id, n.payment_id, n.provider, n.amount, n.reason, 'PENDING', n.stray, n.reference, false, '',"
-            " '', 1, 0,"
+            f" '', 1, 0, {_RECEIVED_BY_OURS},"
             " now() + CASE WHEN n.stray THEN interval '0' ELSE make_interval(secs => :lease) END"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:payments AS uuid[]), CAST(:providers AS text[]),"
             " CAST(:amounts AS bigint[]), CAST(:reasons AS text[]), CAST(:strays AS boolean[]),"
@@ -77,21 +87,24 @@ async def insert(tx: AsyncSession, new: Sequence[NewRefund]) -> list[Refund]:
     return made
 
 
-async def insert_external(tx: AsyncSession, found: Sequence[Refund]) -> None:
-    """Insert refunds that were made at the provider, in the state that it reports."""
+async def insert_external(tx: AsyncSession, found: Sequence[Refund]) -> list[Refund]:
+    """Insert refunds that were made at the provider, in the state that it reports; return them."""
     if not found:
-        return
-    await tx.execute(
+        return []
+    inserted = await tx.execute(
         text(
-            "INSERT INTO refunds (id, payment_id, provider, amount_minor, reason, state, stray, external,"
-            " charge_reference, provider_reference, failure_reason, problem, attempt, checks, next_check_time)"
+            "INSERT INTO refunds (id, payment_id, provider, amount_minor, reason, state, stray, external,"  # noqa: S608
+            " charge_reference, provider_reference, failure_reason, problem, attempt, checks, settlement,"
+            " received_minor, next_check_time)"
             " SELECT n.id, n.payment_id, n.provider, n.amount, 'made at the provider', n.state, n.stray, true,"
-            " n.charge, n.reference, n.failure, '', 1, 0,"
+            f" n.reference, n.own, n.failure, '', 1, 0, n.settlement, {_RECEIVED_BY_OTHERS},"
             " CASE WHEN n.state = 'PENDING' THEN now() + interval '60 s' END"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:payments AS uuid[]), CAST(:providers AS text[]),"
             " CAST(:amounts AS bigint[]), CAST(:states AS text[]), CAST(:strays AS boolean[]),"
-            " CAST(:charges AS text[]), CAST(:references AS text[]), CAST(:failures AS text[]))"
-            " AS n(id, payment_id, provider, amount, state, stray, charge, reference, failure) ORDER BY n.id"
+            " CAST(:charges AS text[]), CAST(:references AS text[]), CAST(:failures AS text[]),"
+            " CAST(:settlements AS text[]))"
+            " AS n(id, payment_id, provider, amount, state, stray, reference, own, failure, settlement)"
+            f" ORDER BY n.id RETURNING {', '.join(_NAMES)}"
         ),
         {
             "ids": [r.id for r in found],
@@ -103,8 +116,10 @@ async def insert_external(tx: AsyncSession, found: Sequence[Refund]) -> None:
             "charges": [r.charge_reference for r in found],
             "references": [r.provider_reference for r in found],
             "failures": [r.failure_reason for r in found],
+            "settlements": [str(r.settlement) for r in found],
         },
     )
+    return [_from_row(row) for row in inserted]
 
 
 async def read(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, RefundOfPayment]:
@@ -192,14 +207,16 @@ async def store(
     await tx.execute(
         text(
             "UPDATE refunds AS r SET state = n.state, provider_reference = n.reference, failure_reason = n.reason,"
-            " problem = n.problem, update_time = now(), unanswered_time = CASE WHEN n.has_ended"
-            " THEN now() - make_interval(secs => n.unanswered) ELSE r.unanswered_time END,"
+            " problem = n.problem, settlement = n.settlement, update_time = now(),"
+            " unanswered_time = CASE WHEN n.has_ended THEN now() - make_interval(secs => n.unanswered)"
+            " ELSE r.unanswered_time END,"
             " answer_time = CASE WHEN n.answered THEN now() ELSE r.answer_time END,"
             " next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:states AS text[]), CAST(:references AS text[]),"
             " CAST(:reasons AS text[]), CAST(:problems AS text[]), CAST(:pauses AS double precision[]),"
-            " CAST(:ended AS boolean[]), CAST(:unanswered AS double precision[]), CAST(:answered AS boolean[]))"
-            " AS n(id, state, reference, reason, problem, pause, has_ended, unanswered, answered)"
+            " CAST(:ended AS boolean[]), CAST(:unanswered AS double precision[]), CAST(:answered AS boolean[]),"
+            " CAST(:settlements AS text[]))"
+            " AS n(id, state, reference, reason, problem, pause, has_ended, unanswered, answered, settlement)"
             " WHERE r.id = n.id"
         ),
         {
@@ -212,6 +229,7 @@ async def store(
             "ended": [r.id in ended for r in refunds],
             "unanswered": [None if age is None else age.total_seconds() for age in ages],
             "answered": [r.id in answered for r in refunds],
+            "settlements": [str(r.settlement) for r in refunds],
         },
     )
 

@@ -3,14 +3,14 @@
 import uuid
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis.data.db import Base
-from services.payments.domain import RefundState, State
+from services.payments.domain import RefundState, Settlement, State
 
 
-def _one_of(column: str, values: type[State] | type[RefundState]) -> str:
+def _one_of(column: str, values: type[State] | type[RefundState] | type[Settlement]) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 
@@ -73,6 +73,8 @@ class Refund(Base):
     __table_args__ = (
         CheckConstraint(_one_of("state", RefundState), name="refunds_state_known"),
         CheckConstraint("amount_minor > 0", name="refunds_amount_positive"),
+        CheckConstraint(_one_of("settlement", Settlement), name="refunds_settlement_known"),
+        CheckConstraint("received_minor BETWEEN 0 AND amount_minor", name="refunds_received_within_amount"),
         Index("refunds_payment_id", "payment_id"),
         Index("refunds_next_check_time", "next_check_time", postgresql_where=text("next_check_time IS NOT NULL")),
         Index("refunds_provider_reference", "provider_reference"),
@@ -98,9 +100,38 @@ class Refund(Base):
     answer_time: Mapped[datetime | None]
     """As in `payments`."""
     checks: Mapped[int]
+    settlement: Mapped[str] = mapped_column(server_default="PROVIDER", init=False)
+    received_minor: Mapped[int] = mapped_column(server_default="0", init=False)
     next_check_time: Mapped[datetime | None]
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class JournalEntry(Base):
+    """One movement of money between two accounts. Rows are only added.
+
+    It has no foreign key: checking one costs as much as the row, and the audit compares all entries with their rows.
+    """
+
+    __tablename__ = "journal_entries"
+    __table_args__ = (
+        CheckConstraint("amount_minor > 0", name="journal_entries_amount_positive"),
+        CheckConstraint("debit <> credit", name="journal_entries_two_accounts"),
+        Index("journal_entries_payment_id", "payment_id"),
+        # Accounts that ordinary payments never touch are found by an index, which these then do not cost.
+        Index("journal_entries_debit", "debit", "id", postgresql_where=text("kind <> 'CAPTURED'")),
+        Index("journal_entries_credit", "credit", "id", postgresql_where=text("kind <> 'CAPTURED'")),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True, init=False)
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+    payment_id: Mapped[uuid.UUID]
+    kind: Mapped[str]
+    debit: Mapped[str]
+    credit: Mapped[str]
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    reference: Mapped[str]
 
 
 class Dispute(Base):

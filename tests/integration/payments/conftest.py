@@ -21,6 +21,8 @@ from sqlalchemy import text
 
 from services.chassis.data.db import Database, connect
 from services.chassis.events.outbox import Relay
+from services.chassis.server.paging import Pages
+from services.payments.books.rpc import BooksService
 from services.payments.charges import Charges
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.reconciler import Reconciler
@@ -30,9 +32,11 @@ from services.payments.providers.stripe.adapter import Stripe
 from services.payments.providers.stripe.webhook import StripeWebhook
 from services.payments.refunds.create import Refunds
 from services.payments.rpc import ChargeService, PaymentService
+from services.payments.sql import journal
 from services.payments.sql import payments as sql
 from services.payments.webhooks.inbox import Inbox
 from services.payments.webhooks.walk import EventWalk
+from stampede.payments.v1 import books_service_pb2_grpc as books_grpc
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
 from stampede.payments.v1 import events_pb2
@@ -175,12 +179,16 @@ class Payments:
         self.reconciler = Reconciler(db, self.dispatcher, self.relay)
         self.charges: Any = None
         self.payments: Any = None
+        self.books: Any = None
+        self.altered = False
+        """Whether a test has made rows of money by SQL, so that the journal need not agree with them."""
         self._loops: list[asyncio.Task[None]] = []
 
     def add(self, server: grpc.aio.Server) -> None:
         charges = Charges(self.db, self.dispatcher, self.relay.nudge, provider="stripe")
         refunds, inbox = Refunds(self.db, self.dispatcher), Inbox(self.db, self.reconciler.wake)
         charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunds), server)
+        books_grpc.add_BooksServiceServicer_to_server(BooksService(self.db, Pages("a-page-secret")), server)
         pb_grpc.add_PaymentServiceServicer_to_server(PaymentService(charges, refunds, inbox, self.providers), server)
 
     @property
@@ -244,6 +252,7 @@ class Payments:
         return found
 
     async def rows(self, sql: str, **parameters: Any) -> list[Any]:
+        self.altered |= any(words in sql for words in ("SET state", "SET provider_reference", "DELETE FROM"))
         async with self.db.begin() as tx:
             result = await tx.execute(text(sql), parameters)
             return list(result.all()) if result.returns_rows else []
@@ -276,7 +285,8 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        tables = "payments, refunds, provider_events, disputes, event_walks, requests, outbox, published_events"
+        tables = "payments, refunds, provider_events, disputes, event_walks, journal_entries, requests, outbox"
+        tables += ", published_events"
         await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     return one_database
 
@@ -288,9 +298,13 @@ async def service(db: Database, sandbox: Sandbox) -> AsyncIterator[Payments]:
     async with serving("payments", made.add) as channel:
         made.charges = charge_grpc.ChargeServiceStub(channel)
         made.payments = pb_grpc.PaymentServiceStub(channel)
+        made.books = books_grpc.BooksServiceStub(channel)
         yield made
         sandbox.receiver.forward = None
         await made.stop()
+    if not made.altered:
+        async with db.begin() as tx:
+            assert await journal.complete(tx) == [], "the journal has every movement of money"
 
 
 @pytest.fixture

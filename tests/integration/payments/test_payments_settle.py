@@ -91,7 +91,7 @@ async def stored(service: Payments, before: list[Payment]) -> list[tuple[Any, ..
         assert (pause is None) == (expected is None)
         assert expected is None or float(pause) <= expected * 1.25
         values = dataclasses.asdict(payment)
-        for name in ("id", "order_id", "customer_id", "create_time", "update_time"):
+        for name in ("id", "order_id", "customer_id", "create_time", "update_time", "answer_time"):
             values.pop(name)
         values["provider_reference"] = payment.provider_reference and payment.provider_reference[:3]
         rows.append((values, events.get(str(payment.id), [])))

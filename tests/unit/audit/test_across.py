@@ -97,9 +97,21 @@ def payment_of(case: Case, **changes: object) -> Case:
     return replace(case, payments=(replace(case.payments[0], **changes),))  # type: ignore[arg-type]
 
 
+def with_journal(case: Case) -> Case:
+    """The case with a journal that agrees with its rows: what was taken and not given back, stray charges included."""
+    return replace(case, payments=tuple(replace(payment, booked_minor=_booked(payment)) for payment in case.payments))
+
+
+def _booked(payment: Payment) -> int:
+    stray = sum(r.amount_minor for r in payment.refunds if r.stray and r.state != "SUCCEEDED")
+    if payment.state not in ("SUCCEEDED", "REFUNDED"):
+        return stray
+    return payment.amount_minor - payment.refunded_minor + payment.by_hand_minor + stray
+
+
 def found(case: Case) -> set[str]:
     """The checks that find something in a case; each finding has the id of the order."""
-    findings = Books().enter(case)
+    findings = Books().enter(with_journal(case))
     assert all(finding.ids == (case.id,) for finding in findings)
     return {finding.check.name for finding in findings}
 
@@ -224,7 +236,7 @@ def test_a_capture_without_an_order_is_found() -> None:
 
 
 def test_a_capture_for_a_declined_order_is_found() -> None:
-    assert found(replace(FAILED, intents=(CAPTURE,))) == {"provider-stray"}
+    assert found(replace(FAILED, intents=(CAPTURE,))) == {"provider-stray", "journal-provider"}
 
 
 def _without_progress(saga: Saga, over: float) -> set[str]:
@@ -290,20 +302,29 @@ def test_refunds_that_contradict_the_provider_are_found(
 def test_orders_in_flight_are_counted_apart() -> None:
     books = Books()
     for case in (PAID, PENDING, REFUNDING):
-        assert books.enter(case) == []
+        assert books.enter(with_journal(case)) == []
     assert (books.in_flight_count, books.captured["USD"], books.ordered["USD"]) == (2, 1999, 1999)
 
 
 def test_sums_that_differ_are_found() -> None:
     books = Books()
-    books.enter(replace(PAID, intents=()))
-    (finding,) = books.check_totals()
-    assert (finding.invariant, finding.ids) == (Invariant.MONEY, ("USD",))
+    books.enter(with_journal(replace(PAID, intents=())))
+    journal, balance = books.check_totals()
+    assert (balance.invariant, balance.ids) == (Invariant.MONEY, ("USD",))
+    assert (journal.check.name, balance.check.name) == ("journal-balance", "balance")
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+@pytest.mark.parametrize("case", [PAID, REFUNDED, PARTLY_REFUNDED, STRAY, FAILED])
+def test_a_journal_that_differs_from_the_provider_is_found(case: Case, more: int) -> None:
+    payment, *_ = with_journal(case).payments
+    wrong = replace(case, payments=(replace(payment, booked_minor=payment.booked_minor + more),))
+    assert {finding.check.name for finding in Books().enter(wrong)} == {"journal-provider"}
 
 
 def test_without_a_ledger_payments_count_as_captured() -> None:
     books = Books(with_ledger=False)
-    assert books.enter(replace(PAID, intents=())) == []
+    assert books.enter(with_journal(replace(PAID, intents=()))) == []
     assert list(books.check_totals()) == []
     assert books.captured["USD"] == 1999
 

@@ -14,12 +14,14 @@ from services.chassis.events import dead_letters
 from services.identity import cli as identity
 from services.orders import cli as orders
 from services.payments import cli as payments
+from services.payments.books import cli as books
 
 _PROGRAMS: dict[tuple[str, ...], Callable[[argparse.ArgumentParser], None]] = {
     ("services.identity", "keys"): identity.describe,
     ("services.orders", "sagas"): orders.describe,
     ("services.orders", "dead-letters"): dead_letters.add_arguments,
     ("services.payments", "events"): payments.describe_events,
+    ("services.payments", "journal"): books.describe_journal,
     ("services.payments", "parked"): payments.describe_parked,
 }
 

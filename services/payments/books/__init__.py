@@ -1,0 +1,1 @@
+"""The books: the double-entry journal of all money that has moved."""

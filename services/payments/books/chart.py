@@ -1,0 +1,126 @@
+"""The chart of accounts, and the entries that payments, refunds and disputes make in it. Pure.
+
+An entry moves one amount from its credit to its debit account, in one row. So no row can be unbalanced, and neither can
+a sum of rows: no constraint, no trigger and no second row is needed for that.
+
+`of_payment` and `of_refund` say which balances a row stands for as it is now. A change enters the difference, so the
+journal follows each row whatever the way of its changes; `make audit` compares both.
+"""
+
+import enum
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from services.payments.domain import Payment, Refund, RefundState, Settlement, State
+
+
+class Nature(enum.Enum):
+    """The side on which an account grows."""
+
+    DEBIT = enum.auto()
+    """Assets and expenses."""
+    CREDIT = enum.auto()
+    """Liabilities and income."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One account of the chart. Each provider has its own `provider:<name>`."""
+
+    name: str
+    nature: Nature
+    meaning: str
+
+
+PROVIDER = "provider:"
+"""The prefix of the accounts of providers."""
+CUSTOMER_PAYMENTS, REFUNDS, STRAY_MONEY, FEES = "customer_payments", "refunds", "stray_money", "fees"
+OUTSIDE, WRITTEN_OFF = "outside", "written_off"
+
+CHART = (
+    Account(PROVIDER + "*", Nature.DEBIT, "money that a provider has or had for us, before it pays us out"),
+    Account(CUSTOMER_PAYMENTS, Nature.CREDIT, "money that customers paid for orders"),
+    Account(REFUNDS, Nature.DEBIT, "money of orders that went back to customers"),
+    Account(STRAY_MONEY, Nature.CREDIT, "money that belongs to no order and must go back"),
+    Account(FEES, Nature.DEBIT, "fees of providers, as far as they are known"),
+    Account(OUTSIDE, Nature.CREDIT, "money that went back another way than by the provider"),
+    Account(WRITTEN_OFF, Nature.CREDIT, "money that should have gone back and is given up"),
+)
+
+_MOVEMENTS = {
+    (PROVIDER, CUSTOMER_PAYMENTS): ("CAPTURED", "CAPTURE_REVERSED"),
+    (REFUNDS, PROVIDER): ("REFUNDED", "REFUND_FAILED"),
+    (REFUNDS, OUTSIDE): ("REFUNDED_OUTSIDE", "REFUND_OUTSIDE_REVERSED"),
+    (REFUNDS, WRITTEN_OFF): ("WRITTEN_OFF", "WRITE_OFF_REVERSED"),
+    (PROVIDER, STRAY_MONEY): ("STRAY_RECEIVED", "STRAY_NOT_RECEIVED"),
+    (STRAY_MONEY, PROVIDER): ("STRAY_RETURNED", "STRAY_RETURN_FAILED"),
+    (STRAY_MONEY, OUTSIDE): ("STRAY_RETURNED_OUTSIDE", "STRAY_OUTSIDE_REVERSED"),
+    (STRAY_MONEY, WRITTEN_OFF): ("STRAY_WRITTEN_OFF", "STRAY_WRITE_OFF_REVERSED"),
+    (FEES, PROVIDER): ("FEE", "FEE_RETURNED"),
+}  # fmt: skip
+"""By debit and credit account: the kind of the entry, and of the one that takes it back."""
+OPENING = "OPENING"
+"""The kind of entries for rows that are older than the journal, or that lacked theirs."""
+KINDS = frozenset(kind for both in _MOVEMENTS.values() for kind in both) | {OPENING}
+
+Balances = Mapping[tuple[str, str], int]
+"""Amounts by debit and credit account."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One entry; its currency is that of its payment."""
+
+    payment_id: uuid.UUID
+    kind: str
+    debit: str
+    credit: str
+    amount_minor: int
+    reference: str
+    """The charge, our refund, or the dispute that it is about."""
+
+
+def entries_of_payment(before: Payment | None, after: Payment) -> list[Entry]:
+    """Return the entries of a payment's change."""
+    reference = after.provider_reference or ""
+    return list(_difference(after.id, reference, of_payment(before) if before else {}, of_payment(after)))
+
+
+def entries_of_refund(before: Refund | None, after: Refund) -> list[Entry]:
+    """Return the entries of a refund's change; without `before` it is a new one."""
+    return list(_difference(after.payment_id, str(after.id), of_refund(before) if before else {}, of_refund(after)))
+
+
+def of_payment(payment: Payment) -> Balances:
+    """Return what a payment stands for: the money that was taken."""
+    if payment.state not in (State.SUCCEEDED, State.REFUNDED):
+        return {}
+    return {(PROVIDER + payment.provider, CUSTOMER_PAYMENTS): payment.amount_minor}
+
+
+def of_refund(refund: Refund) -> Balances:
+    """Return what a refund stands for: the money that went back and, of a stray charge, its arrival."""
+    provider = PROVIDER + refund.provider
+    balances = {(provider, STRAY_MONEY): refund.received_minor}
+    if refund.state is RefundState.SUCCEEDED:
+        owed = STRAY_MONEY if refund.stray else REFUNDS
+        by = {Settlement.PROVIDER: provider, Settlement.OUTSIDE: OUTSIDE, Settlement.WRITTEN_OFF: WRITTEN_OFF}
+        balances[owed, by[refund.settlement]] = refund.amount_minor
+    return balances
+
+
+def _difference(payment_id: uuid.UUID, reference: str, before: Balances, after: Balances) -> Iterator[Entry]:
+    for debit, credit in dict.fromkeys((*before, *after)):
+        more = after.get((debit, credit), 0) - before.get((debit, credit), 0)
+        if more:
+            kind, reversal = _MOVEMENTS[_pattern(debit), _pattern(credit)]
+            yield Entry(
+                payment_id=payment_id, reference=reference, amount_minor=abs(more),
+                kind=kind if more > 0 else reversal,
+                debit=debit if more > 0 else credit, credit=credit if more > 0 else debit,
+            )  # fmt: skip
+
+
+def _pattern(account: str) -> str:
+    return PROVIDER if account.startswith(PROVIDER) else account
