@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
+LOCALSTRIPE_VENV := .venv-localstripe
+LOCALSTRIPE_READY := $(LOCALSTRIPE_VENV)/.ready
 STUBS := protos/gen/gateway.binpb
 PROTOS := $(shell find protos/stampede -name '*.proto')
 SETUP_VENV = command -v '$(PYTHON)' >/dev/null || { echo 'there is no $(PYTHON); name one with make PYTHON=python3.12' >&2; exit 1; }; '$(PYTHON)' deploy/setup_venv.py
@@ -54,7 +56,7 @@ audit: setup ## Check the records of a running mesh across all databases and the
 .PHONY: setup check test bench soak chaos stubs
 setup: $(READY) $(STUBS) ## Install .venv and generate code (safe to repeat)
 
-test: setup ## Run all tests on real servers (PYTEST_ARGS=… for a part)
+test: setup $(LOCALSTRIPE_READY) ## Run all tests on real servers (PYTEST_ARGS=… for a part)
 	@$(BIN)/python -m pytest $(or $(strip $(PYTEST_ARGS)),$(TWO_RUNNERS))
 
 check: setup ## Check lint, types, contract and style, without servers
@@ -84,6 +86,10 @@ $(READY): FORCE
 # The rivals of the bench are installed apart from production packages.
 $(BENCH_READY): FORCE
 	@$(SETUP_VENV) $(BENCH_VENV) requirements-bench.lock
+
+# Another stand-in of Stripe, for contract tests. Its licence is not ours, so it runs in a process of its own.
+$(LOCALSTRIPE_READY): FORCE
+	@$(SETUP_VENV) $(LOCALSTRIPE_VENV) requirements-localstripe.lock
 
 .PHONY: FORCE
 FORCE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sandbox.rows import Json
 from sandbox.stripe.rules.cards import CARDS
 
@@ -21,6 +23,12 @@ NOBODY: Json = {
 }
 
 
+_NETWORKS: dict[str, Callable[[str], Json]] = {
+    "card": lambda card: {"networks": {"available": [CARDS[card].brand], "preferred": None}},
+    "us_bank_account": lambda _card: {},
+}
+
+
 def method_type(card: str) -> str:
     return CARDS[card].kind
 
@@ -37,7 +45,7 @@ def used_method(identifier: str, card: str) -> Json:
         "livemode": False,
         "metadata": {},
         "type": CARDS[card].kind,
-        CARDS[card].kind: plastic(card),
+        CARDS[card].kind: plastic(card) | _NETWORKS[CARDS[card].kind](card),
     }
 
 
@@ -53,5 +61,4 @@ def plastic(name: str) -> Json:
         "exp_year": 2034,
         "funding": "credit",
         "last4": card.last4,
-        "network": card.brand,
     }

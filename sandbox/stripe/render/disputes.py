@@ -32,6 +32,7 @@ def dispute(value: Dispute) -> Json:
             "has_evidence": bool(value.evidence),
             "past_due": False,
             "submission_count": value.submissions,
+            "submission_method": "manual" if value.submissions else "not_submitted",
         },
         "is_charge_refundable": inquiry and value.status != "warning_closed",
         "livemode": False,

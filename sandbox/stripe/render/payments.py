@@ -180,6 +180,7 @@ def _method_details(value: Charge) -> Json:
     kind = method_type(value.card)
     details = plastic(value.card)
     if kind == "card":
+        details["network"] = details["brand"]
         details["three_d_secure"] = (
             {"authentication_flow": "challenge", "result": "authenticated", "version": "2.2.0"}
             if value.authenticated

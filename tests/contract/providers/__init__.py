@@ -1,0 +1,1 @@
+"""The adapters of payment providers against whatever speaks the provider's protocol."""
