@@ -2,7 +2,7 @@
 
 import enum
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from services.chassis.errors import AppError
@@ -132,7 +132,7 @@ class Payment:
     version: int
     create_time: datetime
     update_time: datetime
-    answer_time: datetime | None = None
+    answer_time: datetime | None = field(default=None, compare=False)
     """When the provider answered about it last; None if it never has."""
 
     @property
@@ -180,7 +180,7 @@ class Refund:
     settlement: Settlement = Settlement.PROVIDER
     received_minor: int = 0
     """The money whose arrival it records: of a stray charge, which no payment counts."""
-    answer_time: datetime | None = None
+    answer_time: datetime | None = field(default=None, compare=False)
     """As in `Payment`."""
 
     def is_in_process(self, now: float) -> bool:

@@ -93,6 +93,7 @@ async def stored(service: Payments, before: list[Payment]) -> list[tuple[Any, ..
         values = dataclasses.asdict(payment)
         for name in ("id", "order_id", "customer_id", "create_time", "update_time", "answer_time"):
             values.pop(name)
+        values["answer_time"] = payment.answer_time is not None
         values["provider_reference"] = payment.provider_reference and payment.provider_reference[:3]
         rows.append((values, events.get(str(payment.id), [])))
     return rows
