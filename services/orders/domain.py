@@ -282,6 +282,8 @@ class DraftOrder:
     shipping_address: Address | None
     payment_method: str = ""
     """Kept by the order's saga; empty in an order that was read."""
+    note: str = ""
+    """The customer's note for the shop."""
     expected_total: Money | None = None
     """The total that the buyer was shown; None in an order that was read."""
     call_id: str = ""

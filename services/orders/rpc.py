@@ -198,6 +198,7 @@ def _draft(request: pb.PlaceOrderRequest, *, secret_wanted: bool) -> DraftOrder:
             for line in request.lines
         ),
         payment_method=request.payment_method,
+        note=request.note,
         expected_total=wire.money_of(request.expected_total) if request.HasField("expected_total") else None,
         shipping_address=Address(
             address.name, address.line1, address.line2, address.city, address.region, address.postal_code,
@@ -235,6 +236,7 @@ def to_proto(order: Order) -> pb.Order:
         create_time=wire.timestamp(order.create_time),
         update_time=wire.timestamp(order.update_time),
         etag=db.etag(order.version),
+        note=order.note,
     )
     if order.payment:
         message.payment.id, message.payment.provider = str(order.payment.id), order.payment.provider

@@ -72,7 +72,7 @@ COVERAGE: dict[str, dict[str, str]] = {
         "id": "order-lost", "customer_id": "order-reservation", "request_id": "order-once", "digest": _CLIENT,
         "state": "log-complete", "state_reason": _TEXT, "lines": "order-reservation", "currency": "order-total",
         "total_minor": "order-total", "hold_expire_time": "hold-of-order", "payment": "order-payment-copy",
-        "shipping_address": _CLIENT, "refunded_minor": "order-refunded", "returned": "order-returned",
+        "shipping_address": _CLIENT, "note": _CLIENT, "refunded_minor": "order-refunded", "returned": "order-returned",
         "refunding": "saga-of-order",
         "cancel_requested": "cancel-of-order", "secret_wanted": _PACE,
         "shipment": "order-state", "version": "log-complete",

@@ -43,6 +43,7 @@ _PAYMENT = ("id", "provider", "state", "client_secret", "failure_reason", "authe
 _DRAFT = {
     "id": "uuid", "customer_id": "uuid", "request_id": "uuid", "digest": "bytea", "lines": "jsonb",
     "currency": "text", "total_minor": "bigint", "hold_expire_time": "timestamptz", "shipping_address": "jsonb",
+    "note": "text",
 }  # fmt: skip
 DOCUMENT = ", ".join(f"{name} {kind}" for name, kind in _DRAFT.items())
 """The columns of a new order with their types, for `jsonb_to_recordset` over `document`."""
@@ -122,6 +123,7 @@ def document(order: Order) -> dict[str, object]:
         "total_minor": order.total.minor,
         "hold_expire_time": order.hold_expire_time,
         "shipping_address": order.shipping_address,
+        "note": order.note,
     }
 
 
@@ -144,6 +146,7 @@ def from_row(row: Any) -> Order:
         hold_expire_time=row.hold_expire_time,
         payment=payment_from_json(row.payment),
         shipping_address=Address(**row.shipping_address) if row.shipping_address else None,
+        note=row.note,
         refunded_minor=row.refunded_minor,
         returned={uuid.UUID(product_id): units for product_id, units in row.returned.items()},
         refunding=row.refunding,

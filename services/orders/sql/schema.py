@@ -47,6 +47,7 @@ class OrderRow(Base):
     hold_expire_time: Mapped[datetime] = mapped_column(kw_only=True)
     payment: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     shipping_address: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
+    note: Mapped[str] = mapped_column(default="")
     refunded_minor: Mapped[int] = mapped_column(default=0)
     returned: Mapped[dict[str, int]] = mapped_column(JSONB, default_factory=dict)
     """The units that came back with refunds, by product."""

@@ -9,6 +9,7 @@ from tests.support.rest import Json, new_id
 
 _NAME, _STREET, _CARD = "Ada Lovelace-Byron", "17 Leakage Lane", "4000056655665556"
 _GROUPED = "4000 0566 5566 5556"
+_NOTE = "behind the third flowerpot"
 
 
 def _address() -> Json:
@@ -19,7 +20,7 @@ async def _refused(shop: Shop, buyer: Buyer, tokens: Json, goods: Json) -> None:
     """Requests that are refused by the contract, a rule, or a constraint."""
     account = {"email": buyer.email, "password": PASSWORD, "displayName": _NAME, "requestId": new_id()}
     order: dict[str, Any] = {"lines": [{"productId": goods["id"], "quantity": 1}], "shippingAddress": _address()}
-    body = {**order, "paymentMethod": _CARD, "requestId": new_id()}
+    body = {**order, "paymentMethod": _CARD, "requestId": new_id(), "note": _NOTE}
     await asyncio.gather(
         *(shop.rest.post("/v1/auth/register", {**account, "requestId": new_id()}) for _ in range(3)),
         shop.rest.post("/v1/auth/register", {**account, "email": "x" * 300 + buyer.email}),
@@ -31,6 +32,7 @@ async def _refused(shop: Shop, buyer: Buyer, tokens: Json, goods: Json) -> None:
         shop.rest.as_(tokens["refreshToken"]).get("/v1/auth/me"),
         buyer.rest.post("/v1/orders", body),
         buyer.rest.post("/v1/orders", {**body, "lines": [{"productId": _STREET, "quantity": 1}]}),
+        buyer.rest.post("/v1/orders", {**body, "note": _NOTE * 100}),
         buyer.rest.post("/v1/orders", {**body, "shippingAddress": {**_address(), "line1": _STREET * 100}}),
         shop.rest.post("/v1/webhooks/stripe", {"type": "payment_intent.succeeded", "email": buyer.email}),
     )
@@ -57,7 +59,7 @@ async def test_errors_put_no_personal_data_and_no_secret_into_a_log(shop: Shop) 
         await shop.mesh.restart("postgres")
         await shop.all_parts_answer()
 
-    private = (PASSWORD, _NAME, _STREET, client_secret, tokens["accessToken"], tokens["refreshToken"])
+    private = (PASSWORD, _NAME, _STREET, _NOTE, client_secret, tokens["accessToken"], tokens["refreshToken"])
     assert not leaks(site.home / "logs", [*private, *site.secrets.values()])
 
 

@@ -23,6 +23,22 @@ async def test_the_same_request_sent_many_times_at_once_is_one_order(shop: Shop)
     await assert_books_add_up(shop, sale)
 
 
+async def test_note_of_an_order_is_kept_and_is_part_of_the_request(shop: Shop) -> None:
+    product, buyer = await shop.a_product(), await shop.a_buyer()
+    body = {
+        "requestId": new_id(), "lines": [{"productId": product["id"], "quantity": 1}], "paymentMethod": VISA,
+        "note": "Ring twice.\nÜber den Hof", "preferWait": "20s",
+    }  # fmt: skip
+    order = (await buyer.rest.post("/v1/orders", body)).expect().json
+    assert (order["state"], order["note"]) == ("PAID", body["note"])
+    assert (await buyer.order(order["id"]))["note"] == body["note"]
+    assert (await shop.staff.get(f"/v1/orders/{order['id']}")).expect().json["note"] == body["note"]
+    assert (await buyer.rest.post("/v1/orders", body)).expect().json["id"] == order["id"]
+    assert (await buyer.rest.post("/v1/orders", {**body, "note": "x"})).refusal == (400, "REQUEST_ID_REUSED")
+    long = await buyer.rest.post("/v1/orders", {**body, "requestId": new_id(), "note": "x" * 501})
+    assert long.refusal == (400, "INVALID_FIELDS")
+
+
 async def test_a_repeat_while_the_card_is_charged_finds_the_order(shop: Shop) -> None:
     await shop.sandbox.faults(latency_ms={"fixed": 500, "jitter": 0})
     sale, buyer, request_id = await shop.a_sale(units=5), await shop.a_buyer(), new_id()
