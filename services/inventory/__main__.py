@@ -28,7 +28,7 @@ async def main(config: Settings) -> None:
         db, pages = process.db, Pages(*config.page_secret.values())
         watch = sale_watch(db, watchers_per_address=config.watchers_per_address)
         catalog = Catalog(process.target("catalog", config.catalog_target))
-        add_StockServiceServicer_to_server(StockService(db, pages), process.server)
+        add_StockServiceServicer_to_server(StockService(db, pages, catalog), process.server)
         add_FlashSaleServiceServicer_to_server(FlashSaleService(db, pages, watch, catalog), process.server)
         bounds = HoldBounds(config.open_orders_max, config.held_units_max)
         reservations = ReservationService(db, gate, process.relay.nudge, bounds)

@@ -45,8 +45,8 @@ _TO_END = (SaleState.SCHEDULED, SaleState.LIVE, SaleState.SOLD_OUT)
 
 
 class StockService(stock_grpc.StockServiceServicer):
-    def __init__(self, database: Database, pages: Pages) -> None:
-        self._db, self._pages = database, pages
+    def __init__(self, database: Database, pages: Pages, catalog: Catalog) -> None:
+        self._db, self._pages, self._catalog = database, pages, catalog
 
     async def GetStock(self, request: stock_pb.GetStockRequest, context: Any) -> stock_pb.Stock:
         return _stock(await stock.get_stock(self._db, uuid.UUID(request.product_id)))
@@ -70,6 +70,8 @@ class StockService(stock_grpc.StockServiceServicer):
         self, request: stock_pb.SetStockRequest | stock_pb.BatchUpdateStockRequest, counted: dict[uuid.UUID, int]
     ) -> list[Stock]:
         actor, key = request_context.user_id(), request_context.request_key(request)
+        # Products that have a stock are known: counting them needs no catalog.
+        await self._catalog.check_exist(await stock.find_new(self._db, list(counted)))
         return await stock.set_stock(self._db, counted, reason=request.reason, actor=actor, key=key)
 
     async def ListStockMovements(

@@ -19,6 +19,13 @@ async def get_stock(db: Database, product_id: uuid.UUID) -> Stock:
         return await sql.find_stock(tx, product_id)
 
 
+async def find_new(db: Database, product_ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+    """Return those products that have no stock yet."""
+    async with db() as tx:
+        known = await sql.stocked(tx, product_ids)
+    return [product_id for product_id in product_ids if product_id not in known]
+
+
 async def set_stock(
     db: Database, counted: Mapping[uuid.UUID, int], *, reason: str, actor: uuid.UUID, key: RequestKey | None
 ) -> list[Stock]:
