@@ -10,11 +10,12 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from buf.validate import validate_pb2
 from stampede.inventory.v1 import flash_sale_service_pb2 as sale_pb
 from stampede.orders.v1 import order_service_pb2 as order_pb
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
 from stampede.type.v1.money_pb2 import Money
-from tests.contract.test_protos import METHODS, REQUESTED, VALIDATOR, is_mesh, reachable_from
+from tests.contract.test_protos import METHODS, REQUEST_FIELDS, REQUESTED, VALIDATOR, is_mesh, reachable_from
 
 HARMLESS = {
     "attribute": "a filter of a list; more is listed than was wanted",
@@ -36,6 +37,7 @@ HARMLESS = {
     "description": "a text of the product",
     "display_name": "a text of the user",
     "line2": "a text of the address",
+    "note": "a text of the order, which the answer shows",
     "postal_code": "a text of the address; some countries have none",
     "reason": "a text of the log",
     "region": "a text of the address",
@@ -119,3 +121,28 @@ def test_a_refund_says_either_an_amount_or_full(kind: type[Message]) -> None:
 def test_a_sale_says_when_it_opens_and_its_limit() -> None:
     missing = refused(sale_pb.CreateFlashSaleRequest())
     assert missing >= {"sale_price", "allocation", "per_customer_limit", "start_time", "end_time"}
+
+
+def _takes(field: FieldDescriptor, text: str) -> bool:
+    """Whether a field takes `text`."""
+    message = message_factory.GetMessageClass(field.containing_type)()
+    setattr(message, field.name, text)
+    found = VALIDATOR.collect_violations(message)
+    # A rule of the message has no field.
+    return not any(v.proto.field and v.proto.field.elements[0].field_name == field.name for v in found)
+
+
+@pytest.mark.parametrize("blank", [" ", "\t\n ", "\u00a0\u3000", "\u200b"])
+def test_texts_for_people_refuse_only_spaces(blank: str) -> None:
+    """A product called "   " can be found by nobody. The others are looked up, or compared with what is stored."""
+    texts = [
+        field
+        for field in REQUEST_FIELDS
+        if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated
+        and (field.GetOptions().Extensions[validate_pb2.field].string.min_len == 1 or field.name == "display_name")
+    ]  # fmt: skip
+    looked_up = {"slug", "email", "refresh_token"}
+    taken = {field.full_name for field in texts if field.name not in looked_up and _takes(field, blank)}
+    assert len(texts) > 10
+    assert not taken
+    assert not [field.full_name for field in texts if not _takes(field, "Ré 日本 \U0001f600")]
