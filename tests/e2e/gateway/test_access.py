@@ -169,7 +169,7 @@ async def test_401_carries_a_challenge(shop: Shop) -> None:
 
 async def test_case_of_the_bearer_scheme_does_not_matter(shop: Shop) -> None:
     token = (await shop.a_buyer()).rest.token
-    for scheme in ("Bearer", "bearer", "BEARER", "Bearer "):
+    for scheme in ("Bearer", "bearer", "BEARER", "bEaReR", "Bearer "):
         (await shop.rest.send("GET", "/v1/orders", headers={"authorization": f"{scheme} {token}"})).expect()
 
 
