@@ -8,6 +8,7 @@ from functools import partial
 from services.chassis.data import commands
 from services.chassis.data.commands import write
 from services.chassis.data.db import Database
+from services.chassis.errors import AppError
 from services.payments.dispatch.parked import abandon, list_parked, mark_as_done, resume, write_off
 from services.payments.settings import Settings
 from services.payments.sql import provider_events
@@ -36,8 +37,11 @@ def describe_parked(parser: argparse.ArgumentParser) -> None:
         ("write-off", "count the money as refunded, although it stays here: nobody claims it any more"),
     ):
         action = actions.add_parser(name, help=text)
-        action.add_argument("id", type=uuid.UUID, help="of a refund or payment that `list` shows")
+        several = "?" if name == "resume" else None
+        action.add_argument("id", type=uuid.UUID, nargs=several, help="of a refund or payment that `list` shows")
         action.add_argument("--note", default="", help="kept with the refund")
+        if several:
+            action.add_argument("--all", action="store_true", help=f"the {_MOST} longest parked, after an outage")
 
 
 async def parked(config: Settings, arguments: argparse.Namespace) -> int:
@@ -45,13 +49,18 @@ async def parked(config: Settings, arguments: argparse.Namespace) -> int:
     return await commands.run(config, partial(_act_on_parked, arguments))
 
 
-async def _act_on_parked(arguments: argparse.Namespace, db: Database) -> None:
+async def _act_on_parked(arguments: argparse.Namespace, db: Database) -> int:
+    by = f"{commands.operator()} {getattr(arguments, 'note', '')}".strip()
+    if arguments.action == "resume" and arguments.all == bool(arguments.id):
+        write("resume needs either an id that `list` shows, or --all")
+        return 1
+    if arguments.action == "resume" and arguments.all:
+        return await _resume_all(db, by)
     if arguments.action != "list":
         ends = {"resume": resume, "abandon": abandon, "done": mark_as_done, "write-off": write_off}
-        act = ends[arguments.action]
-        await act(db, arguments.id, f"{commands.operator()} {arguments.note}".strip())
+        await ends[arguments.action](db, arguments.id, by)
         write(f"{arguments.id}: {arguments.action}")
-        return
+        return 0
     found = await list_parked(db, most=_MOST)
     for one in found:
         write(
@@ -59,6 +68,20 @@ async def _act_on_parked(arguments: argparse.Namespace, db: Database) -> None:
             f"  since {one.update_time:%Y-%m-%d %H:%M:%S}  {one.problem}  {one.cause}".rstrip()
         )
     write(f"{len(found)} parked{', and more' * (len(found) == _MOST)}")
+    return 0
+
+
+async def _resume_all(db: Database, by: str) -> int:
+    """Resumes each that is parked. A refusal of one stops no other."""
+    refused = 0
+    for one in await list_parked(db, most=_MOST):
+        try:
+            await resume(db, one.id, by)
+            write(f"{one.id}: resume")
+        except AppError as error:
+            refused += 1
+            write(f"{one.id}: {error}")
+    return 1 if refused else 0
 
 
 async def events(config: Settings, arguments: argparse.Namespace) -> int:

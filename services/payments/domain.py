@@ -21,6 +21,7 @@ REFUND_CHECK_SECONDS = 15.0
 READ_AGAIN_SECONDS = 0.05
 """A call that takes money and begins later than this after its payment was read looks again whether it is wanted."""
 MISSING_AT_PROVIDER = "MISSING_AT_PROVIDER"
+OTHER_AMOUNT = "OTHER_AMOUNT"
 MISSING_CHECKS = 3
 """A payment whose cancellation was requested ends once the provider has said so often that it has no such charge."""
 EVENT_ATTEMPTS_MOST = 12

@@ -138,6 +138,8 @@ PAYMENTS = corruptions(
     ("nobody reads the provider's list of events", "provider-events-read", "stripe",
         "UPDATE event_walks SET done_time = now() - interval '3 hours'"),
     ("a provider event is parked", "provider-event-parked", "evt_",
+        "UPDATE provider_events SET error = 'UNREADABLE' WHERE payload->>'charge_status' = 'SUCCEEDED'"),
+    ("an event reports another amount", "provider-event-amount", "evt_",
         "UPDATE provider_events SET error = 'OTHER_AMOUNT' WHERE payload->>'charge_status' = 'SUCCEEDED'"),
     ("an event of a success had no effect", "provider-event-effect", "$failed",
         """UPDATE provider_events SET payload = jsonb_set(payload, '{payment_id}', to_jsonb(p.id::text))

@@ -149,9 +149,18 @@ CHECKS = (
         Invariant.EVENTS, "provider-event-parked", "no provider event is parked",
         """
         SELECT event_id, format('%s of %s is parked after %s attempts: %s', payload->>'type', provider, attempts, error)
-        FROM provider_events WHERE processed_time IS NOT NULL AND error IS NOT NULL
+        FROM provider_events WHERE processed_time IS NOT NULL AND error <> 'OTHER_AMOUNT'
         """,
         repairs.RETRY_EVENT,
+    ),
+    _check(
+        Invariant.EVENTS, "provider-event-amount", "no provider event reports another amount than its payment's",
+        """
+        SELECT event_id, format('%s of %s reports %s %s of payment %s', payload->>'type', provider,
+            payload->>'currency', payload->>'amount_minor', payload->>'payment_id')
+        FROM provider_events WHERE processed_time IS NOT NULL AND error = 'OTHER_AMOUNT'
+        """,
+        repairs.DROP_EVENT,
     ),
     _check(
         Invariant.EVENTS, "provider-event-effect", "a payment whose success was reported has succeeded",

@@ -3,7 +3,15 @@
 import dataclasses
 import enum
 
-from services.payments.domain import MISSING_AT_PROVIDER, MISSING_CHECKS, MOVES, OPEN, Payment, State
+from services.payments.domain import (
+    MISSING_AT_PROVIDER,
+    MISSING_CHECKS,
+    MOVES,
+    OPEN,
+    OTHER_AMOUNT,
+    Payment,
+    State,
+)
 from services.payments.providers.results import ChargeResult, ChargeStatus
 
 _STATES = {
@@ -20,9 +28,9 @@ class Verdict(enum.Enum):
 
     ACCEPTED = enum.auto()
     OTHER_AMOUNT = enum.auto()
-    """Its amount or currency is not the payment's, so it was ignored."""
+    """Its amount or currency is not the payment's, so it does not count. An operator must look at an open payment."""
     STRAY_CHARGE = enum.auto()
-    """Money arrived for a payment that had ended without it; it must be refunded."""
+    """Money arrived that the payment does not count, because it has ended or is not wanted; it must be refunded."""
 
 
 def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
@@ -32,14 +40,19 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
     if result.status in (ChargeStatus.WITHDRAWN, ChargeStatus.MISSING):
         return _without_charge(payment, result.status), Verdict.ACCEPTED
     succeeded = result.status is ChargeStatus.SUCCEEDED
-    if is_other_amount(payment, result.amount_minor, result.currency, reported=succeeded):
-        return payment, Verdict.OTHER_AMOUNT
+    # Of a voided charge the amount means nothing any more.
+    other_amount = result.status is not ChargeStatus.CANCELLED and is_other_amount(
+        payment, result.amount_minor, result.currency, reported=succeeded
+    )
     own, reported = payment.provider_reference, result.reference
     is_other_charge = own is not None and reported is not None and own != reported
     if is_other_charge or payment.state not in OPEN:
         counted = payment.state in (State.SUCCEEDED, State.REFUNDED) and not is_other_charge
-        stray = succeeded and not counted
-        return payment, Verdict.STRAY_CHARGE if stray else Verdict.ACCEPTED
+        if counted and other_amount:
+            return payment, Verdict.OTHER_AMOUNT
+        return payment, Verdict.STRAY_CHARGE if succeeded and not counted else Verdict.ACCEPTED
+    if other_amount:
+        return _with_other_amount(payment, result)
     state = _state_after(payment, result)
     assert state == payment.state or state in MOVES[payment.state], f"{payment.state} to {state}"
     declined = result.status is ChargeStatus.DECLINED
@@ -54,6 +67,16 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
         problem="",
         checks=payment.checks if state == payment.state else 0,
     ), Verdict.ACCEPTED
+
+
+def _with_other_amount(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
+    """Return an open payment whose charge has another amount: parked, or ended once that money is not wanted anyway."""
+    if result.status is not ChargeStatus.SUCCEEDED or not payment.cancel_requested:
+        return dataclasses.replace(payment, problem=OTHER_AMOUNT), Verdict.OTHER_AMOUNT
+    return dataclasses.replace(
+        payment, state=State.CANCELLED, payment_method=None, client_secret=None, authenticating=False, problem="",
+        failure_reason=OTHER_AMOUNT, provider_reference=payment.provider_reference or result.reference, checks=0,
+    ), Verdict.STRAY_CHARGE  # fmt: skip
 
 
 def _without_charge(payment: Payment, status: ChargeStatus) -> Payment:

@@ -12,7 +12,16 @@ from services.chassis.events.outbox import Event
 from services.payments.books.chart import entries_of_refund
 from services.payments.charges import REVERSAL, REVERSAL_REFUSED
 from services.payments.dispatch import settle
-from services.payments.domain import OPEN, Payment, Refund, RefundState, RefundTooLarge, Settlement, State
+from services.payments.domain import (
+    OPEN,
+    OTHER_AMOUNT,
+    Payment,
+    Refund,
+    RefundState,
+    RefundTooLarge,
+    Settlement,
+    State,
+)
 from services.payments.refunds import rules
 from services.payments.sql import journal, payments, refunds
 from services.payments.sql import parked as sql
@@ -66,12 +75,19 @@ async def resume(db: Database, id_: uuid.UUID, by: str) -> None:
 
 
 async def abandon(db: Database, id_: uuid.UUID, by: str) -> None:
-    """Give a refund up: it has failed, and its sum is free. Cancel a payment. Raises `NotParked`, `MoneyMustGoBack`."""
+    """Give a refund up: it has failed, and its sum is free. Cancel a payment. Raises `NotParked`, `MoneyMustGoBack`.
+
+    A charge with another amount than its payment's is voided first, or its money goes back.
+    """
     async with db.begin() as tx:
         payment, refund = await _lock(tx, id_)
         if refund is None:
             if payment.state not in OPEN:
                 raise MoneyMustGoBack(id=id_)
+            if payment.problem == OTHER_AMOUNT:
+                await payments.request_cancel(tx, [payment.id])
+                await payments.check_now(tx, [payment.id])
+                return
             ended = dataclasses.replace(
                 payment, state=State.CANCELLED, payment_method=None, client_secret=None, authenticating=False,
                 problem="", failure_reason=payment.problem,

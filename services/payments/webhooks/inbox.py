@@ -19,7 +19,14 @@ from services.chassis.events.subscriber import cause_of
 from services.payments.dispatch import settle
 from services.payments.dispatch.decisions import is_other_amount
 from services.payments.dispatch.dispatcher import ChargeDispatcher
-from services.payments.domain import EVENT_ATTEMPTS_MOST, OPEN, UNANSWERED_ATTEMPTS_MOST, Payment
+from services.payments.domain import (
+    EVENT_ATTEMPTS_MOST,
+    OPEN,
+    OTHER_AMOUNT,
+    UNANSWERED_ATTEMPTS_MOST,
+    Payment,
+    State,
+)
 from services.payments.providers import PaymentProvider
 from services.payments.providers.events import EventKind, ProviderEvent
 from services.payments.providers.results import ChargeRecord, ChargeResult, ChargeStatus, Unknown
@@ -39,9 +46,10 @@ _PARKED = Gauge("stampede_provider_events_parked", "Provider events that wait fo
 _UNKNOWN_PAYMENT, _NOT_CONFIRMED, _NOT_PAID_YET = "UNKNOWN_PAYMENT", "NOT_CONFIRMED", "NOT_PAID_YET"
 _IN_PROGRESS, _UNANSWERED = "IN_PROGRESS", "PROVIDER_UNAVAILABLE"
 # Causes that no further attempt can change.
-_UNREADABLE, _OTHER_AMOUNT, _OTHER_PAYMENT = "UNREADABLE", "OTHER_AMOUNT", "OTHER_PAYMENT"
+_UNREADABLE, _OTHER_PAYMENT = "UNREADABLE", "OTHER_PAYMENT"
 _NO_SUCH_CHARGE = "NO_SUCH_CHARGE"
-_FINAL = frozenset((_UNREADABLE, _OTHER_AMOUNT, _OTHER_PAYMENT, _NO_SUCH_CHARGE))
+_FINAL = frozenset((_UNREADABLE, OTHER_AMOUNT, _OTHER_PAYMENT, _NO_SUCH_CHARGE))
+_WITHOUT_MONEY = (State.CANCELLED, State.FAILED)
 _BATCH_MOST = 200
 _LOOK_UP_SECONDS = 1.5
 """A success waits so long for the provider's word; see `_or_believed`."""
@@ -192,6 +200,8 @@ async def _apply_to_payments(
         payment = _payment_of(event, before)
         if cause := _objection(event, payment):
             causes[event.id] = cause
+            if payment and payment.state in OPEN:
+                due.add(payment.id)  # the provider's own answer parks it
             continue
         assert payment
         need = _need(one, payment)
@@ -242,9 +252,9 @@ def _objection(event: ProviderEvent, payment: Payment | None) -> str | None:
     """Return the cause why an event cannot be used at all."""
     if payment is None:
         return _UNKNOWN_PAYMENT
-    is_charge = event.kind is EventKind.CHARGE
-    other = is_charge and is_other_amount(payment, event.amount_minor, event.currency, reported=True)
-    return _OTHER_AMOUNT if other else None
+    if event.kind is not EventKind.CHARGE or payment.state in _WITHOUT_MONEY:
+        return None  # money that an ended payment does not count goes back, whatever its amount
+    return OTHER_AMOUNT if is_other_amount(payment, event.amount_minor, event.currency, reported=True) else None
 
 
 def _contradiction(event: ProviderEvent, payment: Payment, record: ChargeRecord) -> str | None:
@@ -252,8 +262,9 @@ def _contradiction(event: ProviderEvent, payment: Payment, record: ChargeRecord)
     result = record.result
     if event.reference != payment.provider_reference and record.payment_id != payment.id:
         return _OTHER_PAYMENT
-    if is_other_amount(payment, result.amount_minor, result.currency, reported=True):
-        return _OTHER_AMOUNT
+    is_other = is_other_amount(payment, result.amount_minor, result.currency, reported=True)
+    if is_other and payment.state not in _WITHOUT_MONEY:
+        return OTHER_AMOUNT
     return None if result.status is ChargeStatus.SUCCEEDED else _NOT_CONFIRMED
 
 

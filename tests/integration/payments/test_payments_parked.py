@@ -5,6 +5,7 @@ import uuid
 
 import pytest
 
+from services.payments import cli
 from services.payments.cli import describe_parked
 from services.payments.dispatch import parked
 from stampede.payments.v1 import charge_service_pb2 as pb
@@ -25,7 +26,7 @@ async def a_parked_refund(service: Payments, sandbox: Sandbox) -> tuple[str, pb.
     await create(service, line)
     await repeat(service, "checks = 5, attempt = 3, attempt_time = now() - interval '1 hour', unanswered_time = NULL")
     await sandbox.control("DELETE", "faults")
-    (one,) = await parked.list_parked(service.db, most=10)
+    one = (await parked.list_parked(service.db, most=10))[-1]
     assert (one.kind, str(one.id), one.problem, one.amount_minor) == ("refund", line.refund_id, "NOT_TAKEN", 500)
     return order_id, line
 
@@ -46,6 +47,24 @@ async def test_a_refund_is_not_resumed_while_a_call_may_arrive(service: Payments
     await service.rows("UPDATE refunds SET unanswered_time = now() - interval '9 minutes'")
     with pytest.raises(parked.CallMayArrive):
         await parked.resume(service.db, uuid.UUID(line.refund_id), "operator:ann")
+
+
+async def test_an_operator_resumes_all_that_is_parked(
+    service: Payments, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after an outage of the provider. One that may not be resumed yet stops no other."""
+    orders = [await a_parked_refund(service, sandbox) for _ in range(2)]
+    await service.rows(
+        "UPDATE refunds SET unanswered_time = now() - interval '9 minutes' WHERE id = :id", id=orders[0][1].refund_id
+    )
+    parser = argparse.ArgumentParser()
+    describe_parked(parser)
+    assert await cli._act_on_parked(parser.parse_args(["resume"]), service.db) == 1
+    assert await cli._act_on_parked(parser.parse_args(["resume", "--all"]), service.db) == 1
+    said = capsys.readouterr().out
+    assert "may still arrive" in said
+    assert f"{orders[1][1].refund_id}: resume" in said
+    assert [one.id for one in await parked.list_parked(service.db, most=9)] == [uuid.UUID(orders[0][1].refund_id)]
 
 
 async def test_an_operator_abandons_a_parked_refund(service: Payments, sandbox: Sandbox) -> None:

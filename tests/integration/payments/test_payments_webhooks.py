@@ -11,6 +11,7 @@ import stripe
 from prometheus_client import REGISTRY
 
 from services.payments.dispatch import settle
+from services.payments.dispatch.parked import abandon, list_parked
 from services.payments.providers.results import ChargeResult, ChargeStatus
 from services.payments.webhooks import inbox
 from tests.integration.payments.conftest import WEBHOOK_SECRET, Payments, Sandbox, State, an_order
@@ -227,6 +228,46 @@ async def test_an_event_with_another_amount_is_rejected(service: Payments, sandb
     assert await _processed(service) == [("OTHER_AMOUNT", True)] * 2
     assert (await service.get(payment_id)).state == State.AWAITING_CUSTOMER
     assert await service.published(order_id) == []
+    # The provider's record decides, and it has the payment's amount.
+    await service.reconciler.reconcile_once()
+    await service.dispatcher.drain(seconds=10)
+    assert (await service.payment(uuid.UUID(payment_id))).problem == ""
+
+
+@pytest.mark.parametrize("command", ["abandon", "cancel"])
+async def test_a_charge_of_another_amount_is_parked_until_a_command_returns_it(
+    running: Payments, sandbox: Sandbox, command: str
+) -> None:
+    """As after a change in the provider's dashboard. The end of the hold, or `compensate`, cancels it as well."""
+    order_id, payment_id, intent = await _waiting(running, sandbox)
+    await running.rows("UPDATE payments SET amount_minor = 2000, next_check_time = now() + interval '1 hour'")
+    await sandbox.confirm(intent, VISA)
+
+    async def is_parked() -> bool:
+        return (await running.payment(uuid.UUID(payment_id))).problem == "OTHER_AMOUNT"
+
+    await until(is_parked)
+    assert [one.problem for one in await list_parked(running.db, most=5)] == ["OTHER_AMOUNT"]
+    if command == "abandon":
+        await abandon(running.db, uuid.UUID(payment_id), "me")
+    else:
+        item = an_order("", order_id=order_id, minor=2000)
+        await running.cancel(item)
+    await running.reaches(payment_id, State.CANCELLED)
+
+    async def is_back() -> bool:
+        return [refund["amount"] for refund in await sandbox.refunds(intent["id"])] == [intent["amount"]]
+
+    await until(is_back)
+    assert await running.published(order_id) == ["cancelled"]
+    assert await list_parked(running.db, most=5) == []
+
+    async def event_is_done() -> bool:
+        await inbox.watch_events(running.db)
+        found = await running.rows("SELECT error FROM provider_events WHERE payload->>'charge_status' = 'SUCCEEDED'")
+        return [row.error for row in found] == [None]
+
+    await until(event_is_done)
 
 
 @pytest.mark.parametrize(("kind", "status"), [("succeeded", "succeeded"), ("canceled", "canceled")])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from services.payments.dispatch import rules
 from services.payments.dispatch.decisions import Verdict, decide
 from services.payments.dispatch.rules import Operation, next_operation
-from services.payments.domain import MOVES, OPEN, Payment, Refund, RefundState, State
+from services.payments.domain import MOVES, OPEN, OTHER_AMOUNT, Payment, Refund, RefundState, State
 from services.payments.providers.results import ChargeResult, ChargeStatus
 from services.payments.providers.stripe.declines import decline_reason
 from services.payments.refunds.rules import after_refund
@@ -85,9 +85,36 @@ _WITHOUT_CHARGE = (ChargeStatus.UNKNOWN, ChargeStatus.WITHDRAWN, ChargeStatus.MI
 
 @pytest.mark.parametrize("changed", [{"amount_minor": 1}, {"currency": "eur"}])
 @pytest.mark.parametrize("kind", [kind for kind in ChargeStatus if kind not in _WITHOUT_CHARGE])
-def test_a_result_with_another_amount_is_rejected(kind: ChargeStatus, changed: dict[str, object]) -> None:
+def test_a_result_with_another_amount_parks_the_payment(kind: ChargeStatus, changed: dict[str, object]) -> None:
     before = a_payment()
-    assert decide(before, a_result(kind, **changed)) == (before, Verdict.OTHER_AMOUNT)
+    parked = dataclasses.replace(before, problem="OTHER_AMOUNT")
+    if kind is ChargeStatus.CANCELLED:
+        assert decide(before, a_result(kind, **changed))[0].state is State.CANCELLED, "nothing can be charged any more"
+    else:
+        assert decide(before, a_result(kind, **changed)) == (parked, Verdict.OTHER_AMOUNT)
+    assert decide(parked, a_result(ChargeStatus.SUCCEEDED))[0].problem == ""
+    paid = a_payment(state=State.SUCCEEDED, provider_reference="pi_1")
+    if kind is ChargeStatus.SUCCEEDED:
+        assert decide(paid, a_result(kind, **changed)) == (paid, Verdict.OTHER_AMOUNT)
+
+
+@pytest.mark.parametrize("changed", [{"amount_minor": 1}, {"currency": "eur"}])
+@pytest.mark.parametrize(
+    "before",
+    [
+        a_payment(cancel_requested=True),
+        a_payment(
+            state=State.AWAITING_CUSTOMER, cancel_requested=True, provider_reference="pi_1", problem="OTHER_AMOUNT"
+        ),
+        a_payment(state=State.CANCELLED),
+        a_payment(state=State.FAILED, provider_reference="pi_1"),
+        a_payment(state=State.SUCCEEDED, provider_reference="pi_2"),
+    ],
+)
+def test_money_of_another_amount_that_nobody_wants_goes_back(before: Payment, changed: dict[str, object]) -> None:
+    after, verdict = decide(before, a_result(ChargeStatus.SUCCEEDED, **changed))
+    assert verdict is Verdict.STRAY_CHARGE
+    assert (after.state, after.problem) == (State.CANCELLED if before.cancel_requested else before.state, "")
 
 
 def test_a_charge_that_the_provider_does_not_have_is_a_problem_until_it_answers() -> None:
@@ -146,12 +173,12 @@ def test_no_sequence_of_results_moves_back_or_loses_money(
         assert after.state == payment.state or after.state in MOVES[payment.state]
         assert _RANK[after.state] >= _RANK[payment.state]
         assert payment.provider_reference in (None, after.provider_reference)
-        if result.status is ChargeStatus.SUCCEEDED and result.amount_minor == payment.amount_minor:
-            # Money that arrived is either counted or refunded as a stray charge.
-            is_counted = (
-                after.state in (State.SUCCEEDED, State.REFUNDED) and after.provider_reference == result.reference
-            )
-            assert is_counted != (verdict is Verdict.STRAY_CHARGE)
+        if result.status is ChargeStatus.SUCCEEDED:
+            # Money that arrived is either counted, or refunded as a stray charge, or waits for an operator.
+            own = after.provider_reference == result.reference
+            is_counted = after.state in (State.SUCCEEDED, State.REFUNDED) and own
+            waits = after.problem == OTHER_AMOUNT and after.state in OPEN and not cancelling
+            assert is_counted + waits + (verdict is Verdict.STRAY_CHARGE) == 1
             if is_counted:
                 counted.add(result.reference or "")
         else:
