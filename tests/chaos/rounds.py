@@ -92,6 +92,12 @@ class Outcome:
             return f"{self.round.story} {self.round.who} {self.round.occurrence}"
         return f"{self.round.story} {self.round.who} {self.passed.count(self.sprung_at)} {self.sprung_at}"
 
+    def check_point(self) -> None:
+        """Fails if a point was named that the victim did not come to: an old name, for example, proves nothing."""
+        assert self.sprung_at or not self.round.name, (
+            f"{self.round.victim} passed no '{self.round.name}' #{self.round.occurrence} in this story"
+        )
+
     def __str__(self) -> str:
         at = self.sprung_at or f"no fault, {len(self.passed)} points"
         ended = ", ".join(f"{count} {state}" for state, count in sorted(Counter(self.states.values()).items()))
@@ -160,6 +166,7 @@ async def _play(shop: Shop, one: Round, trap: Trap, buyers: Iterator[Buyer]) -> 
         outcome.states = await acting
         await shop.all_parts_answer()
         await _check(shop, act, outcome)
+        outcome.check_point()
     except (Exception, ExceptionGroup) as failure:
         lines = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(failure.__traceback__)]
         outcome.wrong = f"WRONG: {failure!r}"[:500] + f" ({' '.join(lines)})"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.faults import FAULTS
-from tests.chaos.rounds import VICTIMS, plan, played
+from tests.chaos.rounds import VICTIMS, Outcome, Round, plan, played
 from tests.chaos.stories import STORIES
 from tests.e2e.shop import Shop
 
@@ -30,6 +30,16 @@ async def test_whatever_fails_at_whatever_point_each_order_ends_right(shop: Shop
         again = [f"{outcome}\n    again: make chaos CHAOS_AT='{outcome.again}'" for outcome in wrong]
         pytest.fail("\n".join(again))
     assert any(outcome.sprung_at for outcome in outcomes), "no fault happened"
+
+
+def test_round_at_a_point_that_does_not_come_is_wrong() -> None:
+    """Points are named after functions. A name that is gone would be passed as if all were right."""
+    named = Outcome(Round.at(1, "compensated payments 1 after commit of gone.for_good"))
+    with pytest.raises(AssertionError, match="payments passed no 'after commit of gone"):
+        named.check_point()
+    Outcome(Round.at(1, "compensated payments 40")).check_point()
+    named.sprung_at = named.round.name
+    named.check_point()
 
 
 def test_seed_means_the_same_rounds_and_a_longer_plan_extends_a_shorter_one() -> None:
