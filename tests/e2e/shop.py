@@ -157,6 +157,10 @@ class Sandbox:
         """The bank sends back a refund that had succeeded."""
         (await self.rest.post(f"/_sandbox/refunds/{refund}/fail", {})).expect()
 
+    async def settle_refund(self, refund: str) -> None:
+        """The bank takes a pending refund."""
+        (await self.rest.post(f"/_sandbox/refunds/{refund}/settle", {"outcome": "succeed"})).expect()
+
     async def faults(self, **switches: object) -> None:
         (await self.rest.post("/_sandbox/faults", switches)).expect()
 

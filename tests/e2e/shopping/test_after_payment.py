@@ -9,6 +9,7 @@ from tests.support.rest import Json, new_id
 from tests.support.waiting import eventually
 
 PRICE = 1200
+PENDING_REFUND = "pm_card_pendingRefund"
 
 
 async def a_paid_order(shop: Shop, *goods: Json, quantity: int = 2) -> tuple[Buyer, Json]:
@@ -253,3 +254,29 @@ async def test_history_is_found_by_state_time_customer_and_product(shop: Shop, p
     page = (await shop.staff.get(f"{admin}?productId={tea['id']}&pageSize=1")).expect().json
     stolen = f"{admin}?productId={cup['id']}&pageSize=1&pageToken={page['nextPageToken']}"
     assert (await shop.staff.get(stolen)).refusal == (400, "INVALID_FIELDS")
+
+
+@pytest.mark.parametrize("action", ["refund", "cancel"])
+async def test_refund_that_is_pending_for_hours_is_neither_stuck_nor_an_audit_finding(shop: Shop, action: str) -> None:
+    """As of money that goes back to a bank account. A provider that is silent about it is another thing."""
+    product, buyer = await shop.a_product(price=PRICE), await shop.a_buyer()
+    order = (await buyer.buy(product, card=PENDING_REFUND)).expect().json
+    asked = {"requestId": new_id()} | ({"full": True} if action == "refund" else {})
+    answer = (await shop.staff.post(f"/v1/orders/{order['id']}:{action}", asked)).expect().json
+    assert (answer["state"], answer["refunding"]) == ("PAID", True)
+    hours = "SET {0} = {0} - interval '5 hours' WHERE {1} RETURNING 1"
+    await shop.rows("orders", "UPDATE sagas " + hours.format("progress_time", f"order_id = '{order['id']}'"))
+    of_order = f"payment_id = '{order['payment']['id']}'"
+    assert await shop.rows("payments", "UPDATE refunds " + hours.format("create_time", of_order)) == [(1,)]
+
+    saga = (await shop.staff.get(f"/v1/admin/sagas/{order['id']}")).expect().json
+    assert (saga["waitsForProvider"], saga.get("stuck", False)) == (True, False), saga
+    await assert_books_add_up(shop, product)
+
+    [intent] = await shop.sandbox.captured(order["id"])
+    (refund,) = (await shop.sandbox.get(f"/v1/refunds?payment_intent={intent['id']}"))["data"]
+    assert refund["status"] == "pending"
+    await shop.sandbox.settle_refund(refund["id"])
+    ended = await buyer.until(order["id"], "CANCELLED" if action == "cancel" else "REFUNDED", seconds=60)
+    assert (ended["refunded"], ended["refunding"]) == (order["total"], False)
+    await assert_books_add_up(shop, product)
