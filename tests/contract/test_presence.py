@@ -38,6 +38,7 @@ HARMLESS = {
     "display_name": "a text of the user",
     "line2": "a text of the address",
     "note": "a text of the order, which the answer shows",
+    "reholds": "orders sends it; a reservation that it held never again needs none",
     "postal_code": "a text of the address; some countries have none",
     "reason": "a text of the log",
     "region": "a text of the address",
