@@ -18,6 +18,7 @@ from stampede.type.v1.money_pb2 import Money
 from tests.contract.test_protos import METHODS, REQUEST_FIELDS, REQUESTED, VALIDATOR, is_mesh, reachable_from
 
 HARMLESS = {
+    "account": "a filter of a list for staff",
     "attribute": "a filter of a list; more is listed than was wanted",
     "category": "a filter of a list, or a text of the product",
     "customer_id": "a filter of a list for staff",
