@@ -31,6 +31,8 @@ _NAMES = (
     "admin",
     "stripe/key",
     "stripe/webhook",
+    "razorpay/key",
+    "razorpay/webhook",
 )
 _SPOKEN_OF = ("STAMPEDE_URL", "STAMPEDE_ADMIN_PASSWORD")
 """The variables by which commands recognise that the shell is set up for another mesh."""
@@ -102,6 +104,8 @@ class Site:
             "MESH_SECRET": self.secrets["mesh"],
             "STRIPE_API_KEY": self.secrets["stripe/key"],
             "STRIPE_WEBHOOK_SECRET": self.secrets["stripe/webhook"],
+            "RAZORPAY_KEY_SECRET": self.secrets["razorpay/key"],
+            "RAZORPAY_WEBHOOK_SECRET": self.secrets["razorpay/webhook"],
         }
         for service in SERVICES:
             variables[f"{service.upper()}_TARGET"] = self.target(service)

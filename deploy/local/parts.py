@@ -12,6 +12,7 @@ from deploy.local.ports import HOST, SERVICES
 
 INFRASTRUCTURE = ("postgres", "valkey", "nats", "sandbox")
 EVERYTHING = (*INFRASTRUCTURE, *SERVICES, "gateway")
+_RAZORPAY_KEY_ID = "rzp_test_stampede"
 # The event types that payments handles; it would acknowledge and drop others.
 _STRIPE_EVENTS = (
     "payment_intent.succeeded",
@@ -115,6 +116,10 @@ def _infrastructure(site: Site) -> Iterator[Part]:
             "SANDBOX_WEBHOOK_SECRET": site.secrets["stripe/webhook"],
             "SANDBOX_API_KEY": site.secrets["stripe/key"],
             "SANDBOX_WEBHOOK_EVENTS": ",".join(_STRIPE_EVENTS),
+            "SANDBOX_RAZORPAY_KEY_ID": _RAZORPAY_KEY_ID,
+            "SANDBOX_RAZORPAY_KEY_SECRET": site.secrets["razorpay/key"],
+            "SANDBOX_RAZORPAY_WEBHOOK_URL": f"{site.url}/v1/webhooks/razorpay",
+            "SANDBOX_RAZORPAY_WEBHOOK_SECRET": site.secrets["razorpay/webhook"],
         },
         ports=(ports.sandbox,),
         ready=probes.http(ports.sandbox, "/healthz"),
@@ -194,6 +199,11 @@ def service_environment(site: Site, name: str) -> dict[str, str]:
             "STRIPE_API_KEY": site.secrets["stripe/key"],
             "STRIPE_WEBHOOK_SECRET": site.secrets["stripe/webhook"],
             "STRIPE_API_BASE": site.sandbox_url,
+            "RAZORPAY_KEY_ID": _RAZORPAY_KEY_ID,
+            "RAZORPAY_KEY_SECRET": site.secrets["razorpay/key"],
+            "RAZORPAY_WEBHOOK_SECRET": site.secrets["razorpay/webhook"],
+            "RAZORPAY_API_BASE": f"{site.sandbox_url}/razorpay",
+            "RAZORPAY_CALLS_PER_SECOND": "0",
             "PROVIDER_CALLS_PER_SECOND": "0",  # no limit: the sandbox has none
         },
     }

@@ -286,6 +286,7 @@ def _charge_item(saga: Saga) -> payments_pb.Charge:
         customer_id=str(saga.customer_id),
         amount=wire.money(saga.total),
         payment_method=saga.payment_method,
+        hold_expire_time=wire.timestamp(saga.hold_expire_time),
     )
 
 

@@ -28,7 +28,7 @@ async def main(config: Settings) -> None:
     async with aclosing(providers), Process("payments", config) as process:
         dispatcher = ChargeDispatcher(process.db, providers, process.relay.nudge)
         reconciler = Reconciler(process.db, dispatcher, process.relay)
-        charges = Charges(process.db, dispatcher, process.relay.nudge, provider=providers.default.name)
+        charges = Charges(process.db, dispatcher, process.relay.nudge, providers)
         refunding, inbox = Refunds(process.db, dispatcher), Inbox(process.db, reconciler.wake)
         charge_service_pb2_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunding), process.server)
         payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,6 +17,7 @@ from services.chassis.money import Money
 from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
 from services.payments.dispatch.settle import ended_event
 from services.payments.domain import OPEN, Charge, NewRefund, Payment, PaymentNotFound, Refund, State
+from services.payments.providers import Providers
 from services.payments.sql import leases, payments, refunds
 
 REVERSAL = "order reversed"
@@ -40,10 +41,10 @@ class Charges:
     """The actions behind `ChargeService`: commit the intention, call the provider, return the known state in time."""
 
     def __init__(
-        self, db: Database, dispatcher: ChargeDispatcher, published: Callable[[], None], *, provider: str
+        self, db: Database, dispatcher: ChargeDispatcher, published: Callable[[], None], providers: Providers
     ) -> None:
-        """`published` is called after a commit that stored events. `provider` gets all new payments."""
-        self._db, self._dispatcher, self._published, self._provider = db, dispatcher, published, provider
+        """`published` is called after a commit that stored events. `providers.default` gets all new payments."""
+        self._db, self._dispatcher, self._published, self._providers = db, dispatcher, published, providers
         self._begin: Batcher[Sequence[Charge], list[Begun | AppError]] = Batcher(
             "payments.begin", self._begin_all, size_max=_CALLS_MOST
         )
@@ -67,13 +68,15 @@ class Charges:
         another customer or amount.
         """
         charges = [charge for call in calls for charge in call]
-        made = await payments.insert_alone(self._db, charges, state=State.PROCESSING, provider=self._provider)
+        made = await payments.insert_alone(
+            self._db, self._chargeable(charges), state=State.PROCESSING, provider=self._providers.default.name
+        )
         known: dict[uuid.UUID, Payment] = {}
         retried: dict[uuid.UUID, Payment] = {}
         if missing := [charge.order_id for charge in charges if charge.order_id not in made]:
             async with self._db.begin() as tx:
                 known = await payments.read_by_order(tx, missing, lock=False)
-                retried = await _start_attempts(tx, charges, known)
+                retried = await self._start_attempts(tx, charges, known)
         ours = made | retried
 
         def outcome(charge: Charge) -> Begun | AppError:
@@ -83,6 +86,29 @@ class Charges:
             return Begun(payment=payment, call_provider=charge.order_id in ours)
 
         return [[outcome(charge) for charge in call] for call in calls]
+
+    async def _start_attempts(
+        self, tx: AsyncSession, charges: Sequence[Charge], known: dict[uuid.UUID, Payment]
+    ) -> dict[uuid.UUID, Payment]:
+        """Start a new attempt, with a new key, for each new card of a payment that waits for its customer."""
+        cards = {
+            payment.id: charge.payment_method
+            for charge in charges
+            if (payment := known.get(charge.order_id)) is not None
+            and charge.payment_method
+            and payment.customer_pays
+            and self._providers[payment.provider].can.charges_tokens
+            and payment.state is State.AWAITING_CUSTOMER
+            and not payment.cancel_requested
+            and not _differs(payment, charge)
+        }
+        return await payments.start_attempts(tx, cards) if cards else {}
+
+    def _chargeable(self, charges: Sequence[Charge]) -> Sequence[Charge]:
+        """Leave out cards that new payments cannot use: where no token is charged, customers pay in the browser."""
+        if self._providers.default.can.charges_tokens:
+            return charges
+        return [dataclasses.replace(charge, payment_method="") for charge in charges]
 
     async def cancel(self, charges: Sequence[Charge]) -> list[Payment]:
         """Cancel the payments of orders for which no money has moved."""
@@ -127,7 +153,7 @@ class Charges:
         orders this against charges: the second transaction finds the effect of the first.
         """
         # An order without a payment gets a cancelled one, so that a late charge finds it.
-        made = await payments.insert(tx, charges, state=State.CANCELLED, provider=self._provider)
+        made = await payments.insert(tx, charges, state=State.CANCELLED, provider=self._providers.default.name)
         await outbox.publish(tx, [ended_event(payment) for payment in made.values()])
         missing = [charge.order_id for charge in charges if charge.order_id not in made]
         found = made | await payments.read_by_order(tx, missing, lock=True)
@@ -158,6 +184,23 @@ class Charges:
         now = {payment.id: payment for payment in results}
         return [now.get(payment.id, payment) for payment in known]
 
+    async def take_callback(self, provider: str, fields: Mapping[str, str]) -> Payment:
+        """Verify what a checkout has handed to a browser, ask the provider, and return the payment as it is then.
+
+        Raises `ProviderNotSetUp`, `BadSignature`, `PaymentNotFound`.
+        """
+        deadline = Deadline()
+        reference = self._providers.get_known(provider).verify_callback(fields)
+        async with self._db() as tx:
+            found = await payments.find(tx, (), [reference])
+        payment = next((one for one in found.values() if one.provider == provider), None)
+        if payment is None:
+            raise PaymentNotFound(charge=reference)
+        if payment.state in OPEN:
+            self._dispatcher.advance(payment)
+        (now,) = await self._dispatcher.wait([payment], seconds=deadline.seconds_left())
+        return now
+
     async def get_by_orders(self, order_ids: Sequence[uuid.UUID]) -> list[Payment | AppError]:
         """Return the payments of orders, in their order; `PaymentNotFound` for an order without one."""
         async with self._db() as tx:
@@ -168,23 +211,6 @@ class Charges:
         """Raises `PaymentNotFound`."""
         async with self._db() as tx:
             return await payments.read_one(tx, payment_id, lock=False)
-
-
-async def _start_attempts(
-    tx: AsyncSession, charges: Sequence[Charge], known: dict[uuid.UUID, Payment]
-) -> dict[uuid.UUID, Payment]:
-    """Start a new attempt, with a new key, for each new card of a payment that waits for its customer."""
-    cards = {
-        payment.id: charge.payment_method
-        for charge in charges
-        if (payment := known.get(charge.order_id)) is not None
-        and charge.payment_method
-        and payment.customer_pays
-        and payment.state is State.AWAITING_CUSTOMER
-        and not payment.cancel_requested
-        and not _differs(payment, charge)
-    }
-    return await payments.start_attempts(tx, cards) if cards else {}
 
 
 def _differs(payment: Payment, charge: Charge) -> bool:

@@ -87,6 +87,11 @@ class RefundRefused(AppError):
     template = "The provider refused the refund: {cause}."
 
 
+class ProviderNotSetUp(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The shop takes no payments through {provider}."
+
+
 class BadSignature(AppError):
     code = "INVALID_ARGUMENT"
     template = "The signature is missing, wrong, or too old."
@@ -100,6 +105,8 @@ class Charge:
     customer_id: uuid.UUID
     amount: Money
     payment_method: str = ""
+    hold_expire_time: datetime | None = None
+    """When the units of the order are given up; None if that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +142,15 @@ class Payment:
     update_time: datetime
     answer_time: datetime | None = field(default=None, compare=False)
     """When the provider answered about it last; None if it never has."""
+    hold_expire_time: datetime | None = None
+    """When the units of the order are given up, as the first charge said: calls that end earlier go first."""
+    capture_reference: str | None = None
+    """The provider's id of the money that was authorised or taken, if it differs from that of the charge."""
+
+    @property
+    def charge_reference(self) -> str | None:
+        """The provider's id of the charge whose money a refund returns."""
+        return self.capture_reference or self.provider_reference
 
     @property
     def left_minor(self) -> int:

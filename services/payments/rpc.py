@@ -87,8 +87,24 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
     async def ReceiveStripeWebhook(
         self, request: httpbody_pb2.HttpBody, _context: Context
     ) -> pb.ReceiveStripeWebhookResponse:
-        await self._inbox.receive(self._providers["stripe"], request.data, request_context.current().metadata)
+        await self._inbox.receive(self._providers.get_known("stripe"), request.data, request_context.current().metadata)
         return pb.ReceiveStripeWebhookResponse(received=True)
+
+    async def ReceiveRazorpayWebhook(
+        self, request: httpbody_pb2.HttpBody, _context: Context
+    ) -> pb.ReceiveRazorpayWebhookResponse:
+        await self._inbox.receive(
+            self._providers.get_known("razorpay"), request.data, request_context.current().metadata
+        )
+        return pb.ReceiveRazorpayWebhookResponse(received=True)
+
+    async def VerifyRazorpayPayment(
+        self, request: pb.VerifyRazorpayPaymentRequest, _context: Context
+    ) -> pb.VerifyRazorpayPaymentResponse:
+        fields = {name: getattr(request, name) for name in pb.VerifyRazorpayPaymentRequest.DESCRIPTOR.fields_by_name}
+        payment = await self._charges.take_callback("razorpay", fields)
+        state = pb.Payment.State.Value(payment.state)
+        return pb.VerifyRazorpayPaymentResponse(order_id=str(payment.order_id), state=state)
 
 
 def _charges(items: Sequence[charge_pb.Charge]) -> list[Charge]:
@@ -98,6 +114,7 @@ def _charges(items: Sequence[charge_pb.Charge]) -> list[Charge]:
             customer_id=uuid.UUID(item.customer_id),
             amount=wire.money_of(item.amount),
             payment_method=item.payment_method,
+            hold_expire_time=wire.datetime_of(item.hold_expire_time) if item.HasField("hold_expire_time") else None,
         )
         for item in items
     ]

@@ -66,6 +66,7 @@ BY_SERVICES = {
     "stampede.inventory.v1.Return.lines": "all units",
     "stampede.inventory.v1.BatchReleaseRequest.abandoned_ids": "no customer has given up",
     "stampede.payments.v1.Refund.amount": "all that is left",
+    "stampede.payments.v1.Charge.hold_expire_time": "the charge goes after those that have one",
 }
 """Those that only services leave out. Their clients are generated, so that a misspelt field does not compile."""
 

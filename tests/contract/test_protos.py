@@ -31,7 +31,7 @@ SERVICES = {path.parent.name for path in ROOT.glob("services/*/__main__.py")}
 
 READS = re.compile(r"(Get|List|Watch|Suggest|Export)([A-Z]|$)")
 # Sign-in calls: each starts another session or uses a token; ending a session twice is no error.
-WITHOUT_REQUEST_ID = {"Login", "Refresh", "Logout"}
+WITHOUT_REQUEST_ID = {"Login", "Refresh", "Logout", "VerifyRazorpayPayment"}  # the last one is named by its fields
 NOT_REPEATABLE = {"Login", "Refresh"}
 # Providers sign the raw body, so it is parsed only after the signature is verified. Their events have ids.
 RAW_BODY = re.compile(r"Receive\w+Webhook")

@@ -89,6 +89,7 @@ POST   /v1/webhooks/razorpay
 GET    /v1/payments/{paymentId}
 GET    /v1/admin/payments
 POST   /v1/payments/{paymentId}:refund
+POST   /v1/payments/razorpay:verify
 POST   /v1/orders/{orderId}:pay
 """
 
@@ -125,7 +126,6 @@ POST   /v1/products:import
 GET    /v1/products:export
 GET    /v1/products/{productId}/history
 
-POST   /v1/webhooks/razorpay
 GET    /v1/admin/payments
 POST   /v1/orders/{orderId}:pay
 """

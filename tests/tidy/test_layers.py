@@ -45,7 +45,7 @@ _COMPOSES_THE_CHASSIS = "services/chassis/process.py"
 _CHASSIS_SQL = ("services/chassis/data/", "services/chassis/events/")
 _MAPS_DATABASE_ERRORS = "services/chassis/errors.py"
 _COMBINED = ("services/inventory/sql/reserve_fast.py", "services/orders/sql/combined.py")
-_SDKS = {"stripe": "services/payments/providers/stripe/"}
+_SDKS = {name: f"services/payments/providers/{name}/" for name in ("stripe", "razorpay")}
 
 
 def tables(service: str) -> set[str]:

@@ -14,35 +14,28 @@ from services.payments.dispatch.rules import Operation, RefundOperation, next_re
 from services.payments.domain import READ_AGAIN_SECONDS, Calls, Payment, Refund
 from services.payments.providers import PaymentProvider, Providers, Withdrawn
 from services.payments.providers.results import ChargeResult, ChargeStatus, RefundResult, Unknown
-from services.payments.sql import payments, refunds
+from services.payments.sql import payments, refunds, wanted
 
 NOT_TAKEN = "NOT_TAKEN"
 Found = ChargeResult | Unknown | None
 """The finding of a search for one payment; None if the provider has no charge of it."""
 _SEARCHED_MOST = 5_000
 _REMEMBERED_SECONDS = 300.0
-_SILENT_AFTER = 5  # calls in a row without an answer
+_TAKE_MONEY = (Operation.CREATE, Operation.CONFIRM, Operation.CAPTURE)
 
 
 class ProviderCalls:
     """The calls of this process to all providers."""
 
-    def __init__(self, db: Database, providers: Providers, recovered: Callable[[], None]) -> None:
-        """`recovered` is called when a provider answers again after it gave no answer for some time."""
-        self._db, self._providers, self._recovered = db, providers, recovered
+    def __init__(self, db: Database, providers: Providers) -> None:
+        self._db, self._providers = db, providers
         self._unsent: dict[uuid.UUID, asyncio.Task[object]] = {}
         self._withdrawn: dict[uuid.UUID, float] = {}
-        self._without_answer = 0
         self._is_wanted: Batcher[Payment, bool] = Batcher("payments.wanted", self._are_wanted)
         self._find = {
             name: Batcher[Payment, Found](f"{name}.find", _finder(provider), size_max=_SEARCHED_MOST)
             for name, provider in providers.items()
         }
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether no call of late got an answer."""
-        return self._without_answer >= _SILENT_AFTER
 
     def withdraw(self, payment_id: uuid.UUID) -> bool:
         """Have no call begin any more that could take money of a payment. Return whether one waited for its turn."""
@@ -61,22 +54,28 @@ class ProviderCalls:
         try:
             if operation is Operation.FIND:
                 return await self._search(payment, calls)
-            if operation in (Operation.CREATE, Operation.CONFIRM):
-                result = await self._take_money(payment, operation, read_time)
-            else:
-                provider = self._providers[payment.provider]
-                result = await (provider.void if operation is Operation.VOID else provider.retrieve)(payment)
+            result = await self._call(payment, operation, read_time)
         except Withdrawn:
             never = calls.is_first and operation is Operation.CREATE
             return ChargeResult(
                 payment_id=payment.id, status=ChargeStatus.WITHDRAWN if never else ChargeStatus.UNKNOWN, calls=calls
             )
         if result.status is ChargeStatus.UNKNOWN:
-            self._without_answer += 1
-            ended = result.has_ended or operation not in (Operation.CREATE, Operation.CONFIRM)
+            ended = result.has_ended or operation not in _TAKE_MONEY
             return dataclasses.replace(result, calls=calls if ended else None)
-        self._note_answer()
         return result
+
+    async def _call(self, payment: Payment, operation: Operation, read_time: float) -> ChargeResult:
+        provider = self._providers[payment.provider]
+        match operation:
+            case Operation.VOID:
+                return await provider.void(payment)
+            case Operation.RETRIEVE:
+                return await provider.retrieve(payment)
+            case Operation.CAPTURE if not provider.can.voids:
+                # Wanted or not: what is authorised there goes back only after it was captured.
+                return await provider.capture(payment, payment.amount_minor, _unconditionally)
+        return await self._take_money(payment, operation, read_time)
 
     async def _take_money(self, payment: Payment, operation: Operation, read_time: float) -> ChargeResult:
         """Make a call that can take money, unless that is not wanted any more when its turn has come."""
@@ -97,6 +96,8 @@ class ProviderCalls:
         provider = self._providers[payment.provider]
         self._unsent[payment.id] = task
         try:
+            if operation is Operation.CAPTURE:
+                return await provider.capture(payment, payment.amount_minor, check)
             return await (provider.create if operation is Operation.CREATE else provider.confirm)(payment, check)
         except asyncio.CancelledError:
             if sent or payment.id not in self._withdrawn:
@@ -107,8 +108,8 @@ class ProviderCalls:
             self._unsent.pop(payment.id, None)
 
     async def _are_wanted(self, read: Sequence[Payment]) -> list[bool]:
-        wanted = await payments.read_wanted(self._db, [payment.id for payment in read])
-        return [(payment.id, payment.attempt) in wanted for payment in read]
+        still = await wanted.read_wanted(self._db, [payment.id for payment in read])
+        return [(payment.id, payment.attempt) in still for payment in read]
 
     async def _search(self, payment: Payment, calls: Calls) -> ChargeResult:
         """Search the provider's records for a payment; all that wait for a search share the next one."""
@@ -116,7 +117,6 @@ class ProviderCalls:
         if isinstance(found, ChargeResult):
             return found
         if isinstance(found, Unknown):
-            self._without_answer += 1
             return ChargeResult(payment_id=payment.id, status=ChargeStatus.UNKNOWN, calls=calls)
         if payment.cancel_requested and rules.is_over(calls):
             return ChargeResult(payment_id=payment.id, status=ChargeStatus.WITHDRAWN)
@@ -133,16 +133,12 @@ class ProviderCalls:
         if operation is not RefundOperation.FIND:
             result = await provider.refund(refund)
             if result.state is None:
-                self._without_answer += 1
                 ended = result.has_ended or operation is not RefundOperation.CREATE
                 return dataclasses.replace(result, calls=calls if ended else None)
-            self._note_answer()
             return result
         listed = await provider.list_refunds(refund.charge_reference)
         if isinstance(listed, Unknown):
-            self._without_answer += 1
             return unknown
-        self._note_answer()
         if made := next((one for one in listed if one.is_of(refund)), None):
             return made.result(refund)
         if rules.may_change_key(refund, calls):
@@ -153,10 +149,9 @@ class ProviderCalls:
             return unknown
         return RefundResult(refund_id=refund.id, payment_id=refund.payment_id, calls=calls, problem=NOT_TAKEN)
 
-    def _note_answer(self) -> None:
-        was_silent, self._without_answer = self.is_silent, 0
-        if was_silent:
-            self._recovered()
+
+async def _unconditionally() -> None:
+    """The `Check` of a call that is made in any case."""
 
 
 def _finder(

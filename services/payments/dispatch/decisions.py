@@ -39,18 +39,17 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
         return payment, Verdict.ACCEPTED
     if result.status in (ChargeStatus.WITHDRAWN, ChargeStatus.MISSING):
         return _without_charge(payment, result.status), Verdict.ACCEPTED
-    succeeded = result.status is ChargeStatus.SUCCEEDED
+    has_money = result.status in (ChargeStatus.SUCCEEDED, ChargeStatus.AUTHORISED)
     # Of a voided charge the amount means nothing any more.
     other_amount = result.status is not ChargeStatus.CANCELLED and is_other_amount(
-        payment, result.amount_minor, result.currency, reported=succeeded
+        payment, result.amount_minor, result.currency, reported=has_money
     )
     own, reported = payment.provider_reference, result.reference
     is_other_charge = own is not None and reported is not None and own != reported
     if is_other_charge or payment.state not in OPEN:
-        counted = payment.state in (State.SUCCEEDED, State.REFUNDED) and not is_other_charge
-        if counted and other_amount:
+        if other_amount and _is_counted(payment, result, is_other_charge):
             return payment, Verdict.OTHER_AMOUNT
-        return payment, Verdict.STRAY_CHARGE if succeeded and not counted else Verdict.ACCEPTED
+        return payment, Verdict.STRAY_CHARGE if _is_stray(payment, result, is_other_charge) else Verdict.ACCEPTED
     if other_amount:
         return _with_other_amount(payment, result)
     state = _state_after(payment, result)
@@ -61,6 +60,7 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
         state=state,
         payment_method=None,
         provider_reference=own or reported,
+        capture_reference=result.capture_reference,
         client_secret=(result.client_secret or payment.client_secret) if state in OPEN else None,
         failure_reason=result.reason if declined else "" if state is State.SUCCEEDED else payment.failure_reason,
         authenticating=result.authenticating and state is State.AWAITING_CUSTOMER,
@@ -77,6 +77,24 @@ def _with_other_amount(payment: Payment, result: ChargeResult) -> tuple[Payment,
         payment, state=State.CANCELLED, payment_method=None, client_secret=None, authenticating=False, problem="",
         failure_reason=OTHER_AMOUNT, provider_reference=payment.provider_reference or result.reference, checks=0,
     ), Verdict.STRAY_CHARGE  # fmt: skip
+
+
+def _is_counted(payment: Payment, result: ChargeResult, is_other_charge: bool) -> bool:
+    """Whether a result is about the money that an ended payment counts."""
+    captured = result.capture_reference
+    is_other_money = captured is not None and payment.capture_reference not in (None, captured)
+    return payment.state in (State.SUCCEEDED, State.REFUNDED) and not is_other_charge and not is_other_money
+
+
+def _is_stray(payment: Payment, result: ChargeResult, is_other_charge: bool) -> bool:
+    """Whether money arrived that the payment does not count.
+
+    Where one charge may be paid twice, its money has a reference of its own. There, money that is only authorised goes
+    back too: such a provider cannot void it.
+    """
+    is_held = result.status is ChargeStatus.AUTHORISED and result.capture_reference is not None
+    has_money = result.status is ChargeStatus.SUCCEEDED or is_held
+    return has_money and not _is_counted(payment, result, is_other_charge)
 
 
 def _without_charge(payment: Payment, status: ChargeStatus) -> Payment:

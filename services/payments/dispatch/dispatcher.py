@@ -5,6 +5,7 @@ import contextvars
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -54,13 +55,12 @@ class ChargeDispatcher:
             "payments.settle", self._settle_all, lanes=1, queue_max=IN_PROGRESS_MOST
         )
         self._settle_refund: Batcher[RefundResult, Refund] = Batcher("payments.refund", self._settle_refunds, lanes=1)
-        self._calls = ProviderCalls(db, providers, self._on_recovered)
-        self.recovered = asyncio.Event()
-        """Set when a provider answers again after it gave no answer for some time."""
+        self._calls = ProviderCalls(db, providers)
+        self.recovered = set[str]()
+        """The providers that answer again after they gave no answers for some time. The reconciler empties it."""
+        for name, provider in providers.items():
+            provider.limits.breaker.callbacks.append(partial(self.recovered.add, name))
         self.draining = False
-
-    def _on_recovered(self) -> None:
-        self.recovered.set()
 
     @property
     def payment_ids(self) -> list[uuid.UUID]:
@@ -95,9 +95,9 @@ class ChargeDispatcher:
         return {payment_id for payment_id in payment_ids if self._calls.withdraw(payment_id)}
 
     @property
-    def provider_is_silent(self) -> bool:
-        """Whether no provider call of late got an answer."""
-        return self._calls.is_silent
+    def silent_providers(self) -> list[str]:
+        """The providers that gave no answers of late."""
+        return [name for name, provider in self._providers.items() if provider.limits.breaker.is_open]
 
     def refund(self, refund: Refund, *, calls: Calls = _FIRST) -> None:
         """Start a refund at the provider, unless it is in progress already."""
@@ -149,7 +149,8 @@ class ChargeDispatcher:
         provider = self._providers[payment.provider]
         try:
             for _ in range(_OPERATIONS_MOST):
-                operation = next_operation(payment, key_expired=calls.key_age > provider.key_lifetime)
+                expired = calls.key_age > provider.key_lifetime
+                operation = next_operation(payment, key_expired=expired, can_void=provider.can.voids)
                 result = await self._calls.charge(payment, operation, calls, read_time)
                 payment, read_time = await self._settle((payment, result)), time.monotonic()
                 if not _goes_on(payment, result, operation):
@@ -198,11 +199,18 @@ class ChargeDispatcher:
 
 
 def _goes_on(payment: Payment, result: ChargeResult, operation: Operation) -> bool:
-    """Whether a payment whose cancellation was requested needs another call now, in place of one without an effect."""
-    if not payment.cancel_requested or payment.state not in OPEN:
+    """Whether a payment needs another call now.
+
+    Money that was just authorised is captured. If a cancellation was requested, a call without an effect gives way.
+    """
+    if payment.state not in OPEN:
+        return False
+    if result.status is ChargeStatus.AUTHORISED and payment.capture_reference is not None:
+        return True
+    if not payment.cancel_requested:
         return False
     if result.status is ChargeStatus.UNKNOWN:
-        # A call that took no effect gives way to the one that voids or finds the charge; that one is not repeated.
+        # To the one that voids or finds the charge; that one is not repeated.
         return result.calls is not None and operation in (Operation.CREATE, Operation.CONFIRM)
     return payment.is_cancellable
 

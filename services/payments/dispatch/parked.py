@@ -159,6 +159,6 @@ def _by_hand(payment: Payment) -> Refund:
     return Refund(
         id=uuid.uuid5(payment.id, "marked as done"), payment_id=payment.id, provider=payment.provider,
         amount_minor=payment.left_minor, state=RefundState.PENDING, stray=False, external=True,
-        charge_reference=payment.provider_reference or "", provider_reference=None, failure_reason="", problem="",
+        charge_reference=payment.charge_reference or "", provider_reference=None, failure_reason="", problem="",
         attempt=1, checks=0,
     )  # fmt: skip

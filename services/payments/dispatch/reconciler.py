@@ -30,7 +30,7 @@ class Reconciler:
     def __init__(self, db: Database, dispatcher: ChargeDispatcher, relay: Relay) -> None:
         self._db, self._dispatcher, self._relay = db, dispatcher, relay
         self._events_wait, self._payments_due = asyncio.Event(), asyncio.Event()
-        self._hurry_until = 0.0
+        self._hurry_until = dict[str, float]()
 
     def wake(self) -> None:
         """Make `apply_events` look into the inbox at once."""
@@ -47,16 +47,7 @@ class Reconciler:
         dispatcher = self._dispatcher
         if dispatcher.draining:
             return False
-        now = asyncio.get_running_loop().time()
-        if dispatcher.recovered.is_set():
-            dispatcher.recovered.clear()
-            self._hurry_until = now + _HURRY_SECONDS
-        if now < self._hurry_until:
-            async with self._db.begin() as tx:
-                await payments.make_waiting_due(tx)
-        elif dispatcher.provider_is_silent:
-            async with self._db.begin() as tx:  # so that its return is noticed within a second
-                await payments.make_waiting_due(tx, most=1)
+        await self._make_waiting_due()
         in_progress = dispatcher.payment_ids
         capacity = max(min(_BATCH_MOST, IN_PROGRESS_MOST - len(in_progress)), 0)
         async with self._db.begin() as tx:
@@ -72,6 +63,21 @@ class Reconciler:
         for check in checks:
             dispatcher.check_refunds(check)
         return _BATCH_MOST in (len(due), len(due_refunds), len(checks))
+
+    async def _make_waiting_due(self) -> None:
+        """Repeat the calls that wait for a provider: all once it is back, and one a second until then."""
+        now, recovered = asyncio.get_running_loop().time(), self._dispatcher.recovered
+        self._hurry_until |= dict.fromkeys(recovered, now + _HURRY_SECONDS)
+        recovered.clear()
+        hurried = [name for name, until in self._hurry_until.items() if now < until]
+        silent = [name for name in self._dispatcher.silent_providers if name not in hurried]
+        if not hurried and not silent:
+            return
+        async with self._db.begin() as tx:
+            if hurried:
+                await payments.make_waiting_due(tx, hurried)
+            for name in silent:  # so that its return is noticed within a second
+                await payments.make_waiting_due(tx, [name], most=1)
 
     async def renew_leases(self) -> None:
         """Renew the leases of what is in progress here, until cancelled. Those of a dead process expire."""

@@ -27,22 +27,28 @@ class Operation(enum.Enum):
     CREATE = enum.auto()
     FIND = enum.auto()
     CONFIRM = enum.auto()
+    CAPTURE = enum.auto()
     VOID = enum.auto()
     RETRIEVE = enum.auto()
 
 
-def next_operation(payment: Payment, *, key_expired: bool = False) -> Operation:
-    """Return the next provider call for an open payment. `key_expired`: the provider may have forgotten the key."""
+def next_operation(payment: Payment, *, key_expired: bool = False, can_void: bool = True) -> Operation:
+    """Return the next provider call for an open payment. `key_expired`: the provider may have forgotten the key.
+
+    Without `can_void`, money that is authorised can only be captured, and then refunded.
+    """
     if payment.provider_reference is None:
         if payment.cancel_requested:
             return Operation.FIND  # a repeat under the key could take money
         # Every second time only: while the provider is unavailable, nothing but a repeat under the key can charge.
         look_up = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
         return Operation.FIND if key_expired or look_up else Operation.CREATE
+    stuck = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
+    if payment.capture_reference is not None and not (payment.cancel_requested and can_void):
+        return Operation.RETRIEVE if stuck else Operation.CAPTURE
     if payment.cancel_requested:
         return Operation.VOID
     # Safe without a key too: an intent takes money once, and then refuses to be confirmed again.
-    stuck = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
     return Operation.CONFIRM if payment.payment_method and not stuck else Operation.RETRIEVE
 
 

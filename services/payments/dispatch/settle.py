@@ -86,13 +86,14 @@ async def apply_results(
 
 
 def _refund_of_stray(payment: Payment, result: ChargeResult) -> NewRefund:
-    assert result.reference is not None
+    reference = result.capture_reference or result.reference
+    assert reference is not None
     return NewRefund(
-        id=uuid.uuid5(payment.id, result.reference),  # reported twice, it is still refunded once
+        id=uuid.uuid5(payment.id, reference),  # reported twice, it is still refunded once
         payment=payment,
         amount_minor=result.amount_minor or payment.amount_minor,
         reason="arrived after the payment had ended without it",
-        stray_reference=result.reference,
+        stray_reference=reference,
     )
 
 

@@ -1,22 +1,17 @@
 """The port to payment providers. One adapter a provider implements it, and alone imports that provider's SDK."""
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from services.payments.domain import Payment, Refund
+from services.payments.domain import Payment, ProviderNotSetUp, Refund
+from services.payments.providers.border import Check as Check
+from services.payments.providers.border import Withdrawn as Withdrawn
 from services.payments.providers.events import ProviderEvent
+from services.payments.providers.limits import ProviderLimits
 from services.payments.providers.results import ChargeRecord, ChargeResult, ProviderRefund, RefundResult, Unknown
-
-
-class Withdrawn(Exception):
-    """A call was not sent, because it is not wanted any more."""
-
-
-Check = Callable[[], Awaitable[None]]
-"""Awaited after each wait, directly before a request that can take money. Raises `Withdrawn` if it is not wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +43,9 @@ class PaymentProvider(Protocol):
     """Stored in `payments.provider`; finds the provider of a payment again."""
 
     can: Capabilities
+
+    limits: ProviderLimits
+    """The turns of its calls, and its circuit breaker."""
 
     key_lifetime: timedelta
     """The provider remembers an idempotency key for at least this long. Older keys are looked up, not repeated."""
@@ -124,6 +122,13 @@ class Providers(Mapping[str, PaymentProvider]):
 
     def __getitem__(self, name: str) -> PaymentProvider:
         return self._by_name[name]
+
+    def get_known(self, name: str) -> PaymentProvider:
+        """Return a provider that a client has named. Raises `ProviderNotSetUp`."""
+        provider = self._by_name.get(name)
+        if provider is None:
+            raise ProviderNotSetUp(provider=name)
+        return provider
 
     def __iter__(self) -> Any:
         return iter(self._by_name)

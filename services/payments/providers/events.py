@@ -43,6 +43,8 @@ class ProviderEvent:
     kind: EventKind = EventKind.CHARGE
     reference: str = ""
     """The provider's id of the charge."""
+    capture_reference: str = ""
+    """The provider's id of the money, as in `ChargeResult`."""
     payment_id: uuid.UUID | None = None
     """From the charge's metadata; None if that names none of our payments."""
     amount_minor: int = 0
@@ -55,3 +57,8 @@ class ProviderEvent:
     """The provider's id of the refund, if the event is about one."""
     refund_state: RefundState | None = None
     dispute: Dispute | None = None
+
+    @property
+    def look_up_reference(self) -> str:
+        """The reference that is looked up at the provider to find out whether the event is true."""
+        return self.capture_reference or self.reference

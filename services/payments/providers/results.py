@@ -51,8 +51,12 @@ class ChargeResult:
     reason: str = ""
     authenticating: bool = False
     """With `REQUIRES_ACTION`: the customer has started to pay and the bank is authenticating them."""
+    capture_reference: str | None = None
+    """The provider's id of the money that was authorised or taken, if one charge may be paid more than once."""
     has_ended: bool = False
     """With `UNKNOWN`: the provider has answered with an error, so the call can take no effect later."""
+    was_sent: bool = True
+    """With `UNKNOWN`: False if our limits kept the call from being sent."""
     calls: Calls | None = None
     """With `UNKNOWN`: the earlier calls, if this one has ended for sure; None if it may still take effect."""
 
@@ -108,9 +112,11 @@ class ProviderRefund:
         )  # fmt: skip
 
 
-def unknown_charge(payment: Payment, *, has_ended: bool = False) -> ChargeResult:
+def unknown_charge(payment: Payment, *, has_ended: bool = False, was_sent: bool = True) -> ChargeResult:
     """Return the result of a call about `payment` without a final answer."""
-    return ChargeResult(payment_id=payment.id, status=ChargeStatus.UNKNOWN, has_ended=has_ended)
+    return ChargeResult(
+        payment_id=payment.id, status=ChargeStatus.UNKNOWN, has_ended=has_ended, was_sent=was_sent
+    )  # fmt: skip
 
 
 def unknown_refund(refund: Refund, *, has_ended: bool = False) -> RefundResult:

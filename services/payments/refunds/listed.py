@@ -30,8 +30,8 @@ async def check_refunds(db: Database, provider: PaymentProvider, check: RefundCh
     payment = check.payment
     async with db() as tx:
         charges = set(await refunds.read_charges(tx, payment.id))
-    if payment.provider_reference is not None:
-        charges.add(payment.provider_reference)
+    if payment.charge_reference is not None:
+        charges.add(payment.charge_reference)
     if payment.state in OPEN:
         async with db.begin() as tx:
             await payments.check_now(tx, [payment.id])

@@ -100,7 +100,7 @@ def _by_id(known: dict[uuid.UUID, Refund], report: ProviderRefund) -> Refund | N
 
 
 def _external(payment: Payment, report: ProviderRefund) -> Refund:
-    own = report.charge_reference == payment.provider_reference
+    own = report.charge_reference == payment.charge_reference
     return Refund(
         id=uuid.uuid5(payment.id, report.reference),
         payment_id=payment.id,

@@ -8,10 +8,10 @@ GRANTS: Grants = {
     "payments": Grant(
         insert=True,
         update=(
-            "state", "payment_method", "provider_reference", "client_secret", "attempt", "attempt_time",
-            "failure_reason", "authenticating", "customer_pays", "refunded_minor", "refunding_minor",
-            "cancel_requested", "problem", "checks", "unanswered_time", "answer_time", "next_check_time",
-            "refund_check_time", "version", "update_time",
+            "state", "payment_method", "provider_reference", "capture_reference", "client_secret", "attempt",
+            "attempt_time", "failure_reason", "authenticating", "customer_pays", "refunded_minor", "refunding_minor",
+            "cancel_requested", "problem", "checks", "unanswered_time", "answer_time",
+            "next_check_time", "refund_check_time", "version", "update_time",
         ),
     ),
     "refunds": Grant(

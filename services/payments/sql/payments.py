@@ -43,12 +43,12 @@ def from_row(row: Sequence[Any]) -> Payment:
 _INSERT = text("""
     INSERT INTO payments (id, order_id, customer_id, amount_minor, currency, state, provider, customer_pays,
         payment_method, attempt, attempt_time, failure_reason, refunded_minor, refunding_minor, cancel_requested,
-        problem, checks, authenticating, next_check_time, version)
+        problem, checks, authenticating, hold_expire_time, next_check_time, version)
     SELECT n.id, n.order_id, n.customer_id, n.amount, n.currency, :state, :provider, n.method IS NULL,
-        CASE WHEN :is_open THEN n.method END, 1, now(), '', 0, 0, NOT :is_open, '', 0, false,
+        CASE WHEN :is_open THEN n.method END, 1, now(), '', 0, 0, NOT :is_open, '', 0, false, n.hold_end,
         CASE WHEN :is_open THEN now() + make_interval(secs => :lease) END, 1
     FROM jsonb_to_recordset(CAST(:charges AS jsonb)) AS n (
-        id uuid, order_id uuid, customer_id uuid, amount bigint, currency text, method text)
+        id uuid, order_id uuid, customer_id uuid, amount bigint, currency text, method text, hold_end timestamptz)
     ORDER BY n.order_id
     ON CONFLICT ON CONSTRAINT payments_order_id_key DO NOTHING
     RETURNING id, create_time
@@ -77,6 +77,7 @@ def _to_insert(fresh: Mapping[uuid.UUID, Charge], state: State, provider: str) -
         {
             "id": id_, "order_id": charge.order_id, "customer_id": charge.customer_id, "amount": charge.amount.minor,
             "currency": charge.amount.currency, "method": charge.payment_method or None,
+            "hold_end": charge.hold_expire_time,
         }
         for id_, charge in fresh.items()
     ]  # fmt: skip
@@ -100,7 +101,7 @@ def _inserted(
             payment_method=(charge.payment_method or None) if is_open else None, provider_reference=None,
             client_secret=None, attempt=1, failure_reason="", authenticating=False, refunded_minor=0,
             refunding_minor=0, cancel_requested=not is_open, problem="", checks=0, version=1,
-            create_time=time, update_time=time,
+            create_time=time, update_time=time, hold_expire_time=charge.hold_expire_time,
         )  # fmt: skip
     return made
 
@@ -195,13 +196,14 @@ def _named(payment_ids: Iterable[uuid.UUID], references: Iterable[str]) -> Selec
 
 # The columns that results change. One list for both statements below, so that they cannot differ.
 _RECORD = """
-    id uuid, version bigint, state text, method text, reference text, secret text, reason text, authenticating boolean,
-    refunded bigint, refunding bigint, problem text, checks bigint, pause double precision, bump int, has_ended boolean,
+    id uuid, version bigint, state text, method text, reference text, capture text, secret text, reason text,
+    authenticating boolean, refunded bigint, refunding bigint, problem text, checks bigint, pause double precision,
+    bump int, has_ended boolean,
     unanswered double precision, answered boolean, event_id uuid, subject text, key text, event bytea
 """
 _SET = """
-    state = n.state, payment_method = n.method, provider_reference = n.reference, client_secret = n.secret,
-    failure_reason = n.reason, authenticating = n.authenticating, refunded_minor = n.refunded,
+    state = n.state, payment_method = n.method, provider_reference = n.reference, capture_reference = n.capture,
+    client_secret = n.secret, failure_reason = n.reason, authenticating = n.authenticating, refunded_minor = n.refunded,
     refunding_minor = n.refunding, problem = n.problem, checks = n.checks, version = p.version + n.bump,
     update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,
     unanswered_time = CASE WHEN n.has_ended THEN now() - make_interval(secs => n.unanswered) ELSE p.unanswered_time END,
@@ -209,14 +211,11 @@ _SET = """
     next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
 """
 _STORE = text(f"""
-    UPDATE payments AS p SET {_SET}
-    FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({_RECORD}) WHERE p.id = n.id
+    UPDATE payments AS p SET {_SET} FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({_RECORD}) WHERE p.id = n.id
 """)  # noqa: S608  # columns of our own
 # The version decides: every other change of the row raises it, and this statement then leaves the row alone.
 _STORE_FAST = text(f"""
-    WITH n AS (
-        SELECT * FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({_RECORD})
-    ), mine AS (
+    WITH n AS (SELECT * FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({_RECORD})), mine AS (
         -- Row by row: a plan made while the table was small must not read all of it when it is large.
         SELECT p.id FROM (SELECT id, version FROM n ORDER BY id) AS n, LATERAL (
             SELECT p.id FROM payments AS p WHERE p.id = n.id AND p.version = n.version FOR UPDATE
@@ -288,7 +287,8 @@ def _to_store(change: Change, *, bump: int = 1, calls: Calls | None = None, answ
     subject, key, event = change.event or (None, None, None)
     return {
         "id": after.id, "version": after.version, "state": after.state, "method": after.payment_method,
-        "reference": after.provider_reference, "secret": after.client_secret, "reason": after.failure_reason,
+        "reference": after.provider_reference, "capture": after.capture_reference,
+        "secret": after.client_secret, "reason": after.failure_reason,
         "authenticating": after.authenticating, "refunded": after.refunded_minor, "refunding": after.refunding_minor,
         "problem": after.problem, "checks": after.checks, "pause": check_seconds(after), "bump": bump,
         "has_ended": calls is not None, "unanswered": age.total_seconds() if age is not None else None,
@@ -363,33 +363,20 @@ async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int
     return [(from_row(row[:-2]), Calls(row[-2], row[-1], is_first=False)) for row in rows]
 
 
-_WANTED = text("""
-    SELECT id, attempt FROM payments
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND state = ANY(:open) AND NOT cancel_requested
-""")
+async def make_waiting_due(tx: AsyncSession, providers: Sequence[str], *, most: int | None = None) -> None:
+    """Make payments due whose first call was not answered, the oldest first; without `most` all.
 
-
-async def read_wanted(db: Database, payment_ids: Sequence[uuid.UUID]) -> set[tuple[uuid.UUID, int]]:
-    """Return those payments, each with its attempt, whose money is still wanted."""
-    rows = await run_autocommit(db, _WANTED, {"ids": list(payment_ids), "open": [str(state) for state in OPEN]})
-    return {(row.id, row.attempt) for row in rows}
-
-
-async def make_waiting_due(tx: AsyncSession, *, most: int | None = None) -> None:
-    """Make payments due whose first call the provider has not answered, the oldest first; all of them without `most`.
-
-    Their checks count on, so that a key which the provider answers with 500 for ever is searched, and replaced, in the
-    end.
+    Their checks count on: a key which the provider answers with 500 for ever is searched, and replaced, in the end.
     """
     await tx.execute(
         text(
             "UPDATE payments SET next_check_time = now() WHERE id IN ("
             " SELECT id FROM payments WHERE state = 'PROCESSING' AND provider_reference IS NULL AND checks > 0"
             # Not those in progress, which a process has leased for that long.
-            " AND next_check_time > now() + make_interval(secs => :lease)"
+            " AND next_check_time > now() + make_interval(secs => :lease) AND provider = ANY(:providers)"
             " ORDER BY create_time LIMIT :most FOR UPDATE SKIP LOCKED)"
         ),
-        {"most": most, "lease": LEASE_SECONDS},
+        {"most": most, "lease": LEASE_SECONDS, "providers": list(providers)},
     )
 
 

@@ -76,6 +76,7 @@ _PUT = text("""
     LEFT JOIN LATERAL (
         SELECT p.id FROM payments AS p WHERE p.id = n.payment_id AND p.state IN ('SUCCEEDED', 'REFUNDED')
             AND n.payload->>'charge_status' = 'SUCCEEDED' AND n.payload->>'reference' = p.provider_reference
+            AND n.payload->>'capture_reference' IN ('', p.capture_reference)
             AND n.payload->'amount' = to_jsonb(p.amount_minor) AND upper(n.payload->>'currency') = p.currency LIMIT 1
     ) AS p ON true
     ORDER BY n.provider, n.id
@@ -209,6 +210,7 @@ def _to_payload(event: ProviderEvent) -> dict[str, Any]:
         "type": event.type,
         "kind": event.kind.name,
         "reference": event.reference,
+        "capture_reference": event.capture_reference,
         "payment_id": event.payment_id,
         "amount": event.amount_minor,
         "currency": event.currency,
@@ -233,6 +235,7 @@ def _read(row: Row[Any]) -> ProviderEvent | None:
             type=str(payload["type"]),
             kind=EventKind[payload.get("kind", old_kind)],
             reference=str(payload["reference"]),
+            capture_reference=str(payload.get("capture_reference", "")),
             payment_id=own_id(payload["payment_id"]),
             amount_minor=int(payload["amount"]),
             currency=str(payload["currency"]),

@@ -73,7 +73,7 @@ async def insert(tx: AsyncSession, new: Sequence[NewRefund]) -> list[Refund]:
             "amounts": [r.amount_minor for r in new],
             "reasons": [r.reason for r in new],
             "strays": [r.stray_reference is not None for r in new],
-            "references": [r.stray_reference or r.payment.provider_reference for r in new],
+            "references": [r.stray_reference or r.payment.charge_reference for r in new],
             "lease": LEASE_SECONDS,
         },
     )

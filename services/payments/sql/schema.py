@@ -44,6 +44,7 @@ class Payment(Base):
     customer_pays: Mapped[bool]
     payment_method: Mapped[str | None]
     provider_reference: Mapped[str | None]
+    capture_reference: Mapped[str | None]
     client_secret: Mapped[str | None]
     attempt: Mapped[int]
     attempt_time: Mapped[datetime]
@@ -57,6 +58,8 @@ class Payment(Base):
     """When the last call began that may have an effect and got no answer; NULL if each one was answered."""
     answer_time: Mapped[datetime | None]
     """When the provider answered about it last."""
+    hold_expire_time: Mapped[datetime | None]
+    """When the units of the order are given up, as the first charge said."""
     refund_check_time: Mapped[datetime | None]
     """When the provider's list of its refunds is read next; NULL if nothing new is known about them."""
     checks: Mapped[int]

@@ -145,12 +145,15 @@ async def _look_up(db: Database, dispatcher: ChargeDispatcher, claimed: Sequence
         if one.event and (payment := _payment_of(one.event, known)) and _need(one, payment) is Need.LOOK_UP
     ]
     tasks = {
-        (payment.id, event.reference): asyncio.ensure_future(_bounded(dispatcher, payment, event.reference))
-        for event, payment in {(e.reference, p.id): (e, p) for e, p in wanted}.values()
+        (payment.id, event.look_up_reference): asyncio.ensure_future(
+            _bounded(dispatcher, payment, event.look_up_reference)
+        )
+        for event, payment in {(e.look_up_reference, p.id): (e, p) for e, p in wanted}.values()
     }
     await asyncio.gather(*tasks.values())
     return {
-        event.id: _or_believed(event, payment, tasks[payment.id, event.reference].result()) for event, payment in wanted
+        event.id: _or_believed(event, payment, tasks[payment.id, event.look_up_reference].result())
+        for event, payment in wanted
     }
 
 
@@ -172,6 +175,7 @@ def _or_believed(
         result=ChargeResult(
             payment_id=payment.id, status=ChargeStatus.SUCCEEDED, reference=event.reference,
             amount_minor=event.amount_minor, currency=event.currency,
+            capture_reference=event.capture_reference or None,
         ),
     )  # fmt: skip
 
@@ -244,7 +248,7 @@ def _need(one: Attempt, payment: Payment) -> Need:
 
 def _payment_of(event: ProviderEvent, known: Mapping[uuid.UUID, Payment]) -> Payment | None:
     """Return the payment of the charge that an event names; else the one that the charge's metadata names."""
-    own = next((p for p in known.values() if p.provider_reference == event.reference), None)
+    own = next((p for p in known.values() if p.provider_reference and p.provider_reference == event.reference), None)
     return own or (known.get(event.payment_id) if event.payment_id else None)
 
 
@@ -265,7 +269,9 @@ def _contradiction(event: ProviderEvent, payment: Payment, record: ChargeRecord)
     is_other = is_other_amount(payment, result.amount_minor, result.currency, reported=True)
     if is_other and payment.state not in _WITHOUT_MONEY:
         return OTHER_AMOUNT
-    return None if result.status is ChargeStatus.SUCCEEDED else _NOT_CONFIRMED
+    is_true = result.status in (ChargeStatus.SUCCEEDED, event.charge_status)
+    # An authorisation that has gone back is no news, and no contradiction.
+    return None if is_true or event.charge_status is ChargeStatus.AUTHORISED else _NOT_CONFIRMED
 
 
 def _outcome(attempt: Attempt, cause: str | None) -> Attempt:

@@ -33,11 +33,19 @@ def need_of(event: ProviderEvent, payment: Payment, *, earlier_attempts: int) ->
         return Need.REPORT
     if payment.state not in OPEN:
         # Money is news if the payment ended without it; nothing else is.
-        stray = event.charge_status is ChargeStatus.SUCCEEDED and (not is_own or payment.state in _WITHOUT_MONEY)
-        return Need.LOOK_UP if stray else Need.NOTHING
+        is_other = not is_own or payment.state in _WITHOUT_MONEY
+        if event.capture_reference:
+            is_other = is_other or event.capture_reference != payment.capture_reference
+        return Need.LOOK_UP if is_other and _reports_money(event) else Need.NOTHING
     if not is_own:
         is_first = payment.provider_reference is None and earlier_attempts == 0
         return Need.WAIT if is_first else Need.LOOK_UP
     if event.charge_status is ChargeStatus.SUCCEEDED:
         return Need.LOOK_UP
-    return Need.CHECK if event.charge_status is None else Need.CHECK_UNTIL_SHOWN
+    return Need.CHECK if event.charge_status is not ChargeStatus.CANCELLED else Need.CHECK_UNTIL_SHOWN
+
+
+def _reports_money(event: ProviderEvent) -> bool:
+    if event.charge_status is ChargeStatus.AUTHORISED:
+        return bool(event.capture_reference)
+    return event.charge_status is ChargeStatus.SUCCEEDED

@@ -39,6 +39,10 @@ from tests.contract.deployment.deployed import (
     variables,
 )
 
+_PRODUCTION = {
+    "ENVIRONMENT": "production", "STRIPE_API_BASE": "https://api.test", "RAZORPAY_API_BASE": "https://api.test"
+}  # fmt: skip
+
 # -- the files are well formed -----------------------------------------------------------------------------------------
 
 
@@ -131,7 +135,7 @@ def test_secrets_made_as_the_readme_says_pass_in_production() -> None:
                 # The trial cluster calls its sandbox without TLS.
                 expected = "local" if place.endswith("in dev") else "production"
                 assert settings(service)().environment == expected, place
-                with mock.patch.dict(os.environ, {"ENVIRONMENT": "production", "STRIPE_API_BASE": "https://api.test"}):
+                with mock.patch.dict(os.environ, _PRODUCTION):
                     settings(service)()
 
 
@@ -144,7 +148,8 @@ def test_only_the_migration_has_the_owner_s_password() -> None:
 
 def test_a_service_has_no_secret_of_another() -> None:
     own = {"identity": {"KEY_SECRET", "ADMIN_PASSWORD"}, "inventory": {"VALKEY_PASSWORD"}}
-    own |= {"payments": {"STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET"}}
+    own |= {"payments": {f"{name}_SECRET" for name in ("STRIPE_WEBHOOK", "RAZORPAY_KEY", "RAZORPAY_WEBHOOK")}}
+    own["payments"].add("STRIPE_API_KEY")
     for service, place, _, serve in all_environments():
         allowed = {"NATS_PASSWORD", "MESH_SECRET", "PAGE_SECRET", f"{service.upper()}_PASSWORD", *own.get(service, ())}
         assert {n for n, secret in secrets().items() if any(secret in value for value in serve.values())} == allowed, (

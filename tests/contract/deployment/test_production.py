@@ -22,9 +22,11 @@ _WEAK = {
     "MESH_SECRET": _SECRET, "PAGE_SECRET": "short", "NATS_URL": "nats://stampede:password@nats:4222",
     "DATABASE_URL": "postgresql+psycopg://orders:example@postgres/orders", "KEY_SECRET": _SECRET,
     "STRIPE_API_KEY": "sk_test_example", "STRIPE_WEBHOOK_SECRET": "whsec_change-me-0000",
+    "RAZORPAY_KEY_SECRET": "secret_of_the_sandbox", "RAZORPAY_WEBHOOK_SECRET": _SECRET,
     "VALKEY_URL": "redis://:secret@valkey:6379/0",
 }  # fmt: skip
-_OWN = {"identity": ["KEY_SECRET"], "payments": ["STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET"]}
+_OF_RAZORPAY = ("RAZORPAY_KEY_SECRET", "RAZORPAY_WEBHOOK_SECRET")
+_OWN = {"identity": ["KEY_SECRET"], "payments": ["STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET", *_OF_RAZORPAY]}
 
 
 @pytest.mark.parametrize("service", ["catalog", "identity", "inventory", "orders", "payments"])
@@ -45,6 +47,24 @@ def test_production_refuses_placeholders_by_name_and_not_by_value(
         assert f"{name}:" in message
     for value in (_SECRET, "short\n", ":password@", ":example@", "sk_test_example", "change-me"):
         assert value not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"RAZORPAY_KEY_ID": "rzp_live_1", "RAZORPAY_KEY_SECRET": ""}, "RAZORPAY_KEY_ID needs"),
+        ({"RAZORPAY_KEY_ID": "rzp_live_1", "RAZORPAY_WEBHOOK_SECRET": ""}, "RAZORPAY_KEY_ID needs"),
+        ({"PAYMENT_PROVIDER": "razorpay"}, "PAYMENT_PROVIDER=razorpay needs RAZORPAY_KEY_ID"),
+        ({"PAYMENT_PROVIDER": "paypal"}, "PAYMENT_PROVIDER: "),
+        ({"RAZORPAY_API_BASE": "http://api.razorpay.com"}, "RAZORPAY_API_BASE: "),
+        ({"RAZORPAY_KEY_ID": "rzp_live_1", "PAYMENT_PROVIDER": "razorpay"}, ""),
+    ],
+)
+def test_a_provider_is_set_up_as_a_whole(
+    changes: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = _started("payments", changes, monkeypatch)
+    assert problem in refusal if problem else not refusal
 
 
 async def test_process_that_is_not_told_otherwise_takes_itself_to_be_in_production() -> None:
@@ -107,8 +127,8 @@ def test_every_secret_of_every_service_must_be_strong(
 ) -> None:
     assert _started(service, {variable: _holding(variable, _STRONG)}, monkeypatch) == ""
     for weak in _WEAK_SECRETS:
-        if variable == "ADMIN_PASSWORD" and not weak:
-            continue  # no administrator is to be created
+        if variable in ("ADMIN_PASSWORD", *_OF_RAZORPAY) and not weak:
+            continue  # no administrator is to be created, or nothing is paid through Razorpay
         assert f"{variable}: " in (refusal := _started(service, {variable: _holding(variable, weak)}, monkeypatch)), (
             weak
         )

@@ -28,6 +28,11 @@ from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.reconciler import Reconciler
 from services.payments.domain import Payment
 from services.payments.providers import Providers
+from services.payments.providers.limits import ProviderLimits
+from services.payments.providers.razorpay.adapter import Razorpay
+from services.payments.providers.razorpay.signatures import Signatures
+from services.payments.providers.razorpay.transport import Transport
+from services.payments.providers.razorpay.webhook import RazorpayWebhook
 from services.payments.providers.stripe.adapter import Stripe
 from services.payments.providers.stripe.webhook import StripeWebhook
 from services.payments.refunds.create import Refunds
@@ -50,19 +55,25 @@ from tests.support.serving import serving
 from tests.support.waiting import until
 
 KEY, WEBHOOK_SECRET = "sk_test_sandbox", "whsec_for_payments_tests"
+RAZORPAY_KEY, RAZORPAY_WEBHOOK_SECRET = ("rzp_test_sandbox", "secret_of_the_sandbox"), "hooks_of_razorpay"
 ROOT = Path(__file__).parents[3]
 ORDERS = tokens.as_service("orders")
 State = charge_pb.PaymentStatus.State
 
 
 class Receiver:
-    """Receives the sandbox's webhooks; forwards them while a test has set `forward`."""
+    """Receives the sandbox's webhooks; forwards them while a test has set `forward`, or `forward_razorpay`."""
 
     def __init__(self) -> None:
         self.forward: Callable[[bytes, str], Awaitable[None]] | None = None
+        self.forward_razorpay: Callable[[bytes, str, str], Awaitable[None]] | None = None
         self.seen: list[tuple[bytes, str]] = []
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
+        if event_id := request.headers.get("x-razorpay-event-id"):
+            if self.forward_razorpay is not None:
+                await self.forward_razorpay(await request.read(), request.headers["X-Razorpay-Signature"], event_id)
+            return web.Response()
         body, signature = await request.read(), request.headers["Stripe-Signature"]
         self.seen.append((body, signature))
         if self.forward is not None:
@@ -137,6 +148,7 @@ async def sandbox_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
             [
                 sys.executable, "-m", "sandbox", "--listen", url.removeprefix("http://"), "--state",
                 home / "state.jsonl", "--webhook-url", hooks, "--webhook-secret", WEBHOOK_SECRET,
+                "--razorpay-webhook-url", hooks, "--razorpay-webhook-secret", RAZORPAY_WEBHOOK_SECRET,
             ],
             cwd=ROOT, stdout=log, stderr=log, env={**os.environ},
         )  # fmt: skip
@@ -159,10 +171,11 @@ async def sandbox_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
 async def sandbox(sandbox_process: Sandbox) -> AsyncIterator[Sandbox]:
     """The provider without faults. Its webhooks are dropped."""
     await sandbox_process.control("DELETE", "faults")
-    sandbox_process.receiver.forward = None
-    sandbox_process.receiver.seen.clear()
+    receiver = sandbox_process.receiver
+    receiver.forward = receiver.forward_razorpay = None
+    receiver.seen.clear()
     yield sandbox_process
-    sandbox_process.receiver.forward = None
+    receiver.forward = receiver.forward_razorpay = None
     await sandbox_process.control("DELETE", "faults")
 
 
@@ -171,9 +184,16 @@ class Payments:
 
     def __init__(self, db: Database, sandbox: Sandbox) -> None:
         self.db, self.sandbox = db, sandbox
-        webhook = StripeWebhook(WEBHOOK_SECRET, api_key=KEY)
+        webhook = StripeWebhook([WEBHOOK_SECRET], api_key=KEY)
         self.provider = Stripe(KEY, webhook=webhook, api_base=sandbox.url, calls_per_second=0, concurrency=64)
-        self.providers = Providers(self.provider, default="stripe")
+        self.razorpay = Razorpay(
+            Transport(
+                *RAZORPAY_KEY, api_base=f"{sandbox.url}/razorpay", threads=16,
+                limits=ProviderLimits("razorpay", calls_per_second=0, concurrency=16),
+            ),
+            webhook=RazorpayWebhook(Signatures([RAZORPAY_WEBHOOK_SECRET])), callbacks=Signatures([RAZORPAY_KEY[1]]),
+        )  # fmt: skip
+        self.providers = Providers(self.provider, self.razorpay, default="stripe")
         self.relay = Relay(db)
         self.dispatcher = ChargeDispatcher(db, self.providers, self.relay.nudge)
         self.reconciler = Reconciler(db, self.dispatcher, self.relay)
@@ -185,7 +205,7 @@ class Payments:
         self._loops: list[asyncio.Task[None]] = []
 
     def add(self, server: grpc.aio.Server) -> None:
-        charges = Charges(self.db, self.dispatcher, self.relay.nudge, provider="stripe")
+        charges = Charges(self.db, self.dispatcher, self.relay.nudge, self.providers)
         refunds, inbox = Refunds(self.db, self.dispatcher), Inbox(self.db, self.reconciler.wake)
         charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunds), server)
         books_grpc.add_BooksServiceServicer_to_server(BooksService(self.db, Pages("a-page-secret")), server)
@@ -194,7 +214,11 @@ class Payments:
     @property
     def walk(self) -> EventWalk:
         """The walk through the events that the provider lists."""
-        return EventWalk(self.db, self.provider, Inbox(self.db, self.reconciler.wake))
+        return self.walk_of("stripe")
+
+    def walk_of(self, provider: str) -> EventWalk:
+        """The walk through what a provider lists."""
+        return EventWalk(self.db, self.providers[provider], Inbox(self.db, self.reconciler.wake))
 
     def start_loops(self) -> None:
         for loop in (self.reconciler.reconcile, self.reconciler.renew_leases, self.reconciler.apply_events):
@@ -205,7 +229,7 @@ class Payments:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self.dispatcher.drain(seconds=10)
-        await self.provider.aclose()
+        await self.providers.aclose()
 
     async def charge(self, *items: charge_pb.Charge) -> list[charge_pb.PaymentOutcome]:
         return list(
@@ -236,6 +260,12 @@ class Payments:
         await self.payments.ReceiveStripeWebhook(
             httpbody_pb2.HttpBody(content_type="application/json", data=body),
             metadata=(("stripe-signature", signature),),
+        )
+
+    async def razorpay_webhook(self, body: bytes, signature: str, event_id: str) -> None:
+        await self.payments.ReceiveRazorpayWebhook(
+            httpbody_pb2.HttpBody(content_type="application/json", data=body),
+            metadata=(("x-razorpay-signature", signature), ("x-razorpay-event-id", event_id)),
         )
 
     async def send_event(self, event: dict[str, Any]) -> None:
@@ -300,7 +330,7 @@ async def service(db: Database, sandbox: Sandbox) -> AsyncIterator[Payments]:
         made.payments = pb_grpc.PaymentServiceStub(channel)
         made.books = books_grpc.BooksServiceStub(channel)
         yield made
-        sandbox.receiver.forward = None
+        sandbox.receiver.forward = sandbox.receiver.forward_razorpay = None
         await made.stop()
     if not made.altered:
         async with db.begin() as tx:
@@ -310,7 +340,7 @@ async def service(db: Database, sandbox: Sandbox) -> AsyncIterator[Payments]:
 @pytest.fixture
 async def running(service: Payments, sandbox: Sandbox) -> Payments:
     """Payments with its background loops; it receives the provider's webhooks."""
-    sandbox.receiver.forward = service.webhook
+    sandbox.receiver.forward, sandbox.receiver.forward_razorpay = service.webhook, service.razorpay_webhook
     service.start_loops()
     return service
 

@@ -8,7 +8,7 @@ import pytest
 
 from services.chassis.data.db import Database
 from services.payments.dispatch.dispatcher import ChargeDispatcher
-from services.payments.providers.pacer import Pacer
+from services.payments.providers.limits.pacer import Pacer
 from services.payments.sql import payments
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from tests.integration.payments.conftest import Payments, Sandbox, State, an_order
@@ -19,16 +19,16 @@ class Jam:
     """The turns of provider calls, which a test gives by hand."""
 
     def __init__(self, service: Payments) -> None:
-        self._service, self._pacer = service, service.provider._api.pacer
-        service.provider._api.pacer = Pacer(calls_per_second=0.000_001, concurrency=64)
-        service.provider._api.pacer._tokens = 0.0
+        self._limits, self._pacer = service.provider.limits, service.provider.limits.pacer
+        self._limits.pacer = Pacer(calls_per_second=0.000_001, concurrency=64)
+        self._limits.pacer._bucket._tokens = 0.0
 
     def end(self) -> None:
         """Give all waiting calls their turns."""
-        jammed = self._service.provider._api.pacer
-        jammed._rate = 0
+        jammed, self._limits.pacer = self._limits.pacer, self._pacer
+        for bucket in (jammed._bucket, *(line.bucket for line in jammed._lines.values())):
+            bucket.rate = 0
         jammed._give_turns()
-        self._service.provider._api.pacer = self._pacer
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ async def test_answer_to_others_does_not_restart_the_checks_of_a_waiting_payment
         " next_check_time = now() + interval '1 minute'"
     )
     async with service.db.begin() as tx:
-        await payments.make_waiting_due(tx)
+        await payments.make_waiting_due(tx, ["stripe"])
     assert await service.rows("SELECT checks, next_check_time <= now() FROM payments") == [(6, True)]
 
 
@@ -315,7 +315,7 @@ async def test_a_provider_that_is_back_gets_the_waiting_creates_first(service: P
     await service.charge(*items)
     await service.rows("UPDATE payments SET checks = 8, next_check_time = now() + interval '1 minute'")
     await sandbox.control("DELETE", "faults")
-    assert service.dispatcher.provider_is_silent
+    assert service.dispatcher.silent_providers == ["stripe"]
     service.start_loops()
 
     async def all_paid() -> bool:

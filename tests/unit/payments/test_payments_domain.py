@@ -242,3 +242,38 @@ def test_ended_payments_are_not_checked_and_pauses_are_bounded() -> None:
     pauses = [rules.check_seconds(a_payment(checks=n)) or 0 for n in range(40)]
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (1.0, 60.0)
+
+
+def test_money_of_a_charge_is_counted_once() -> None:
+    """Where one charge may be paid twice, the first money that arrives is the payment's, and the second goes back."""
+    first = a_result(ChargeStatus.SUCCEEDED, "order_1", capture_reference="pay_1")
+    paid, verdict = decide(a_payment(), first)
+    assert (paid.state, paid.capture_reference, paid.charge_reference) == (State.SUCCEEDED, "pay_1", "pay_1")
+    assert verdict is Verdict.ACCEPTED
+    assert decide(paid, first) == (paid, Verdict.ACCEPTED)
+    for status in (ChargeStatus.SUCCEEDED, ChargeStatus.AUTHORISED):
+        second = a_result(status, "order_1", capture_reference="pay_2")
+        assert decide(paid, second) == (paid, Verdict.STRAY_CHARGE)
+        assert decide(dataclasses.replace(paid, state=State.REFUNDED), second)[1] is Verdict.STRAY_CHARGE
+        for ended in (State.CANCELLED, State.FAILED):
+            before = a_payment(state=ended, provider_reference="order_1")
+            assert decide(before, second) == (before, Verdict.STRAY_CHARGE)
+
+
+def test_authorised_money_is_captured_or_voided() -> None:
+    authorised, _ = decide(a_payment(), a_result(ChargeStatus.AUTHORISED, "order_1", capture_reference="pay_1"))
+    assert (authorised.state, authorised.capture_reference) == (State.PROCESSING, "pay_1")
+    assert next_operation(authorised) is Operation.CAPTURE
+    cancelling = dataclasses.replace(authorised, cancel_requested=True)
+    assert next_operation(cancelling) is Operation.VOID
+    assert next_operation(cancelling, can_void=False) is Operation.CAPTURE, "it goes back after that only"
+    stuck = dataclasses.replace(authorised, checks=rules.LOOK_UP_AFTER_CHECKS)
+    assert next_operation(stuck) is Operation.RETRIEVE
+    gone, _ = decide(authorised, a_result(ChargeStatus.REQUIRES_ACTION, "order_1"))
+    assert (gone.state, gone.capture_reference) == (State.AWAITING_CUSTOMER, None), "the bank took it back"
+
+
+def test_authorised_money_without_a_reference_of_its_own_is_no_stray_charge() -> None:
+    """Such a provider voids what is not captured."""
+    ended = a_payment(state=State.CANCELLED, provider_reference="pi_1")
+    assert decide(ended, a_result(ChargeStatus.AUTHORISED)) == (ended, Verdict.ACCEPTED)

@@ -31,7 +31,7 @@ def _event(kind: str, subject: Any, **changes: Any) -> dict[str, Any]:
 def _verify(event: Any, *, key: str = "sk_test_1", account: str = "") -> ProviderEvent | None:
     body = event if isinstance(event, str) else json.dumps(event)
     signature = stripe.WebhookSignature.generate_signature_header(body, _SECRET)
-    return StripeWebhook(_SECRET, api_key=key, account=account).verify(body.encode(), {"stripe-signature": signature})
+    return StripeWebhook([_SECRET], api_key=key, account=account).verify(body.encode(), {"stripe-signature": signature})
 
 
 def test_an_event_is_reduced_to_what_is_used() -> None:

@@ -14,6 +14,8 @@ from services.payments.domain import BadSignature, Payment, Refund, RefundState
 from services.payments.providers import Capabilities, Check
 from services.payments.providers.border import returns, returns_charge, returns_refund
 from services.payments.providers.events import ProviderEvent
+from services.payments.providers.limits import ProviderLimits, Turn
+from services.payments.providers.limits.pacer import Endpoint
 from services.payments.providers.results import (
     ChargeRecord,
     ChargeResult,
@@ -31,6 +33,7 @@ log = structlog.get_logger()
 _INTENTS, _REFUNDS, _EVENTS = "/v1/payment_intents", "/v1/refunds", "/v1/events"
 _INTENT_PAGES_MOST, _EVENT_PAGES_MOST = 500, 300
 _EARLIER_SECONDS = 600  # the provider's clock may be behind ours by this much
+_CHECK, _REFUND = Turn(Endpoint.CHECK), Turn(Endpoint.REFUND)
 # Without redirects, so that the server can confirm a card without a return address.
 _METHODS: Any = {"enabled": True, "allow_redirects": "never"}
 
@@ -48,7 +51,8 @@ class Stripe:
     ) -> None:
         """`calls_per_second` of 0 means no limit."""
         self._webhook = webhook
-        self._api = Transport(key, api_base=api_base, calls_per_second=calls_per_second, concurrency=concurrency)
+        self.limits = ProviderLimits(self.name, calls_per_second=calls_per_second, concurrency=concurrency)
+        self._api = Transport(key, api_base=api_base, limits=self.limits)
 
     async def aclose(self) -> None:
         await self._api.aclose()
@@ -66,8 +70,9 @@ class Stripe:
             params |= {"confirm": True, "payment_method": payment.payment_method}
         try:
             # Without a card nobody's money waits for the answer, only the page that will ask for a card.
-            turn = self._api.pacer.turn(payment.customer_id, patient=not payment.payment_method)
-            intent = await self._api.post("create", _INTENTS, params, _key(payment, "create"), turn, check)
+            endpoint = Endpoint.CHARGE if payment.payment_method else Endpoint.OPEN
+            turn = Turn(endpoint, payment.customer_id, payment.hold_expire_time, check)
+            intent = await self._api.post("create", _INTENTS, turn, params, _key(payment, "create"))
         except stripe.CardError as error:
             return reading.declined(payment, error)
         except stripe.InvalidRequestError as error:
@@ -78,9 +83,8 @@ class Stripe:
     async def confirm(self, payment: Payment, check: Check) -> ChargeResult:
         params = {"payment_method": payment.payment_method}
         try:
-            turn = self._api.pacer.turn(payment.customer_id)
-            key = _key(payment, "confirm")
-            intent = await self._api.post("confirm", _path(payment, "confirm"), params, key, turn, check)
+            turn, key = _charge_turn(payment, check), _key(payment, "confirm")
+            intent = await self._api.post("confirm", _path(payment, "confirm"), turn, params, key)
         except stripe.CardError as error:
             return reading.declined(payment, error)
         except stripe.InvalidRequestError as error:
@@ -92,9 +96,9 @@ class Stripe:
     @returns_charge
     async def capture(self, payment: Payment, amount_minor: int, check: Check) -> ChargeResult:
         try:
-            turn = self._api.pacer.turn(payment.customer_id)
             params, key = {"amount_to_capture": amount_minor}, _key(payment, "capture")
-            intent = await self._api.post("capture", _path(payment, "capture"), params, key, turn, check)
+            turn = _charge_turn(payment, check)
+            intent = await self._api.post("capture", _path(payment, "capture"), turn, params, key)
         except stripe.InvalidRequestError:
             return await self._retrieve(payment)  # it is captured, voided, or not authorised
         return reading.charge_result(payment.id, intent)
@@ -102,10 +106,9 @@ class Stripe:
     @returns_charge
     async def void(self, payment: Payment) -> ChargeResult:
         try:
-            turn = self._api.pacer.turn(payment.customer_id)
             # A key for each try: a repeated void does no harm, and a key may answer 500 for ever.
             key = _key(payment, f"void/{payment.checks}")
-            intent = await self._api.post("void", _path(payment, "cancel"), {}, key, turn)
+            intent = await self._api.post("void", _path(payment, "cancel"), _charge_turn(payment), {}, key)
         except stripe.InvalidRequestError:
             return await self._retrieve(payment)  # it is paid or cancelled already
         return reading.charge_result(payment.id, intent)
@@ -116,7 +119,7 @@ class Stripe:
 
     async def _retrieve(self, payment: Payment) -> ChargeResult:
         try:
-            intent = await self._api.get("retrieve", _path(payment))
+            intent = await self._api.get("retrieve", _path(payment), _CHECK)
         except stripe.InvalidRequestError as error:
             if error.http_status == NOT_FOUND:
                 log.error("the provider has no such charge", payment_id=payment.id)
@@ -142,7 +145,7 @@ class Stripe:
     async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
         path = f"{_INTENTS}/{quote(reference, safe='')}"
         try:
-            intent = await self._api.get("look_up", path)
+            intent = await self._api.get("look_up", path, _CHECK)
         except stripe.InvalidRequestError as error:
             if error.http_status == NOT_FOUND:
                 return None
@@ -157,7 +160,7 @@ class Stripe:
         try:
             if refund.provider_reference is not None:
                 path = f"{_REFUNDS}/{quote(refund.provider_reference, safe='')}"
-                return reading.refund_result(refund, await self._api.get("retrieve_refund", path))
+                return reading.refund_result(refund, await self._api.get("retrieve_refund", path, _CHECK))
             return await self._create_refund(refund)
         except stripe.InvalidRequestError as error:
             raise no_answer("refund", error) from error
@@ -171,7 +174,7 @@ class Stripe:
         }
         key = f"{refund.payment_id}/{refund.id}/refund" + (f"/{refund.attempt}" if refund.attempt > 1 else "")
         try:
-            return reading.refund_result(refund, await self._api.post("refund", _REFUNDS, params, key))
+            return reading.refund_result(refund, await self._api.post("refund", _REFUNDS, _REFUND, params, key))
         except stripe.InvalidRequestError as error:
             reason = (error.code or "refused_by_provider").upper()
         # The refusal may mean that an earlier call has refunded it already.
@@ -213,6 +216,10 @@ class Stripe:
 
     def verify_callback(self, fields: Mapping[str, str]) -> str:
         raise BadSignature()
+
+
+def _charge_turn(payment: Payment, check: Check | None = None) -> Turn:
+    return Turn(Endpoint.CHARGE, payment.customer_id, payment.hold_expire_time, check)
 
 
 def _key(payment: Payment, operation: str) -> str:

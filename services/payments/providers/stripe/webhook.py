@@ -1,23 +1,22 @@
 """Events of Stripe: signature, types of their fields, and reduction to what is used."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import orjson
 import stripe
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from services.chassis.errors import InvalidFields
 from services.payments.domain import WEBHOOK_BYTES_MOST, BadSignature
 from services.payments.providers.events import Dispute, EventKind, ProviderEvent
 from services.payments.providers.results import ChargeStatus, own_id
 from services.payments.providers.stripe.reading import charge_status, is_live, refund_state
+from services.payments.providers.typed import YEAR_9999, Currency, Id, Minor, Seconds, Typed, unreadable
 
 _PROVIDER = "stripe"
 _TOLERANCE_SECONDS = 300
-_YEAR_9999 = 253_370_764_800
-_ERRORS_SHOWN = 5
 _REFUNDED = "charge.refunded"
 REFUND_EVENTS = frozenset((
     "charge.refunded", "charge.refund.updated", "refund.created", "refund.updated", "refund.failed",
@@ -49,17 +48,6 @@ _INTENTS = frozenset((
 # Only these two statuses of an intent never change again; events with others may be overtaken.
 _FINAL = frozenset((ChargeStatus.SUCCEEDED, ChargeStatus.CANCELLED))
 
-# Visible ASCII: PostgreSQL stores no NUL, and nothing here has a space.
-Id = Annotated[str, Field(pattern=r"^[!-~]{1,255}$")]
-Minor = Annotated[int, Field(ge=0, le=10**15)]
-Currency = Annotated[str, Field(pattern=r"^[A-Za-z]{3}$")]
-
-
-class Typed(BaseModel):
-    """The used fields of one of Stripe's objects, each with its own type: a number in quotes is no number."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
 
 class _Data(Typed):
     object: dict[str, Any]
@@ -68,7 +56,7 @@ class _Data(Typed):
 class _Event(Typed):
     id: Id
     type: Id
-    created: Annotated[int, Field(ge=0, le=2**40)] | None = None
+    created: Seconds | None = None
     livemode: bool | None = None
     account: Id | None = None
     """The connected account that it is about; Stripe leaves it out for the account itself."""
@@ -117,21 +105,19 @@ class _Dispute(Typed):
 
 
 class StripeWebhook:
-    """The receiving end of one Stripe endpoint, with its signing secret."""
+    """The receiving end of one Stripe endpoint, with its signing secrets: during a rotation there are two."""
 
-    def __init__(self, secret: str, *, api_key: str, account: str = "") -> None:
+    def __init__(self, secrets: Sequence[str], *, api_key: str, account: str = "") -> None:
         """`api_key` shows whether the mode is test or live. `account` is the id of the account, if events name it."""
-        self._secret, self._is_live, self._account = secret, is_live(api_key), account
+        self._secrets, self._is_live, self._account = list(secrets), is_live(api_key), account
 
     def verify(self, body: bytes, headers: Mapping[str, Any]) -> ProviderEvent | None:
         """Check the signature of `body`, and reduce it; see `PaymentProvider.verify_webhook`."""
         if len(body) > WEBHOOK_BYTES_MOST:
             raise InvalidFields({"body": f"must have at most {WEBHOOK_BYTES_MOST} bytes"})
         signature = str(headers.get("stripe-signature", ""))
-        try:
-            stripe.WebhookSignature.verify_header(body, signature, self._secret, _TOLERANCE_SECONDS)
-        except (stripe.SignatureVerificationError, UnicodeDecodeError, OverflowError, TypeError):
-            raise BadSignature() from None
+        if not any(_has_signed(secret, body, signature) for secret in self._secrets):
+            raise BadSignature()
         try:
             return self.reduce(orjson.loads(body))
         except orjson.JSONDecodeError:
@@ -144,7 +130,7 @@ class StripeWebhook:
             self._check_source(typed.account, typed.livemode)
             return self._reduced(typed)
         except ValidationError as error:
-            raise InvalidFields(_violations(error)) from None
+            raise unreadable(error) from None
 
     def _check_source(self, account: str | None, livemode: bool | None) -> None:
         """Refuse events of another account, and of the mode that the API key does not belong to."""
@@ -203,12 +189,14 @@ class StripeWebhook:
             dispute=Dispute(
                 reference=dispute.id, status=dispute.status.upper(), reason=dispute.reason.upper(),
                 amount_minor=dispute.amount, currency=dispute.currency.upper(),
-                report_time=datetime.fromtimestamp(min(event.created or 0, _YEAR_9999), UTC),
+                report_time=datetime.fromtimestamp(min(event.created or 0, YEAR_9999), UTC),
             ),
         )  # fmt: skip
 
 
-def _violations(error: ValidationError) -> dict[str, str]:
-    """Return the wrong fields and what they must be. The values are left out: they may contain anything."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)[:_ERRORS_SHOWN]
-    return {".".join(map(str, one["loc"])) or "body": one["msg"] for one in found}
+def _has_signed(secret: str, body: bytes, signature: str) -> bool:
+    """Whether `secret` has signed `body`, not too long ago."""
+    try:
+        return bool(stripe.WebhookSignature.verify_header(body, signature, secret, _TOLERANCE_SECONDS))
+    except (stripe.SignatureVerificationError, UnicodeDecodeError, OverflowError, TypeError):
+        return False

@@ -14,6 +14,7 @@ from services.payments.dispatch.reconciler import Reconciler
 from services.payments.domain import BadSignature, Charge, Payment, Refund, RefundState, State
 from services.payments.providers import Capabilities, Check, PaymentProvider, Providers
 from services.payments.providers.events import ProviderEvent
+from services.payments.providers.limits import ProviderLimits
 from services.payments.providers.results import (
     ChargeRecord,
     ChargeResult,
@@ -31,6 +32,7 @@ class Coins:
 
     name = "coins"
     can = Capabilities(charges_tokens=True, voids=True, charged_once=True, signs_callbacks=False)
+    limits = ProviderLimits("coins", calls_per_second=0, concurrency=1)
     key_lifetime = timedelta(hours=1)
 
     def __init__(self) -> None:
@@ -101,7 +103,7 @@ async def test_a_second_provider_charges_reverses_and_sends_events(db: Database,
     assert isinstance(coins, Coins)
     providers = Providers(service.provider, coins, default=coins.name)
     dispatcher = ChargeDispatcher(db, providers, service.relay.nudge)
-    charges = Charges(db, dispatcher, service.relay.nudge, provider=providers.default.name)
+    charges = Charges(db, dispatcher, service.relay.nudge, providers)
 
     charge = a_charge()
     (unknown,) = await charges.charge([charge])

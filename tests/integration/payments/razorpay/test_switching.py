@@ -1,0 +1,75 @@
+"""A second provider takes over new payments in the middle of a sale. Each payment stays at its own."""
+
+import uuid
+
+from services.payments.domain import State
+from stampede.payments.v1 import charge_service_pb2 as charge_pb
+from tests.integration.payments.conftest import Payments, Sandbox, an_order
+from tests.integration.payments.conftest import State as Status
+from tests.integration.payments.razorpay.conftest import Razorpay
+
+
+async def _at_stripe(service: Payments, method: str) -> charge_pb.PaymentStatus:
+    service.providers.default = service.providers["stripe"]
+    return await service.charged(an_order(method))
+
+
+async def test_each_payment_stays_at_its_provider(service: Payments, sandbox: Sandbox) -> None:
+    paid, waiting = [await _at_stripe(service, method) for method in ("pm_card_visa", "")]
+    assert (paid.provider, waiting.provider) == ("stripe", "stripe")
+
+    razorpay = Razorpay(service, sandbox)
+    new = await razorpay.begun(method="pm_card_visa")
+    assert new.provider == "razorpay"
+    await razorpay.verify(await razorpay.pay(new))
+
+    # A payment that began at Stripe ends there: another card, a reversal, and a cancellation.
+    again = await service.charged(an_order("pm_card_visa", order_id=waiting.order_id))
+    assert (again.provider, again.state, again.payment_id) == ("stripe", Status.SUCCEEDED, waiting.payment_id)
+    for status in (paid, again):
+        (reversed_,) = await service.reverse(an_order(order_id=status.order_id))
+        assert (reversed_.provider, reversed_.state) == ("stripe", Status.REFUNDED)
+
+    service.providers.default = service.providers["stripe"]
+    (back,) = await service.reverse(an_order("", currency="INR", order_id=str(new.order_id)))
+    assert (back.provider, back.state) == ("razorpay", Status.REFUNDED)
+    (refunded,) = await razorpay.payments(new)
+    assert refunded["amount_refunded"] == 1999
+
+
+async def test_a_switch_while_the_first_provider_is_down_charges_nobody_twice(
+    service: Payments, sandbox: Sandbox
+) -> None:
+    """An order whose charge got no answer waits for Stripe. A repeat after the switch does not go to Razorpay."""
+    service.providers.default = service.providers["stripe"]
+    await sandbox.faults(error_500=True)
+    item = an_order("pm_card_visa")
+    lost = await service.charged(item)
+    assert lost.state == Status.PROCESSING
+    razorpay = Razorpay(service, sandbox)
+    assert service.providers.default is service.providers["razorpay"]
+    repeated = await service.charged(item)
+    assert (repeated.provider, repeated.payment_id) == ("stripe", lost.payment_id)
+    await sandbox.faults(error_500=False)
+    await razorpay.reconcile()
+    assert (await service.payment(uuid.UUID(lost.payment_id))).state is State.SUCCEEDED
+    assert len(await sandbox.intents(item.order_id)) == 1
+    assert not (await razorpay.get(f"orders?receipt={lost.payment_id}"))["items"]
+
+
+async def test_one_silent_provider_does_not_stop_the_other(service: Payments, sandbox: Sandbox) -> None:
+    breaker = service.provider.limits.breaker
+    while not breaker.is_open:
+        breaker.note_failure()
+    assert service.dispatcher.silent_providers == ["stripe"]
+    silent = await _at_stripe(service, "pm_card_visa")
+    assert silent.state == Status.PROCESSING, "it is not sent, and waits"
+    assert not await sandbox.intents(silent.order_id)
+    razorpay = Razorpay(service, sandbox)
+    payment = await razorpay.begun()
+    await razorpay.verify(await razorpay.pay(payment))
+    assert (await razorpay.row(payment.id)).state is State.SUCCEEDED
+    assert breaker.is_open
+    breaker.note_answer()
+    await razorpay.reconcile()
+    assert (await service.payment(uuid.UUID(silent.payment_id))).state is State.SUCCEEDED
