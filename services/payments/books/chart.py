@@ -11,6 +11,7 @@ import enum
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from services.payments.domain import Payment, Refund, RefundState, Settlement, State
 
@@ -68,7 +69,7 @@ Balances = Mapping[tuple[str, str], int]
 """Amounts by debit and credit account."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One entry; its currency is that of its payment."""
 
@@ -81,10 +82,11 @@ class Entry:
     """The charge, our refund, or the dispute that it is about."""
 
 
-def entries_of_payment(before: Payment | None, after: Payment) -> list[Entry]:
-    """Return the entries of a payment's change."""
-    reference = after.provider_reference or ""
-    return list(_difference(after.id, reference, of_payment(before) if before else {}, of_payment(after)))
+def entries_of_payment(before: Payment, after: Payment) -> list[Entry]:
+    """Return the entries of a payment's change. Most of them have none, or one: this is the hot path."""
+    if before.state is after.state:
+        return []
+    return list(_difference(after.id, after.provider_reference or "", of_payment(before), of_payment(after)))
 
 
 def entries_of_refund(before: Refund | None, after: Refund) -> list[Entry]:
@@ -111,15 +113,20 @@ def of_refund(refund: Refund) -> Balances:
 
 
 def _difference(payment_id: uuid.UUID, reference: str, before: Balances, after: Balances) -> Iterator[Entry]:
-    for debit, credit in dict.fromkeys((*before, *after)):
-        more = after.get((debit, credit), 0) - before.get((debit, credit), 0)
-        if more:
-            kind, reversal = _MOVEMENTS[_pattern(debit), _pattern(credit)]
-            yield Entry(
-                payment_id=payment_id, reference=reference, amount_minor=abs(more),
-                kind=kind if more > 0 else reversal,
-                debit=debit if more > 0 else credit, credit=credit if more > 0 else debit,
-            )  # fmt: skip
+    for pair in dict.fromkeys((*before, *after)):
+        if more := after.get(pair, 0) - before.get(pair, 0):
+            yield _entry(payment_id, reference, pair, more)
+
+
+def _entry(payment_id: uuid.UUID, reference: str, pair: tuple[str, str], more: int) -> Entry:
+    debit, credit = pair if more > 0 else pair[::-1]
+    kind = _kinds(*pair)[0 if more > 0 else 1]
+    return Entry(payment_id, kind, debit, credit, abs(more), reference)
+
+
+@lru_cache(maxsize=256)
+def _kinds(debit: str, credit: str) -> tuple[str, str]:
+    return _MOVEMENTS[_pattern(debit), _pattern(credit)]
 
 
 def _pattern(account: str) -> str:

@@ -1,8 +1,6 @@
 """The table `journal_entries`: every movement of money, as balanced entries. Rows are only added."""
 
-import dataclasses
 import uuid
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -25,15 +23,15 @@ def insert_with(payments: str) -> str:
     """  # noqa: S608  # names of our own
 
 
-def document(entries: Sequence[Entry]) -> str:
+def document(entries: list[Entry]) -> str:
     """Return the parameter `:entries` of `insert_with`."""
-    return orjson.dumps([dataclasses.asdict(entry) for entry in entries]).decode()
+    return orjson.dumps(entries).decode()  # as it is: `asdict` would cost as much as the row
 
 
 _ENTER = text(insert_with("(SELECT p.currency FROM payments AS p WHERE p.id = e.payment_id LIMIT 1)"))
 
 
-async def enter(tx: AsyncSession, entries: Sequence[Entry]) -> None:
+async def enter(tx: AsyncSession, entries: list[Entry]) -> None:
     """Enter the movements of a fact, in the transaction that stores it."""
     if entries:
         await tx.execute(_ENTER, {"entries": document(entries)})
