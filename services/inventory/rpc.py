@@ -71,7 +71,8 @@ class StockService(stock_grpc.StockServiceServicer):
     ) -> list[Stock]:
         actor, key = request_context.user_id(), request_context.request_key(request)
         # Products that have a stock are known: counting them needs no catalog.
-        await self._catalog.check_exist(await stock.find_new(self._db, list(counted)))
+        if isinstance(request, stock_pb.SetStockRequest):  # an import of counts may come before its products
+            await self._catalog.check_exist(await stock.find_new(self._db, list(counted)))
         return await stock.set_stock(self._db, counted, reason=request.reason, actor=actor, key=key)
 
     async def ListStockMovements(
