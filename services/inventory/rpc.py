@@ -52,7 +52,10 @@ class StockService(stock_grpc.StockServiceServicer):
         return _stock(await stock.get_stock(self._db, uuid.UUID(request.product_id)))
 
     async def SetStock(self, request: stock_pb.SetStockRequest, context: Any) -> stock_pb.Stock:
-        return _stock((await self._set(request, {uuid.UUID(request.product_id): request.on_hand}))[0])
+        product_id = uuid.UUID(request.product_id)
+        # A product that has a stock is known: counting it needs no catalog.
+        await self._catalog.check_exist(await stock.find_new(self._db, [product_id]))
+        return _stock((await self._set(request, {product_id: request.on_hand}))[0])
 
     async def AdjustStock(self, request: stock_pb.AdjustStockRequest, context: Any) -> stock_pb.Stock:
         changed = await stock.adjust_stock(
@@ -70,9 +73,6 @@ class StockService(stock_grpc.StockServiceServicer):
         self, request: stock_pb.SetStockRequest | stock_pb.BatchUpdateStockRequest, counted: dict[uuid.UUID, int]
     ) -> list[Stock]:
         actor, key = request_context.user_id(), request_context.request_key(request)
-        # Products that have a stock are known: counting them needs no catalog.
-        if isinstance(request, stock_pb.SetStockRequest):  # an import of counts may come before its products
-            await self._catalog.check_exist(await stock.find_new(self._db, list(counted)))
         return await stock.set_stock(self._db, counted, reason=request.reason, actor=actor, key=key)
 
     async def ListStockMovements(
