@@ -84,9 +84,12 @@ class Rest:
         return replace(self, user=User(token=user) if isinstance(user, str) else user)
 
     async def sign_in(self, user: User) -> "Rest":
-        """Gives the user a fresh token; returns the client for them. Raises `RestError`."""
+        """Gives the user a fresh token; returns the client for them. Raises `RestError`.
+
+        The queue of passwords may be full for a moment, so this is patient in every case.
+        """
         login = {"email": user.email, "password": user.password}
-        answer = await self.as_("").post("/v1/auth/login", login)
+        answer = await replace(self.as_(""), patience=self.patience or Patience()).post("/v1/auth/login", login)
         user.token = answer.expect().json["accessToken"]
         return self.as_(user)
 

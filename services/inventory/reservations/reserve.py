@@ -124,7 +124,7 @@ async def take(tx: AsyncSession, holds: Sequence[Hold], bounds: HoldBounds, *, w
             refused[hold.id] = domain.HoldsAbandoned(
                 flashSaleId=line.sale_id, limit=grants[line.pool].abandoned_hold_limit
             )
-        refused.update(await _why_short(tx, allotment.short))
+        refused.update(await _why_short(tx, allotment.short, grants))
         # Units were granted, so unless it is a repeat, the customer has too much open.
         above = domain.OpenOrdersLimit(orders=bounds.orders, units=bounds.units)
         refused.update({hold.id: above for hold in allotment.held if hold.id not in held})
@@ -167,7 +167,9 @@ async def _undo(tx: AsyncSession, units: Mapping[Pool, int]) -> None:
     await stock.unhold(tx, units)
 
 
-async def _why_short(tx: AsyncSession, short: Sequence[tuple[Hold, Line]]) -> dict[uuid.UUID, AppError]:
+async def _why_short(
+    tx: AsyncSession, short: Sequence[tuple[Hold, Line]], grants: Mapping[Pool, Grant]
+) -> dict[uuid.UUID, AppError]:
     if not short:
         return {}
     found = await sales.availability(tx, {line.sale_id for _, line in short if line.sale_id})
@@ -184,6 +186,8 @@ async def _why_short(tx: AsyncSession, short: Sequence[tuple[Hold, Line]]) -> di
             why[hold.id] = domain.FlashSaleNotFound(flashSaleId=line.sale_id)
         elif sale.state is not SaleState.LIVE:
             why[hold.id] = domain.SaleNotLive(flashSaleId=line.sale_id, state=sale.state)
+        elif sale.remaining > 0 and line.pool not in grants:  # it has opened since it gave nothing
+            why[hold.id] = domain.SaleNotLive(flashSaleId=line.sale_id, state=SaleState.SCHEDULED)
         else:
             why[hold.id] = domain.SoldOut(flashSaleId=line.sale_id, remaining=sale.remaining)
     return why

@@ -87,6 +87,11 @@ async def test_an_expired_token_is_renewed_once() -> None:
         assert (await rest.as_(user).get("/v1/orders")).status == 401
 
 
+async def test_a_renewal_waits_for_the_queue_of_passwords() -> None:
+    async with serving((401, {}), (503, {}), (429, {}), (200, {"accessToken": "new"}), (200, {})) as (rest, _):
+        assert (await rest.as_(User("ann@demo.example", "secret", "old")).get("/v1/orders")).ok
+
+
 async def test_a_token_without_a_password_is_not_renewed() -> None:
     async with serving((401, {})) as (rest, _):
         assert (await rest.as_("old").get("/v1/orders")).status == 401

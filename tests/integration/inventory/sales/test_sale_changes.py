@@ -320,6 +320,24 @@ async def test_changes_in_the_moment_that_a_sale_opens_lose_no_unit(db: Database
     assert await books(db) == []
 
 
+async def test_a_sale_that_opens_while_it_refuses_is_not_called_sold_out(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale = await scheduled(db, units=20)
+    hold = reserve.sales.hold
+
+    async def hold_then_open(tx: Any, units: Any) -> Any:
+        grants = await hold(tx, units)
+        await tx.execute(text("UPDATE flash_sales SET start_time = now() - interval '1 second'"))
+        return grants
+
+    monkeypatch.setattr(reserve.sales, "hold", hold_then_open)
+    (outcome,) = await reserve.reserve(db, [a_hold(of_sale(sale, 3))])
+
+    assert isinstance(outcome, domain.SaleNotLive)
+    assert outcome.metadata["state"] == "SCHEDULED"
+
+
 # --- calling off, ending early ---
 
 
