@@ -17,6 +17,8 @@ from deploy.local import Site, control, leftovers, wheels
 from deploy.local.location import locked
 
 _SLEEP = "import signal; signal.pause()"
+# A background job of a shell would inherit that the signal is ignored.
+_ENDS_AT_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); print(flush=True); signal.pause()"
 
 
 def test_the_loser_of_two_starts_waits_and_finds_the_mesh_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +93,9 @@ def test_down_finds_a_mesh_whose_folder_was_removed(tmp_path: Path) -> None:
 
 def test_down_ends_the_parts_of_a_killed_supervisor(tmp_path: Path) -> None:
     site = Site.at(tmp_path, 8080)
-    with subprocess.Popen(["sleep", "60"]) as part:
+    with subprocess.Popen([sys.executable, "-c", _ENDS_AT_SIGINT], stdout=subprocess.PIPE) as part:
+        assert part.stdout
+        part.stdout.readline()
         recorded = {"pid": part.pid, "began": leftovers.start_time(part.pid)}
         (tmp_path / "state.json").write_text(json.dumps({"parts": {"web": recorded}}))
         assert control.down(site)

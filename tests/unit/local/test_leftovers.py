@@ -13,10 +13,9 @@ import pytest
 from deploy.local import leftovers
 
 _SLEEP = ("sleep", "60")
-_STUBBORN = (
-    sys.executable, "-c",
-    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); signal.pause()",
-)  # fmt: skip
+_HANDLES = "import signal; signal.signal(signal.SIGINT, signal.{}); print(flush=True); signal.pause()"
+_ENDS = (sys.executable, "-c", _HANDLES.format("SIG_DFL"))  # a shell's background job would inherit that it is ignored
+_STUBBORN = (sys.executable, "-c", _HANDLES.format("SIG_IGN"))
 
 
 @contextmanager
@@ -35,7 +34,9 @@ def _state(folder: Path, **parts: dict[str, object]) -> Path:
 
 
 def test_a_recorded_part_is_ended(tmp_path: Path) -> None:
-    with _running() as child:
+    with _running(_ENDS) as child:
+        assert child.stdout
+        child.stdout.readline()
         state = _state(tmp_path, web={"pid": child.pid, "began": leftovers.start_time(child.pid)})
         assert leftovers.end_parts(state, tmp_path) == ["web"]
         assert child.wait() == -signal.SIGINT
