@@ -347,7 +347,11 @@ async def test_full_backlog_refuses_new_orders_and_finds_repeats(shop: Shop, mon
     monkeypatch.setattr(shop.worker, "_at_once", 2)
     monkeypatch.setattr(shop.placer, "_backlog_max", 3)
     order = await shop.place(first)
-    await place(shop.db, *(an_order() for _ in range(3)), lease_seconds=0.0)
+    others = [an_order() for _ in range(3)]
+    for other in others:
+        held = inventory_pb.Reservation(id=str(other.id), state=inventory_pb.Reservation.HELD)
+        shop.inventory.held[str(other.id)] = held
+    await place(shop.db, *others, lease_seconds=0.0)
     shop.carry_on()
 
     async def is_full() -> bool:
