@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.clock import leases_are_over
+from tests.chaos.stories import Act
+from tests.e2e.clock import leases_are_over, unlocked
 from tests.e2e.replica import Replica
 from tests.e2e.shop import Shop
 from tests.support.waiting import eventually, until
@@ -18,7 +19,7 @@ DIES = "dies"
 class Fault:
     """One kind of fault."""
 
-    happens: Callable[[Shop, str], Awaitable[None]]
+    happens: Callable[[Act, str], Awaitable[None]]
     """Carries the fault out on the victim at its point; returns once the mesh is whole again."""
     share: int
     """How often it is drawn, against the others."""
@@ -29,14 +30,17 @@ class Fault:
     victims: frozenset[str] = frozenset({"orders", "payments", "inventory"})
 
 
-async def _is_started_again(shop: Shop, victim: str) -> None:
-    await leases_are_over(shop)
-    await shop.mesh.restart(victim)
+async def _is_started_again(act: Act, victim: str) -> None:
+    await leases_are_over(act.shop)
+    await act.shop.mesh.restart(victim, timeout=120)
 
 
-async def _stalls(shop: Shop, victim: str) -> None:
+async def _stalls(act: Act, victim: str) -> None:
     """Another process takes the sagas over while the victim stands still; then both work on them."""
+    shop = act.shop
     await _stands_still(shop, victim)
+    if act.turns_back:
+        await act.compensate(await unlocked(shop))
     peer = Replica(shop.mesh.site)
     try:
         await peer.start()
@@ -61,7 +65,8 @@ async def _leases(shop: Shop) -> dict[str, int]:
 
 
 def _loses(server: str) -> Fault:
-    async def happens(shop: Shop, victim: str) -> None:
+    async def happens(act: Act, victim: str) -> None:
+        shop = act.shop
         await _stands_still(shop, victim)
         await shop.mesh.kill(server)
         await shop.mesh.kill(victim, signal.SIGCONT)

@@ -26,6 +26,22 @@ _BUYERS = 12
 # Some points come after the orders' ends: events on their way.
 _LINGER_SECONDS = 0.3
 _NEVER_SECONDS = 600
+KNOWN = (
+    # Only the fencing token keeps the first worker from confirming what the second one has reversed.
+    "overtaken orders:stalls 1 after BatchConfirm",
+    # Only the idempotency key keeps the second call from refunding again.
+    "refunded_in_parts payments 1 after POST v1/refunds",
+    # An order was seen to end before its money was back.
+    "compensated payments 1 after commit of charges.reverse",
+    # The hold's answer is lost before there is an order.
+    "hold_lost orders 1 before BatchReserve",
+    # A repeated return must not count twice.
+    "cancelled_by_staff inventory 1 after commit of returns.take_back",
+    # Money moves without anybody hearing of it.
+    "paid payments 1 after POST v1/payment_intents",
+)
+"""Points that chance rarely meets, at which a guard alone keeps an order right. `CHAOS_AT` plays one of them."""
+_KNOWN_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -57,11 +73,17 @@ class Round:
 
 
 def plan(seed: int, rounds: int) -> list[Round]:
-    """The rounds of a seed; a longer plan begins like a shorter one. All stories come equally often."""
+    """The rounds of a seed; a longer plan begins like a shorter one. All stories come equally often.
+
+    Every fourth round is one of `KNOWN`, in turn.
+    """
     chance = random.Random(seed)
     stories = itertools.chain.from_iterable(chance.sample(sorted(STORIES), len(STORIES)) for _ in itertools.count())
     made = []
     for number in range(1, rounds + 1):
+        if number % _KNOWN_EVERY == 2:
+            made.append(Round.at(number, KNOWN[(seed + number // _KNOWN_EVERY) % len(KNOWN)]))
+            continue
         story = next(stories)
         [victim] = chance.choices(list(VICTIMS), _SHARES)
         [fault] = chance.choices(list(FAULTS), [fault.share for fault in FAULTS.values()])
@@ -114,14 +136,14 @@ async def rigged(shop: Shop) -> AsyncIterator[dict[str, Trap]]:
         command = (sys.executable, "-m", "tests.support.crashing", victim, "serve")
         environment = {**part.environment, **traps[victim].environment()}
         were[victim] = mesh.alter(victim, command=command, environment=environment)
-    await asyncio.gather(*(mesh.restart(victim) for victim in VICTIMS))
+    await asyncio.gather(*(mesh.restart(victim, timeout=_NEVER_SECONDS) for victim in VICTIMS))
     try:
         await shop.all_parts_answer()
         yield traps
     finally:
         for victim, part in were.items():
             mesh.alter(victim, command=part.command, environment=part.environment)
-        await asyncio.gather(*(mesh.restart(victim) for victim in VICTIMS))
+        await asyncio.gather(*(mesh.restart(victim, timeout=_NEVER_SECONDS) for victim in VICTIMS))
         await shop.all_parts_answer()
 
 
@@ -152,11 +174,11 @@ async def _play(shop: Shop, one: Round, trap: Trap, buyers: Iterator[Buyer]) -> 
     try:
         if await _springs(trap, acting):
             outcome.sprung_at, outcome.passed = trap.sprung_at, trap.passed
-            await fault.happens(shop, one.victim)
+            await fault.happens(act, one.victim)
             if fault.again:
                 trap.arm(one.occurrence)
                 if await _springs(trap, acting):
-                    await fault.happens(shop, one.victim)
+                    await fault.happens(act, one.victim)
         else:
             outcome.passed = trap.passed
     finally:

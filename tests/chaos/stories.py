@@ -4,12 +4,16 @@ Customers are patient: while a part of the shop is unavailable, they retry under
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from deploy.client import Answer, Json, RestError, new_id
+from services.chassis.data.db import connect
+from services.orders.domain import Actor
+from services.orders.saga import operators
 from tests.e2e.clock import time_passes
 from tests.e2e.shop import DECLINED, VISA, Buyer, Shop, money, patient
 from tests.support.waiting import eventually
@@ -32,6 +36,10 @@ class Act:
     """The money of an order that the shop keeps in the end, in minor units, where its state does not imply it."""
     sales: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """Units of a sale that remain, are held, are sold in the end, where the story leaves no choice."""
+    turns_back: bool = False
+    """Whether an operator compensates the sagas of a process that stands still, while it does."""
+    promised: set[str] = field(default_factory=set)
+    """Orders that must end `CANCELLED`, whatever else they may come to."""
     _began: bool = False
 
     def begin(self) -> None:
@@ -101,15 +109,25 @@ class Act:
         has_paid = answer.get("error", {}).get("code") == "payment_intent_unexpected_state"
         assert answer["http"] == 200 or has_paid, answer
 
+    async def compensate(self, order_ids: Iterable[str]) -> None:
+        """Has these running sagas turn back, by the command of operators, which needs no process of orders."""
+        engine, database = connect(self.shop.mesh.site.database_url("orders"), pool_size=1)
+        for order_id in order_ids:
+            await operators.compensate(database, uuid.UUID(order_id), Actor("operator:chaos"))
+            self.promised.add(order_id)
+        await engine.dispose()
+
     async def ended(self) -> dict[str, str]:
         """The state of every order, once each has come to an end that it may come to."""
-        await asyncio.gather(
-            *(
-                buyer.patient().until(order_id, *ends, seconds=PATIENCE_SECONDS)
-                for order_id, (buyer, ends) in self.orders.items()
-            )
-        )
+        await asyncio.gather(*map(self._end, self.orders))
         return {order_id: (await self._state(order_id)) for order_id in self.orders}
+
+    async def _end(self, order_id: str) -> None:
+        def is_end(state: str) -> bool:
+            # Looked up each time: a promise may be given while this waits.
+            return state in ({"CANCELLED"} if order_id in self.promised else self.orders[order_id][1])
+
+        await eventually(lambda: self._state(order_id), is_end, seconds=PATIENCE_SECONDS)
 
     async def _state(self, order_id: str) -> str:
         buyer, _ = self.orders[order_id]
@@ -307,10 +325,18 @@ async def compensated(act: Act) -> None:
     await asyncio.gather(after_payment(), amid_charge())
 
 
+async def overtaken(act: Act) -> None:
+    """An operator turns orders back whose worker stands still, and another worker reverses them; then both go on."""
+    await act.shop.sandbox.faults(webhooks={"drop": True}, latency_ms={"fixed": 300, "jitter": 0})
+    act.turns_back = True
+    sale = await act.a_sale()
+    await asyncio.gather(*(act.order(sale, "PAID") for _ in range(2)))
+
+
 STORIES: dict[str, Callable[[Act], Awaitable[None]]] = {
     story.__name__: story
     for story in (
         paid, declined, sold_out, provider_fails, provider_slow, paid_in_browser, cancelled, expired, paid_late,
-        hold_lost, extended, refunded, refunded_in_parts, cancelled_by_staff, compensated,
+        hold_lost, extended, refunded, refunded_in_parts, cancelled_by_staff, compensated, overtaken,
     )
 }  # fmt: skip

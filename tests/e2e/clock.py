@@ -48,6 +48,12 @@ async def hold_is_checked(shop: Shop, order_id: str) -> None:
     )
 
 
+async def unlocked(shop: Shop) -> list[str]:
+    """Returns the orders whose sagas some process carries, without those that a stopped process has locked."""
+    rows = await shop.rows("orders", "SELECT order_id::text FROM sagas WHERE NOT paused FOR UPDATE SKIP LOCKED")
+    return [row[0] for row in rows]
+
+
 async def leases_are_over(shop: Shop) -> dict[str, int]:
     """End the leases of all sagas, as if the process that holds them had been gone for long.
 

@@ -141,6 +141,21 @@ async def test_no_answer_and_no_webhook_leaves_before_the_disk_has_it(
     assert {event.type for _, event in await listener.take(3)} >= {"payment_intent.succeeded"}
 
 
+def test_sync_asks_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a power cut would show that it does not."""
+    synced, journal = list[str](), Journal(tmp_path / "state.jsonl", {})
+    fdatasync = os.fdatasync
+
+    def counted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", counted)
+    journal.sync()
+    journal.close()
+    assert synced == ["state.jsonl"]
+
+
 async def test_one_sync_serves_all_requests_that_wait(
     provider: Provider, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:

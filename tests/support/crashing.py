@@ -36,6 +36,8 @@ _SERVICES = f"{os.sep}services{os.sep}"
 _DATABASE = str(Path("chassis/data/db.py"))
 # Of the chassis's statements only these belong to orders; those of leases and clean-ups do not.
 _COUNTED_OF_CHASSIS = ("outbox", "subscriber", "idempotency")
+# The functions that look for due work several times a second.
+_CLAIM = ".claim_"
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,22 @@ class _Points:
 
         return wrapped
 
+    def statement(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Wrap a statement that is a transaction. One that looks for due work counts once it has found some."""
+
+        @functools.wraps(call)
+        async def wrapped(database: Any, statement: Any, arguments: Any) -> Any:
+            caller = _caller() if _WRITES.search(str(statement)) else ""
+            claims = _CLAIM in caller
+            if caller and not claims:
+                self.passes(f"before commit of {caller}")
+            rows = await call(database, statement, arguments)
+            if caller and (rows or not claims):
+                self.passes(f"after commit of {caller}")
+            return rows
+
+        return wrapped
+
     def commit(self, call: Callable[..., None]) -> Callable[..., None]:
         """Wrap the commit of a transaction, which counts if the transaction has written."""
 
@@ -181,11 +199,6 @@ def _of_rpc(_target: Any, method: Any, *_: Any, **__: Any) -> str:
     return "" if name.startswith("Get") else name  # a read changes nothing
 
 
-def _of_statement(_db: Any, statement: Any, *_: Any, **__: Any) -> str:
-    caller = _caller() if _WRITES.search(str(statement)) else ""
-    return caller and f"commit of {caller}"
-
-
 def _of_request(_session: Any, method: str, url: Any, **_: Any) -> str:
     path = str(url).partition("://")[2].partition("/")[2].partition("?")[0]
     return f"{method.upper()} {re.sub(r'(pi|re|ch)_[A-Za-z0-9]+', '*', path)}"
@@ -196,7 +209,7 @@ def main() -> None:
     points = _Points(Path(os.environ[_FOLDER]))
     # Before the service is imported: it must find the wrapped functions.
     Target.call = points.around(Target.call, _of_rpc)  # type: ignore[method-assign]
-    db.run_autocommit = points.around(db.run_autocommit, _of_statement)  # type: ignore[assignment]
+    db.run_autocommit = points.statement(db.run_autocommit)  # type: ignore[assignment]
     async_sessionmaker.begin = _begin  # type: ignore[method-assign]
     DefaultDialect.do_commit = points.commit(DefaultDialect.do_commit)  # type: ignore[method-assign]
     aiohttp.ClientSession._request = points.around(  # type: ignore[method-assign, assignment]

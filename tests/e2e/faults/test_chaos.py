@@ -2,12 +2,13 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.faults import FAULTS
-from tests.chaos.rounds import VICTIMS, Outcome, Round, plan, played
+from tests.chaos.rounds import KNOWN, VICTIMS, Outcome, Round, plan, played
 from tests.chaos.stories import STORIES
 from tests.e2e.shop import Shop
 
@@ -47,6 +48,7 @@ def test_seed_means_the_same_rounds_and_a_longer_plan_extends_a_shorter_one() ->
 
     assert plan(7, 40) == rounds[:40]
     assert plan(8, 40) != rounds[:40]
-    assert {one.story for one in rounds[: len(STORIES)]} == set(STORIES)
+    assert {one.story for one in rounds[: 2 * len(STORIES)]} == set(STORIES)
+    assert {str(replace(one, number=0)) for one in rounds[:24] if one.name} == {str(Round.at(0, at)) for at in KNOWN}
     assert {one.victim for one in rounds} == set(VICTIMS)
     assert {one.fault for one in rounds} == set(FAULTS)
