@@ -101,6 +101,7 @@ COVERAGE: dict[str, dict[str, str]] = {
         "provider": "order-payment-copy", "customer_pays": "a wrong value costs the customer another try",
         "payment_method": "payment-state", "provider_reference": "provider-charge",
         "capture_reference": "provider-charge", "hold_expire_time": _PACE,
+        "sent": _PACE,
         "client_secret": "payment-state", "attempt": "payment-state", "attempt_time": _PACE,
         "failure_reason": _TEXT, "authenticating": "payment-state", "refunded_minor": "order-refunded",
         "refunding_minor": "payment-refunds", "cancel_requested": "payment-open", "checks": _PACE,

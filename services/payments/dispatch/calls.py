@@ -53,6 +53,8 @@ class ProviderCalls:
         """Make one call about a payment that was read at `read_time`, by the monotonic clock. Return its result."""
         try:
             if operation is Operation.FIND:
+                if payment.cancel_requested and calls.is_first:
+                    return ChargeResult(payment_id=payment.id, status=ChargeStatus.WITHDRAWN)
                 return await self._search(payment, calls)
             result = await self._call(payment, operation, read_time)
         except Withdrawn:
@@ -62,6 +64,7 @@ class ProviderCalls:
             )
         if result.status is ChargeStatus.UNKNOWN:
             ended = result.has_ended or operation not in _TAKE_MONEY
+            calls = dataclasses.replace(calls, is_first=calls.is_first and not result.was_sent)
             return dataclasses.replace(result, calls=calls if ended else None)
         return result
 

@@ -9,7 +9,7 @@ from services.chassis.events.outbox import Relay
 from services.chassis.telemetry.heartbeats import beat
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import IN_PROGRESS_MOST, State
-from services.payments.sql import leases, parked, payments, refunds
+from services.payments.sql import leases, parked, payments, refunds, wanted
 from services.payments.webhooks import inbox
 
 _OPEN = Gauge("stampede_payments_open", "Payments that have not ended.", ["state"])
@@ -111,8 +111,7 @@ class Reconciler:
     async def count_open(self) -> None:
         """Update the metric of open payments, until cancelled."""
         while beat():
-            async with self._db() as tx:
-                counted = await payments.count_open(tx)
+            counted = await wanted.count_open(self._db)
             for state in (State.PROCESSING, State.AWAITING_CUSTOMER):
                 _OPEN.labels(state).set(counted.get(state, 0))
             number_of_refunds, number_of_payments, oldest = await parked.count(self._db)

@@ -37,10 +37,11 @@ async def settle_charges(db: Database, results: Sequence[tuple[Payment, ChargeRe
     """
     fast = {payment.id: change for payment, result in results if (change := _fast_change(payment, result))}
     stored = await payments.store_fast(db, list(fast.values())) if fast else {}
-    if rest := [result for payment, result in results if payment.id not in stored]:
+    if rest := [(payment, result) for payment, result in results if payment.id not in stored]:
         async with db.begin() as tx:
-            before = await payments.lock(tx, {result.payment_id for result in rest})
-            stored |= await apply_results(tx, before, rest)
+            before = await payments.lock(tx, {payment.id for payment, _ in rest})
+            stored |= await apply_results(tx, before, [result for _, result in rest])
+            await payments.mark_unsent(tx, [p for p, result in rest if result.calls and result.calls.is_first])
     return [stored[payment.id] for payment, _ in results]
 
 

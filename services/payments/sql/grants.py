@@ -10,7 +10,7 @@ GRANTS: Grants = {
         update=(
             "state", "payment_method", "provider_reference", "capture_reference", "client_secret", "attempt",
             "attempt_time", "failure_reason", "authenticating", "customer_pays", "refunded_minor", "refunding_minor",
-            "cancel_requested", "problem", "checks", "unanswered_time", "answer_time",
+            "cancel_requested", "problem", "checks", "unanswered_time", "answer_time", "sent",
             "next_check_time", "refund_check_time", "version", "update_time",
         ),
     ),

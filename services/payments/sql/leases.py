@@ -11,21 +11,29 @@ from services.payments.domain import LEASE_SECONDS
 
 
 async def claim(
-    tx: AsyncSession, table: str, columns: Sequence[str], *, key_time: str, besides: Sequence[uuid.UUID], most: int
+    tx: AsyncSession,
+    table: str,
+    columns: Sequence[str],
+    *,
+    key_time: str,
+    besides: Sequence[uuid.UUID],
+    most: int,
+    sent: bool = False,
 ) -> Sequence[Any]:
     """Lease at most `most` due rows of `table`.
 
     Return their columns, the age of their idempotency key, and that of the last call that may still take effect. The
-    call that the caller is about to make counts as such a call until its answer is stored.
+    call that the caller is about to make counts as such a call until its answer is stored. With `sent`, also whether
+    one was sent before: only `payments` knows.
     """
     claimed = await tx.execute(
         text(
             f"UPDATE {table} AS t SET checks = t.checks + 1,"  # noqa: S608  # names of our own
-            " next_check_time = now() + make_interval(secs => :lease), unanswered_time = now()"
+            f" next_check_time = now() + make_interval(secs => :lease), unanswered_time = now(){', sent = true' * sent}"
             f" WHERE t.id IN (SELECT id FROM {table} WHERE next_check_time <= now()"
             " AND id <> ALL(CAST(:besides AS uuid[])) ORDER BY next_check_time LIMIT :most FOR UPDATE SKIP LOCKED)"
             f" RETURNING {', '.join(f't.{column}' for column in columns)}, now() - t.{key_time},"
-            " now() - old.unanswered_time"
+            f" now() - old.unanswered_time{', old.sent' * sent}"
         ),
         {"lease": LEASE_SECONDS, "besides": list(besides), "most": most},
     )

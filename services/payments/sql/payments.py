@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Row, Select, func, or_, select, text
+from sqlalchemy import Row, Select, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
@@ -359,8 +359,25 @@ async def end_refund_check(tx: AsyncSession, check: RefundCheck) -> None:
 
 async def claim_due(tx: AsyncSession, *, besides: Sequence[uuid.UUID], most: int) -> list[tuple[Payment, Calls]]:
     """Lease due payments; return each with its earlier calls."""
-    rows = await leases.claim(tx, "payments", NAMES, key_time="attempt_time", besides=besides, most=most)
-    return [(from_row(row[:-2]), Calls(row[-2], row[-1], is_first=False)) for row in rows]
+    rows = await leases.claim(tx, "payments", NAMES, key_time="attempt_time", besides=besides, most=most, sent=True)
+    # A process of the release before does not write `sent`; its call without an answer shows all the same.
+    return [(from_row(row[:-3]), Calls(row[-3], row[-2], is_first=not row[-1] and row[-2] is None)) for row in rows]
+
+
+async def mark_unsent(tx: AsyncSession, read: Sequence[Payment]) -> None:
+    """Note that no call was ever sent for locked payments: they can be cancelled without the provider's word.
+
+    One that another process has claimed since it was `read` is left alone: that process may have sent one.
+    """
+    if read:
+        await tx.execute(
+            text(
+                "UPDATE payments AS p SET sent = false FROM unnest(CAST(:ids AS uuid[]), CAST(:versions AS bigint[]),"
+                " CAST(:checks AS bigint[])) AS n(id, version, checks)"
+                " WHERE p.id = n.id AND p.version = n.version AND p.checks = n.checks"
+            ),
+            {"ids": [p.id for p in read], "versions": [p.version for p in read], "checks": [p.checks for p in read]},
+        )
 
 
 async def make_waiting_due(tx: AsyncSession, providers: Sequence[str], *, most: int | None = None) -> None:
@@ -378,10 +395,3 @@ async def make_waiting_due(tx: AsyncSession, providers: Sequence[str], *, most: 
         ),
         {"most": most, "lease": LEASE_SECONDS, "providers": list(providers)},
     )
-
-
-async def count_open(tx: AsyncSession) -> dict[str, int]:
-    """Return how many payments are in each open state."""
-    table = schema.Payment
-    counted = select(table.state, func.count()).where(table.next_check_time.is_not(None)).group_by(table.state)
-    return {row[0]: row[1] for row in await tx.execute(counted)}

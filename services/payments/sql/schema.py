@@ -58,6 +58,8 @@ class Payment(Base):
     """When the last call began that may have an effect and got no answer; NULL if each one was answered."""
     answer_time: Mapped[datetime | None]
     """When the provider answered about it last."""
+    sent: Mapped[bool] = mapped_column(server_default=text("true"), init=False)
+    """False if no call was ever sent to the provider, because its circuit was open."""
     hold_expire_time: Mapped[datetime | None]
     """When the units of the order are given up, as the first charge said."""
     refund_check_time: Mapped[datetime | None]

@@ -88,10 +88,9 @@ class Razorpay:
 
     async def reconcile(self) -> None:
         """Make the calls that are due, as the reconciler does, and wait for their results."""
-        await self.service.rows(
-            "UPDATE payments SET next_check_time = now(), refund_check_time = CASE WHEN refund_check_time IS NOT NULL"
-            " THEN now() END WHERE next_check_time IS NOT NULL OR refund_check_time IS NOT NULL"
-        )
+        await self.service.rows("UPDATE payments SET next_check_time = now() WHERE next_check_time IS NOT NULL")
+        # By themselves: a call about an ended payment would lock its row, and the comparison would pass over it.
+        await self.service.rows("UPDATE payments SET refund_check_time = now() WHERE refund_check_time IS NOT NULL")
         await self.service.rows("UPDATE refunds SET next_check_time = now() WHERE next_check_time IS NOT NULL")
         await self.service.reconciler.reconcile_once()
         dispatcher = self.service.dispatcher

@@ -2,7 +2,9 @@
 
 import uuid
 
-from services.payments.domain import State
+from services.payments.dispatch import settle
+from services.payments.domain import Calls, State
+from services.payments.providers.results import ChargeResult, ChargeStatus
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from tests.integration.payments.conftest import Payments, Sandbox, an_order
 from tests.integration.payments.conftest import State as Status
@@ -73,3 +75,39 @@ async def test_one_silent_provider_does_not_stop_the_other(service: Payments, sa
     breaker.note_answer()
     await razorpay.reconcile()
     assert (await service.payment(uuid.UUID(silent.payment_id))).state is State.SUCCEEDED
+
+
+async def test_a_payment_at_a_silent_provider_can_be_cancelled(service: Payments, sandbox: Sandbox) -> None:
+    """Nothing was sent, so no money can move: the units need not wait for the provider."""
+    breaker = service.provider.limits.breaker
+    while not breaker.is_open:
+        breaker.note_failure()
+    item = an_order("pm_card_visa")
+    service.providers.default = service.providers["stripe"]
+    assert (await service.charged(item)).state == Status.PROCESSING
+    await sandbox.faults(error_500={"next": 100})  # its lists fail too
+    (status,) = await service.cancel(item)
+    razorpay = Razorpay(service, sandbox)
+    await razorpay.reconcile()
+    row = await service.payment(uuid.UUID(status.payment_id))
+    assert row.state is State.CANCELLED
+    await sandbox.control("DELETE", "faults")
+    breaker.note_answer()
+    await razorpay.reconcile()
+    assert not await sandbox.intents(item.order_id)
+
+
+async def test_a_payment_that_another_process_has_sent_is_not_called_unsent(service: Payments) -> None:
+    """A process that stood still says that its call was not sent; meanwhile another one has claimed the payment."""
+    breaker = service.provider.limits.breaker
+    while not breaker.is_open:
+        breaker.note_failure()
+    service.providers.default = service.providers["stripe"]
+    status = await service.charged(an_order("pm_card_visa"))
+    key = uuid.UUID(status.payment_id)
+    assert await service.rows("SELECT sent FROM payments WHERE id = :id", id=key) == [(False,)]
+    read = await service.payment(key)
+    await service.rows("UPDATE payments SET sent = true, checks = checks + 1 WHERE id = :id", id=key)
+    unsent = ChargeResult(payment_id=key, status=ChargeStatus.UNKNOWN, has_ended=True, was_sent=False, calls=Calls())
+    await settle.settle_charges(service.db, [(read, unsent)])
+    assert await service.rows("SELECT sent FROM payments WHERE id = :id", id=key) == [(True,)]
