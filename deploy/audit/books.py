@@ -20,7 +20,7 @@ BALANCE = Check(
 JOURNAL = Check(
     "journal-balance",
     Invariant.MONEY,
-    "in each currency, the provider's account of the journal = captured - refunded at the provider",
+    "in each currency, the provider's account of the journal = captured - refunded - disputed at the provider",
     repairs.COMPLETE_JOURNAL,
 )
 
@@ -36,6 +36,8 @@ class Books:
     ordered: Counter[str] = field(default_factory=Counter)
     refunded: Counter[str] = field(default_factory=Counter)
     """Refunds of paid orders in the payments database."""
+    withdrawn: Counter[str] = field(default_factory=Counter)
+    """Money that banks have taken because of disputes, in the provider's records."""
     booked: Counter[str] = field(default_factory=Counter)
     """The money at the provider, by the journal."""
     states: Counter[str] = field(default_factory=Counter)
@@ -73,8 +75,13 @@ class Books:
                 self.refunded[payment.currency] += payment.refunded_minor - payment.by_hand_minor
         for each in case.payments:
             self.booked[each.currency] += each.booked_minor
+            # Refunds that the provider never makes leave money there which no paid order counts.
+            is_paid = order is not None and order.state in PAID_STATES
+            kept = [r.amount_minor for r in each.refunds if r.by_hand and (r.stray or not is_paid)]
+            self.ordered[each.currency] += sum(kept)
         for capture in case.captures:
             self.captured[capture.currency] += capture.amount_minor
+            self.withdrawn[capture.currency] += capture.withdrawn_minor
             self.provider_refunds[capture.currency] += capture.refunded_minor
         # If the provider has no records to read, the payments database is taken as the provider's.
         if payment and payment.state in CHARGED and not (self.with_ledger and payment.provider == LEDGER_OF):
@@ -85,8 +92,9 @@ class Books:
         """Checks that, in each currency, the provider's balance is that of paid orders, and that of the journal."""
         for currency in sorted(self.captured.keys() | self.ordered.keys() | self.booked.keys()):
             has = self.captured[currency] - self.provider_refunds[currency]
-            if has != self.booked[currency]:
-                text = f"{currency}: the provider keeps {has}, but by the journal {self.booked[currency]}"
+            keeps = has - self.withdrawn[currency]
+            if keeps != self.booked[currency]:
+                text = f"{currency}: the provider keeps {keeps}, but by the journal {self.booked[currency]}"
                 yield Finding(JOURNAL, (currency,), text)
             due = self.ordered[currency] - self.refunded[currency]
             if has != due:

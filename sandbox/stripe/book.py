@@ -118,7 +118,9 @@ class StripeBook:
         if charge is None or charge.dispute is None:
             return None
         dispute = self.disputes.rows[charge.dispute]
-        return {"id": dispute.id, "amount": dispute.amount, "status": dispute.status}
+        return {
+            "id": dispute.id, "amount": dispute.amount, "status": dispute.status, "created": dispute.created,
+        }  # fmt: skip
 
     def _apply_intent(self, intent: Intent) -> None:
         before = self.intents.put(intent)

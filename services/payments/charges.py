@@ -16,12 +16,22 @@ from services.chassis.events import outbox
 from services.chassis.money import Money
 from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
 from services.payments.dispatch.settle import ended_event
-from services.payments.domain import OPEN, Charge, NewRefund, Payment, PaymentNotFound, Refund, State
+from services.payments.domain import (
+    CHARGE_DISPUTED,
+    OPEN,
+    REVERSAL,
+    REVERSAL_REFUSED,
+    Charge,
+    NewRefund,
+    Payment,
+    PaymentNotFound,
+    Refund,
+    State,
+)
 from services.payments.providers import Providers
-from services.payments.sql import leases, payments, refunds
+from services.payments.sql import disputes, leases, payments, refunds
+from services.payments.sql.refunds import Refusals
 
-REVERSAL = "order reversed"
-REVERSAL_REFUSED = "REVERSAL_REFUSED"
 REVERSALS_MOST = 3
 REVERSAL_PAUSE = timedelta(seconds=60)
 """Between the first refusal of a reversal and the next try; ten times as long after each further one."""
@@ -201,11 +211,15 @@ class Charges:
         (now,) = await self._dispatcher.wait([payment], seconds=deadline.seconds_left())
         return now
 
-    async def get_by_orders(self, order_ids: Sequence[uuid.UUID]) -> list[Payment | AppError]:
-        """Return the payments of orders, in their order; `PaymentNotFound` for an order without one."""
+    async def get_by_orders(self, order_ids: Sequence[uuid.UUID]) -> tuple[list[Payment | AppError], set[uuid.UUID]]:
+        """Return the payments of orders, in their order, and the ids of those that are disputed.
+
+        An order without a payment has `PaymentNotFound` in its place.
+        """
         async with self._db() as tx:
             known = await payments.read_by_order(tx, order_ids, lock=False)
-        return [known.get(order_id) or PaymentNotFound(orderId=order_id) for order_id in order_ids]
+            disputed = await disputes.read_disputed(tx, [payment.id for payment in known.values()])
+        return [known.get(order_id) or PaymentNotFound(orderId=order_id) for order_id in order_ids], disputed
 
     async def get(self, payment_id: uuid.UUID) -> Payment:
         """Raises `PaymentNotFound`."""
@@ -223,17 +237,23 @@ async def _refund_in_full(tx: AsyncSession, paid: Sequence[Payment]) -> tuple[li
 
     Those begun before are repeated at once by the reconciler.
     One that the provider has refused is tried again after a pause, and a few times only: then an operator must help.
+    Money that a bank holds because of a dispute is not refunded.
     """
     before = [one.id for one in await refunds.read_pending(tx, [p.id for p in paid if p.refunding_minor])]
     await refunds.hasten(tx, before)
     left = [p for p in paid if p.left_minor > 0]
     refused = await refunds.count_refused(tx, [p.id for p in left], reason=REVERSAL)
+    withdrawn = await disputes.read_withdrawn(tx, [p.id for p in left])
     due, parked = list[NewRefund](), list[Payment]()
     for payment in left:
-        number, age = refused.get(payment.id, (0, timedelta.max))
-        if number >= REVERSALS_MOST and not payment.problem:
-            parked.append(dataclasses.replace(payment, problem=REVERSAL_REFUSED))
-        elif number < REVERSALS_MOST and age > REVERSAL_PAUSE * 10 ** max(number - 1, 0):
+        number, age, is_disputed = refused.get(payment.id, Refusals())
+        if is_disputed or payment.id in withdrawn:
+            problem = CHARGE_DISPUTED  # until the dispute ends; see `books.disputes`
+        else:
+            problem = REVERSAL_REFUSED if number >= REVERSALS_MOST else ""
+        if problem and not payment.problem:
+            parked.append(dataclasses.replace(payment, problem=problem))
+        elif not problem and age > REVERSAL_PAUSE * 10 ** max(number - 1, 0):
             due.append(NewRefund(id=ids.new(), payment=payment, amount_minor=payment.left_minor, reason=REVERSAL))
     await payments.store(tx, parked)
     new = await refunds.insert(tx, due)

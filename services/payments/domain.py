@@ -22,6 +22,11 @@ READ_AGAIN_SECONDS = 0.05
 """A call that takes money and begins later than this after its payment was read looks again whether it is wanted."""
 MISSING_AT_PROVIDER = "MISSING_AT_PROVIDER"
 OTHER_AMOUNT = "OTHER_AMOUNT"
+REVERSAL_REFUSED = "REVERSAL_REFUSED"
+CHARGE_DISPUTED = "CHARGE_DISPUTED"
+"""The problem of a payment that shall be reversed while a bank holds its money."""
+REVERSAL = "order reversed"
+"""The reason of refunds that reverse a payment."""
 MISSING_CHECKS = 3
 """A payment whose cancellation was requested ends once the provider has said so often that it has no such charge."""
 EVENT_ATTEMPTS_MOST = 12
@@ -56,7 +61,33 @@ class Settlement(enum.StrEnum):
     """Another way, for example by bank transfer: an operator has marked it as done."""
     WRITTEN_OFF = "WRITTEN_OFF"
     """It did not, and nobody claims it any more: an operator has given it up."""
+    BANK = "BANK"
+    """The customer's bank has taken it, by a dispute that was lost."""
 
+
+class DisputeState(enum.StrEnum):
+    """The states of a dispute, as in `Dispute.State` of the contract."""
+
+    INQUIRY = "INQUIRY"
+    """The bank asks, and has taken no money; an answer in time may keep it from becoming a dispute."""
+    NEEDS_RESPONSE = "NEEDS_RESPONSE"
+    UNDER_REVIEW = "UNDER_REVIEW"
+    WON = "WON"
+    LOST = "LOST"
+    CLOSED = "CLOSED"
+    """An inquiry that has ended, or a dispute that was withdrawn."""
+
+
+DISPUTE_ENDS = frozenset((DisputeState.WON, DisputeState.LOST, DisputeState.CLOSED))
+DISPUTE_MONEY_BACK = frozenset((DisputeState.INQUIRY, DisputeState.WON, DisputeState.CLOSED))
+"""The states in which the bank has no money of ours."""
+# All moves of disputes. None leads back: a report that would is an old one.
+DISPUTE_MOVES: dict[DisputeState, frozenset[DisputeState]] = {
+    DisputeState.INQUIRY: DISPUTE_ENDS | {DisputeState.NEEDS_RESPONSE, DisputeState.UNDER_REVIEW},
+    DisputeState.NEEDS_RESPONSE: DISPUTE_ENDS | {DisputeState.UNDER_REVIEW},
+    DisputeState.UNDER_REVIEW: DISPUTE_ENDS,
+    **dict.fromkeys(DISPUTE_ENDS, frozenset()),
+}
 
 OPEN = frozenset((State.AWAITING_CUSTOMER, State.PROCESSING))
 _ENDS = frozenset((State.SUCCEEDED, State.FAILED, State.CANCELLED))
@@ -90,6 +121,11 @@ class RefundRefused(AppError):
 class ProviderNotSetUp(AppError):
     code = "FAILED_PRECONDITION"
     template = "The shop takes no payments through {provider}."
+
+
+class PaymentDisputed(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "A bank holds money of the payment because of a dispute; it cannot be refunded meanwhile."
 
 
 class BadSignature(AppError):
@@ -208,6 +244,28 @@ class Refund:
 
 def _is_recent(answer_time: datetime | None, now: float) -> bool:
     return answer_time is not None and abs(now - answer_time.timestamp()) < ANSWERED_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispute:
+    """Money of a payment that its customer's bank demands back."""
+
+    provider: str
+    reference: str
+    """The provider's id of it."""
+    payment_id: uuid.UUID
+    state: DisputeState
+    status: str
+    """The provider's own word for the state, in upper case."""
+    reason: str
+    amount_minor: int
+    currency: str
+    withdrawn_minor: int
+    """The money that the bank has taken and not given back."""
+    fee_minor: int
+    """The fee that the provider has taken and not given back."""
+    evidence_due_time: datetime | None
+    """Until when evidence must be sent; None if none is expected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,8 +56,8 @@ class ChargeService(charge_grpc.ChargeServiceServicer):
     async def GetPayments(
         self, request: charge_pb.GetPaymentsRequest, _context: Context
     ) -> charge_pb.GetPaymentsResponse:
-        outcomes = await self._charges.get_by_orders(db.parse_uuids(request.order_ids))
-        return charge_pb.GetPaymentsResponse(outcomes=_outcomes(outcomes))
+        outcomes, disputed = await self._charges.get_by_orders(db.parse_uuids(request.order_ids))
+        return charge_pb.GetPaymentsResponse(outcomes=_outcomes(outcomes, disputed=disputed))
 
     async def BatchCreateRefunds(
         self, request: charge_pb.BatchCreateRefundsRequest, _context: Context
@@ -139,7 +139,10 @@ def _refund_lines(items: Sequence[charge_pb.Refund]) -> list[RefundLine]:
 
 
 def _outcomes(
-    results: Sequence[Payment | AppError], *, returning: Container[uuid.UUID] = ()
+    results: Sequence[Payment | AppError],
+    *,
+    returning: Container[uuid.UUID] = (),
+    disputed: Container[uuid.UUID] = (),
 ) -> list[charge_pb.PaymentOutcome]:
     """The outcomes of a batch; all refunds of the payments `returning` are in process at the provider."""
     now = time.time()
@@ -147,7 +150,9 @@ def _outcomes(
         charge_pb.PaymentOutcome(refusal=statuses.to_refusal(result, DOMAIN))
         if isinstance(result, AppError)
         else charge_pb.PaymentOutcome(
-            payment=_to_status(result, in_process=result.is_in_process(now) or result.id in returning)
+            payment=_to_status(
+                result, in_process=result.is_in_process(now) or result.id in returning, disputed=result.id in disputed
+            )
         )
         for result in results
     ]
@@ -170,7 +175,7 @@ def _refund_outcome(result: RefundOfPayment | AppError) -> charge_pb.RefundOutco
     )
 
 
-def _to_status(payment: Payment, *, in_process: bool) -> charge_pb.PaymentStatus:
+def _to_status(payment: Payment, *, in_process: bool, disputed: bool) -> charge_pb.PaymentStatus:
     return charge_pb.PaymentStatus(
         payment_id=str(payment.id),
         order_id=str(payment.order_id),
@@ -182,6 +187,8 @@ def _to_status(payment: Payment, *, in_process: bool) -> charge_pb.PaymentStatus
         refunded=wire.money(Money(payment.currency, payment.refunded_minor)) if payment.refunded_minor else None,
         refunding=wire.money(Money(payment.currency, payment.refunding_minor)) if payment.refunding_minor else None,
         in_process=in_process,
+        disputed=disputed,
+        needs_attention=payment.problem,
     )
 
 

@@ -7,6 +7,9 @@ _COPY = """INSERT INTO refunds (id, payment_id, provider, amount_minor, reason, 
     SELECT gen_random_uuid(), payment_id, provider, amount_minor, reason, state, stray, charge_reference,
         $reference, failure_reason, checks, next_check_time FROM refunds"""
 _OF = "(SELECT id FROM payments WHERE order_id = '{}')"
+_DISPUTE = """INSERT INTO disputes (provider, reference, payment_id, state, status, reason, amount_minor, currency,
+        report_time, withdrawn_minor)
+    SELECT 'stripe', 'dp_2', id, '{0}', '{0}', '', 100, currency, now(), {1} FROM payments WHERE order_id = '$paid'"""
 _MINE = "WHERE payment_id = (SELECT id FROM payments WHERE order_id = '{}')"
 _ENTRIES, _SET = f"journal_entries {_MINE}", "journal_entries SET {}"
 _PENDING = """UPDATE refunds SET state = 'PENDING', provider_reference = NULL, next_check_time = now(),
@@ -135,6 +138,15 @@ PAYMENTS = corruptions(
     ("a dispute about no payment", "dispute-row", "00000000-0000-7000-8000-000000000008",
         """INSERT INTO disputes (provider, reference, payment_id, status, reason, amount_minor, currency, report_time)
         VALUES ('stripe', 'dp_1', '00000000-0000-7000-8000-000000000008', 'OPEN', '', 100, 'USD', now())"""),
+    ("a dispute has taken more than it is about", "dispute-row", "$paid",
+        _DISPUTE.format("NEEDS_RESPONSE", 101)),
+    ("a dispute that was won has kept money", "dispute-row", "$paid", _DISPUTE.format("WON", 100)),
+    ("the entries of a dispute are missing", "journal-rows", "$paid", _DISPUTE.format("LOST", 100)),
+    ("a dispute that the provider does not have", "provider-dispute", "$paid",
+        _DISPUTE.format("NEEDS_RESPONSE", 0)),
+    ("nobody reads the record of a dispute", "dispute-unread", "dp_2",
+        """INSERT INTO dispute_checks (provider, reference, payment_id, due_time)
+        VALUES ('stripe', 'dp_2', gen_random_uuid(), now() - interval '3 hours')"""),
     ("nobody reads the provider's list of events", "provider-events-read", "stripe",
         "UPDATE event_walks SET done_time = now() - interval '3 hours'"),
     ("a provider event is parked", "provider-event-parked", "evt_",

@@ -11,7 +11,7 @@ import pytest
 from deploy.audit.checks.all_checks import BY_NAME
 from deploy.audit.findings import Finding
 from deploy.audit.reading.gate import GateCounter
-from deploy.audit.reading.rows import Intent, ProviderRefund
+from deploy.audit.reading.rows import Intent, ProviderDispute, ProviderRefund
 from deploy.audit.repair import mend
 from tests.audit.corruptions import INVENTORY, ORDERS, Corruption
 from tests.audit.corruptions_of_money import OTHERS, PAYMENTS
@@ -85,6 +85,9 @@ PROVIDER: list[tuple[Callable[[Records], None], str, str]] = [
     (_changed("paid", payment_id="other"), "provider-charge", "paid"),
     (_changed("paid", refunded_minor=1), "provider-charge", "paid"),
     (_changed("partly", refunded_minor=0), "provider-charge", "partly"),
+    (_changed("paid", dispute=ProviderDispute(id="dp_x", amount_minor=1, status="needs_response", age_seconds=3600)),
+        "provider-dispute", "paid"),
+    (_changed("paid", dispute=ProviderDispute(id="dp_x", amount_minor=1, status="lost")), "journal-provider", "paid"),
     (_added("paid"), "provider-stray", "paid"),
     (_added("paid"), "balance", "USD"),
     (_added("failed", status="succeeded"), "provider-stray", "failed"),

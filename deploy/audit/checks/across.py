@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from deploy.audit import repairs
 from deploy.audit.checks.excuses import OVER_SECONDS, in_flight, pending_most
-from deploy.audit.checks.journal import booked_money_is_the_providers
+from deploy.audit.checks.journal import booked_money_is_the_providers, disputes_are_the_providers
 from deploy.audit.findings import Check, Finding, Invariant
 from deploy.audit.reading.rows import Case, Payment, Reservation
 
@@ -357,6 +357,9 @@ PROVIDER: dict[Compare, Check] = {
     ),
     booked_money_is_the_providers: _check(
         Invariant.MONEY, "journal-provider", "the journal has as much at the provider as the provider", repairs.LOOK
+    ),
+    disputes_are_the_providers: _check(
+        Invariant.MONEY, "provider-dispute", "each dispute of the provider is here, as it is there", repairs.LOOK
     ),
     _ended_order_cannot_be_paid: _check(
         Invariant.MONEY, "provider-open", "nobody can pay an order that has ended", repairs.LOOK

@@ -50,6 +50,7 @@ _NOUNS = {
         "abandoned-holds"), "sale"),
     **dict.fromkeys(("movement-kind", "product-terms", "product-once"), "product"),
     **dict.fromkeys(("provider-event-waits", "provider-event-parked"), "event"), "provider-events-read": "provider",
+    "dispute-unread": "dispute",
     "money-problem": "payment",
     "user-account": "user", "user-session": "session", "signing-keys": "key",
     **{check.name: "resource" if "requests" in check.name else "database" for check in schema.CHECKS},

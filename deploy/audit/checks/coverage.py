@@ -126,9 +126,15 @@ COVERAGE: dict[str, dict[str, str]] = {
     },
     "payments.disputes": {
         "provider": "part of the key", "reference": "the provider's name of the dispute", "payment_id": "dispute-row",
-        "status": "as the provider reported it last", "reason": _TEXT,
-        "amount_minor": "as the provider reported it last", "currency": "dispute-row",
+        "state": "provider-dispute", "status": "the provider's word for the state", "reason": _TEXT,
+        "amount_minor": "provider-dispute", "currency": "dispute-row", "withdrawn_minor": "journal-rows",
+        "fee_minor": "as the provider reported it last", "evidence_due_time": _CLOCK,
         "report_time": _CLOCK, "create_time": _CLOCK, "update_time": _CLOCK,
+    },
+    "payments.dispute_checks": {
+        "provider": "part of the key", "reference": "the provider's name of the dispute",
+        "payment_id": "a wrong one is refused when the record is read", "due_time": "dispute-unread",
+        "attempts": _PACE,
     },
     "payments.event_walks": {
         "provider": "part of the key", "done_time": "provider-events-read", "next_time": _PACE,

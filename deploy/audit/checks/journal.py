@@ -25,8 +25,14 @@ _ROWS = """
         ('provider:' || r.provider, r.received_minor), ('stray_money', -r.received_minor),
         (CASE WHEN r.stray THEN 'stray_money' ELSE 'refunds' END,
             CASE r.state WHEN 'SUCCEEDED' THEN r.amount_minor ELSE 0 END),
-        (CASE r.settlement WHEN 'PROVIDER' THEN 'provider:' || r.provider ELSE lower(r.settlement) END,
-            CASE r.state WHEN 'SUCCEEDED' THEN -r.amount_minor ELSE 0 END)
+        (CASE r.settlement WHEN 'PROVIDER' THEN 'provider:' || r.provider WHEN 'BANK' THEN 'disputes_lost'
+            ELSE lower(r.settlement) END, CASE r.state WHEN 'SUCCEEDED' THEN -r.amount_minor ELSE 0 END)
+    ) m (account, amount)
+    UNION ALL
+    SELECT d.payment_id, d.reference, p.currency, m.account, m.amount
+    FROM disputes d JOIN payments p ON p.id = d.payment_id CROSS JOIN LATERAL (VALUES
+        ('provider:' || d.provider, -d.withdrawn_minor),
+        (CASE d.state WHEN 'LOST' THEN 'disputes_lost' ELSE 'disputes' END, d.withdrawn_minor)
     ) m (account, amount)
 """
 # The accounts between which each kind moves money, as it is written in a pair of debit and credit.
@@ -39,9 +45,21 @@ _KINDS = """
         ('STRAY_RETURNED', 'stray_money', 'provider'), ('STRAY_RETURN_FAILED', 'provider', 'stray_money'),
         ('STRAY_RETURNED_OUTSIDE', 'stray_money', 'outside'), ('STRAY_OUTSIDE_REVERSED', 'outside', 'stray_money'),
         ('STRAY_WRITTEN_OFF', 'stray_money', 'written_off'), ('STRAY_WRITE_OFF_REVERSED', 'written_off', 'stray_money'),
+        ('DISPUTED', 'disputes', 'provider'), ('DISPUTE_WON', 'provider', 'disputes'),
+        ('DISPUTE_LOST', 'disputes_lost', 'disputes'), ('DISPUTE_LOSS_REVERSED', 'disputes', 'disputes_lost'),
+        ('REFUNDED_BY_BANK', 'refunds', 'disputes_lost'), ('REFUND_BY_BANK_REVERSED', 'disputes_lost', 'refunds'),
+        ('STRAY_RETURNED_BY_BANK', 'stray_money', 'disputes_lost'),
+        ('STRAY_BY_BANK_REVERSED', 'disputes_lost', 'stray_money'),
         ('FEE', 'fees', 'provider'), ('FEE_RETURNED', 'provider', 'fees')
 """
 
+
+_UNREAD_SECONDS = 600
+_STATES = {
+    "warning_needs_response": "INQUIRY", "warning_under_review": "INQUIRY", "warning_closed": "CLOSED",
+    "needs_response": "NEEDS_RESPONSE", "under_review": "UNDER_REVIEW", "won": "WON", "lost": "LOST",
+}  # fmt: skip
+"""By the status of Stripe."""
 
 CHECKS = (
     Check(
@@ -86,6 +104,21 @@ def booked_money_is_the_providers(case: Case) -> Iterator[str]:
     """The journal has as much of an order at its provider as the provider keeps; refunds may be pending."""
     booked = sum(payment.booked_minor for payment in case.payments)
     pending = sum(r.amount_minor for payment in case.payments for r in payment.refunds if r.state == "PENDING")
-    kept = sum(capture.amount_minor - capture.refunded_minor for capture in case.captures)
+    kept = sum(each.amount_minor - each.refunded_minor - each.withdrawn_minor for each in case.captures)
     if case.payments and not booked - pending <= kept <= booked:
         yield f"the journal has {booked} at the provider, which keeps {kept}"
+
+
+def disputes_are_the_providers(case: Case) -> Iterator[str]:
+    """Each dispute of the provider is here, in its state and amount; the newest may not have been read yet."""
+    ours = {dispute.reference: dispute for payment in case.payments for dispute in payment.disputes}
+    theirs = {intent.dispute.id: intent.dispute for intent in case.intents if intent.dispute}
+    for id_, dispute in theirs.items():
+        row = ours.get(id_)
+        if row is None:
+            if dispute.age_seconds > _UNREAD_SECONDS:
+                yield f"{id_} of {dispute.amount_minor} is {dispute.status} at the provider, and not known here"
+        elif (row.amount_minor, row.state) != (dispute.amount_minor, _STATES.get(dispute.status, row.state)):
+            yield f"{id_} of {dispute.amount_minor} is {dispute.status}, but here {row.state} of {row.amount_minor}"
+    for id_ in ours.keys() - theirs.keys():
+        yield f"{id_} is {ours[id_].state}, but the provider has no such dispute"

@@ -122,11 +122,22 @@ CHECKS = (
     _check(
         Invariant.MONEY, "dispute-row", "a dispute is about a payment, in its currency",
         """
-        SELECT coalesce(p.order_id, d.payment_id), format('dispute %s of %s %s names payment %s', d.reference,
-            d.currency, d.amount_minor, d.payment_id)
+        SELECT coalesce(p.order_id, d.payment_id), format('dispute %s of %s %s, %s of them taken, is %s and names'
+            ' payment %s', d.reference, d.currency, d.amount_minor, d.withdrawn_minor, d.state, d.payment_id)
         FROM disputes d LEFT JOIN payments p ON p.id = d.payment_id
-        WHERE NOT coalesce(d.currency = p.currency AND d.provider = p.provider AND d.amount_minor >= 0, false)
+        WHERE NOT coalesce(d.currency = p.currency AND d.provider = p.provider AND d.amount_minor >= 0
+            AND d.withdrawn_minor BETWEEN 0 AND d.amount_minor AND d.fee_minor >= 0
+            AND (d.state NOT IN ('INQUIRY', 'WON', 'CLOSED') OR d.withdrawn_minor = 0), false)
         """,
+    ),
+    _check(
+        Invariant.EVENTS, "dispute-unread", "the provider's record of a dispute is read within the hour",
+        f"""
+        SELECT reference, format('of payment %s is not read after %s attempts', payment_id, attempts)
+        FROM dispute_checks WHERE NOT coalesce(due_time BETWEEN clock_timestamp() - interval '{_DUE_SECONDS} seconds'
+            AND clock_timestamp() + interval '{_ASLEEP_SECONDS} seconds', false) OR attempts > 20
+        """,
+        "payments reads it, later each time: see its log for 'the provider has no such dispute'",
     ),
     _check(
         Invariant.EVENTS, "provider-events-read", "the provider's own list of events was read within the hour",

@@ -8,6 +8,7 @@ from typing import Any
 from deploy.audit.findings import KEPT_MOST
 from deploy.audit.reading.rows import (
     CustomerUnits,
+    Dispute,
     LineKey,
     Order,
     Outbox,
@@ -78,7 +79,8 @@ _RESERVATIONS = """
 """
 _PAYMENTS = """
     SELECT p.id, p.order_id, p.customer_id, p.state, p.provider, coalesce(p.provider_reference, ''), p.amount_minor,
-        p.currency, p.refunded_minor, coalesce(r.refunds, '[]'), coalesce(j.booked, 0)
+        p.currency, p.refunded_minor, coalesce(r.refunds, '[]'), coalesce(d.disputes, '[]'),
+        coalesce(j.booked, 0)
     FROM payments p LEFT JOIN (
         SELECT payment_id, jsonb_agg(jsonb_build_array(id, state, amount_minor, stray,
             coalesce(provider_reference, ''), extract(epoch FROM clock_timestamp() - create_time),
@@ -89,7 +91,10 @@ _PAYMENTS = """
             ::bigint AS booked
         FROM journal_entries WHERE debit <> 'fees' AND credit <> 'fees'
             AND (starts_with(debit, 'provider:') OR starts_with(credit, 'provider:')) GROUP BY 1
-    ) j ON j.payment_id = p.id ORDER BY p.order_id, p.id
+    ) j ON j.payment_id = p.id LEFT JOIN (
+        SELECT payment_id, jsonb_agg(jsonb_build_array(reference, state, amount_minor, withdrawn_minor)) AS disputes
+        FROM disputes GROUP BY 1
+    ) d ON d.payment_id = p.id ORDER BY p.order_id, p.id
 """
 _OUTBOX = """
     SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(create_time)), 0)::float FROM outbox
@@ -186,7 +191,20 @@ def reservations(connection: Connection) -> Iterator[Reservation]:
 
 def payments(connection: Connection) -> Iterator[Payment]:
     for row in _stream(connection, _PAYMENTS):
-        id_, order_id, customer_id, state, provider, reference, amount, currency, refunded, refunds, booked = row
+        (
+            id_,
+            order_id,
+            customer_id,
+            state,
+            provider,
+            reference,
+            amount,
+            currency,
+            refunded,
+            refunds,
+            disputes,
+            booked,
+        ) = row
         yield Payment(
             id=str(id_), order_id=str(order_id), customer_id=str(customer_id), state=state, provider=provider,
             reference=reference, amount_minor=amount, currency=currency, refunded_minor=refunded, booked_minor=booked,
@@ -194,6 +212,7 @@ def payments(connection: Connection) -> Iterator[Payment]:
                 Refund(id=a, state=b, amount_minor=c, stray=d, reference=e, age_seconds=f, by_hand=g)
                 for a, b, c, d, e, f, g in refunds
             ),
+            disputes=tuple(Dispute(reference=a, state=b, amount_minor=c, withdrawn_minor=d) for a, b, c, d in disputes),
         )  # fmt: skip
 
 

@@ -4,12 +4,13 @@ import contextlib
 import json
 import sqlite3
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from deploy.audit.reading.rows import Intent, ProviderRefund
+from deploy.audit.reading.rows import Intent, ProviderDispute, ProviderRefund
 from deploy.audit.reading.unreachable import Unreachable
 
 _SECONDS = 30
@@ -42,6 +43,7 @@ def intent_of(entry: dict[str, Any]) -> Intent:
         currency=entry["currency"].upper(),
         status=entry["status"],
         refunded_minor=entry["amount_refunded"],
+        dispute=_dispute(entry.get("dispute")),
         refunds=tuple(
             ProviderRefund(
                 id=refund["id"], refund_id=_named(refund, "refund_id"), amount_minor=refund["amount"],
@@ -49,6 +51,15 @@ def intent_of(entry: dict[str, Any]) -> Intent:
             )
             for refund in entry["refunds"]
         ),
+    )  # fmt: skip
+
+
+def _dispute(entry: dict[str, Any] | None) -> ProviderDispute | None:
+    if entry is None:
+        return None
+    return ProviderDispute(
+        id=entry["id"], amount_minor=entry["amount"], status=entry["status"],
+        age_seconds=time.time() - entry["created"],
     )  # fmt: skip
 
 

@@ -132,6 +132,16 @@ class Refund:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dispute:
+    """A dispute of a payment, in the payments database."""
+
+    reference: str
+    state: str
+    amount_minor: int
+    withdrawn_minor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
     """The payment of one order, in the payments database."""
 
@@ -145,6 +155,7 @@ class Payment:
     currency: str
     refunded_minor: int
     refunds: tuple[Refund, ...] = ()
+    disputes: tuple[Dispute, ...] = ()
     booked_minor: int = 0
     """The money that its provider has of it, by the journal; fees are not taken off."""
 
@@ -170,6 +181,21 @@ class ProviderRefund:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderDispute:
+    """A dispute in the provider's records."""
+
+    id: str
+    amount_minor: int
+    status: str
+    age_seconds: float = 0.0
+
+    @property
+    def has_money(self) -> bool:
+        """Whether the bank has taken money: an inquiry has not, and a dispute that was won gave it back."""
+        return self.status != "won" and not self.status.startswith("warning")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
     """One payment in the provider's records, in any status."""
 
@@ -181,6 +207,12 @@ class Intent:
     status: str = "succeeded"
     refunded_minor: int = 0
     refunds: tuple[ProviderRefund, ...] = ()
+    dispute: ProviderDispute | None = None
+
+    @property
+    def withdrawn_minor(self) -> int:
+        """The money that a bank has taken because of a dispute, and not given back."""
+        return self.dispute.amount_minor if self.dispute and self.dispute.has_money else 0
 
     @property
     def is_captured(self) -> bool:

@@ -3,8 +3,8 @@
 An entry moves one amount from its credit to its debit account, in one row. So no row can be unbalanced, and neither can
 a sum of rows: no constraint, no trigger and no second row is needed for that.
 
-`of_payment` and `of_refund` say which balances a row stands for as it is now. A change enters the difference, so the
-journal follows each row whatever the way of its changes; `make audit` compares both.
+`of_payment`, `of_refund` and `of_dispute` say which balances a row stands for as it is now. A change enters the
+difference, so the journal follows each row whatever the way of its changes; `make audit` compares both.
 """
 
 import enum
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from services.payments.domain import Payment, Refund, RefundState, Settlement, State
+from services.payments.domain import Dispute, DisputeState, Payment, Refund, RefundState, Settlement, State
 
 
 class Nature(enum.Enum):
@@ -37,6 +37,7 @@ class Account:
 PROVIDER = "provider:"
 """The prefix of the accounts of providers."""
 CUSTOMER_PAYMENTS, REFUNDS, STRAY_MONEY, FEES = "customer_payments", "refunds", "stray_money", "fees"
+DISPUTES, DISPUTES_LOST = "disputes", "disputes_lost"
 OUTSIDE, WRITTEN_OFF = "outside", "written_off"
 
 CHART = (
@@ -45,6 +46,8 @@ CHART = (
     Account(REFUNDS, Nature.DEBIT, "money of orders that went back to customers"),
     Account(STRAY_MONEY, Nature.CREDIT, "money that belongs to no order and must go back"),
     Account(FEES, Nature.DEBIT, "fees of providers, as far as they are known"),
+    Account(DISPUTES, Nature.DEBIT, "money that banks hold until a dispute ends"),
+    Account(DISPUTES_LOST, Nature.DEBIT, "money that customers got back by their banks"),
     Account(OUTSIDE, Nature.CREDIT, "money that went back another way than by the provider"),
     Account(WRITTEN_OFF, Nature.CREDIT, "money that should have gone back and is given up"),
 )
@@ -58,6 +61,10 @@ _MOVEMENTS = {
     (STRAY_MONEY, PROVIDER): ("STRAY_RETURNED", "STRAY_RETURN_FAILED"),
     (STRAY_MONEY, OUTSIDE): ("STRAY_RETURNED_OUTSIDE", "STRAY_OUTSIDE_REVERSED"),
     (STRAY_MONEY, WRITTEN_OFF): ("STRAY_WRITTEN_OFF", "STRAY_WRITE_OFF_REVERSED"),
+    (STRAY_MONEY, DISPUTES_LOST): ("STRAY_RETURNED_BY_BANK", "STRAY_BY_BANK_REVERSED"),
+    (DISPUTES, PROVIDER): ("DISPUTED", "DISPUTE_WON"),
+    (DISPUTES_LOST, DISPUTES): ("DISPUTE_LOST", "DISPUTE_LOSS_REVERSED"),
+    (REFUNDS, DISPUTES_LOST): ("REFUNDED_BY_BANK", "REFUND_BY_BANK_REVERSED"),
     (FEES, PROVIDER): ("FEE", "FEE_RETURNED"),
 }  # fmt: skip
 """By debit and credit account: the kind of the entry, and of the one that takes it back."""
@@ -84,7 +91,7 @@ class Entry:
 
 def entries_of_payment(before: Payment, after: Payment) -> list[Entry]:
     """Return the entries of a payment's change. Most of them have none, or one: this is the hot path."""
-    if before.state is after.state:
+    if before.state is after.state and before.amount_minor == after.amount_minor:
         return []
     return list(_difference(after.id, after.provider_reference or "", of_payment(before), of_payment(after)))
 
@@ -92,6 +99,12 @@ def entries_of_payment(before: Payment, after: Payment) -> list[Entry]:
 def entries_of_refund(before: Refund | None, after: Refund) -> list[Entry]:
     """Return the entries of a refund's change; without `before` it is a new one."""
     return list(_difference(after.payment_id, str(after.id), of_refund(before) if before else {}, of_refund(after)))
+
+
+def entries_of_dispute(before: Dispute | None, after: Dispute) -> list[Entry]:
+    """Return the entries of a dispute's change; without `before` it is a new one."""
+    balances = of_dispute(before) if before else {}
+    return list(_difference(after.payment_id, after.reference, balances, of_dispute(after)))
 
 
 def of_payment(payment: Payment) -> Balances:
@@ -107,12 +120,26 @@ def of_refund(refund: Refund) -> Balances:
     balances = {(provider, STRAY_MONEY): refund.received_minor}
     if refund.state is RefundState.SUCCEEDED:
         owed = STRAY_MONEY if refund.stray else REFUNDS
-        by = {Settlement.PROVIDER: provider, Settlement.OUTSIDE: OUTSIDE, Settlement.WRITTEN_OFF: WRITTEN_OFF}
+        by = {
+            Settlement.PROVIDER: provider, Settlement.OUTSIDE: OUTSIDE, Settlement.WRITTEN_OFF: WRITTEN_OFF,
+            Settlement.BANK: DISPUTES_LOST,
+        }  # fmt: skip
         balances[owed, by[refund.settlement]] = refund.amount_minor
     return balances
 
 
+def of_dispute(dispute: Dispute) -> Balances:
+    """Return what a dispute stands for: the money that the bank has taken, for good if it is lost, and the fee."""
+    provider = PROVIDER + dispute.provider
+    balances = {(DISPUTES, provider): dispute.withdrawn_minor, (FEES, provider): dispute.fee_minor}
+    if dispute.state is DisputeState.LOST:
+        balances[DISPUTES_LOST, DISPUTES] = dispute.withdrawn_minor
+    return balances
+
+
 def _difference(payment_id: uuid.UUID, reference: str, before: Balances, after: Balances) -> Iterator[Entry]:
+    if before == after:
+        return
     for pair in dict.fromkeys((*before, *after)):
         if more := after.get(pair, 0) - before.get(pair, 0):
             yield _entry(payment_id, reference, pair, more)

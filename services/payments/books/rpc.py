@@ -1,12 +1,15 @@
 """The gRPC handlers of the books: each reads a request, calls one function, and writes the response."""
 
+from datetime import datetime
 from typing import Any
 
 from services.chassis.data.db import Database
 from services.chassis.money import Money
 from services.chassis.server import paging, wire
 from services.chassis.server.paging import Pages
-from services.payments.sql import journal
+from services.payments.domain import DisputeState
+from services.payments.sql import disputes, journal
+from services.payments.sql.disputes import ListedDispute, Position
 from services.payments.sql.journal import Entered, Wanted
 from stampede.payments.v1 import books_service_pb2 as pb
 from stampede.payments.v1 import books_service_pb2_grpc as pb_grpc
@@ -17,6 +20,18 @@ class BooksService(pb_grpc.BooksServiceServicer):
 
     def __init__(self, db: Database, pages: Pages) -> None:
         self._db, self._pages = db, pages
+
+    async def ListDisputes(self, request: pb.ListDisputesRequest, _context: Any) -> pb.ListDisputesResponse:
+        state = DisputeState(pb.Dispute.State.Name(request.state)) if request.state else None
+        size, sealed_to = paging.size(request.page_size), {"disputes": state}
+        at = self._pages.verify(request.page_token, sealed_to)
+        after = Position(datetime.fromisoformat(at[0]), at[1]) if at else None
+        found = await disputes.page(self._db, state=state, after=after, most=size + 1)
+        token = ""
+        if len(found) > size:
+            last = found[size - 1]
+            token = self._pages.sign([last.create_time.isoformat(), last.dispute.reference], sealed_to)
+        return pb.ListDisputesResponse(disputes=map(_dispute_to_proto, found[:size]), next_page_token=token)
 
     async def ListJournalEntries(
         self, request: pb.ListJournalEntriesRequest, _context: Any
@@ -31,6 +46,20 @@ class BooksService(pb_grpc.BooksServiceServicer):
         found = await journal.page(self._db, wanted, after=int(at[0]) if at else None, most=size + 1)
         token = self._pages.sign([str(found[size - 1].id)], sealed_to) if len(found) > size else ""
         return pb.ListJournalEntriesResponse(entries=map(_to_proto, found[:size]), next_page_token=token)
+
+
+def _dispute_to_proto(found: ListedDispute) -> pb.Dispute:
+    dispute = found.dispute
+    due = dispute.evidence_due_time
+    return pb.Dispute(
+        id=dispute.reference, provider=dispute.provider, payment_id=str(dispute.payment_id),
+        order_id=str(found.order_id), state=pb.Dispute.State.Value(dispute.state), status=dispute.status,
+        reason=dispute.reason, amount=wire.money(Money(dispute.currency, dispute.amount_minor)),
+        withdrawn=wire.money(Money(dispute.currency, dispute.withdrawn_minor)),
+        fee=wire.money(Money(dispute.currency, dispute.fee_minor)),
+        evidence_due_time=wire.timestamp(due) if due else None,
+        create_time=wire.timestamp(found.create_time), update_time=wire.timestamp(found.update_time),
+    )  # fmt: skip
 
 
 def _to_proto(entry: Entered) -> pb.JournalEntry:

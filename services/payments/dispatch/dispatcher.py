@@ -14,6 +14,7 @@ from services.chassis import request_context
 from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
 from services.chassis.errors import RateLimited
+from services.payments.books import disputes
 from services.payments.dispatch import settle
 from services.payments.dispatch.calls import ProviderCalls
 from services.payments.dispatch.rules import Operation, next_operation
@@ -21,6 +22,7 @@ from services.payments.domain import ANSWER_SECONDS, IN_PROGRESS_MOST, OPEN, Cal
 from services.payments.providers import Providers
 from services.payments.providers.results import ChargeRecord, ChargeResult, ChargeStatus, RefundResult, Unknown
 from services.payments.refunds import listed
+from services.payments.sql.disputes import DisputeCheck
 from services.payments.sql.payments import RefundCheck
 
 log = structlog.get_logger()
@@ -117,6 +119,10 @@ class ChargeDispatcher:
         """Start to compare a payment's refunds with the provider's list."""
         self._detach(self._check_refunds(check))
 
+    def check_dispute(self, check: DisputeCheck) -> None:
+        """Start to read the provider's record of a dispute."""
+        self._detach(self._check_dispute(check))
+
     async def wait(self, known: Sequence[Payment], *, seconds: float) -> list[Payment]:
         """Return payments once they are no longer in progress, or as they are `known` after `seconds`."""
         tasks = {p.id: self._payments[p.id] for p in known if p.id in self._payments}
@@ -180,6 +186,13 @@ class ChargeDispatcher:
             self._published()
         except Exception:  # the lease expires, and the check is claimed again
             log.exception("refunds are not compared", payment_id=check.payment.id)
+
+    async def _check_dispute(self, check: DisputeCheck) -> None:
+        try:
+            await disputes.check_dispute(self._db, self._providers[check.provider], check)
+            self._published()
+        except Exception:  # it is due again later
+            log.exception("a dispute is not read", payment_id=check.payment_id, dispute=check.reference)
 
     def _detach(self, work: Coroutine[Any, Any, Any]) -> None:
         task = _detached(work)

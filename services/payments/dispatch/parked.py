@@ -10,11 +10,13 @@ from services.chassis.errors import AppError
 from services.chassis.events import outbox
 from services.chassis.events.outbox import Event
 from services.payments.books.chart import entries_of_refund
-from services.payments.charges import REVERSAL, REVERSAL_REFUSED
 from services.payments.dispatch import settle
 from services.payments.domain import (
+    CHARGE_DISPUTED,
     OPEN,
     OTHER_AMOUNT,
+    REVERSAL,
+    REVERSAL_REFUSED,
     Payment,
     Refund,
     RefundState,
@@ -122,7 +124,7 @@ async def _settle(db: Database, id_: uuid.UUID, settlement: Settlement, note: st
     async with db.begin() as tx:
         payment, refund = await _lock(tx, id_)
         if refund is None:
-            if payment.problem != REVERSAL_REFUSED or payment.left_minor == 0:
+            if payment.problem not in (REVERSAL_REFUSED, CHARGE_DISPUTED) or payment.left_minor == 0:
                 raise NothingToRefund(id=id_)
             (refund,) = await refunds.insert_external(tx, [_by_hand(payment)])
             payment = dataclasses.replace(

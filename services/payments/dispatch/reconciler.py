@@ -9,12 +9,13 @@ from services.chassis.events.outbox import Relay
 from services.chassis.telemetry.heartbeats import beat
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import IN_PROGRESS_MOST, State
-from services.payments.sql import leases, parked, payments, refunds, wanted
+from services.payments.sql import disputes, leases, parked, payments, refunds, wanted
 from services.payments.webhooks import inbox
 
 _OPEN = Gauge("stampede_payments_open", "Payments that have not ended.", ["state"])
 _PARKED = Gauge("stampede_money_parked", "Refunds and payments that wait for an operator.", ["kind"])
 _OLDEST_REFUND = Gauge("stampede_refunds_oldest_seconds", "Age of the oldest refund that has no end.")
+_DISPUTES = Gauge("stampede_disputes_open", "Disputes that have not ended.", ["state"])
 _BATCH_MOST = 100
 _IDLE_SECONDS = 1.0
 _RENEW_SECONDS = 1.5
@@ -62,7 +63,10 @@ class Reconciler:
             checks = await payments.claim_refund_checks(tx, most=_BATCH_MOST)
         for check in checks:
             dispatcher.check_refunds(check)
-        return _BATCH_MOST in (len(due), len(due_refunds), len(checks))
+        disputed = await disputes.claim_checks(self._db, most=_BATCH_MOST)
+        for dispute in disputed:
+            dispatcher.check_dispute(dispute)
+        return _BATCH_MOST in (len(due), len(due_refunds), len(checks), len(disputed))
 
     async def _make_waiting_due(self) -> None:
         """Repeat the calls that wait for a provider: all once it is back, and one a second until then."""
@@ -118,6 +122,8 @@ class Reconciler:
             _PARKED.labels("refund").set(number_of_refunds)
             _PARKED.labels("payment").set(number_of_payments)
             _OLDEST_REFUND.set(oldest)
+            for dispute_state, number in (await disputes.count_open(self._db)).items():
+                _DISPUTES.labels(dispute_state).set(number)
             await asyncio.sleep(_COUNT_SECONDS)
 
 

@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.data.db import Database
 from services.chassis.events import outbox
 from services.chassis.events.outbox import Event
+from services.chassis.server import wire
 from services.payments.books.chart import entries_of_payment, entries_of_refund
 from services.payments.dispatch.decisions import Verdict, decide
-from services.payments.domain import OPEN, NewRefund, Payment, Refund, RefundState, State
-from services.payments.providers.events import Dispute
+from services.payments.domain import OPEN, Dispute, NewRefund, Payment, Refund, RefundState, State
 from services.payments.providers.results import ChargeResult, ChargeStatus, RefundResult
 from services.payments.refunds.rules import FAILED_LATER, after_refund
 from services.payments.sql import journal, payments, refunds
@@ -161,7 +161,7 @@ def refund_failed_event(payment: Payment) -> Event:
 
 
 def disputed_event(payment: Payment, dispute: Dispute) -> Event:
-    """A dispute of a payment was opened or has changed."""
+    """A dispute of a payment was opened or has changed; `dispute` is as it is now."""
     message = PaymentDisputed(
         payment_id=str(payment.id),
         order_id=str(payment.order_id),
@@ -170,6 +170,8 @@ def disputed_event(payment: Payment, dispute: Dispute) -> Event:
         reason=dispute.reason,
         amount_minor_units=dispute.amount_minor,
         currency_code=dispute.currency,
+        state=dispute.state,
+        evidence_due_time=wire.timestamp(dispute.evidence_due_time) if dispute.evidence_due_time else None,
     )
     return Event(f"stampede.payments.dispute.{dispute.status.lower()}", message.payment_id, message)
 

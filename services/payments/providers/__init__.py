@@ -11,7 +11,14 @@ from services.payments.providers.border import Check as Check
 from services.payments.providers.border import Withdrawn as Withdrawn
 from services.payments.providers.events import ProviderEvent
 from services.payments.providers.limits import ProviderLimits
-from services.payments.providers.results import ChargeRecord, ChargeResult, ProviderRefund, RefundResult, Unknown
+from services.payments.providers.results import (
+    ChargeRecord,
+    ChargeResult,
+    ProviderDispute,
+    ProviderRefund,
+    RefundResult,
+    Unknown,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +101,9 @@ class PaymentProvider(Protocol):
 
     async def list_events(self, since: datetime, until: datetime) -> list[ProviderEvent] | Unknown:
         """Return the events of this span that report what no answer does: refunds and disputes. Has no effect."""
+
+    async def look_up_dispute(self, reference: str) -> ProviderDispute | Unknown | None:
+        """Return the record of a dispute; None if there is none. Has no effect."""
 
     def verify_webhook(self, body: bytes, headers: Mapping[str, Any]) -> ProviderEvent | None:
         """Check the signature of `body` and return its event; None for an event of no use here.

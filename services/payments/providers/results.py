@@ -3,8 +3,9 @@
 import enum
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 
-from services.payments.domain import Calls, Payment, Refund, RefundState
+from services.payments.domain import Calls, DisputeState, Payment, Refund, RefundState
 
 
 class ChargeStatus(enum.Enum):
@@ -110,6 +111,22 @@ class ProviderRefund:
             refund_id=refund.id, payment_id=refund.payment_id, state=self.state, reference=self.reference,
             reason=self.reason,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderDispute:
+    """A dispute in the provider's records."""
+
+    reference: str
+    charge_reference: str
+    state: DisputeState
+    status: str
+    reason: str
+    amount_minor: int
+    currency: str
+    withdrawn_minor: int
+    fee_minor: int
+    evidence_due_time: datetime | None
 
 
 def unknown_charge(payment: Payment, *, has_ended: bool = False, was_sent: bool = True) -> ChargeResult:

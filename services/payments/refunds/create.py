@@ -2,7 +2,7 @@
 
 import dataclasses
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +13,17 @@ from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.money import Money
 from services.chassis.request_context import RequestKey
 from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
-from services.payments.domain import NewRefund, Payment, PaymentNotFound, Refund, RefundRefused, RefundState
+from services.payments.domain import (
+    NewRefund,
+    Payment,
+    PaymentDisputed,
+    PaymentNotFound,
+    Refund,
+    RefundRefused,
+    RefundState,
+)
 from services.payments.refunds.rules import refundable_minor
-from services.payments.sql import payments
+from services.payments.sql import disputes, payments
 from services.payments.sql import refunds as sql
 from services.payments.sql.refunds import RefundOfPayment
 
@@ -59,6 +67,8 @@ class Refunds:
             else:
                 # The lock on the payment keeps this check valid until the sum has grown. A CHECK constraint guards it.
                 minor = refundable_minor(payment, amount)
+                if await disputes.read_withdrawn(tx, [payment.id]):
+                    raise PaymentDisputed()
                 new = NewRefund(id=refund_id, payment=payment, amount_minor=minor, reason=reason)
                 (refund,) = await sql.insert(tx, [new])
         await self._dispatch([] if first else [refund], [refund.id], deadline)
@@ -96,7 +106,8 @@ async def begin_refunds(db: Database, lines: Sequence[RefundLine]) -> BegunRefun
         known = await payments.read_by_order(tx, sorted({line.order_id for line in lines}), lock=True)
         # Read under the locks: concurrent requests for the same refund of the same order have committed by now.
         existing = await sql.read(tx, [line.id for line in lines])
-        new, refused = _check([line for line in lines if line.id not in existing], known)
+        disputed = await disputes.read_withdrawn(tx, [payment.id for payment in known.values()])
+        new, refused = _check([line for line in lines if line.id not in existing], known, disputed)
         made = {refund.id: refund for refund in await sql.insert(tx, new)}
         if taken := [refund.id for refund in new if refund.id not in made]:
             # A concurrent request for another order has used the id, so these locks did not wait for it.
@@ -109,7 +120,7 @@ async def begin_refunds(db: Database, lines: Sequence[RefundLine]) -> BegunRefun
 
 
 def _check(
-    lines: Sequence[RefundLine], known: Mapping[uuid.UUID, Payment]
+    lines: Sequence[RefundLine], known: Mapping[uuid.UUID, Payment], disputed: Container[uuid.UUID]
 ) -> tuple[list[NewRefund], dict[uuid.UUID, AppError]]:
     """Return the refunds to insert, and the errors of refused lines. A line leaves less for the lines after it."""
     now, new, refused = dict(known), list[NewRefund](), dict[uuid.UUID, AppError]()
@@ -119,6 +130,8 @@ def _check(
             if payment is None:
                 raise PaymentNotFound(orderId=line.order_id)
             minor = refundable_minor(payment, line.amount)
+            if payment.id in disputed:
+                raise PaymentDisputed()
         except AppError as error:
             refused[line.id] = error.with_traceback(None)
             continue

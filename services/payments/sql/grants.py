@@ -26,7 +26,14 @@ GRANTS: Grants = {
     "provider_events": Grant(
         insert=True, update=("attempts", "error", "next_try_time", "processed_time"), delete=True
     ),
-    "disputes": Grant(insert=True, update=("status", "reason", "amount_minor", "report_time", "update_time")),
+    "disputes": Grant(
+        insert=True,
+        update=(
+            "state", "status", "reason", "amount_minor", "withdrawn_minor", "fee_minor", "evidence_due_time",
+            "report_time", "update_time",
+        ),
+    ),
+    "dispute_checks": Grant(insert=True, update=("due_time", "attempts"), delete=True),
     "event_walks": Grant(insert=True, update=("done_time", "next_time")),
     "requests": idempotency.GRANT,
     "outbox": outbox.GRANT,

@@ -112,8 +112,16 @@ _COMPLETE = text("""
         FROM refunds AS r JOIN payments AS p ON p.id = r.payment_id CROSS JOIN LATERAL (VALUES
             ('provider:' || r.provider, 'stray_money', r.received_minor),
             (CASE WHEN r.stray THEN 'stray_money' ELSE 'refunds' END,
-                CASE r.settlement WHEN 'PROVIDER' THEN 'provider:' || r.provider ELSE lower(r.settlement) END,
+                CASE r.settlement WHEN 'PROVIDER' THEN 'provider:' || r.provider WHEN 'BANK' THEN 'disputes_lost'
+                    ELSE lower(r.settlement) END,
                 CASE r.state WHEN 'SUCCEEDED' THEN r.amount_minor ELSE 0 END)
+        ) AS m (debit, credit, amount)
+        WHERE p.update_time >= :since
+        UNION ALL
+        SELECT d.payment_id, d.reference, p.currency, m.debit, m.credit, m.amount
+        FROM disputes AS d JOIN payments AS p ON p.id = d.payment_id CROSS JOIN LATERAL (VALUES
+            ('disputes', 'provider:' || d.provider, d.withdrawn_minor),
+            ('disputes_lost', 'disputes', CASE d.state WHEN 'LOST' THEN d.withdrawn_minor ELSE 0 END)
         ) AS m (debit, credit, amount)
         WHERE p.update_time >= :since
     ), sides AS (

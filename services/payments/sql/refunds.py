@@ -13,7 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data.cleanup import delete_old_rows
 from services.payments.dispatch.rules import refund_check_seconds
-from services.payments.domain import LEASE_SECONDS, Calls, NewRefund, Payment, Refund, RefundState, Settlement
+from services.payments.domain import (
+    CHARGE_DISPUTED,
+    LEASE_SECONDS,
+    Calls,
+    NewRefund,
+    Payment,
+    Refund,
+    RefundState,
+    Settlement,
+)
 from services.payments.sql import leases, payments, schema
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Refund))
@@ -38,6 +47,15 @@ class RefundOfPayment(NamedTuple):
 
     refund: Refund
     payment: Payment
+
+
+class Refusals(NamedTuple):
+    """The refunds of a payment that the provider has refused: their number, and the age of the last refusal."""
+
+    number: int = 0
+    age: timedelta = timedelta.max
+    disputed: bool = False
+    """Whether one was refused because of a dispute."""
 
 
 def _from_row(row: Sequence[Any]) -> Refund:
@@ -157,22 +175,23 @@ async def read_states(tx: AsyncSession, references: Sequence[str]) -> dict[str, 
 
 async def count_refused(
     tx: AsyncSession, payment_ids: Sequence[uuid.UUID], *, reason: str
-) -> dict[uuid.UUID, tuple[int, timedelta]]:
-    """Return how many refunds for `reason` the provider has refused, by payment, and the age of the last refusal.
+) -> dict[uuid.UUID, Refusals]:
+    """Return the refunds for `reason` that the provider has refused, by payment.
 
-    Those that an operator has looked at are left out.
+    Those that an operator has looked at, or that the end of a dispute has overtaken, are left out.
     """
     if not payment_ids:
         return {}
     counted = await tx.execute(
         text(
-            "SELECT payment_id, count(*) AS number, now() - max(update_time) AS age FROM refunds"
+            "SELECT payment_id, count(*) AS number, now() - max(update_time) AS age,"
+            " bool_or(failure_reason = :disputed) AS disputed FROM refunds"
             " WHERE payment_id = ANY(CAST(:ids AS uuid[])) AND state = 'FAILED' AND reason = :reason AND problem = ''"
             " GROUP BY payment_id"
         ),
-        {"ids": list(payment_ids), "reason": reason},
+        {"ids": list(payment_ids), "reason": reason, "disputed": CHARGE_DISPUTED},
     )
-    return {row.payment_id: (row.number, row.age) for row in counted}
+    return {row.payment_id: Refusals(row.number, row.age, row.disputed) for row in counted}
 
 
 async def read_charges(tx: AsyncSession, payment_id: uuid.UUID) -> list[str]:

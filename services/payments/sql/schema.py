@@ -1,16 +1,18 @@
 """The tables of payments, as mapped classes: their columns are used in queries."""
 
+import enum
 import uuid
+from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis.data.db import Base
-from services.payments.domain import RefundState, Settlement, State
+from services.payments.domain import DisputeState, RefundState, Settlement, State
 
 
-def _one_of(column: str, values: type[State] | type[RefundState] | type[Settlement]) -> str:
+def _one_of(column: str, values: Iterable[enum.StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 
@@ -140,24 +142,44 @@ class JournalEntry(Base):
 
 
 class Dispute(Base):
-    """Money that a customer's bank demands back, as the provider reported it last."""
+    """Money that a customer's bank demands back, as the provider's record had it last."""
 
     __tablename__ = "disputes"
     __table_args__ = (
         CheckConstraint("amount_minor >= 0", name="disputes_amount_not_negative"),
+        CheckConstraint("withdrawn_minor >= 0 AND fee_minor >= 0", name="disputes_money_not_negative"),
+        CheckConstraint(_one_of("state", DisputeState), name="disputes_state_known"),
         Index("disputes_payment_id", "payment_id"),
+        Index("disputes_create_time", "create_time", "reference"),
     )
 
     provider: Mapped[str] = mapped_column(primary_key=True)
     reference: Mapped[str] = mapped_column(primary_key=True)
     payment_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("payments.id", name="disputes_payment_id_fkey"))
+    state: Mapped[str] = mapped_column(server_default="NEEDS_RESPONSE", init=False)
     status: Mapped[str]
     reason: Mapped[str]
     amount_minor: Mapped[int]
     currency: Mapped[str]
+    withdrawn_minor: Mapped[int] = mapped_column(server_default="0", init=False)
+    fee_minor: Mapped[int] = mapped_column(server_default="0", init=False)
+    evidence_due_time: Mapped[datetime | None]
     report_time: Mapped[datetime]
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class DisputeCheck(Base):
+    """A dispute whose record at the provider is to be read, because an event or a report has named it."""
+
+    __tablename__ = "dispute_checks"
+    __table_args__ = (Index("dispute_checks_due_time", "due_time"),)
+
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    reference: Mapped[str] = mapped_column(primary_key=True)
+    payment_id: Mapped[uuid.UUID]
+    due_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+    attempts: Mapped[int] = mapped_column(server_default="0", init=False)
 
 
 class EventWalk(Base):

@@ -127,6 +127,15 @@ class Sandbox:
         """Fail a refund that has succeeded, as a bank does that cannot find the card."""
         await self.control("POST", f"refunds/{refund_id}/fail")
 
+    async def dispute(self, intent: str, **wanted: Any) -> str:
+        """Have a customer's bank demand a payment back; return the dispute's id."""
+        made = await self.control("POST", f"payment_intents/{intent}/dispute", wanted)
+        return str(made["id"])
+
+    async def decide(self, dispute: str, outcome: str) -> None:
+        """Have the bank decide a dispute: `win` or `lose` for the shop."""
+        await self.control("POST", f"disputes/{dispute}/decide", {"outcome": outcome})
+
     async def refunds(self, intent: str) -> list[dict[str, Any]]:
         headers = {"Authorization": f"Bearer {KEY}"}
         async with self.http.get(f"{self.url}/v1/refunds?limit=100&payment_intent={intent}", headers=headers) as answer:
@@ -316,7 +325,7 @@ async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
         tables = "payments, refunds, provider_events, disputes, event_walks, journal_entries, requests, outbox"
-        tables += ", published_events"
+        tables += ", published_events, dispute_checks"
         await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     return one_database
 

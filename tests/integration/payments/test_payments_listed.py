@@ -1,16 +1,13 @@
 """The provider's list of refunds decides: refunds that fail later, that people make, whose events are lost."""
 
 import dataclasses
-import time
 import uuid
-from typing import Any
 
 import pytest
 
 from services.payments.refunds import rules
 from services.payments.webhooks import inbox
 from stampede.payments.v1 import charge_service_pb2 as pb
-from stampede.payments.v1 import events_pb2
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
 from tests.integration.payments.conftest import Payments, Sandbox, State, an_order
 from tests.integration.payments.test_payments_charge import always
@@ -126,40 +123,6 @@ async def test_a_refund_of_a_stray_charge_is_not_the_orders(running: Payments, s
     assert (now.state, now.refunded.minor_units) == (Paid, 0)
     assert [refund["amount"] for refund in await sandbox.refunds(stray)] == [1999]
     assert await running.published(item.order_id) == ["succeeded"]
-
-
-def a_dispute(intent: str, status: str, **changes: Any) -> dict[str, Any]:
-    dispute = {
-        "id": "dp_1", "object": "dispute", "payment_intent": intent, "charge": "ch_1", "amount": 1999,
-        "currency": "usd", "status": status, "reason": "fraudulent",
-    }  # fmt: skip
-    return {"id": f"evt_{uuid.uuid4().hex}", "created": int(time.time()), "data": {"object": dispute}, **changes}
-
-
-async def test_a_dispute_is_recorded_and_published(running: Payments, sandbox: Sandbox) -> None:
-    item = an_order()
-    payment_id = (await running.charged(item)).payment_id
-    (intent,) = await sandbox.intents(item.order_id)
-    now = int(time.time())
-    events = [
-        a_dispute(intent["id"], "lost", type="charge.dispute.closed", created=now + 2),
-        a_dispute(intent["id"], "needs_response", type="charge.dispute.created", created=now),
-    ]
-    for event in events:  # the older one comes later, and changes nothing
-        await running.send_event(event)
-
-    async def applied() -> bool:
-        return await running.rows(
-            "SELECT count(*) FROM provider_events WHERE processed_time IS NOT NULL AND error IS NULL"
-            " AND payload->>'type' LIKE 'charge.dispute%'"
-        ) == [(2,)]
-
-    await until(applied)
-    found = await running.rows("SELECT payment_id, status, reason, amount_minor, currency FROM disputes")
-    assert [tuple(row) for row in found] == [(uuid.UUID(payment_id), "LOST", "FRAUDULENT", 1999, "USD")]
-    ((subject, payload),) = await running.rows("SELECT subject, payload FROM outbox WHERE subject LIKE '%dispute%'")
-    message = events_pb2.PaymentDisputed.FromString(payload)
-    assert (subject, message.order_id) == ("stampede.payments.dispute.lost", item.order_id)
 
 
 async def test_a_parked_event_is_applied_once_its_payment_is_known(service: Payments, sandbox: Sandbox) -> None:

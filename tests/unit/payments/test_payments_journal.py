@@ -1,9 +1,11 @@
 """The entries of each change: they take the balances from what the row was to what it is, whatever happens between."""
 
 import dataclasses
+import uuid
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,11 +15,14 @@ from services.payments.books.chart import (
     KINDS,
     PROVIDER,
     Entry,
+    entries_of_dispute,
     entries_of_payment,
     entries_of_refund,
     of_refund,
 )
-from services.payments.domain import RefundState, Settlement, State
+from services.payments.books.disputes import after_record
+from services.payments.domain import DISPUTE_MOVES, Dispute, DisputeState, RefundState, Settlement, State
+from services.payments.providers.results import ProviderDispute
 from tests.unit.payments.test_payments_domain import a_payment
 from tests.unit.payments.test_payments_refunds import a_refund
 
@@ -109,3 +114,41 @@ def test_every_account_of_an_entry_is_in_the_chart() -> None:
                 one = a_refund(1, 500, state, stray=stray, settlement=settlement, received_minor=1)
                 for pair in of_refund(one):
                     assert {PROVIDER if name.startswith(PROVIDER) else name for name in pair} <= named
+
+
+def a_dispute(state: DisputeState, withdrawn: int, fee: int = 1500) -> Dispute:
+    return Dispute(
+        provider="stripe", reference="dp_1", payment_id=uuid.UUID(int=7), state=state, status=state, reason="OTHER",
+        amount_minor=700, currency="USD", withdrawn_minor=withdrawn, fee_minor=fee, evidence_due_time=None,
+    )  # fmt: skip
+
+
+def test_a_dispute_is_entered_from_its_opening_to_its_end() -> None:
+    inquiry, opened = a_dispute(DisputeState.INQUIRY, 0, 0), a_dispute(DisputeState.NEEDS_RESPONSE, 700)
+    assert told(entries_of_dispute(None, inquiry)) == []
+    taken = [("DISPUTED", "disputes", STRIPE, 700), ("FEE", "fees", STRIPE, 1500)]
+    assert told(entries_of_dispute(inquiry, opened)) == taken
+    assert told(entries_of_dispute(None, opened)) == taken
+    assert told(entries_of_dispute(opened, a_dispute(DisputeState.UNDER_REVIEW, 700))) == []
+    assert told(entries_of_dispute(opened, a_dispute(DisputeState.WON, 0, 0))) == [
+        ("DISPUTE_WON", STRIPE, "disputes", 700), ("FEE_RETURNED", STRIPE, "fees", 1500),
+    ]  # fmt: skip
+    assert told(entries_of_dispute(opened, a_dispute(DisputeState.LOST, 700))) == [
+        ("DISPUTE_LOST", "disputes_lost", "disputes", 700),
+    ]  # fmt: skip
+
+
+RECORD = ProviderDispute(
+    reference="dp_1", charge_reference="pi_1", state=DisputeState.NEEDS_RESPONSE, status="NEEDS_RESPONSE",
+    reason="FRAUDULENT", amount_minor=700, currency="USD", withdrawn_minor=700, fee_minor=0, evidence_due_time=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("known", DisputeState)
+@pytest.mark.parametrize("found", DisputeState)
+def test_a_dispute_only_moves_forward(known: DisputeState, found: DisputeState) -> None:
+    before = a_dispute(known, 0, 0)
+    after = after_record(before, dataclasses.replace(RECORD, state=found), a_payment(provider_reference="pi_1"))
+    assert after.state in DISPUTE_MOVES[known] | {known}
+    assert (after.state is found) == (found is known or found in DISPUTE_MOVES[known])
+    assert after.withdrawn_minor == 700  # its money is as the provider has it

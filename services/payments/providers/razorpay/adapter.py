@@ -31,6 +31,7 @@ from services.payments.providers.results import (
     ChargeRecord,
     ChargeResult,
     ChargeStatus,
+    ProviderDispute,
     ProviderRefund,
     RefundResult,
     own_id,
@@ -270,6 +271,16 @@ class Razorpay:
                     if (event := listed_event(one, await self._order_id_of(one))) is not None:
                         found.append(event)
         return found
+
+    @returns
+    async def look_up_dispute(self, reference: str) -> ProviderDispute | None:
+        try:
+            found = await self._api.call("dispute", _CHECK, self._api.sdk.dispute.fetch, _part(reference))
+        except Refused as refused:
+            if refused.is_missing:
+                return None
+            raise
+        return reading.provider_dispute(_read(RazorpayDispute, found))
 
     async def _order_id_of(self, listed: Typed) -> str:
         """Return the order of a listed refund or dispute. Our refunds name their payment themselves."""

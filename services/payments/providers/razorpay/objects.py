@@ -61,6 +61,9 @@ class RazorpayDispute(Typed):
     currency: Currency
     status: Id
     reason_code: Id
+    amount_deducted: Minor = 0
+    respond_by: Seconds | None = None
+    phase: Id | None = None
     created_at: Seconds = 0
 
 

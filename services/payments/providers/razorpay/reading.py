@@ -1,12 +1,28 @@
 """Razorpay's objects read as provider results. Pure."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
-from services.payments.domain import Payment, Refund, RefundState
+from services.payments.domain import DISPUTE_MONEY_BACK, DisputeState, Payment, Refund, RefundState
 from services.payments.providers.razorpay.declines import decline_reason
-from services.payments.providers.razorpay.objects import Order, RazorpayPayment, RazorpayRefund
-from services.payments.providers.results import ChargeResult, ChargeStatus, ProviderRefund, RefundResult, own_id
+from services.payments.providers.razorpay.objects import Order, RazorpayDispute, RazorpayPayment, RazorpayRefund
+from services.payments.providers.results import (
+    ChargeResult,
+    ChargeStatus,
+    ProviderDispute,
+    ProviderRefund,
+    RefundResult,
+    own_id,
+)
+from services.payments.providers.typed import YEAR_9999
 
+_DISPUTE_STATES = {
+    "under_review": DisputeState.UNDER_REVIEW,
+    "won": DisputeState.WON,
+    "lost": DisputeState.LOST,
+    "closed": DisputeState.CLOSED,
+}
+_ASKING_PHASES = ("retrieval",)
 _REFUND_STATES = {"processed": RefundState.SUCCEEDED, "failed": RefundState.FAILED}
 
 
@@ -78,6 +94,25 @@ def provider_refund(made: RazorpayRefund) -> ProviderRefund:
 def refund_result(refund: Refund, made: RazorpayRefund) -> RefundResult:
     """Read a refund as the result of `refund`."""
     return provider_refund(made).result(refund)
+
+
+def provider_dispute(found: RazorpayDispute) -> ProviderDispute:
+    """Read a dispute. A status that Razorpay adds later needs an answer, so that staff look at it."""
+    state = _DISPUTE_STATES.get(found.status, DisputeState.NEEDS_RESPONSE)
+    if state is DisputeState.NEEDS_RESPONSE and found.phase in _ASKING_PHASES:
+        state = DisputeState.INQUIRY
+    return ProviderDispute(
+        reference=found.id,
+        charge_reference=found.payment_id,
+        state=state,
+        status=found.status.upper(),
+        reason=found.reason_code.upper(),
+        amount_minor=found.amount,
+        currency=found.currency.upper(),
+        withdrawn_minor=0 if state in DISPUTE_MONEY_BACK else min(found.amount_deducted, found.amount),
+        fee_minor=0,  # Razorpay does not say it
+        evidence_due_time=datetime.fromtimestamp(min(found.respond_by, YEAR_9999), UTC) if found.respond_by else None,
+    )
 
 
 def _attempt(value: object) -> int:

@@ -20,6 +20,7 @@ from services.payments.providers.results import (
     ChargeRecord,
     ChargeResult,
     ChargeStatus,
+    ProviderDispute,
     ProviderRefund,
     RefundResult,
     own_id,
@@ -30,7 +31,8 @@ from services.payments.providers.stripe.webhook import WALKED_EVENTS, StripeWebh
 
 log = structlog.get_logger()
 
-_INTENTS, _REFUNDS, _EVENTS = "/v1/payment_intents", "/v1/refunds", "/v1/events"
+_INTENTS, _REFUNDS, _DISPUTES = "/v1/payment_intents", "/v1/refunds", "/v1/disputes"
+_EVENTS = "/v1/events"
 _INTENT_PAGES_MOST, _EVENT_PAGES_MOST = 500, 300
 _EARLIER_SECONDS = 600  # the provider's clock may be behind ours by this much
 _CHECK, _REFUND = Turn(Endpoint.CHECK), Turn(Endpoint.REFUND)
@@ -203,6 +205,16 @@ class Stripe:
         params = {"created": span, "types": sorted(WALKED_EVENTS)}
         pages = self._api.list("list_events", _EVENTS, params, pages_most=_EVENT_PAGES_MOST)
         return [event async for listed in pages if (event := self._read(listed)) is not None]
+
+    @returns
+    async def look_up_dispute(self, reference: str) -> ProviderDispute | None:
+        try:
+            found = await self._api.get("dispute", f"{_DISPUTES}/{quote(reference, safe='')}", _CHECK)
+            return reading.provider_dispute(found)
+        except stripe.InvalidRequestError as error:
+            if error.http_status == NOT_FOUND:
+                return None
+            raise no_answer("dispute", error) from error
 
     def _read(self, listed: Object) -> ProviderEvent | None:
         try:

@@ -1,11 +1,19 @@
 """Stripe's objects read as provider results. Pure."""
 
 import uuid
+from datetime import UTC, datetime
 
 import stripe
 
-from services.payments.domain import Payment, Refund, RefundState
-from services.payments.providers.results import ChargeResult, ChargeStatus, ProviderRefund, RefundResult, own_id
+from services.payments.domain import DisputeState, Payment, Refund, RefundState
+from services.payments.providers.results import (
+    ChargeResult,
+    ChargeStatus,
+    ProviderDispute,
+    ProviderRefund,
+    RefundResult,
+    own_id,
+)
 from services.payments.providers.stripe.declines import decline_reason
 from services.payments.providers.stripe.transport import Object
 
@@ -22,6 +30,16 @@ _REFUND_STATES = {
     "succeeded": RefundState.SUCCEEDED,
     "failed": RefundState.FAILED,
     "canceled": RefundState.FAILED,
+}
+_DISPUTE_STATES = {
+    "warning_needs_response": DisputeState.INQUIRY,
+    "warning_under_review": DisputeState.INQUIRY,
+    "warning_closed": DisputeState.CLOSED,
+    "needs_response": DisputeState.NEEDS_RESPONSE,
+    "under_review": DisputeState.UNDER_REVIEW,
+    "won": DisputeState.WON,
+    "lost": DisputeState.LOST,
+    "prevented": DisputeState.CLOSED,
 }
 
 
@@ -97,6 +115,24 @@ def provider_refund(charge_reference: str, made: Object) -> ProviderRefund:
 def refund_result(refund: Refund, made: Object) -> RefundResult:
     """Read a Refund as the result of `refund`."""
     return provider_refund(refund.charge_reference, made).result(refund)
+
+
+def provider_dispute(found: Object) -> ProviderDispute:
+    """Read a Dispute. A status that Stripe adds later needs an answer, so that staff look at it."""
+    moved: list[Object] = found.get("balance_transactions") or []
+    due = (found.get("evidence_details") or {}).get("due_by")
+    return ProviderDispute(
+        reference=found["id"],
+        charge_reference=found.get("payment_intent") or "",
+        state=_DISPUTE_STATES.get(found["status"], DisputeState.NEEDS_RESPONSE),
+        status=found["status"].upper(),
+        reason=found["reason"].upper(),
+        amount_minor=found["amount"],
+        currency=found["currency"].upper(),
+        withdrawn_minor=max(-sum(each["amount"] for each in moved), 0),
+        fee_minor=max(sum(each["fee"] for each in moved), 0),
+        evidence_due_time=datetime.fromtimestamp(due, UTC) if due else None,
+    )
 
 
 def _attempt(value: object) -> int:

@@ -124,7 +124,14 @@ async def test_a_dispute_is_recorded(razorpay: Razorpay) -> None:
             await razorpay.act(f"disputes/{opened['id']}/decide", outcome="lost")
         await razorpay.service.walk_of("razorpay").walk_once(pause=0)
         await razorpay.apply_events()
+        await razorpay.reconcile()
         (row,) = await razorpay.service.rows(
-            "SELECT provider, reference, payment_id, status, amount_minor FROM disputes"
+            "SELECT provider, reference, payment_id, status, state, amount_minor, withdrawn_minor FROM disputes"
         )
-        assert tuple(row) == ("razorpay", opened["id"], payment.id, status.upper(), 1999)
+        state, taken = ("NEEDS_RESPONSE", 0) if status == "open" else ("LOST", 1999)
+        assert tuple(row) == ("razorpay", opened["id"], payment.id, status.upper(), state, 1999, taken)
+    moved = await razorpay.service.rows("SELECT kind, debit, credit, amount_minor FROM journal_entries ORDER BY id")
+    assert [tuple(row) for row in moved][1:] == [
+        ("DISPUTED", "disputes", "provider:razorpay", 1999),
+        ("DISPUTE_LOST", "disputes_lost", "disputes", 1999),
+    ]
