@@ -16,6 +16,7 @@ from tests.bench.measure.jobs import other_load, print_line
 from tests.bench.mesh import Baseline, BenchMesh
 from tests.bench.report import Verdict, table
 from tests.bench.rivals.rival import CELERY, DBOS, PYTHON, Rival
+from tests.bench.rows import charging
 from tests.bench.rows.paying import PayingPlan, PayingRows
 from tests.bench.rows.placing import BACKLOG_MAX, PlacingRows
 from tests.bench.rows.rush import RushPlan, rush, rush_gate_off
@@ -66,7 +67,9 @@ async def _paying(e: Baseline, home: Path, requests: int) -> list[Verdict]:
         shop, pids = mesh.shop, mesh.pids
         rows = PayingRows(e, shop, pids, PayingPlan(orders=requests // 2))
         async with Rival.running(DBOS, shop.site, pids) as dbos, Rival.running(CELERY, shop.site, pids) as celery:
-            return await rows.measure([dbos, celery])
+            verdicts = await rows.measure([dbos, celery])
+        verdicts += await charging.charges(rows, shop)
+        return [*verdicts, await charging.webhooks(e, shop, rows, requests=requests)]
 
 
 def main() -> int:

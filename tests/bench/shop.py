@@ -18,7 +18,7 @@ from tests.bench.load.generator import REQUEST_ID, Job
 
 UNITS = 1_000_000
 _CARD = "pm_card_visa"
-_PRICE = money(1999)
+PRICE = money(1999)
 _SALE_LASTS = timedelta(hours=2)
 _SETTLE_SECONDS = 120
 _POLL_SECONDS = 0.1
@@ -44,11 +44,11 @@ class Shop:
         """Return new access tokens of `count` customers; they expire after a quarter of an hour."""
         return await self._accounts.tokens(count)
 
-    async def sale(self, units: int = UNITS, *, limit: int = 0) -> Json:
+    async def sale(self, units: int = UNITS, *, limit: int = 0, price: Json = PRICE) -> Json:
         """Create a live sale of a new product; its holds last longer than any measurement."""
-        product = await create_product(self._staff, price=_PRICE, stock=units)
+        product = await create_product(self._staff, price=PRICE, stock=units)
         return await create_sale(
-            self._staff, product, units=units, price=_PRICE, limit=limit, lasts=_SALE_LASTS, holdDuration="3600s"
+            self._staff, product, units=units, price=price, limit=limit, lasts=_SALE_LASTS, holdDuration="3600s"
         )
 
     async def sales(self, count: int) -> list[Json]:
@@ -75,7 +75,9 @@ class Shop:
         for sale in sales:
             bodies.append(json.dumps({"requestId": REQUEST_ID, "lines": [line(sale)], "paymentMethod": _CARD}))
         port = self.site.ports.gateway
-        return Job(port, "/v1/orders", bodies, list(tokens), connections, requests, shuffled, progress)
+        return Job(
+            port, "/v1/orders", bodies, list(tokens), connections, requests, shuffled=shuffled, progress=progress
+        )
 
     async def pending(self, tokens: Sequence[str]) -> list[str]:
         """Place one order for each token without a payment method; return the order ids."""

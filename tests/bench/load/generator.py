@@ -5,6 +5,7 @@ It runs as a process of its own, so that its CPU time is counted separately:
 """
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -37,6 +38,8 @@ class Job:
     """Access tokens of the customers, used in turn; an empty list sends no token."""
     connections: int
     requests: int
+    headers: list[str] = field(default_factory=list)
+    """One more header line for each body, such as its signature; or none."""
     shuffled: bool = False
     """Shuffle the customers' order, with a fixed seed; each still sends as often as the others."""
     progress: str = ""
@@ -182,10 +185,11 @@ def _requests(job: Job) -> Iterator[bytes]:
     head = f"POST {job.path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     heads = [f"{head}authorization: Bearer {token}\r\n".encode() for token in job.tokens] or [head.encode()]
     bodies = []
-    for body in job.bodies:
+    for body, header in itertools.zip_longest(job.bodies, job.headers, fillvalue=""):
         before, id_, after = body.partition(REQUEST_ID)
         length = len(body.encode()) + (len(_new_id()) - len(REQUEST_ID) if id_ else 0)
-        bodies.append((f"content-length: {length}\r\n\r\n{before}".encode(), bool(id_), after.encode()))
+        line = f"{header}\r\n" if header else ""
+        bodies.append((f"{line}content-length: {length}\r\n\r\n{before}".encode(), bool(id_), after.encode()))
     customers = [number % len(heads) for number in range(job.requests)]
     if job.shuffled:
         random.Random(_SHUFFLE_SEED).shuffle(customers)

@@ -10,6 +10,7 @@ from tests.bench.measure import statements
 
 _RPC = re.compile(r'^stampede_rpc_total\{.*method="([^"]+)".*\} (\S+)$', re.MULTILINE)
 _SQL = re.compile(r'^stampede_sql_statements_total\{cause="\w+"\} (\S+)$', re.MULTILINE)
+_TO_PROVIDER = re.compile(r'^stampede_provider_seconds_count\{operation="(\w+)"\} (\S+)$', re.MULTILINE)
 _CALLS_SHOWN_FROM = 0.005
 """Calls per order; rarer methods are left out of the printed list."""
 
@@ -47,6 +48,15 @@ async def read(site: Site) -> OrderCosts:
         for method, count in _RPC.findall(text):
             calls[method] += int(float(count))
     return OrderCosts(Counter(await statements.committed(site)), sent, calls)
+
+
+async def provider_calls(site: Site) -> Counter[str]:
+    """Read how often payments called its provider for charges so far, by operation.
+
+    The lists that it walks in the background are left out: they grow with time, not with orders.
+    """
+    made = _TO_PROVIDER.findall(await statements.metrics(site, "payments"))
+    return Counter({name: int(float(count)) for name, count in made if not name.startswith("list_")})
 
 
 def per_order(costs: OrderCosts, orders: int) -> list[str]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deploy.client import Json
 from tests.bench.load.watchers import Job as WatchJob
 from tests.bench.load.watchers import watching
 from tests.bench.measure import order_costs
@@ -15,7 +16,7 @@ from tests.bench.measure.jobs import Measured, Pids, cpu_seconds, cpu_us_since, 
 from tests.bench.mesh import Baseline
 from tests.bench.report import Verdict, against_e, against_rival, against_unwatched, columns, median_pair
 from tests.bench.rivals.rival import Rival
-from tests.bench.shop import Shop
+from tests.bench.shop import PRICE, Shop
 
 PAID, WATCHED = "order paid", "order paid, watched"
 OF_E = 0.12
@@ -56,7 +57,7 @@ class PayingRows:
     """Measures paid orders in rounds."""
 
     def __init__(self, e: Baseline, shop: Shop, pids: Pids, plan: PayingPlan) -> None:
-        self._e, self._shop, self._pids, self._plan = e, shop, pids, plan
+        self._e, self._shop, self.pids, self._plan = e, shop, pids, plan
         self.watched_orders = list[str]()
         """Orders that wait for their payment while clients watch them; they are never paid."""
 
@@ -65,7 +66,7 @@ class PayingRows:
         plan, shop = self._plan, self._shop
         for rival in rivals:
             await rival.warm_up()
-        await self._pay(PAID)
+        await self.pay(PAID)
         transactions = await self._count()
         print_line(f"placing {plan.watchers:,} orders that wait for their payment")
         tokens = await shop.tokens(plan.watchers)
@@ -79,19 +80,19 @@ class PayingRows:
         while len(rounds) < self._plan.rounds:
             unwatched = await self._unwatched(rivals)
             async with watching(watchers):
-                rounds.append(Round(unwatched, await self._pay(WATCHED)))
+                rounds.append(Round(unwatched, await self.pay(WATCHED)))
                 if len(rounds) == self._plan.rounds:
                     break
-                watched = await self._pay(WATCHED)
+                watched = await self.pay(WATCHED)
             rounds.append(Round(await self._unwatched(rivals), watched))
         return rounds
 
     async def _unwatched(self, rivals: Sequence[Rival]) -> Unwatched:
-        await wait_until_idle(self._pids)
+        await wait_until_idle(self.pids)
         e = await self._e.measure(connections=self._plan.connections, requests=self._plan.orders)
-        paid = await self._pay(PAID)
+        paid = await self.pay(PAID)
         if rivals:
-            await wait_until_idle(self._pids)
+            await wait_until_idle(self.pids)
         return Unwatched(e, paid, [await rival.measure() for rival in rivals])
 
     def _verdicts(self, rounds: Sequence[Round], rivals: Sequence[Rival]) -> list[Verdict]:
@@ -117,7 +118,7 @@ class PayingRows:
     async def _count(self) -> Verdict:
         """Count the inner costs of an order, and bound the transactions in orders' database."""
         before = await order_costs.read(self._shop.site)
-        row = await self._pay("order paid, counted")
+        row = await self.pay("order paid, counted")
         costs, orders = await order_costs.read(self._shop.site) - before, row.result.answers["200"]
         for line in order_costs.per_order(costs, orders):
             print_line(line)
@@ -129,17 +130,17 @@ class PayingRows:
             "transactions in orders' database, a paid order", f"{each:.2f}", bar, each <= TRANSACTIONS_MAX, more
         )
 
-    async def _pay(self, name: str) -> Measured:
+    async def pay(self, name: str, price: Json = PRICE) -> Measured:
         """Measure orders from the first request until the last one is paid."""
         shop, plan = self._shop, self._plan
-        sale = await shop.sale()
+        sale = await shop.sale(price=price)
         job = shop.job(sale, tokens=await shop.tokens(_CUSTOMERS), connections=plan.connections, requests=plan.orders)
-        earlier, before = await shop.unsettled(), cpu_seconds(self._pids)
+        earlier, before = await shop.unsettled(), cpu_seconds(self.pids)
         result = await load(job)
         result.seconds += await shop.settled(but=earlier)
         sold = (await shop.look(sale))["sold"]
         if sold != result.answers.get("200"):
             result.answers["placed, but not paid"] = result.answers.get("200", 0) - sold
-        row = Measured(name, plan.connections, result, "200", cpu_us_since(before, self._pids, result, "200"))
+        row = Measured(name, plan.connections, result, "200", cpu_us_since(before, self.pids, result, "200"))
         print_line(str(row))
         return row

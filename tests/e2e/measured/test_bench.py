@@ -11,6 +11,7 @@ from deploy.local import Mesh
 from tests.bench.measure import sale_records, statements
 from tests.bench.mesh import Baseline, pids_of
 from tests.bench.rivals.rival import CELERY, DBOS, PYTHON, Rival, RivalSpec
+from tests.bench.rows import charging
 from tests.bench.rows.paying import PayingPlan, PayingRows
 from tests.bench.rows.placing import PlacingRows
 from tests.bench.rows.rush import RushPlan, rush
@@ -77,6 +78,16 @@ async def test_paid_orders_are_measured_with_and_without_watchers(
         "transactions in orders' database, a paid order",
     ]
     assert not [verdict.more for verdict in verdicts if "but also" in verdict.more]
+
+
+async def test_charges_and_webhooks_are_measured(bench: Bench, mesh: Mesh, tmp_path: Path) -> None:
+    async with Baseline.running(tmp_path) as e:
+        rows = PayingRows(e, bench, pids_of(mesh), PayingPlan(orders=30, connections=8))
+        _, calls = await charging.charges(rows, bench, pairs=1)
+        webhook = await charging.webhooks(e, bench, rows, requests=20, pairs=1)
+
+    assert (calls.found, calls.met) == ("1.00", True), calls.more
+    assert "but also" not in webhook.more
 
 
 @pytest.mark.skipif(not PYTHON.exists(), reason="`make bench` installs the rivals")

@@ -125,7 +125,7 @@ async def test_without_a_server_every_request_is_unsent() -> None:
 async def test_customers_and_bodies_are_used_in_turn(shuffled: bool) -> None:
     async with Server(always(OK)) as server:
         customers, bodies = [f"token-{n}" for n in range(10)], [f'{{"sale": {n}}}' for n in range(7)]
-        await run(Job(server.port, "/v1/orders", bodies, customers, 1, 70, shuffled))
+        await run(Job(server.port, "/v1/orders", bodies, customers, 1, 70, shuffled=shuffled))
 
     senders = [re.findall(r"authorization: Bearer (\S+)", head)[0] for head in server.heads]
     assert server.bodies == bodies * 10
