@@ -21,6 +21,7 @@ PYTEST_ARGS ?=
 TWO_RUNNERS := -n 2 --no-loadscope-reorder
 BENCH_ARGS ?=
 SOAK_ATTEMPTS ?= 500000
+SANDBOX_CALLS ?= 20000
 CHAOS_SEED ?=
 CHAOS_ROUNDS ?=
 CHAOS_AT ?=
@@ -53,7 +54,7 @@ audit: setup ## Check the records of a running mesh across all databases and the
 	@$(BIN)/python -m deploy.audit
 
 ##@ Change it
-.PHONY: setup check test bench soak chaos stubs
+.PHONY: setup check test bench soak sandbox-bench chaos stubs
 setup: $(READY) $(STUBS) ## Install .venv and generate code (safe to repeat)
 
 test: setup $(LOCALSTRIPE_READY) ## Run all tests on real servers (PYTEST_ARGS=… for a part)
@@ -71,6 +72,9 @@ bench: setup $(BENCH_READY) ## Measure the cost of an order, against an empty RP
 
 soak: setup ## Check that memory stays flat over SOAK_ATTEMPTS=500000
 	@$(BIN)/python -m tests.bench.soak --attempts $(SOAK_ATTEMPTS)
+
+sandbox-bench: setup ## Measure calls a CPU second and memory of the payment sandbox (SANDBOX_CALLS=20000)
+	@$(BIN)/python -m tests.bench.sandbox --calls $(SANDBOX_CALLS)
 
 chaos: setup ## Kill processes at seeded points of orders (CHAOS_SEED=1 CHAOS_ROUNDS=60, or CHAOS_AT)
 	@CHAOS_SEED=$(CHAOS_SEED) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_AT='$(CHAOS_AT)' $(BIN)/python -m tests.chaos

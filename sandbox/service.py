@@ -53,6 +53,7 @@ class Sandbox:
             self._compact(pending)
             self._forget()
             pending = self._load()
+        self.store.drop_surplus()
         self._group = GroupCommit(self.journal, self._send_until)
         self._ticking: asyncio.Task[None] | None = None
         self._unsent: deque[tuple[Event, Place]] = deque()
@@ -92,6 +93,7 @@ class Sandbox:
             return
         offset = self.journal.append(work.changes, key, body)
         self.store.apply(work.changes)
+        self.store.drop_surplus()
         if key is not None:
             self.keys.finish(key._replace(offset=offset))
         if self.webhooks is not None:

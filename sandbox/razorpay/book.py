@@ -25,6 +25,7 @@ class RazorpayBook:
         self.by_receipt: dict[str, tuple[str, ...]] = {}
         self.payments_of: dict[str, tuple[str, ...]] = {}
         self.refunds_of: dict[str, tuple[str, ...]] = {}
+        self._disputed: set[str] = set()
         self._totals: dict[str, Counter[str]] = {}
 
     def apply(self, subject: Subject) -> None:
@@ -39,6 +40,7 @@ class RazorpayBook:
                 self._of(subject.currency)["refunds"] += 1
         else:
             self.disputes.put(subject)
+            self._disputed.add(subject.payment)
 
     def current(self) -> Iterator[Subject]:
         for table in (self.orders, self.payments, self.refunds, self.disputes):
@@ -73,6 +75,32 @@ class RazorpayBook:
                     for payment in payments
                 ],
             }
+
+    def drop_surplus(self) -> None:
+        if dropped := self.orders.surplus(self._has_ended):
+            for order in dropped:
+                self._forget_receipt(self.orders.rows[order])
+            payments = [key for order in dropped for key in self.payments_of.pop(order, ())]
+            self.refunds.drop([key for payment in payments for key in self.refunds_of.pop(payment, ())])
+            self.payments.drop(payments)
+            self.orders.drop(dropped)
+
+    def _forget_receipt(self, order: Order) -> None:
+        if order.receipt is not None:
+            left = tuple(key for key in self.by_receipt.pop(order.receipt) if key != order.id)
+            if left:
+                self.by_receipt[order.receipt] = left
+
+    def _has_ended(self, order: Order) -> bool:
+        """Whether nothing can happen to the order's payments any more, as far as can be foreseen."""
+        payments = [self.payments.rows[key] for key in self.payments_of.get(order.id, ())]
+        refunds = [self.refunds.rows[key] for payment in payments for key in self.refunds_of.get(payment.id, ())]
+        return (
+            order.status == "paid"
+            and all(payment.status in ("captured", "refunded", "failed") for payment in payments)
+            and all(refund.status != "pending" for refund in refunds)
+            and all(payment.id not in self._disputed for payment in payments)
+        )
 
     def _apply_payment(self, payment: Payment) -> None:
         before = self.payments.put(payment)

@@ -10,7 +10,7 @@ import orjson
 
 from sandbox.state.journal import KeyRecord
 
-KEYS_MAX = 2_000_000
+KEYS_MAX = 500_000
 KEPT_S = 24 * 3600
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from sandbox.rows import Change, Event, Subject
 
 # Stripe keeps events for 30 days; the sandbox keeps so many, so that its memory is bounded.
 EVENTS_KEPT = 200_000
+PAYMENTS_KEPT = 250_000
+"""Of each protocol, and as many Checkout Sessions. Beyond, the oldest ended ones leave memory; the journal has them."""
 
 Row = TypeVar("Row", bound=Subject)
 
@@ -21,6 +24,7 @@ class Table(Generic[Row]):
         self.rows: dict[str, Row] = {}
         self._order: list[str] = []
         self._kept = kept
+        self._after_drop = 0
 
     def put(self, row: Row) -> Row | None:
         """Stores `row`; returns the row that it replaces."""
@@ -35,6 +39,27 @@ class Table(Generic[Row]):
                     del self.rows[old]
                 del self._order[:surplus]
         return before
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def surplus(self, has_ended: Callable[[Row], bool]) -> list[str]:
+        """The ids of the oldest ended rows beyond `PAYMENTS_KEPT`, once the table has grown by a tenth.
+
+        A scan costs as much as the table is long, so it is rare, also while few rows have ended.
+        """
+        if len(self.rows) <= max(PAYMENTS_KEPT, self._after_drop) * 1.1:
+            return []
+        ended = (row.id for row in self.oldest_first() if has_ended(row))
+        found = list(islice(ended, len(self.rows) - PAYMENTS_KEPT))
+        self._after_drop = len(self.rows) - len(found)
+        return found
+
+    def drop(self, ids: Collection[str]) -> None:
+        """Forgets rows. It costs as much as a copy of the order, so drop many at once."""
+        for identifier in ids:
+            del self.rows[identifier]
+        self._order = [key for key in self._order if key in self.rows]
 
     def newest_first(self, *, after: str | None = None, until: int | None = None) -> Iterator[Row]:
         """Rows created before `after`, and not later than the second `until`, newest first.
@@ -76,6 +101,12 @@ class Book(Protocol):
     def current(self) -> Iterator[Subject]:
         """Yields every row but the events, as it is now."""
 
+    def drop_surplus(self) -> None:
+        """Drops the payments beyond the most that memory may hold.
+
+        Not called while the journal is read: a later line may change a payment that would be dropped at an earlier one.
+        """
+
 
 class Store:
     """The books of all protocols."""
@@ -94,6 +125,11 @@ class Store:
                 self._owner[type(change.subject)].events.put(change)
             else:
                 self._owner[type(change)].apply(change)
+
+    def drop_surplus(self) -> None:
+        """Drops rows beyond the most that memory may hold."""
+        for book in self.books:
+            book.drop_surplus()
 
     def book_of(self, subject: Subject) -> Book:
         return self._owner[type(subject)]

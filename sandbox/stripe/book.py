@@ -23,6 +23,7 @@ from sandbox.stripe.rows import (
 )
 from sandbox.stripe.rules.cards import CARDS  # fmt: skip
 
+_ENDED = ("succeeded", "canceled")
 # An authorisation ends after this time, and a refund of `pm_card_refundFail` fails.
 AUTHORISED_S, REFUND_FAILS_S = 7 * 24 * 3600, 2
 
@@ -155,6 +156,22 @@ class StripeBook:
     def _apply_session(self, session: Session) -> None:
         if self.sessions.put(session) is None:
             heappush(self.due, (session.expires_at, session.id))
+
+    def drop_surplus(self) -> None:
+        if dropped := self.intents.surplus(self._has_ended):
+            self.charges.drop([key for intent in dropped for key in self.charges_of.pop(intent, ())])
+            self.refunds.drop([key for intent in dropped for key in self.refunds_of.pop(intent, ())])
+            self.intents.drop(dropped)
+        if sessions := self.sessions.surplus(lambda session: session.status != "open"):
+            self.sessions.drop(sessions)
+
+    def _has_ended(self, intent: Intent) -> bool:
+        """Whether nothing can happen to the payment any more, as far as can be foreseen."""
+        return (
+            intent.status in _ENDED
+            and all(self.charges.rows[key].dispute is None for key in self.charges_of.get(intent.id, ()))
+            and all(self.refunds.rows[key].status != "pending" for key in self.refunds_of.get(intent.id, ()))
+        )
 
     def _apply_method(self, method: Method) -> None:
         before = self.methods.put(method)

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import stripe
 
 from sandbox.state.journal import Journal
 from tests.sandbox.conftest import SECRET, Listener, Provider
@@ -211,3 +212,32 @@ async def test_only_its_owner_can_read_the_journal(
         os.umask(old)
     for file in provider.settings.state.parent.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+async def test_old_payments_leave_memory_and_stay_in_the_totals(
+    provider: Provider, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what has ended is dropped, and only whole payments."""
+    monkeypatch.setattr("sandbox.state.store.PAYMENTS_KEPT", 10)
+    await provider.restart()
+    sdk = provider.sdk()
+    opened = await sdk.v1.payment_intents.create_async({"amount": 500, "currency": "usd"})
+    disputed = await sdk.v1.payment_intents.create_async(order("pm_card_createDispute"))  # type: ignore[arg-type]
+    waiting = await sdk.v1.payment_intents.create_async(order("pm_card_pendingRefund"))  # type: ignore[arg-type]
+    await sdk.v1.refunds.create_async({"payment_intent": waiting.id})
+    paid = [await sdk.v1.payment_intents.create_async(order()) for _ in range(20)]  # type: ignore[arg-type]
+    await sdk.v1.refunds.create_async({"payment_intent": paid[-1].id, "amount": 100})
+    ledger = await provider.control("GET", "ledger")
+    assert (ledger["usd"]["payments"], ledger["usd"]["captured"]) == (22, 22 * 2500)
+    for _ in range(2):
+        book = provider.sandbox.stripe
+        assert 10 <= len(book.intents) <= 12
+        assert len(book.charges) == len(book.intents) - 1
+        assert {opened.id, disputed.id, waiting.id, paid[-1].id} <= book.intents.rows.keys()
+        assert paid[0].id not in book.intents.rows
+        assert await provider.control("GET", "ledger") == ledger
+        await provider.restart()
+    with pytest.raises(stripe.InvalidRequestError):
+        await provider.sdk().v1.refunds.create_async({"payment_intent": paid[0].id})
+    again = await provider.sdk().v1.payment_intents.list_async({"limit": 100})
+    assert [intent.id for intent in again.data][-3:] == [waiting.id, disputed.id, opened.id]

@@ -280,3 +280,22 @@ async def test_webhooks_report_each_change(notified: tuple[Shop, Hooks]) -> None
 async def test_the_page_of_another_protocol_is_not_touched(provider: Provider) -> None:
     async with aiohttp.ClientSession() as http, http.get(f"{provider.url}/v1/orders") as answer:
         assert answer.status == 401, "Stripe's, which asks for its own key"
+
+
+async def test_old_orders_leave_memory_and_stay_in_the_totals(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what has ended is dropped, and only whole orders."""
+    monkeypatch.setattr("sandbox.state.store.PAYMENTS_KEPT", 10)
+    book = shop.provider.sandbox.razorpay
+    unpaid, disputed = await shop.order(receipt="unpaid"), await shop.order(receipt="disputed")
+    await shop.act(f"payments/{(await shop.pay(disputed, 'capture'))['razorpay_payment_id']}/dispute")
+    paid = []
+    for number in range(20):
+        paid.append(await shop.order(receipt=f"paid {(number + 1) // 2}"))
+        payment = (await shop.pay(paid[-1], "capture"))["razorpay_payment_id"]
+    await shop.refund(payment, "key-0000001", amount=100)
+    assert (len(book.orders), len(book.payments), len(book.refunds)) == (10, 9, 1)
+    assert {unpaid["id"], disputed["id"], paid[-1]["id"]} <= book.orders.rows.keys()
+    assert (await shop.provider.control("GET", "razorpay/ledger"))["INR"]["payments"] == 21
+    assert set(book.by_receipt) == {order.receipt for order in book.orders.rows.values()}
+    listed = await shop.call(shop.client.order.all, {"receipt": "paid 6"})
+    assert [order["id"] for order in listed["items"]] == [paid[12]["id"]]

@@ -54,7 +54,8 @@ def _expand(book: StripeBook, fresh: Found, body: Json, path: list[str], whole: 
         _expand(book, fresh, body[name], rest, whole)
 
 
-def _named(book: StripeBook, fresh: Found, identifier: str) -> Json:
+def _named(book: StripeBook, fresh: Found, identifier: str) -> Json | str:
+    """The object of an id; the id itself if the object was dropped from memory."""
     if identifier in fresh:
         return render.subject(fresh[identifier])
     prefix = identifier.partition("_")[0]
@@ -67,7 +68,8 @@ def _named(book: StripeBook, fresh: Found, identifier: str) -> Json:
     tables: dict[str, Any] = {
         "pi": book.intents, "ch": book.charges, "re": book.refunds, "cus": book.customers, "dp": book.disputes,
     }  # fmt: skip
-    return render.subject(tables[prefix].rows[identifier])
+    row = tables[prefix].rows.get(identifier)
+    return identifier if row is None else render.subject(row)
 
 
 def _method(book: StripeBook, fresh: Found, identifier: str) -> Json:

@@ -11,7 +11,10 @@ def follow(work: Work, book: StripeBook, intent: Intent) -> None:
     """Completes the intent's session, or reports what became of a bank debit after that."""
     if intent.checkout is None:
         return
-    session = work.newest(book.sessions.rows[intent.checkout])
+    stored = book.sessions.rows.get(intent.checkout)
+    if stored is None:  # it ended long ago, and was dropped
+        return
+    session = work.newest(stored)
     paid = intent.status == "succeeded"
     if session.status == "open" and intent.status in ("succeeded", "requires_capture", "processing"):
         work.put(session._replace(status="complete", paid=paid), "checkout.session.completed")
