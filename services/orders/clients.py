@@ -277,6 +277,7 @@ def _payment(outcome: payments_pb.PaymentOutcome) -> Payment | AppError:
         status.refunded.minor_units,
         status.refunding.minor_units,
         status.in_process,
+        status.disputed,
     )
 
 

@@ -13,7 +13,7 @@ from services.orders.domain import Order
 from services.orders.sql import payment_checks, sagas
 from stampede.inventory.v1.events_pb2 import ReservationExpired
 from stampede.orders.v1.events_pb2 import OrderChanged
-from stampede.payments.v1.events_pb2 import PaymentChanged
+from stampede.payments.v1.events_pb2 import PaymentChanged, PaymentDisputed
 
 
 def consumers(db: Database) -> tuple[Consumer, ...]:
@@ -24,6 +24,7 @@ def consumers(db: Database) -> tuple[Consumer, ...]:
             act=note_expired,
         ),
         Consumer("orders-payments", stream="payments", subject="stampede.payments.payment.*", db=db, act=note_payments),
+        Consumer("orders-disputes", stream="payments", subject="stampede.payments.dispute.*", db=db, act=note_disputes),
     )  # fmt: skip
 
 
@@ -42,7 +43,13 @@ async def note_payments(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
     order_ids = [uuid.UUID(event.order_id) for event in events]
     await sagas.note_payments(tx, order_ids)
     refunded = [id_ for id_, event in zip(order_ids, events, strict=True) if event.refunded_minor_units]
-    await payment_checks.request(tx, order_ids, refunded=refunded)
+    await payment_checks.request(tx, order_ids, wanted=refunded)
+
+
+async def note_disputes(tx: AsyncSession, payloads: Sequence[bytes]) -> None:
+    """Has orders compared with payments, because a dispute of their payment has changed."""
+    order_ids = [uuid.UUID(PaymentDisputed.FromString(payload).order_id) for payload in payloads]
+    await payment_checks.request(tx, order_ids, wanted=order_ids)
 
 
 def order_changed(watch: Watch[uuid.UUID, Order]) -> Callable[[bytes], None]:

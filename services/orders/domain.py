@@ -62,6 +62,11 @@ class RefundRefused(AppError):
     template = "The refund was refused: {cause}."
 
 
+class OrderDisputed(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "A bank demands the money of the order {orderId} back; it is not shipped meanwhile."
+
+
 class ReturnTooLarge(AppError):
     code = "FAILED_PRECONDITION"
     template = "Of the order, {quantity} units of the product {productId} have not come back."
@@ -145,6 +150,8 @@ class Payment:
     """The minor units of refunds that the provider has not confirmed; 0 in the payment of an order that was read."""
     in_process: bool = False
     """The provider has answered that it is moving the money, which can take days; False in an order that was read."""
+    disputed: bool = False
+    """A bank demands the money back, or has taken it; False in the payment of an order that was read."""
 
     @property
     def in_progress(self) -> bool:
@@ -323,6 +330,8 @@ class Order(DraftOrder):
     shipment: Shipment | None = None
     cancel_requested: bool = False
     """Whether a cancellation was accepted and is not carried out yet."""
+    disputed: bool = False
+    """Whether a bank demands its money back, or has taken it."""
     version: int = 1
     create_time: datetime = _NOT_WRITTEN
     """The database's clock sets it."""
@@ -339,7 +348,7 @@ class Order(DraftOrder):
         return self.state is State.CANCELLED or self.cancel_requested
 
     def check_move(self, wanted: State) -> None:
-        """Raises unless the order may become `wanted` now: `WrongState`, `RefundInProgress`."""
+        """Raises unless the order may become `wanted` now: `WrongState`, `RefundInProgress`, `OrderDisputed`."""
         move(self.state, wanted)
         if self.refunding:
             raise RefundInProgress(orderId=self.id)
@@ -347,6 +356,8 @@ class Order(DraftOrder):
         arrived = self.shipment is not None and self.shipment.deliver_time is not None
         if (wanted is State.SHIPPED and sent) or (wanted is State.DELIVERED and (not sent or arrived)):
             raise WrongState(resource="order", state=self.state, wanted=wanted)
+        if wanted is State.SHIPPED and self.disputed:
+            raise OrderDisputed(orderId=self.id)
 
     def check_refund(self, refund: Refund) -> None:
         """Raises unless enough money is left to refund, and enough units are still out."""

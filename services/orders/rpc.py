@@ -237,6 +237,7 @@ def to_proto(order: Order) -> pb.Order:
         update_time=wire.timestamp(order.update_time),
         etag=db.etag(order.version),
         note=order.note,
+        disputed=order.disputed,
     )
     if order.payment:
         message.payment.id, message.payment.provider = str(order.payment.id), order.payment.provider

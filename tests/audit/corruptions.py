@@ -143,6 +143,7 @@ ORDERS = corruptions(
         "UPDATE orders SET payment = NULL WHERE id = '$shipped'"),
     ("a failed order that says that it was charged", "order-payment-copy", "$failed",
         """UPDATE orders SET payment = jsonb_set(payment, '{state}', '"SUCCEEDED"') WHERE id = '$failed'"""),
+    ("an order counts as disputed", "order-disputed", "$paid", "UPDATE orders SET disputed = true WHERE id = '$paid'"),
     ("the copy of a payment names another provider", "order-payment-copy", "$paid",
         """UPDATE orders SET payment = jsonb_set(payment, '{provider}', '"other"') WHERE id = '$paid'"""),
     ("a return that its order does not count", "order-returned", "$partly",

@@ -161,6 +161,17 @@ class Sandbox:
         """The bank takes a pending refund."""
         (await self.rest.post(f"/_sandbox/refunds/{refund}/settle", {"outcome": "succeed"})).expect()
 
+    async def dispute(self, order_id: str) -> str:
+        """The buyer's bank demands the money of an order back; returns the dispute's id."""
+        (paid,) = await self.captured(order_id)
+        wanted = {"reason": "fraudulent", "amount": paid["amount"]}
+        made = await self.rest.post(f"/_sandbox/payment_intents/{paid['id']}/dispute", wanted)
+        return str(made.expect().json["id"])
+
+    async def decide_dispute(self, dispute: str, *, won: bool) -> None:
+        """The end of a dispute."""
+        (await self.rest.post(f"/_sandbox/disputes/{dispute}/decide", {"outcome": "win" if won else "lose"})).expect()
+
     async def faults(self, **switches: object) -> None:
         (await self.rest.post("/_sandbox/faults", switches)).expect()
 

@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 
 from deploy.audit import repairs
 from deploy.audit.checks.excuses import OVER_SECONDS, in_flight, pending_most
-from deploy.audit.checks.journal import booked_money_is_the_providers, disputes_are_the_providers
+from deploy.audit.checks.journal import (
+    booked_money_is_the_providers,
+    disputes_are_the_providers,
+    order_knows_its_disputes,
+)
 from deploy.audit.findings import Check, Finding, Invariant
 from deploy.audit.reading.rows import Case, Payment, Reservation
 
@@ -344,6 +348,9 @@ SETTLED: dict[Compare, Check] = {
     ),
     _order_knows_its_refunds: _check(
         Invariant.REFUNDS, "order-refunded", "an order has as much refunded as its payment", repairs.MEND, _COMPARE
+    ),
+    order_knows_its_disputes: _check(
+        Invariant.MONEY, "order-disputed", "an order says whether its payment is disputed", repairs.MEND, _COMPARE
     ),
 }  # fmt: skip
 """Compared once an order is settled, or should be."""

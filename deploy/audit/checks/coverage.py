@@ -74,7 +74,7 @@ COVERAGE: dict[str, dict[str, str]] = {
         "total_minor": "order-total", "hold_expire_time": "hold-of-order", "payment": "order-payment-copy",
         "shipping_address": _CLIENT, "note": _CLIENT, "refunded_minor": "order-refunded", "returned": "order-returned",
         "refunding": "saga-of-order",
-        "cancel_requested": "cancel-of-order", "secret_wanted": _PACE,
+        "cancel_requested": "cancel-of-order", "secret_wanted": _PACE, "disputed": "order-disputed",
         "shipment": "order-state", "version": "log-complete",
         "create_time": "order-products", "update_time": "order-state",
     },

@@ -109,6 +109,14 @@ def booked_money_is_the_providers(case: Case) -> Iterator[str]:
         yield f"the journal has {booked} at the provider, which keeps {kept}"
 
 
+def order_knows_its_disputes(case: Case) -> Iterator[str]:
+    """A settled order says whether a bank demands its money back, or has taken it."""
+    disputed = any(each.state not in ("WON", "CLOSED") for payment in case.payments for each in payment.disputes)
+    if case.order and case.payments and case.order.disputed != disputed:
+        ours, theirs = ("disputed" if each else "not disputed" for each in (case.order.disputed, disputed))
+        yield f"it is {ours}, but its payment is {theirs}"
+
+
 def disputes_are_the_providers(case: Case) -> Iterator[str]:
     """Each dispute of the provider is here, in its state and amount; the newest may not have been read yet."""
     ours = {dispute.reference: dispute for payment in case.payments for dispute in payment.disputes}

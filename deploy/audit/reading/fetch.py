@@ -63,7 +63,7 @@ _CUSTOMER_UNITS = """
 """
 _ORDERS = f"""
     SELECT o.id, o.customer_id, o.state, o.lines, o.total_minor, o.currency, o.refunded_minor, o.returned, o.refunding,
-        o.payment,
+        o.disputed, o.payment,
         extract(epoch FROM clock_timestamp() - o.hold_expire_time)::float, s.kind,
         coalesce({WAITS_FOR_CUSTOMER}, false), coalesce({WAITS_FOR_PROVIDER}, false),
         extract(epoch FROM clock_timestamp() - s.progress_time)::float, s.refund->>'id'
@@ -152,14 +152,15 @@ def outboxes(connections: Mapping[str, Connection]) -> list[Outbox]:
 
 def orders(connection: Connection) -> Iterator[Order]:
     for row in _stream(connection, _ORDERS):
-        id_, customer_id, state, lines, total, currency, refunded, returned, refunding, payment, over, *saga = row
+        id_, customer_id, state, lines, total, currency, refunded, returned, refunding, *more = row
+        disputed, payment, over, *saga = more
         yield Order(
             id=str(id_), customer_id=str(customer_id), state=state, lines=_lines(lines),
             prices={
                 line["product_id"]: (line["unit_price"]["minor"], line["unit_price"]["currency"]) for line in lines
             },
             total_minor=total, currency=currency, refunded_minor=refunded, returned=returned, refunding=refunding,
-            payment=_copy(payment), hold_over_seconds=over, saga=_saga(*saga),
+            disputed=disputed, payment=_copy(payment), hold_over_seconds=over, saga=_saga(*saga),
         )  # fmt: skip
 
 

@@ -95,6 +95,7 @@ class Order:
     returned: Mapping[str, int] = field(default_factory=dict)
     """The units that it counts as returned, by product."""
     refunding: bool = False
+    disputed: bool = False
     payment: PaymentCopy | None = None
     hold_over_seconds: float = 0.0
     """For how long its hold has been over; negative before its end."""

@@ -36,6 +36,7 @@ class Comparison:
     cause: str
     """For the order's log."""
     problem: Problem | None = None
+    disputed: bool = False
 
 
 def compare(order: Order, payment: Payment | None) -> Comparison | None:
@@ -46,24 +47,32 @@ def compare(order: Order, payment: Payment | None) -> Comparison | None:
     if payment is None:
         if order.payment is None or not order.total.minor or order.state in _UNPAID:
             return None
-        return Comparison(order.state, order.refunded_minor, order.payment.state, "", Problem.NO_PAYMENT)
+        return Comparison(
+            order.state, order.refunded_minor, order.payment.state, "", Problem.NO_PAYMENT, order.disputed
+        )
     refunded = min(payment.refunded_minor, order.total.minor)
     found = Comparison(
         state=_state(order, refunded),
         refunded_minor=refunded,
         payment_state=payment.state,
-        cause="refund failed" if refunded < order.refunded_minor else "refunded at payments",
+        cause=_cause(order, payment, refunded),
         problem=_problem(order, payment, refunded),
+        disputed=payment.disputed,
     )
-    known = order.payment.state if order.payment else payment.state
-    same = (found.state, found.refunded_minor, found.payment_state) == (order.state, order.refunded_minor, known)
-    return None if same and not found.problem else found
+    return found if repairs(order, found) or found.problem else None
 
 
 def repairs(order: Order, found: Comparison) -> bool:
     """Whether the order has to be changed."""
     known = order.payment.state if order.payment else found.payment_state
-    return (found.state, found.refunded_minor, found.payment_state) != (order.state, order.refunded_minor, known)
+    has = (order.state, order.refunded_minor, known, order.disputed)
+    return (found.state, found.refunded_minor, found.payment_state, found.disputed) != has
+
+
+def _cause(order: Order, payment: Payment, refunded_minor: int) -> str:
+    if refunded_minor == order.refunded_minor and payment.disputed != order.disputed:
+        return "payment disputed" if payment.disputed else "dispute ended"
+    return "refund failed" if refunded_minor < order.refunded_minor else "refunded at payments"
 
 
 def _state(order: Order, refunded_minor: int) -> State:

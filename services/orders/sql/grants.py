@@ -9,7 +9,7 @@ GRANTS: Grants = {
         insert=True,
         update=(
             "state", "state_reason", "payment", "hold_expire_time", "cancel_requested", "refunding", "refunded_minor",
-            "returned", "secret_wanted", "shipment", "version", "update_time",
+            "returned", "secret_wanted", "disputed", "shipment", "version", "update_time",
         ),
     ),
     "order_products": Grant(insert=True),

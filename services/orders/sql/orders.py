@@ -102,7 +102,7 @@ _NOTE_CANCEL = text(f"""
 _APPLY_PAYMENT = text(f"""
     WITH changed AS ({
     update(
-        "state = :state, state_reason = :reason, refunded_minor = :refunded,"
+        "state = :state, state_reason = :reason, refunded_minor = :refunded, disputed = :disputed,"
         " payment = jsonb_set(o.payment, '{state}', to_jsonb(CAST(:payment_state AS text)))"
     )
 } WHERE o.id = :id RETURNING {CHANGED}),
@@ -153,6 +153,7 @@ def from_row(row: Any) -> Order:
         shipment=_shipment(row.shipment) if row.shipment else None,
         secret_wanted=row.secret_wanted,
         cancel_requested=row.cancel_requested,
+        disputed=row.disputed,
         version=row.version,
         create_time=row.create_time,
         update_time=row.update_time,
@@ -249,7 +250,7 @@ async def apply_payment(tx: AsyncSession, order: Order, found: Comparison) -> No
     """Corrects a settled order, whose row is locked, by what payments knows about its payment."""
     values = {
         "id": order.id, "state": found.state, "reason": "" if found.state is not order.state else order.state_reason,
-        "refunded": found.refunded_minor, "payment_state": found.payment_state,
+        "refunded": found.refunded_minor, "payment_state": found.payment_state, "disputed": found.disputed,
         **order_log.arguments(Actor("payments"), found.cause),
     }  # fmt: skip
     row = (await tx.execute(_APPLY_PAYMENT, values)).one()

@@ -18,7 +18,7 @@ KEEP_DAYS = 35
 _REQUEST = text("""
     INSERT INTO payment_checks (order_id)
     SELECT id FROM orders
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND (refunded_minor > 0 OR id = ANY(CAST(:refunded AS uuid[]))) ORDER BY id
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND (refunded_minor > 0 OR id = ANY(CAST(:wanted AS uuid[]))) ORDER BY id
     ON CONFLICT (order_id) DO UPDATE SET due_time = clock_timestamp(), attempts = 0
 """)
 # A claimed check is due again later, and later each time: its order may have a saga, or its process may die.
@@ -58,9 +58,9 @@ class Position(NamedTuple):
     order_id: uuid.UUID
 
 
-async def request(tx: AsyncSession, order_ids: Sequence[uuid.UUID], *, refunded: Sequence[uuid.UUID]) -> None:
-    """Requests that orders are compared with payments: those in `refunded`, and others that were refunded before."""
-    await tx.execute(_REQUEST, {"ids": list(order_ids), "refunded": list(refunded)})
+async def request(tx: AsyncSession, order_ids: Sequence[uuid.UUID], *, wanted: Sequence[uuid.UUID]) -> None:
+    """Requests that orders are compared with payments: those in `wanted`, and others that were refunded before."""
+    await tx.execute(_REQUEST, {"ids": list(order_ids), "wanted": list(wanted)})
 
 
 async def claim_due(db: Database, most: int) -> list[Check]:

@@ -55,6 +55,7 @@ class OrderRow(Base):
     secret_wanted: Mapped[bool] = mapped_column(default=True)
     """Whether a payment may be begun at the provider; false until somebody asks how to pay."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)
+    disputed: Mapped[bool] = mapped_column(default=False)
     shipment: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     version: Mapped[int] = mapped_column(Integer, default=1)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.shop import Buyer, Shop, assert_books_add_up, money, states
 from tests.support.rest import Json, new_id
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until
 
 PRICE = 1200
 PENDING_REFUND = "pm_card_pendingRefund"
@@ -280,3 +280,31 @@ async def test_refund_that_is_pending_for_hours_is_neither_stuck_nor_an_audit_fi
     ended = await buyer.until(order["id"], "CANCELLED" if action == "cancel" else "REFUNDED", seconds=60)
     assert (ended["refunded"], ended["refunding"]) == (order["total"], False)
     await assert_books_add_up(shop, product)
+
+
+async def test_a_disputed_order_is_not_shipped_until_the_dispute_is_won(shop: Shop) -> None:
+    buyer, order = await a_paid_order(shop, await shop.a_product(price=PRICE))
+    path, dispute = f"/v1/orders/{order['id']}", await shop.sandbox.dispute(order["id"])
+
+    async def flagged() -> bool:
+        return bool((await shop.staff.get(path)).expect().json["disputed"])
+
+    async def not_flagged() -> bool:
+        return not await flagged()
+
+    await until(flagged)
+    listed = (await shop.staff.get("/v1/admin/disputes", state="NEEDS_RESPONSE")).expect().json["disputes"]
+    (mine,) = (each for each in listed if each["orderId"] == order["id"])
+    assert (mine["id"], mine["reason"], mine["withdrawn"]["minorUnits"]) == (dispute, "FRAUDULENT", str(2 * PRICE))
+    assert mine["evidenceDueTime"] > mine["createTime"]
+    assert (await buyer.rest.get("/v1/admin/disputes")).refusal == (403, "PERMISSION_DENIED")
+    assert (await shop.staff.post(f"{path}:ship")).refusal == (400, "ORDER_DISPUTED")
+    refund = {"amount": money(100), "reason": "late", "requestId": new_id()}
+    payment = f"/v1/payments/{order['payment']['id']}"
+    assert (await shop.staff.post(f"{payment}:refund", refund)).refusal == (400, "PAYMENT_DISPUTED")
+
+    await shop.sandbox.decide_dispute(dispute, won=True)
+    await until(not_flagged)
+    assert (await shop.staff.post(f"{path}:ship")).expect().json["state"] == "SHIPPED"
+    causes = [entry["cause"] for entry in await log_of(shop.staff, order)]
+    assert causes == ["PlaceOrder", "paid", "payment disputed", "dispute ended", "ShipOrder"]

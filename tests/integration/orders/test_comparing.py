@@ -12,7 +12,7 @@ from services.orders.domain import State as OrderState
 from services.orders.saga.comparer import Comparer
 from services.orders.sql import combined, orders, sagas
 from stampede.orders.v1 import order_service_pb2 as pb
-from stampede.payments.v1.events_pb2 import PaymentChanged
+from stampede.payments.v1.events_pb2 import PaymentChanged, PaymentDisputed
 from tests.integration.orders.conftest import Shop, log_of, published, rows_of, the_order
 from tests.integration.orders.test_placing import a_paid_order
 from tests.support import tokens
@@ -157,3 +157,29 @@ async def test_walk_finds_a_refund_that_no_event_reported(shop: Shop) -> None:
     assert done == {uuid.UUID(order.id), uuid.UUID(untouched.id)}
     assert (await the_order(shop.db, order.id)).refunded_minor == 300
     assert (await the_order(shop.db, untouched.id)).state is OrderState.PAID
+
+
+async def test_disputed_order_is_flagged_and_not_shipped_until_the_dispute_ends(shop: Shop) -> None:
+    """The event is a hint: payments says whether the order is disputed."""
+    order = await a_paid_order(shop)
+    ship = pb.ShipOrderRequest(order_id=order.id, carrier="DHL", tracking_number="1")
+
+    async def hint() -> None:
+        message = PaymentDisputed(order_id=order.id, state="LOST")
+        async with shop.db.begin() as tx:
+            await consumers.note_disputes(tx, [message.SerializeToString()])
+        await comparing(shop).check_requested()
+
+    await hint()
+    assert not (await the_order(shop.db, order.id)).disputed, "payments knows of no dispute"
+    shop.payments.payments[order.id].disputed = True
+    await hint()
+    flagged = await the_order(shop.db, order.id)
+    assert (flagged.disputed, flagged.state) == (True, OrderState.PAID)
+    refused = await refusal(shop.orders.ShipOrder(ship, metadata=tokens.as_staff()))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "ORDER_DISPUTED")
+    shop.payments.payments[order.id].disputed = False
+    await hint()
+    assert (await shop.orders.ShipOrder(ship, metadata=tokens.as_staff())).state == pb.Order.SHIPPED
+    causes = await rows_of(shop.db, "SELECT cause FROM order_log ORDER BY id DESC LIMIT 3")
+    assert causes == [("ShipOrder",), ("dispute ended",), ("payment disputed",)]

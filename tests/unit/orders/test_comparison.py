@@ -8,7 +8,7 @@ import pytest
 
 from services.chassis.money import Money
 from services.orders import domain
-from services.orders.domain import Line, Order, Payment, PaymentState, Shipment, State
+from services.orders.domain import Line, Order, OrderDisputed, Payment, PaymentState, Shipment, State
 from services.orders.saga.comparison import BACK, Comparison, Problem, compare, repairs
 
 TOTAL = 700
@@ -74,3 +74,20 @@ def test_difference_that_nobody_can_repair_is_raised(order: Order, payment: Paym
 )
 def test_order_that_agrees_with_its_payment_is_left_alone(order: Order, payment: Payment | None) -> None:
     assert compare(order, payment) is None
+
+
+@pytest.mark.parametrize("disputed", [True, False])
+def test_an_order_takes_over_whether_its_payment_is_disputed(*, disputed: bool) -> None:
+    before = replace(ORDER, disputed=not disputed)
+    found = compared(before, replace(PAID, disputed=disputed))
+    assert repairs(before, found)
+    assert (found.disputed, found.state) == (disputed, State.PAID)
+    assert found.cause == ("payment disputed" if disputed else "dispute ended")
+
+
+def test_a_disputed_order_is_not_shipped() -> None:
+    disputed = replace(ORDER, disputed=True)
+    with pytest.raises(OrderDisputed):
+        disputed.check_move(State.SHIPPED)
+    ORDER.check_move(State.SHIPPED)
+    replace(disputed, state=State.SHIPPED, shipment=SENT).check_move(State.DELIVERED)
