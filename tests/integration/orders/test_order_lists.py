@@ -1,4 +1,4 @@
-"""Lists of orders where there are a million of them: every page costs about the same."""
+"""Lists of orders where there are hundreds of thousands: every page costs about the same."""
 
 import json
 import uuid
@@ -14,7 +14,7 @@ from services.orders.domain import OrderFilter, State
 from services.orders.sql import order_lists
 from tests.support.infra import Infra
 
-ORDERS, CUSTOMERS, PRODUCTS = 1_000_000, 20_000, 1_000
+ORDERS, CUSTOMERS, PRODUCTS = 300_000, 6_000, 300
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 PAGE = 50
 # Of 8 KiB each. A page of 50 orders that lie apart takes 50 for their rows and some for the ways to them.
@@ -39,10 +39,10 @@ _FILL = f"""
 
 
 @pytest.fixture(scope="module")
-async def million(infra: Infra, template: Callable[[str], Awaitable[str]]) -> AsyncIterator[Database]:
-    """A database with a million orders, and the indexes that its migrations made."""
-    infra.admin(f"CREATE DATABASE test_million_orders TEMPLATE {await template('orders')}")
-    engine, db = connect(infra.database_url("test_million_orders"), pool_size=2)
+async def many(infra: Infra, template: Callable[[str], Awaitable[str]]) -> AsyncIterator[Database]:
+    """A database with `ORDERS` orders, and the indexes that its migrations made."""
+    infra.admin(f"CREATE DATABASE test_many_orders TEMPLATE {await template('orders')}")
+    engine, db = connect(infra.database_url("test_many_orders"), pool_size=2)
     async with db.begin() as tx:
         query = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'orders' AND indexdef NOT LIKE '%UNIQUE%'"
         indexes = (await tx.execute(text(query))).all()
@@ -61,7 +61,7 @@ async def million(infra: Infra, template: Callable[[str], Awaitable[str]]) -> As
         await connection.execute(text("VACUUM ANALYZE orders, order_products"))
     yield db
     await engine.dispose()
-    infra.admin("DROP DATABASE test_million_orders WITH (FORCE)")
+    infra.admin("DROP DATABASE test_many_orders WITH (FORCE)")
 
 
 def number(n: int) -> uuid.UUID:
@@ -115,11 +115,11 @@ QUERIES = {
 @pytest.mark.parametrize("deep", [False, True], ids=["first page", "a page far back"])
 @pytest.mark.parametrize(("query", "blocks_most"), QUERIES.values(), ids=QUERIES)
 async def test_page_walks_an_index_and_never_far(
-    million: Database, query: OrderFilter, blocks_most: int, deep: bool
+    many: Database, query: OrderFilter, blocks_most: int, deep: bool
 ) -> None:
     seconds = ORDERS // 2 + 3600 if query.since else ORDERS // 3
     after = (FIRST + timedelta(seconds=seconds), number(seconds)) if deep else None
-    plan = await explained(million, query, after)
+    plan = await explained(many, query, after)
     kinds = {node["Node Type"] for node in nodes(plan)}
     assert not kinds & {"Seq Scan", "Bitmap Heap Scan", "Hash Join", "Hash"}, kinds
     # Rows come in the order of the index; nothing is gathered only to be sorted.
@@ -128,14 +128,14 @@ async def test_page_walks_an_index_and_never_far(
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= blocks_most
 
 
-async def test_rare_orders_are_all_found_although_pages_are_short(million: Database) -> None:
+async def test_rare_orders_are_all_found_although_pages_are_short(many: Database) -> None:
     query = OrderFilter(
         customer_id=number(1), state=State.FAILED, since=MIDDLE, until=MIDDLE + timedelta(seconds=20_000)
     )
     found: list[int] = []
     pages, after = 0, None
     while True:
-        orders, after = await order_lists.page(million, query, after=after, most=PAGE)
+        orders, after = await order_lists.page(many, query, after=after, most=PAGE)
         found += [order.id.int for order in orders]
         pages += 1
         if after is None:
@@ -144,5 +144,5 @@ async def test_rare_orders_are_all_found_although_pages_are_short(million: Datab
     assert pages <= 7
 
 
-async def test_latest_ids_are_found(million: Database) -> None:
-    assert await order_lists.recent_ids(million, 3) == [number(ORDERS), number(ORDERS - 1), number(ORDERS - 2)]
+async def test_latest_ids_are_found(many: Database) -> None:
+    assert await order_lists.recent_ids(many, 3) == [number(ORDERS), number(ORDERS - 1), number(ORDERS - 2)]
