@@ -12,6 +12,7 @@ from services.orders import cli, consumers
 from services.orders.actions import Orders, order_watch
 from services.orders.clients import Catalog, Inventory, Payments
 from services.orders.events import CANCELLING
+from services.orders.placing.paying import Payer
 from services.orders.placing.place import Placer
 from services.orders.placing.recent_orders import RECENT_MOST, RecentOrders
 from services.orders.placing.sold_out_cache import SoldOutCache
@@ -61,7 +62,8 @@ async def main(config: Settings) -> None:
         )
         comparer = Comparer(db, payments, changed)
         orders, pages = Orders(db, worker, watch, process.relay), Pages(*config.page_secret.values())
-        add_OrderServiceServicer_to_server(OrderService(placer, orders, pages), process.server)
+        payer = Payer(db, orders, worker, catalog=catalog, inventory=inventory, payments=payments)
+        add_OrderServiceServicer_to_server(OrderService(placer, payer, orders, pages), process.server)
         add_SagaServiceServicer_to_server(SagaService(db, orders, pages), process.server)
 
         await worker.take_over()

@@ -6,7 +6,8 @@ order's saga, so that the order comes to one end whatever dies in between.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -117,7 +118,7 @@ class Orders:
 
     async def changes(
         self, order_id: uuid.UUID, *, customer_id: uuid.UUID | None, viewer: uuid.UUID | None = None
-    ) -> AsyncIterator[Order]:
+    ) -> AsyncGenerator[Order]:
         """The order as it is, then at each change, until it is settled; raises `OrderNotFound`.
 
         If `viewer` is its customer and can pay it, a change brings the client secret.
@@ -138,10 +139,18 @@ class Orders:
 
     async def settled(self, order: Order, *, seconds: float) -> Order:
         """The order once it is settled, or as it is after `seconds`; or at once, if too many watch."""
+        return await self.until(order, lambda latest: latest.settled, seconds=seconds)
+
+    async def until(self, order: Order, condition: Callable[[Order], bool], *, seconds: float) -> Order:
+        """The order once it is settled or meets `condition`, or as `settled`."""
+        if condition(order):
+            return order
         try:
-            async with asyncio.timeout(seconds):
-                async for latest in self.changes(order.id, customer_id=None):
+            async with asyncio.timeout(seconds), aclosing(self.changes(order.id, customer_id=None)) as changes:
+                async for latest in changes:
                     order = latest
+                    if condition(order):
+                        break
         except (TimeoutError, RateLimited):
             pass  # the order settles in any case
         return order
@@ -220,7 +229,7 @@ class Orders:
             return await self.settled(order, seconds=_SETTLE_SECONDS)
         if saga.progress.kind is Kind.REFUND:
             STARTED.labels(Kind.REFUND).inc()
-        self._announce(order.id)
+        self.announce(order.id)
         await asyncio.wait({self._worker.start(saga)}, timeout=_SETTLE_SECONDS)
         if saga.progress.kind is Kind.REFUND and saga.progress.phase is Phase.UNDONE:
             raise RefundRefused(cause=saga.progress.reason)
@@ -256,9 +265,10 @@ class Orders:
             check_etag(mutation.etag, database.etag(order.version))
             order.check_move(wanted)
             order = await orders.move(tx, order, wanted, parcel, mutation.by, cause=cause)
-        self._announce(order.id)
+        self.announce(order.id)
         return order
 
-    def _announce(self, order_id: uuid.UUID) -> None:
+    def announce(self, order_id: uuid.UUID) -> None:
+        """Has the events and the live views of an order that was changed just now follow at once."""
         self._relay.nudge()
         self._watch.nudge(order_id)

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from services.chassis.errors import AppError, Refused, RequestIdReused
 from services.chassis.money import Money
 from services.chassis.server import statuses, wire
 from services.orders.domain import HOLD_SECONDS, DraftOrder, Payment, PaymentState, Product, RequestedLine, State
+from services.orders.saga.attempts import PaymentTerms
 from services.orders.saga.plan import Saga, Withdrawn
 from stampede.catalog.v1 import snapshot_service_pb2 as catalog_pb
 from stampede.catalog.v1.snapshot_service_pb2_grpc import SnapshotServiceStub
@@ -79,6 +81,8 @@ class Hold:
     pools: tuple[uuid.UUID, ...] = ()
     abandoned: bool = False
     """Whether its customer gave up paying; only `release` reads it."""
+    reholds: int = 0
+    """How often its units were held again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +173,21 @@ class Inventory:
 
     async def _release(self, holds: Sequence[Hold]) -> list[_Reserved]:
         abandoned = dict.fromkeys(str(hold.order_id) for hold in holds if hold.abandoned)
+        again = {hold.order_id: hold.reholds for hold in holds if hold.reholds}
+        reholds = [inventory_pb.Rehold(id=str(order_id), number=number) for order_id, number in again.items()]
         return await self._settle(
-            self._stub.BatchRelease, inventory_pb.BatchReleaseRequest, holds, abandoned_ids=abandoned
+            self._stub.BatchRelease, inventory_pb.BatchReleaseRequest, holds, abandoned_ids=abandoned, reholds=reholds
         )
+
+    async def rehold(self, hold: Hold) -> inventory_pb.Reservation:
+        """Holds the units of a released hold again, by the rules of a new order; raises its refusals."""
+        request = inventory_pb.BatchReholdRequest(
+            reholds=[inventory_pb.Rehold(id=str(hold.order_id), number=hold.reholds)]
+        )
+        (outcome,) = _reservations((await self._target.call(self._stub.BatchRehold, request)).outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     async def _settle(self, method: Any, request: Any, holds: Sequence[Hold], **more: Any) -> list[_Reserved]:
         # A saga that was taken over in its process may meet its successor in a batch: they share one item.
@@ -233,6 +249,11 @@ class Payments:
             for saga in waited:
                 saga.read_time, saga.withdrawn = now, (saga.order_id, saga.fencing_token) not in wanted
 
+    async def check_terms(self, customer_id: uuid.UUID, terms: PaymentTerms, *, with_card: bool) -> None:
+        """Raises `InvalidFields` as payments does, if an attempt with these terms could not begin."""
+        request = payments_pb.CheckTermsRequest(customer_id=str(customer_id), terms=_terms(terms), with_card=with_card)
+        await self._target.call(self._stub.CheckTerms, request)
+
     async def read(self, order_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Payment]:
         """The payments of at most 200 orders as payments has them now, by order; those that exist."""
         request = payments_pb.GetPaymentsRequest(order_ids=map(str, order_ids))
@@ -278,6 +299,10 @@ def _payment(outcome: payments_pb.PaymentOutcome) -> Payment | AppError:
         status.refunding.minor_units,
         status.in_process,
         status.disputed,
+        attempt=status.attempt,
+        latest_attempt=status.latest_attempt,
+        checkout_url=status.checkout_url,
+        provider_order_id=status.provider_order_id,
     )
 
 
@@ -288,6 +313,19 @@ def _charge_item(saga: Saga) -> payments_pb.Charge:
         amount=wire.money(saga.total),
         payment_method=saga.payment_method,
         hold_expire_time=wire.timestamp(saga.hold_expire_time),
+        attempt=saga.payment_attempt,
+        terms=_terms(saga.terms, hold_expire_time=saga.hold_expire_time) if saga.terms else None,
+    )
+
+
+def _terms(terms: PaymentTerms, *, hold_expire_time: datetime | None = None) -> payments_pb.AttemptTerms:
+    return payments_pb.AttemptTerms(
+        provider=terms.provider,
+        checkout=terms.checkout,
+        return_url=terms.return_url,
+        saved_method_id=terms.saved_method_id,
+        save_method=terms.save_method,
+        hold_expire_time=wire.timestamp(hold_expire_time) if hold_expire_time else None,
     )
 
 

@@ -103,7 +103,7 @@ NEXT = {
     State.PARTIALLY_REFUNDED: {State.SHIPPED, State.DELIVERED, State.REFUNDED, State.PARTIALLY_REFUNDED},
     State.SHIPPED: {State.DELIVERED, State.REFUNDED, State.PARTIALLY_REFUNDED},
     State.DELIVERED: {State.REFUNDED, State.PARTIALLY_REFUNDED},
-    State.FAILED: set(),
+    State.FAILED: {State.PENDING},  # its customer pays once more
     State.CANCELLED: set(),
     State.EXPIRED: set(),
     State.REFUNDED: set(),
@@ -152,6 +152,14 @@ class Payment:
     """The provider has answered that it is moving the money, which can take days; False in an order that was read."""
     disputed: bool = False
     """A bank demands the money back, or has taken it; False in the payment of an order that was read."""
+    attempt: int = 0
+    """The attempt that this is about; 0 in the payment of an order that was read."""
+    latest_attempt: int = 0
+    """The latest one that payments knows of; above `attempt` if that was not made."""
+    checkout_url: str = ""
+    """The provider's page on which the customer pays."""
+    provider_order_id: str = ""
+    """The provider's id that its script pays in the customer's browser, if not with the secret: Razorpay's."""
 
     @property
     def in_progress(self) -> bool:
@@ -332,6 +340,10 @@ class Order(DraftOrder):
     """Whether a cancellation was accepted and is not carried out yet."""
     disputed: bool = False
     """Whether a bank demands its money back, or has taken it."""
+    payment_attempts: int = 0
+    """How many further attempts to pay it its customer has asked for."""
+    reopened: int = 0
+    """How often it was paid once more after it had failed, and its units were held again."""
     version: int = 1
     create_time: datetime = _NOT_WRITTEN
     """The database's clock sets it."""

@@ -26,8 +26,10 @@ from services.orders.domain import (
     RequestedLine,
     State,
 )
+from services.orders.placing.paying import Asked, Payer
 from services.orders.placing.place import Placer
 from services.orders.saga import operators
+from services.orders.saga.attempts import PaymentTerms
 from services.orders.saga.plan import SagaView
 from stampede.orders.v1 import order_service_pb2 as pb
 from stampede.orders.v1 import order_service_pb2_grpc as pb_grpc
@@ -38,8 +40,8 @@ from stampede.orders.v1 import saga_service_pb2_grpc as saga_grpc
 class OrderService(pb_grpc.OrderServiceServicer):
     """The methods for customers, and for staff after an order was placed."""
 
-    def __init__(self, placer: Placer, orders: Orders, pages: Pages) -> None:
-        self._placer, self._orders, self._pages = placer, orders, pages
+    def __init__(self, placer: Placer, payer: Payer, orders: Orders, pages: Pages) -> None:
+        self._placer, self._payer, self._orders, self._pages = placer, payer, orders, pages
 
     async def PlaceOrder(self, request: pb.PlaceOrderRequest, context: Any) -> pb.Order:
         seconds = 0.0
@@ -90,6 +92,17 @@ class OrderService(pb_grpc.OrderServiceServicer):
         return pb.ListOrderLogResponse(
             entries=[_entry_to_proto(entry, in_full=in_full) for entry in entries[:size]], next_page_token=token
         )
+
+    async def PayOrder(self, request: pb.PayOrderRequest, context: Any) -> pb.OrderPayment:
+        # Only their own orders, also if they are staff.
+        mutation = Mutation(
+            order_id=uuid.UUID(request.order_id), customer_id=request_context.user_id(), by=_actor(),
+            key=request_context.request_key(request),
+        )  # fmt: skip
+        saved = str(uuid.UUID(request.saved_method_id)) if request.saved_method_id else ""
+        terms = PaymentTerms(request.provider, request.checkout, request.return_url, saved, request.save_method)
+        order = await self._payer.pay(mutation, Asked(terms=terms, payment_method=request.payment_method))
+        return _payment_to_proto(order) or pb.OrderPayment(state=pb.OrderPayment.PROCESSING)
 
     async def CancelOrder(self, request: pb.CancelOrderRequest, context: Any) -> pb.Order:
         return to_proto(await self._orders.cancel(_mutation(request, note=request.reason)))
@@ -239,11 +252,8 @@ def to_proto(order: Order) -> pb.Order:
         note=order.note,
         disputed=order.disputed,
     )
-    if order.payment:
-        message.payment.id, message.payment.provider = str(order.payment.id), order.payment.provider
-        message.payment.state = pb.OrderPayment.State.Value(order.payment.state)
-        if order.payment.state is PaymentState.AWAITING_CUSTOMER:
-            message.payment.client_secret = order.payment.client_secret
+    if payment := _payment_to_proto(order):
+        message.payment.CopyFrom(payment)
     if order.shipping_address:
         message.shipping_address.CopyFrom(pb.Address(**asdict(order.shipping_address)))
     if order.refunded_minor:
@@ -255,6 +265,22 @@ def to_proto(order: Order) -> pb.Order:
         if shipment.deliver_time:
             message.shipment.deliver_time.CopyFrom(wire.timestamp(shipment.deliver_time))
     return message
+
+
+def _payment_to_proto(order: Order) -> pb.OrderPayment | None:
+    payment = order.payment
+    if payment is None:
+        return None
+    waits = payment.state is PaymentState.AWAITING_CUSTOMER
+    return pb.OrderPayment(
+        id=str(payment.id),
+        provider=payment.provider,
+        state=pb.OrderPayment.State.Value(payment.state),
+        client_secret=payment.client_secret if waits else "",
+        failure_reason=payment.failure_reason,
+        checkout_url=payment.checkout_url if waits else "",
+        provider_order_id=payment.provider_order_id if waits else "",
+    )
 
 
 def _entry_to_proto(entry: LogEntry, *, in_full: bool) -> pb.OrderLogEntry:

@@ -9,7 +9,9 @@ from services.payments.books import cli as books
 from services.payments.books.rpc import BooksService
 from services.payments.charges import Charges
 from services.payments.dispatch.dispatcher import ChargeDispatcher
+from services.payments.dispatch.offers import Offers
 from services.payments.dispatch.reconciler import Reconciler
+from services.payments.dispatch.saved_methods import SavedMethods
 from services.payments.providers import registry
 from services.payments.refunds.create import Refunds
 from services.payments.rpc import ChargeService, PaymentService
@@ -29,10 +31,16 @@ async def main(config: Settings) -> None:
         dispatcher = ChargeDispatcher(process.db, providers, process.relay.nudge)
         reconciler = Reconciler(process.db, dispatcher, process.relay)
         charges = Charges(process.db, dispatcher, process.relay.nudge, providers)
+        saved = SavedMethods(process.db, providers)
+        hosts = [host.strip().lower() for host in config.return_hosts.split(",") if host.strip()]
+        offers = Offers(providers, saved, return_hosts=hosts, is_local=config.environment == "local")
         refunding, inbox = Refunds(process.db, dispatcher), Inbox(process.db, reconciler.wake)
-        charge_service_pb2_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunding), process.server)
+        charge_service_pb2_grpc.add_ChargeServiceServicer_to_server(
+            ChargeService(charges, refunding, offers), process.server
+        )
         payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(
-            PaymentService(charges, refunding, inbox, providers), process.server
+            PaymentService(charges, refunding, saved, inbox, providers, Pages(*config.page_secret.values())),
+            process.server,
         )
         books_service_pb2_grpc.add_BooksServiceServicer_to_server(
             BooksService(process.db, Pages(*config.page_secret.values())), process.server
@@ -41,7 +49,7 @@ async def main(config: Settings) -> None:
         process.run_cleanups(provider_events.CLEANUP, refunds.REQUESTS_CLEANUP)
         for loop in (
             reconciler.reconcile, reconciler.renew_leases, reconciler.apply_events, reconciler.watch_events,
-            reconciler.count_open,
+            reconciler.count_open, saved.detach_pending,
         ):  # fmt: skip
             process.background(loop.__name__, loop)
         for name, provider in providers.items():

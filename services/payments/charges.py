@@ -1,6 +1,7 @@
 """Charging, cancelling and reversing the payments of orders."""
 
 import dataclasses
+import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +15,27 @@ from services.chassis.data.db import Database
 from services.chassis.errors import AppError, RequestIdReused
 from services.chassis.events import outbox
 from services.chassis.money import Money
+from services.payments.dispatch import attempts
 from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
+from services.payments.dispatch.saved_methods import SavedMethods
 from services.payments.dispatch.settle import ended_event
 from services.payments.domain import (
     CHARGE_DISPUTED,
     OPEN,
+    PAGE_SECONDS_LEAST,
     REVERSAL,
     REVERSAL_REFUSED,
     Charge,
     NewRefund,
     Payment,
+    PaymentMethodNotFound,
     PaymentNotFound,
     Refund,
     State,
+    Terms,
 )
 from services.payments.providers import Providers
-from services.payments.sql import disputes, leases, payments, refunds
+from services.payments.sql import disputes, leases, lists, payments, refunds
 from services.payments.sql.refunds import Refusals
 
 REVERSALS_MOST = 3
@@ -53,8 +59,9 @@ class Charges:
     def __init__(
         self, db: Database, dispatcher: ChargeDispatcher, published: Callable[[], None], providers: Providers
     ) -> None:
-        """`published` is called after a commit that stored events. `providers.default` gets all new payments."""
+        """`published` is called after a commit that stored events. New payments begin at `providers.default`."""
         self._db, self._dispatcher, self._published, self._providers = db, dispatcher, published, providers
+        self._saved = SavedMethods(db, providers)
         self._begin: Batcher[Sequence[Charge], list[Begun | AppError]] = Batcher(
             "payments.begin", self._begin_all, size_max=_CALLS_MOST
         )
@@ -75,50 +82,58 @@ class Charges:
         """Commit the payments of several calls before the provider is called, so that a crash cannot lose them.
 
         An order that has a payment keeps it; one that occurs twice gets one. `RequestIdReused` if the payment is for
-        another customer or amount.
+        another customer or amount. A payment that does not know the attempt of its charge may begin it.
         """
+        calls = [
+            [charge if charge.terms is None else await self._with_terms(charge, charge.terms) for charge in call]
+            for call in calls
+        ]
         charges = [charge for call in calls for charge in call]
         made = await payments.insert_alone(
             self._db, self._chargeable(charges), state=State.PROCESSING, provider=self._providers.default.name
         )
-        known: dict[uuid.UUID, Payment] = {}
-        retried: dict[uuid.UUID, Payment] = {}
+        begun = {order_id: Begun(payment=payment, call_provider=True) for order_id, payment in made.items()}
         if missing := [charge.order_id for charge in charges if charge.order_id not in made]:
             async with self._db.begin() as tx:
                 known = await payments.read_by_order(tx, missing, lock=False)
-                retried = await self._start_attempts(tx, charges, known)
-        ours = made | retried
+                begun |= {order_id: Begun(payment=payment, call_provider=False) for order_id, payment in known.items()}
+                begun |= await _ask_for_attempts(tx, charges, known)
 
         def outcome(charge: Charge) -> Begun | AppError:
-            payment = ours.get(charge.order_id) or known[charge.order_id]
-            if _differs(payment, charge):
-                return RequestIdReused(requestId=charge.order_id)
-            return Begun(payment=payment, call_provider=charge.order_id in ours)
+            one = begun[charge.order_id]
+            return RequestIdReused(requestId=charge.order_id) if _differs(one.payment, charge) else one
 
         return [[outcome(charge) for charge in call] for call in calls]
 
-    async def _start_attempts(
-        self, tx: AsyncSession, charges: Sequence[Charge], known: dict[uuid.UUID, Payment]
-    ) -> dict[uuid.UUID, Payment]:
-        """Start a new attempt, with a new key, for each new card of a payment that waits for its customer."""
-        cards = {
-            payment.id: charge.payment_method
-            for charge in charges
-            if (payment := known.get(charge.order_id)) is not None
-            and charge.payment_method
-            and payment.customer_pays
-            and self._providers[payment.provider].can.charges_tokens
-            and payment.state is State.AWAITING_CUSTOMER
-            and not payment.cancel_requested
-            and not _differs(payment, charge)
-        }
-        return await payments.start_attempts(tx, cards) if cards else {}
-
     def _chargeable(self, charges: Sequence[Charge]) -> Sequence[Charge]:
         """Leave out cards that new payments cannot use: where no token is charged, customers pay in the browser."""
-        if self._providers.default.can.charges_tokens:
-            return charges
-        return [dataclasses.replace(charge, payment_method="") for charge in charges]
+
+        def takes_card(charge: Charge) -> bool:
+            name = charge.terms.provider if charge.terms else ""
+            return (self._providers[name] if name else self._providers.default).can.charges_tokens
+
+        return [
+            charge
+            if not charge.payment_method or takes_card(charge)
+            else dataclasses.replace(charge, payment_method="")
+            for charge in charges
+        ]
+
+    async def _with_terms(self, charge: Charge, terms: Terms) -> Charge:
+        """Return a charge whose terms can be met: by a provider of this deployment, a saved card, a page that lasts."""
+        provider = terms.provider if terms.provider in self._providers else ""
+        end = max(terms.page_end, int(time.time()) + PAGE_SECONDS_LEAST) if terms.checkout else 0
+        charge = dataclasses.replace(charge, terms=dataclasses.replace(terms, provider=provider, page_end=end))
+        if not terms.saved_method:
+            return charge
+        try:
+            saved = await self._saved.get(charge.customer_id, uuid.UUID(terms.saved_method))
+        except PaymentMethodNotFound as missing:  # removed since orders has checked it
+            plain = Terms(number=terms.number, provider=provider, refusal=missing.reason)
+            return dataclasses.replace(charge, terms=plain)
+        return dataclasses.replace(
+            charge, payment_method=saved.card.reference, terms=dataclasses.replace(terms, provider=saved.provider)
+        )
 
     async def cancel(self, charges: Sequence[Charge]) -> list[Payment]:
         """Cancel the payments of orders for which no money has moved."""
@@ -172,7 +187,7 @@ class Charges:
             await leases.hasten(tx, "payments", repeated)
         if requested:
             await payments.request_cancel(tx, [payment.id for payment in requested])
-            found |= {p.order_id: dataclasses.replace(p, cancel_requested=True) for p in requested}
+            found |= {p.order_id: dataclasses.replace(p, cancel_requested=True, next_terms=None) for p in requested}
         return found, {payment.id for payment in requested}
 
     async def _void(
@@ -221,10 +236,49 @@ class Charges:
             disputed = await disputes.read_disputed(tx, [payment.id for payment in known.values()])
         return [known.get(order_id) or PaymentNotFound(orderId=order_id) for order_id in order_ids], disputed
 
+    async def page(
+        self, state: State | None, *, before: uuid.UUID | None, most: int
+    ) -> tuple[list[Payment], uuid.UUID | None]:
+        """Return one page of payments, newest first, and the id at its end; None on the last page."""
+        return await lists.page_of_payments(self._db, state, before=before, most=most)
+
     async def get(self, payment_id: uuid.UUID) -> Payment:
         """Raises `PaymentNotFound`."""
         async with self._db() as tx:
             return await payments.read_one(tx, payment_id, lock=False)
+
+
+async def _ask_for_attempts(
+    tx: AsyncSession, charges: Sequence[Charge], known: Mapping[uuid.UUID, Payment]
+) -> dict[uuid.UUID, Begun]:
+    """Begin the attempts that payments does not know of, or have them wait; return the changed payments, by order.
+
+    The row lock orders this against results and cancellations.
+    """
+    asked = {
+        charge.order_id: dataclasses.replace(charge.terms, payment_method=charge.payment_method)
+        for charge in charges
+        if charge.terms
+        and (payment := known.get(charge.order_id)) is not None
+        and charge.terms.number > payment.latest_order_attempt
+        and not _differs(payment, charge)
+    }
+    locked = await payments.read_by_order(tx, sorted(asked), lock=True)
+    after = {
+        order_id: attempts.ask(payment, asked[order_id])
+        for order_id, payment in locked.items()
+        if asked[order_id].number > payment.latest_order_attempt
+    }
+    await payments.store(tx, list(after.values()))
+    # One that waits for the call in progress is carried on by it.
+    return {
+        order_id: Begun(payment=_stored(payment), call_provider=attempts.calls_now(locked[order_id], payment))
+        for order_id, payment in after.items()
+    }
+
+
+def _stored(payment: Payment) -> Payment:
+    return dataclasses.replace(payment, version=payment.version + 1)
 
 
 def _differs(payment: Payment, charge: Charge) -> bool:

@@ -20,6 +20,9 @@ REFUND_CHECK_SECONDS = 15.0
 """After this long, a comparison of refunds with the provider's list that has not finished begins again."""
 READ_AGAIN_SECONDS = 0.05
 """A call that takes money and begins later than this after its payment was read looks again whether it is wanted."""
+PAGE_SECONDS_LEAST = 2_700
+"""A page on which a customer pays ends no earlier by itself. Stripe's shortest time is 30 minutes after it was made,
+which may be some minutes after it was asked for; an earlier end of a hold ends the page by a call."""
 MISSING_AT_PROVIDER = "MISSING_AT_PROVIDER"
 OTHER_AMOUNT = "OTHER_AMOUNT"
 REVERSAL_REFUSED = "REVERSAL_REFUSED"
@@ -27,6 +30,8 @@ CHARGE_DISPUTED = "CHARGE_DISPUTED"
 """The problem of a payment that shall be reversed while a bank holds its money."""
 REVERSAL = "order reversed"
 """The reason of refunds that reverse a payment."""
+PROVIDER_NOT_SET_UP = "PROVIDER_NOT_SET_UP"
+"""The settings do not name the provider of a payment or refund any more. It goes on once they do again."""
 MISSING_CHECKS = 3
 """A payment whose cancellation was requested ends once the provider has said so often that it has no such charge."""
 EVENT_ATTEMPTS_MOST = 12
@@ -92,12 +97,12 @@ DISPUTE_MOVES: dict[DisputeState, frozenset[DisputeState]] = {
 OPEN = frozenset((State.AWAITING_CUSTOMER, State.PROCESSING))
 _ENDS = frozenset((State.SUCCEEDED, State.FAILED, State.CANCELLED))
 
-# All moves that exist. The two open states alternate (3-D Secure, another card); no move leads back to them.
+# All moves that exist. The two open states alternate: 3-D Secure, another attempt. Only an attempt leads back to them.
 MOVES: dict[State, frozenset[State]] = {
     State.AWAITING_CUSTOMER: _ENDS | {State.PROCESSING},
     State.PROCESSING: _ENDS | {State.AWAITING_CUSTOMER},
     State.SUCCEEDED: frozenset((State.REFUNDED,)),
-    State.FAILED: frozenset(),
+    State.FAILED: frozenset((State.PROCESSING,)),
     State.CANCELLED: frozenset(),
     State.REFUNDED: frozenset((State.SUCCEEDED,)),  # a refund failed after it had succeeded
 }
@@ -106,6 +111,11 @@ MOVES: dict[State, frozenset[State]] = {
 class PaymentNotFound(AppError):
     code = "NOT_FOUND"
     template = "There is no such payment."
+
+
+class PaymentMethodNotFound(AppError):
+    code = "NOT_FOUND"
+    template = "There is no payment method {paymentMethodId}."
 
 
 class RefundTooLarge(AppError):
@@ -134,6 +144,35 @@ class BadSignature(AppError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How the customer pays an attempt that they asked for."""
+
+    number: int
+    """By which orders counts them; 0 stands for the attempt that the order came with, which has no terms."""
+    provider: str = ""
+    """In a request, empty for that of the earlier attempt."""
+    payment_method: str = ""
+    """The token of a card, until the attempt begins."""
+    checkout: bool = False
+    """Whether the customer pays on a page of the provider."""
+    return_url: str = ""
+    """The address to which that page sends them back."""
+    page_end: int = 0
+    """When that page ends, in seconds since 1970."""
+    saved_method: str = ""
+    """The id of the customer's saved method that is charged."""
+    saves_method: bool = False
+    """Whether the provider saves the method that pays; the customer has agreed to it."""
+    refusal: str = ""
+    """Why the customer cannot pay as they asked for: they pay in the browser then."""
+
+    @property
+    def names_customer(self) -> bool:
+        """Whether the charge belongs to a customer at the provider."""
+        return bool(self.saved_method) or self.saves_method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
     """One line of a request of orders: the order, its customer, and the money to take."""
 
@@ -143,6 +182,8 @@ class Charge:
     payment_method: str = ""
     hold_expire_time: datetime | None = None
     """When the units of the order are given up; None if that is not known."""
+    terms: Terms | None = None
+    """Of an attempt that the customer asked for; None for the one that the order came with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,11 +223,40 @@ class Payment:
     """When the units of the order are given up, as the first charge said: calls that end earlier go first."""
     capture_reference: str | None = None
     """The provider's id of the money that was authorised or taken, if it differs from that of the charge."""
+    order_attempt: int = 0
+    """The attempt in progress, by the number that orders gave it."""
+    latest_order_attempt: int = 0
+    """The latest attempt that orders asked for; above `order_attempt` if it waits, or if it was not made."""
+    terms: Terms | None = None
+    """Of the attempt in progress; None for the one that the order came with."""
+    next_terms: Terms | None = None
+    """Of the attempt that begins as soon as the charge of the present one is voided."""
+    former_references: tuple[str, ...] = ()
+    """The charges and pages of earlier attempts. Money that arrives there is stray."""
+    checkout_reference: str | None = None
+    """The provider's id of the page on which the customer pays, which makes the charge only once they do."""
+    checkout_url: str | None = None
+    """Its address, while they can pay there."""
 
     @property
     def charge_reference(self) -> str | None:
         """The provider's id of the charge whose money a refund returns."""
         return self.capture_reference or self.provider_reference
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the provider has a charge, or a page, of the attempt in progress, as far as is known."""
+        return self.provider_reference is not None or self.checkout_reference is not None
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The provider's ids of the attempt in progress."""
+        return tuple(one for one in (self.provider_reference, self.checkout_reference) if one)
+
+    @property
+    def accepted_attempt(self) -> int:
+        """The attempt that the customer may rely on, by the number that orders gave it."""
+        return self.next_terms.number if self.next_terms else self.order_attempt
 
     @property
     def left_minor(self) -> int:
@@ -201,12 +271,40 @@ class Payment:
     @property
     def is_payable(self) -> bool:
         """Whether its customer may pay it."""
-        return self.state is State.AWAITING_CUSTOMER and not self.cancel_requested
+        return self.state is State.AWAITING_CUSTOMER and not self.cancel_requested and not self.next_terms
+
+    @property
+    def payable_reference(self) -> str | None:
+        """The charge that its customer pays by the provider's id alone; None if that needs a secret or a page."""
+        return None if self.client_secret or self.checkout_reference else self.provider_reference
 
     def is_in_process(self, now: float) -> bool:
         """Whether the provider answers, at `now` in seconds since 1970, that it processes the charge: a bank debit."""
         begun = self.provider_reference is not None and self.payment_method is None
         return self.state is State.PROCESSING and begun and _is_recent(self.answer_time, now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A card that a provider keeps for a customer, by what they recognise it."""
+
+    reference: str
+    """The provider's id of it."""
+    brand: str
+    last4: str
+    expire_month: int
+    expire_year: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedMethod:
+    """A card that a customer has agreed to save."""
+
+    id: uuid.UUID
+    customer_id: uuid.UUID
+    provider: str
+    card: Card
+    create_time: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +375,8 @@ class NewRefund:
     amount_minor: int
     reason: str
     stray_reference: str | None = None
+    stray_provider: str = ""
+    """Where that charge is, if not at the payment's provider."""
 
 
 @dataclass(frozen=True, slots=True)

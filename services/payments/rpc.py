@@ -7,14 +7,18 @@ from typing import Any
 
 import grpc
 from google.api import httpbody_pb2
+from google.protobuf import empty_pb2
 
 from services.chassis import request_context
 from services.chassis.data import db
 from services.chassis.errors import AppError, InvalidFields
 from services.chassis.money import Money
-from services.chassis.server import statuses, wire
+from services.chassis.server import paging, statuses, wire
+from services.chassis.server.paging import Pages
 from services.payments.charges import Charges
-from services.payments.domain import Charge, Payment, State
+from services.payments.dispatch.offers import Offers
+from services.payments.dispatch.saved_methods import SavedMethods
+from services.payments.domain import Charge, Payment, SavedMethod, State, Terms
 from services.payments.providers import Providers
 from services.payments.refunds.create import RefundLine, Refunds
 from services.payments.sql.refunds import RefundOfPayment
@@ -31,14 +35,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ChargeService(charge_grpc.ChargeServiceServicer):
     """The methods for orders."""
 
-    def __init__(self, charges: Charges, refunds: Refunds) -> None:
-        self._charges, self._refunds = charges, refunds
+    def __init__(self, charges: Charges, refunds: Refunds, offers: Offers) -> None:
+        self._charges, self._refunds, self._offers = charges, refunds, offers
 
     async def BatchCharge(
         self, request: charge_pb.BatchChargeRequest, _context: Context
     ) -> charge_pb.BatchChargeResponse:
         outcomes = await self._charges.charge(_charges(request.charges))
         return charge_pb.BatchChargeResponse(outcomes=_outcomes(outcomes))
+
+    async def CheckTerms(self, request: charge_pb.CheckTermsRequest, _context: Context) -> charge_pb.CheckTermsResponse:
+        customer_id, terms = uuid.UUID(request.customer_id), _terms(request.terms)
+        await self._offers.check(customer_id, terms, with_card=request.with_card)
+        return charge_pb.CheckTermsResponse()
 
     async def BatchCancel(
         self, request: charge_pb.BatchCancelRequest, _context: Context
@@ -67,13 +76,53 @@ class ChargeService(charge_grpc.ChargeServiceServicer):
 
 
 class PaymentService(pb_grpc.PaymentServiceServicer):
-    """The methods for staff and for providers."""
+    """The methods for staff, for customers' saved methods, and for providers."""
 
-    def __init__(self, charges: Charges, refunds: Refunds, inbox: Inbox, providers: Providers) -> None:
-        self._charges, self._refunds, self._inbox, self._providers = charges, refunds, inbox, providers
+    def __init__(
+        self,
+        charges: Charges,
+        refunds: Refunds,
+        saved: SavedMethods,
+        inbox: Inbox,
+        providers: Providers,
+        pages: Pages,
+    ) -> None:
+        self._charges, self._refunds, self._saved = charges, refunds, saved
+        self._inbox, self._providers, self._pages = inbox, providers, pages
+
+    async def ListPaymentMethods(
+        self, request: pb.ListPaymentMethodsRequest, _context: Context
+    ) -> pb.ListPaymentMethodsResponse:
+        customer_id, size = request_context.user_id(), paging.size(request.page_size)
+        query = {"methods of": customer_id}
+        position = self._pages.verify(request.page_token, query)
+        before = uuid.UUID(position[0]) if position else None
+        methods = await self._saved.page(customer_id, before=before, most=size + 1)
+        token = self._pages.sign([str(methods[size - 1].id)], query) if len(methods) > size else ""
+        return pb.ListPaymentMethodsResponse(
+            payment_methods=map(_method_to_proto, methods[:size]), next_page_token=token
+        )
+
+    async def DeletePaymentMethod(self, request: pb.DeletePaymentMethodRequest, _context: Context) -> empty_pb2.Empty:
+        await self._saved.remove(request_context.user_id(), uuid.UUID(request.method_id))
+        return empty_pb2.Empty()
 
     async def GetPayment(self, request: pb.GetPaymentRequest, _context: Context) -> pb.Payment:
         return _to_proto(await self._charges.get(uuid.UUID(request.payment_id)))
+
+    async def ListPayments(self, request: pb.ListPaymentsRequest, _context: Context) -> pb.ListPaymentsResponse:
+        query = {"state": request.state}
+        position = self._pages.verify(request.page_token, query)
+        rows, end = await self._charges.page(
+            State(pb.Payment.State.Name(request.state)) if request.state else None,
+            before=uuid.UUID(position[0]) if position else None,
+            most=paging.size(request.page_size),
+        )
+        found = paging.fit(rows, _to_proto)
+        if len(found) < len(rows):
+            end = rows[len(found) - 1].id
+        token = self._pages.sign([str(end)], query) if end else ""
+        return pb.ListPaymentsResponse(payments=found, next_page_token=token)
 
     async def RefundPayment(self, request: pb.RefundPaymentRequest, _context: Context) -> pb.Payment:
         payment = await self._refunds.refund_payment(
@@ -115,12 +164,21 @@ def _charges(items: Sequence[charge_pb.Charge]) -> list[Charge]:
             amount=wire.money_of(item.amount),
             payment_method=item.payment_method,
             hold_expire_time=wire.datetime_of(item.hold_expire_time) if item.HasField("hold_expire_time") else None,
+            terms=_terms(item.terms, number=item.attempt) if item.attempt else None,
         )
         for item in items
     ]
     if len({charge.order_id for charge in charges}) < len(charges):
         raise InvalidFields({"charges": "must not name an order twice"})
     return charges
+
+
+def _terms(message: charge_pb.AttemptTerms, *, number: int = 0) -> Terms:
+    return Terms(
+        number=number, provider=message.provider, checkout=message.checkout, return_url=message.return_url,
+        page_end=message.hold_expire_time.seconds, saves_method=message.save_method,
+        saved_method=str(uuid.UUID(message.saved_method_id)) if message.saved_method_id else "",
+    )  # fmt: skip
 
 
 def _refund_lines(items: Sequence[charge_pb.Refund]) -> list[RefundLine]:
@@ -189,6 +247,10 @@ def _to_status(payment: Payment, *, in_process: bool, disputed: bool) -> charge_
         in_process=in_process,
         disputed=disputed,
         needs_attention=payment.problem,
+        attempt=payment.accepted_attempt,
+        latest_attempt=payment.latest_order_attempt,
+        checkout_url=(payment.checkout_url or "") if payment.is_payable else "",
+        provider_order_id=(payment.payable_reference or "") if payment.is_payable else "",
     )
 
 
@@ -206,4 +268,16 @@ def _to_proto(payment: Payment) -> pb.Payment:
         etag=db.etag(payment.version),
         create_time=wire.timestamp(payment.create_time),
         update_time=wire.timestamp(payment.update_time),
+    )
+
+
+def _method_to_proto(method: SavedMethod) -> pb.PaymentMethod:
+    return pb.PaymentMethod(
+        id=str(method.id),
+        provider=method.provider,
+        brand=method.card.brand,
+        last4=method.card.last4,
+        expire_month=method.card.expire_month,
+        expire_year=method.card.expire_year,
+        create_time=wire.timestamp(method.create_time),
     )

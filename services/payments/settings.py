@@ -18,6 +18,8 @@ class Settings(ServiceSettings):
     stripe_account: str = ""
     """The id of the account, `acct_…`, if its events name it; events of other accounts are refused."""
     stripe_api_base: ExternalUrl = "https://api.stripe.com"
+    return_hosts: str = ""
+    """The hosts of the shop, separated by commas, to which a provider's page may send customers back."""
     provider_calls_per_second: float = Field(default=100, ge=0)
     """Stripe's limit for a live account. All replicas share it: divide it by their number. 0 means no limit."""
     provider_concurrency: int = Field(default=64, ge=1, le=1000)

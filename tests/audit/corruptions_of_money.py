@@ -54,6 +54,13 @@ PAYMENTS = corruptions(
         "UPDATE payments SET client_secret = 'secret' WHERE order_id = '$paid'"),
     ("an ended payment keeps a card", "payment-state", "$paid",
         "UPDATE payments SET payment_method = 'pm_card_visa' WHERE order_id = '$paid'"),
+    ("an ended payment has an attempt that waits", "payment-state", "$paid",
+        "UPDATE payments SET next_terms = '{}' WHERE order_id = '$paid'"),
+    ("an ended payment has a page", "payment-state", "$paid",
+        "UPDATE payments SET checkout_url = 'https://pay.example/', checkout_reference = 'cs_other'"
+        " WHERE order_id = '$paid'"),
+    ("a payment makes an attempt that nobody asked for", "payment-state", "$paid",
+        "UPDATE payments SET order_attempt = 7 WHERE order_id = '$paid'"),
     ("nobody asks about an open payment", "payment-unattended", "$pending",
         "UPDATE payments SET next_check_time = NULL WHERE order_id = '$pending'"),
     ("the check of an open payment is overdue", "payment-unattended", "$pending",

@@ -145,6 +145,28 @@ async def declined(act: Act) -> None:
     await asyncio.gather(*(act.order(sale, "FAILED", card=DECLINED) for _ in range(2)))
 
 
+async def paid_again(act: Act) -> None:
+    """After a decline: one whose units went back, and one whose customer is still at it."""
+    sale = await act.a_sale()
+
+    async def with_another_card(card: str | None, *cards: str) -> None:
+        buyer, order = await act.order(sale, "FAILED" if card else "PAID", card=card)
+        if card:
+            await buyer.patient().until(order["id"], "FAILED", seconds=PATIENCE_SECONDS)
+        act.orders[order["id"]] = buyer, frozenset({"PAID"})
+        for method in cards:
+            # The process that carries the attempt before may have died: then it is in progress for a moment.
+            key = new_id()
+            answer = await eventually(
+                lambda method=method, key=key: buyer.patient().pay(order, key=key, paymentMethod=method),
+                lambda found: found.reason != "PAYMENT_IN_PROGRESS",
+                seconds=PATIENCE_SECONDS,
+            )
+            answer.expect()
+
+    await asyncio.gather(with_another_card(DECLINED, VISA), with_another_card(None, DECLINED, VISA))
+
+
 async def sold_out(act: Act) -> None:
     """Three want the one unit, and ask until one of them has it."""
     sale, sold = await act.a_sale(units=1), asyncio.Event()
@@ -336,7 +358,8 @@ async def overtaken(act: Act) -> None:
 STORIES: dict[str, Callable[[Act], Awaitable[None]]] = {
     story.__name__: story
     for story in (
-        paid, declined, sold_out, provider_fails, provider_slow, paid_in_browser, cancelled, expired, paid_late,
-        hold_lost, extended, refunded, refunded_in_parts, cancelled_by_staff, compensated, overtaken,
+        paid, declined, paid_again, sold_out, provider_fails, provider_slow, paid_in_browser, cancelled, expired,
+        paid_late, hold_lost, extended, refunded, refunded_in_parts, cancelled_by_staff, compensated,
+        overtaken,
     )
 }  # fmt: skip

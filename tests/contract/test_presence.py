@@ -55,6 +55,11 @@ HARMLESS = {
     "restock_lines": "as restock",
     "shipping_address": "the order shows that it has none, before it is shipped",
     "payment_method": "nothing is charged; the order waits for its customer",
+    "provider": "that of the earlier attempt to pay, or that of new payments; the answer names it",
+    "checkout": "return_url is refused without it",
+    "return_url": "refused with checkout",
+    "saved_method_id": "nothing is charged; the order waits for its customer",
+    "save_method": "the method is not saved",
     "expected_total": "the order is placed at the current prices, as it was before the field",
     "flash_sale_id": "an ordinary line at the product's own price; expected_total holds it to what the buyer was shown",
     "amount": "refused unless full is true",
@@ -65,8 +70,13 @@ BY_SERVICES = {
     "stampede.inventory.v1.BatchConfirmRequest.retake": "expired reservations retake nothing",
     "stampede.inventory.v1.Return.lines": "all units",
     "stampede.inventory.v1.BatchReleaseRequest.abandoned_ids": "no customer has given up",
+    "stampede.inventory.v1.BatchReleaseRequest.reholds": "they were held once, and one that was held again is kept",
     "stampede.payments.v1.Refund.amount": "all that is left",
     "stampede.payments.v1.Charge.hold_expire_time": "the charge goes after those that have one",
+    "stampede.payments.v1.Charge.attempt": "the attempt that the order came with",
+    "stampede.payments.v1.Charge.terms": "the customer pays in the browser, at the provider of the earlier attempt",
+    "stampede.payments.v1.AttemptTerms.hold_expire_time": "a page ends after its shortest time",
+    "stampede.payments.v1.CheckTermsRequest.with_card": "whether the provider charges cards at once is not checked",
 }
 """Those that only services leave out. Their clients are generated, so that a misspelt field does not compile."""
 

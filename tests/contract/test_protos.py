@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 VALIDATOR = protovalidate.Validator()
 SERVICES = {path.parent.name for path in ROOT.glob("services/*/__main__.py")}
 
-READS = re.compile(r"(Get|List|Watch|Suggest|Export)([A-Z]|$)")
+READS = re.compile(r"(Get|Check|List|Watch|Suggest|Export)([A-Z]|$)")
 # Sign-in calls: each starts another session or uses a token; ending a session twice is no error.
 WITHOUT_REQUEST_ID = {"Login", "Refresh", "Logout", "VerifyRazorpayPayment"}  # the last one is named by its fields
 NOT_REPEATABLE = {"Login", "Refresh"}

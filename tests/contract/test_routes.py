@@ -126,8 +126,6 @@ POST   /v1/products:import
 GET    /v1/products:export
 GET    /v1/products/{productId}/history
 
-GET    /v1/admin/payments
-POST   /v1/orders/{orderId}:pay
 """
 
 # Answered by Envoy itself.

@@ -86,6 +86,10 @@ class Buyer:
     async def order(self, order_id: str) -> Json:
         return (await self.rest.get(f"/v1/orders/{order_id}")).expect().json
 
+    async def pay(self, order: Json, *, key: str | None = None, **how: Any) -> Answer:
+        """Asks for another attempt to pay an order: with `paymentMethod`, `provider`, and others of `PayOrder`."""
+        return await self.rest.post(f"/v1/orders/{order['id']}:pay", {"requestId": key or new_id(), **how})
+
     async def cancel(self, order_id: str) -> Answer:
         return await self.rest.post(f"/v1/orders/{order_id}:cancel")
 

@@ -12,9 +12,11 @@ _HTTP_OF = {
     3: {400, 408, 413, 415, 426, 431}, 4: {408, 504}, 5: {404}, 6: {409}, 7: {403}, 8: {429}, 9: {400}, 10: {409},
     12: {405}, 14: {502, 503}, 16: {401},
 }  # fmt: skip
+# The sandbox's page is the one address of a machine that an answer may have: customers pay there.
 _LEAKS = re.compile(
     r"Traceback|File \\?\"/|\.py\b(?!-)|sqlalchemy|psycopg|asyncpg|grpc\.aio|\bSELECT\b.+\bFROM\b|\bINSERT INTO\b"
-    r"|\bUPDATE\b.+\bSET\b|constraint \\?\"|127\.0\.0\.1:\d|sk_test_|whsec_|-----BEGIN|\$2b\$\d\d\$|remote_address"
+    r"|\bUPDATE\b.+\bSET\b|constraint \\?\"|127\.0\.0\.1:\d(?!\d*/c/pay/)|sk_test_|whsec_|-----BEGIN"
+    r"|\$2b\$\d\d\$|remote_address"
 )
 _STATUS = {"code", "message", "details"}
 

@@ -79,7 +79,9 @@ def _unpaid_order_has_none(case: Case) -> Iterator[str]:
         return
     if order.state == "CANCELLED" and reservation.state == "CONFIRMED" and is_refunded(case):
         return  # the units did not come back, which staff decide
-    if _is_waiting(case) and reservation.state == "HELD" and reservation.over_seconds < OVER_SECONDS:
+    # A failed order may be about to be paid once more; if it is not, its units go back when its time is over.
+    may_hold = _is_waiting(case) or order.state == "FAILED"
+    if may_hold and reservation.state == "HELD" and reservation.over_seconds < OVER_SECONDS:
         return
     yield f"it is {order.state}, but its reservation is {reservation.state}"
 
@@ -229,7 +231,8 @@ def _charge_is_the_payments(case: Case) -> Iterator[str]:
 
 def _every_charge_has_its_payment(case: Case) -> Iterator[str]:
     expected = _charged(case.payment)
-    refunds = [refund for payment in case.payments for refund in payment.refunds if refund.stray]
+    strays = [refund for payment in case.payments for refund in payment.refunds if refund.stray]
+    refunds = [refund for refund in strays if refund.provider == LEDGER_OF]
     on_their_way = sum(refund.amount_minor for refund in refunds if refund.state == "PENDING" or refund.by_hand)
     for intent in case.captures:
         is_own = expected is not None and intent.id == expected.reference
@@ -267,7 +270,8 @@ def _refunds_are_the_providers(case: Case) -> Iterator[str]:
         ):
             yield f"{refund.id} has {refund.state}, but refund {row.id} is {row.state}"
     for row in rows.values():
-        if row.state == "SUCCEEDED" and not row.by_hand and row.reference not in theirs:
+        is_theirs = row.provider == LEDGER_OF and row.state == "SUCCEEDED" and not row.by_hand
+        if is_theirs and row.reference not in theirs:
             yield f"refund {row.id} SUCCEEDED, but the provider has no {row.reference or 'refund of it'}"
 
 

@@ -75,6 +75,9 @@ COVERAGE: dict[str, dict[str, str]] = {
         "shipping_address": _CLIENT, "note": _CLIENT, "refunded_minor": "order-refunded", "returned": "order-returned",
         "refunding": "saga-of-order",
         "cancel_requested": "cancel-of-order", "secret_wanted": _PACE, "disputed": "order-disputed",
+        "payment_page": "where its customer pays; payments tells them again",
+        "payment_attempts": "a wrong value gives its customer an attempt more or less",
+        "reopened": "a wrong value keeps units held until their time is over",
         "shipment": "order-state", "version": "log-complete",
         "create_time": "order-products", "update_time": "order-state",
     },
@@ -87,7 +90,7 @@ COVERAGE: dict[str, dict[str, str]] = {
         "payment_changed": _PACE, "refunded_minor": "saga-shape", "hold_check_time": _PACE, "kind": "saga-of-order",
         "refund": "saga-shape", "actor": _TEXT, "note": _TEXT, "request_id": _TEXT, "cause": _TEXT,
         "progress_time": "saga-stuck", "provider_bound": _CACHED, "fencing_token": "saga-shape", "attempts": _PACE,
-        "holder": _PACE, "waits_for_provider": "saga-waits", "create_time": _CLOCK,
+        "holder": _PACE, "terms": _CLIENT, "waits_for_provider": "saga-waits", "create_time": _CLOCK,
     },
     "orders.order_log": {
         "id": "log-moves", "create_time": "orders-partitions", "order_id": "log-complete", "version": "log-moves",
@@ -107,7 +110,10 @@ COVERAGE: dict[str, dict[str, str]] = {
         "refunding_minor": "payment-refunds", "cancel_requested": "payment-open", "checks": _PACE,
         "next_check_time": "payment-unattended", "problem": "money-problem", "unanswered_time": _PACE,
         "answer_time": "saga-waits",
-        "refund_check_time": _PACE, "version": "payment-state", "create_time": "payment-state",
+        "refund_check_time": _PACE, "order_attempt": "a wrong value costs the customer another attempt",
+        "latest_order_attempt": "a wrong value costs the customer another attempt", "terms": _CLIENT,
+        "next_terms": "payment-state", "former_references": "provider-stray", "checkout_reference": "payment-state",
+        "checkout_url": "payment-state", "version": "payment-state", "create_time": "payment-state",
         "update_time": "payment-state",
     },
     "payments.refunds": {
@@ -135,6 +141,16 @@ COVERAGE: dict[str, dict[str, str]] = {
         "provider": "part of the key", "reference": "the provider's name of the dispute",
         "payment_id": "a wrong one is refused when the record is read", "due_time": "dispute-unread",
         "attempts": _PACE,
+    },
+    "payments.provider_customers": {
+        "customer_id": "part of the key", "provider": "part of the key",
+        "reference": "the provider's name of the customer; it refuses a card of another one", "create_time": _CLOCK,
+    },
+    "payments.saved_methods": {
+        "id": "the customer's name of the card", "customer_id": "the provider refuses a card of another customer",
+        "provider": "part of the key", "reference": "the provider's name of the card", "brand": _TEXT, "last4": _TEXT,
+        "expire_month": _TEXT, "expire_year": _TEXT, "remove_time": "each list asks the provider again",
+        "detach_time": _PACE, "create_time": _CLOCK, "update_time": _CLOCK,
     },
     "payments.event_walks": {
         "provider": "part of the key", "done_time": "provider-events-read", "next_time": _PACE,

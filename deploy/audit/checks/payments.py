@@ -27,6 +27,10 @@ CHECKS = (
                 WHEN state IN ('AWAITING_CUSTOMER', 'PROCESSING') THEN refunded_minor = 0 AND refunding_minor = 0
                 ELSE client_secret IS NULL AND payment_method IS NULL AND NOT authenticating
                     AND next_check_time IS NULL END
+            -- An attempt waits only for the charge before it, and a page is open only for its customer.
+            AND (next_terms IS NULL OR state = 'PROCESSING')
+            AND (checkout_url IS NULL OR (state = 'AWAITING_CUSTOMER' AND checkout_reference IS NOT NULL))
+            AND order_attempt <= latest_order_attempt
             AND CASE state WHEN 'REFUNDED' THEN refunded_minor = amount_minor
                 WHEN 'SUCCEEDED' THEN refunded_minor < amount_minor OR amount_minor = 0
                 ELSE refunded_minor = 0 END
@@ -36,6 +40,11 @@ CHECKS = (
         """
         UPDATE payments SET client_secret = NULL, payment_method = NULL, authenticating = false, next_check_time = NULL
         WHERE order_id = CAST(:id AS uuid) AND state NOT IN ('AWAITING_CUSTOMER', 'PROCESSING');
+        UPDATE payments SET next_terms = NULL WHERE order_id = CAST(:id AS uuid) AND state <> 'PROCESSING';
+        UPDATE payments SET checkout_url = NULL WHERE order_id = CAST(:id AS uuid)
+            AND (state <> 'AWAITING_CUSTOMER' OR checkout_reference IS NULL);
+        UPDATE payments SET latest_order_attempt = greatest(latest_order_attempt, order_attempt)
+        WHERE order_id = CAST(:id AS uuid);
         UPDATE payments SET state = CASE WHEN refunded_minor = amount_minor THEN 'REFUNDED' ELSE 'SUCCEEDED' END
         WHERE order_id = CAST(:id AS uuid) AND state IN ('SUCCEEDED', 'REFUNDED')
         """,
@@ -96,11 +105,14 @@ CHECKS = (
         SELECT coalesce(p.order_id, r.payment_id), format('refund %s of payment %s is %s, charge %s, reference %s',
             r.id, r.payment_id, r.state, r.charge_reference, coalesce(r.provider_reference, 'none'))
         FROM refunds r LEFT JOIN payments p ON p.id = r.payment_id
-        WHERE NOT coalesce(p.id IS NOT NULL AND r.amount_minor > 0 AND r.provider = p.provider
-            AND (r.stray OR r.amount_minor <= p.amount_minor) AND r.create_time <= r.update_time
-            AND (r.charge_reference = p.provider_reference OR r.stray)
+        WHERE NOT coalesce(p.id IS NOT NULL AND r.amount_minor > 0
+            -- A stray charge may be at the provider of an earlier attempt.
+            AND (r.provider = p.provider OR r.stray) AND (r.stray OR r.amount_minor <= p.amount_minor)
+            AND r.create_time <= r.update_time
+            AND (r.charge_reference = coalesce(p.capture_reference, p.provider_reference) OR r.stray)
             -- A stray charge is one that its payment did not count.
-            AND NOT (r.stray AND r.charge_reference = p.provider_reference AND p.state IN ('SUCCEEDED', 'REFUNDED'))
+            AND NOT (r.stray AND r.charge_reference = coalesce(p.capture_reference, p.provider_reference)
+                AND p.state IN ('SUCCEEDED', 'REFUNDED'))
             AND (r.state = 'PENDING' OR r.next_check_time IS NULL)
             AND (r.state <> 'SUCCEEDED' OR r.provider_reference IS NOT NULL OR r.settlement <> 'PROVIDER'), false)
         UNION ALL
@@ -180,7 +192,8 @@ CHECKS = (
             e.payload->>'reference', p.id, p.state)
         FROM provider_events e JOIN payments p ON p.id::text = e.payload->>'payment_id'
         WHERE e.processed_time IS NOT NULL AND e.error IS NULL AND e.payload->>'charge_status' = 'SUCCEEDED'
-            AND NOT (p.state IN ('SUCCEEDED', 'REFUNDED') AND p.provider_reference = e.payload->>'reference')
+            AND NOT (p.state IN ('SUCCEEDED', 'REFUNDED')
+                AND e.payload->>'reference' IN (p.provider_reference, p.checkout_reference))
             AND NOT EXISTS (SELECT FROM refunds r WHERE r.payment_id = p.id AND r.stray
                 AND r.charge_reference = e.payload->>'reference')
         """,

@@ -84,7 +84,7 @@ _PAYMENTS = """
     FROM payments p LEFT JOIN (
         SELECT payment_id, jsonb_agg(jsonb_build_array(id, state, amount_minor, stray,
             coalesce(provider_reference, ''), extract(epoch FROM clock_timestamp() - create_time),
-            state = 'SUCCEEDED' AND settlement <> 'PROVIDER')) AS refunds
+            state = 'SUCCEEDED' AND settlement <> 'PROVIDER', provider)) AS refunds
         FROM refunds GROUP BY 1
     ) r ON r.payment_id = p.id LEFT JOIN (
         SELECT payment_id, sum(CASE WHEN starts_with(debit, 'provider:') THEN amount_minor ELSE -amount_minor END)
@@ -210,8 +210,8 @@ def payments(connection: Connection) -> Iterator[Payment]:
             id=str(id_), order_id=str(order_id), customer_id=str(customer_id), state=state, provider=provider,
             reference=reference, amount_minor=amount, currency=currency, refunded_minor=refunded, booked_minor=booked,
             refunds=tuple(
-                Refund(id=a, state=b, amount_minor=c, stray=d, reference=e, age_seconds=f, by_hand=g)
-                for a, b, c, d, e, f, g in refunds
+                Refund(id=a, state=b, amount_minor=c, stray=d, reference=e, age_seconds=f, by_hand=g, provider=h)
+                for a, b, c, d, e, f, g, h in refunds
             ),
             disputes=tuple(Dispute(reference=a, state=b, amount_minor=c, withdrawn_minor=d) for a, b, c, d in disputes),
         )  # fmt: skip

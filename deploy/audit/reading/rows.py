@@ -130,6 +130,7 @@ class Refund:
     age_seconds: float = 0.0
     by_hand: bool = False
     """An operator has marked it as done: the money went back another way, of which the provider knows nothing."""
+    provider: str = "stripe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

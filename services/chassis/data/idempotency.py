@@ -44,6 +44,14 @@ async def forget(tx: AsyncSession, key: RequestKey | None) -> None:
         await tx.execute(_FORGET, {"caller": key.caller, "method": key.method, "request_id": key.request_id})
 
 
+async def is_known(tx: AsyncSession, key: RequestKey | None) -> bool:
+    """Returns whether a request was recorded. Records nothing, so `find_repeat` decides in the end."""
+    if key is None:
+        return False
+    of_request = {"caller": key.caller, "method": key.method, "request_id": key.request_id}
+    return (await tx.execute(_FIND, of_request)).one_or_none() is not None
+
+
 async def find_repeat(tx: AsyncSession, key: RequestKey | None, resource_id: uuid.UUID) -> uuid.UUID | None:
     """Returns the resource that the first request under `key` made, or None if this is the first one.
 

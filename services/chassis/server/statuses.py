@@ -105,11 +105,16 @@ def from_rpc_error(error: grpc.aio.AioRpcError, part: str) -> AppError:
     ):
         return Unavailable(part=part)
     status = rpc_status.from_call(error)
-    for packed in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if packed.Unpack(info):
-            return Refused(
-                code=error.code().name, reason=info.reason, domain=info.domain,
-                message=error.details() or "", metadata=dict(info.metadata),
-            )  # fmt: skip
-    raise error
+    info, broken = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    unpacked = [packed.Unpack(info) or packed.Unpack(broken) for packed in (status.details if status else ())]
+    if not any(unpacked) or not info.reason:
+        raise error
+    if broken.field_violations:
+        violations = {violation.field: violation.description for violation in broken.field_violations}
+        invalid = InvalidFields(violations, cause=broken.field_violations[0].reason)
+        invalid.domain = info.domain
+        return invalid
+    return Refused(
+        code=error.code().name, reason=info.reason, domain=info.domain,
+        message=error.details() or "", metadata=dict(info.metadata),
+    )  # fmt: skip

@@ -1,1 +1,1 @@
-"""How an order is placed: hold its stock, write it, start its saga; and the caches that keep losers cheap."""
+"""How an order is placed and paid once more: hold its stock, write it, start its saga; and caches for cheap losers."""

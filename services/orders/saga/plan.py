@@ -15,6 +15,7 @@ from typing import Protocol
 from services.chassis.money import Money
 from services.orders import domain
 from services.orders.domain import Order, Payment, PaymentState, Refund, State
+from services.orders.saga.attempts import PaymentTerms
 
 CANCELLED = "CANCELLED"
 HOLD_EXPIRED = "HOLD_EXPIRED"
@@ -156,6 +157,12 @@ class Saga:
     secret_wanted: bool = True
     """Whether somebody has asked how to pay the order. Without a card, nothing is charged before."""
     products: tuple[uuid.UUID, ...] = ()
+    payment_attempt: int = 0
+    """The latest attempt to pay that the customer asked for; 0 for the one that the order came with."""
+    terms: PaymentTerms | None = None
+    """How they want to pay in it."""
+    reholds: int = 0
+    """How often the units were held again after a decline."""
     attempts: int = 0
     """How often the next step was tried without an outcome."""
     payment: Payment | None = None
@@ -185,6 +192,16 @@ class Saga:
         first = 1 if self.progress.kind is Kind.PURCHASE else 0
         first_step = self.progress.phase is Phase.FORWARD and self.progress.steps_done == first
         return first_step and not self.progress.cancel_reason and not self.payment_changed
+
+    @property
+    def was_not_made(self) -> bool:
+        """Whether payments did not make the latest attempt, because an earlier one may be taking money."""
+        known = self.payment
+        return (
+            known is not None
+            and known.state is PaymentState.PROCESSING
+            and known.attempt < self.payment_attempt <= known.latest_attempt
+        )
 
     @property
     def needs_more_time(self) -> bool:

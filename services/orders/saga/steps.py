@@ -137,4 +137,4 @@ class MeshSteps:
 
 
 def _hold(saga: Saga) -> Hold:
-    return Hold(saga.order_id, saga.pools)
+    return Hold(saga.order_id, saga.pools, reholds=saga.reholds)

@@ -15,10 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis import ids
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events import outbox
-from services.orders import events
+from services.orders import domain, events
 from services.orders.domain import Actor, Order, Refund, State
 from services.orders.events import changed_event
 from services.orders.saga import plan
+from services.orders.saga.attempts import PaymentTerms
 from services.orders.saga.plan import Phase, Saga
 from services.orders.sql import order_log, orders, sagas
 
@@ -51,6 +52,7 @@ _PLACE = text(f"""
 _LOCKED = f"locked AS ({sagas.lock('order_id IN (SELECT id FROM w)')})"  # noqa: S608
 _PURCHASE_END = """
     state = w.state, state_reason = w.reason, payment = coalesce(w.payment, o.payment), cancel_requested = false,
+    payment_page = NULL,
     -- An order that has ended must not change behind its reader: the reversed money is part of its end.
     refunded_minor = greatest(o.refunded_minor, least(w.reversed, o.total_minor))
 """
@@ -71,6 +73,7 @@ _FINISH = text(f"""
     )
     SELECT * FROM changed
 """)  # noqa: S608
+_PAGE = "CASE WHEN w.payment IS NULL THEN o.payment_page ELSE w.page END"
 _SAVE = text(f"""
     WITH w AS (
         SELECT * FROM unnest(
@@ -78,13 +81,14 @@ _SAVE = text(f"""
             CAST(:reasons AS text[]), CAST(:paused AS boolean[]), CAST(:attempts AS integer[]),
             CAST(:seconds AS double precision[]), CAST(:payments AS jsonb[]), CAST(:cancel_reasons AS text[]),
             CAST(:extended AS boolean[]), CAST(:holds AS timestamptz[]), CAST(:causes AS text[]),
-            CAST(:refunded AS bigint[]), CAST(:waits_for_provider AS boolean[])
+            CAST(:refunded AS bigint[]), CAST(:waits_for_provider AS boolean[]), CAST(:pages AS jsonb[])
         ) AS w (id, fencing_token, phase, steps_done, reason, paused, attempts, seconds, payment, cancel_reason,
-            extended, hold, cause, refunded, waits_for_provider)
+            extended, hold, cause, refunded, waits_for_provider, page)
     ), {_LOCKED}, own AS ({sagas.SAVE_OWN}), changed AS (
-        {orders.update("payment = coalesce(w.payment, o.payment), hold_expire_time = w.hold")}
+        {orders.update(f"payment = coalesce(w.payment, o.payment), payment_page = {_PAGE}, hold_expire_time = w.hold")}
         FROM own AS w WHERE o.id = w.id
-            AND (o.payment IS DISTINCT FROM coalesce(w.payment, o.payment) OR o.hold_expire_time <> w.hold)
+            AND (o.payment IS DISTINCT FROM coalesce(w.payment, o.payment) OR o.payment_page IS DISTINCT FROM {_PAGE}
+                OR o.hold_expire_time <> w.hold)
         RETURNING {orders.CHANGED}
     )
     SELECT own.id AS order_id, own.fencing_token, changed.* FROM own LEFT JOIN changed ON changed.id = own.id
@@ -94,6 +98,37 @@ _WANT_SECRET = text(f"""
     WITH locked AS ({sagas.lock("order_id = :id")})
     UPDATE orders o SET secret_wanted = true FROM locked
     WHERE o.id = locked.order_id AND o.state = 'PENDING' AND NOT o.secret_wanted RETURNING o.id
+""")  # noqa: S608
+_ATTEMPT = """
+    payment_attempts = o.payment_attempts + 1, secret_wanted = true, payment_page = NULL,
+    payment = o.payment || '{"state": "PROCESSING", "client_secret": "", "failure_reason": "", "authenticating": false}'
+"""
+_BEGIN_ATTEMPT = text(f"""
+    WITH asked AS (
+        UPDATE sagas SET payment_method = :method, terms = CAST(:terms AS jsonb), attempts = 0, cause = '',
+            progress_time = clock_timestamp(), next_time = clock_timestamp()
+        WHERE order_id = :id
+    ), changed AS ({orders.update(_ATTEMPT)} WHERE o.id = :id RETURNING {orders.CHANGED}),
+        logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
+    SELECT * FROM changed
+""")  # noqa: S608
+_BEGIN_AGAIN = sagas.insert_from(
+    "orders WHERE id = :id",
+    order_id="id",
+    phase="'FORWARD'",
+    steps_done="1",
+    payment_method=":method",
+    terms="CAST(:terms AS jsonb)",
+    request_id=":call",
+    next_time="clock_timestamp()",
+    hold_check_time=sagas.FIRST_CHECK,
+)
+_REOPENED = f"state = 'PENDING', state_reason = '', reopened = o.reopened + 1, {_ATTEMPT}"
+_REOPEN = text(f"""
+    WITH begun AS ({_BEGIN_AGAIN}),
+        changed AS ({orders.update(_REOPENED)} WHERE o.id = :id RETURNING {orders.CHANGED}),
+        logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
+    SELECT * FROM changed
 """)  # noqa: S608
 _BEGIN_REFUND_SAGA = sagas.insert_from(
     "orders WHERE id = :id",
@@ -220,6 +255,7 @@ async def save(tx: AsyncSession, checkpoints: Sequence[Checkpoint]) -> list[bool
         "causes": [c.saga.cause for c in checkpoints],
         "refunded": [c.saga.refunded_minor for c in checkpoints],
         "waits_for_provider": [c.saga.waits_for_provider for c in checkpoints],
+        "pages": [orders.page_to_json(c.saga.payment) for c in checkpoints],
     }
     saved = (await tx.execute(_SAVE, arguments)).all()
     await outbox.publish(tx, [changed_event(row, moved=False) for row in saved if row.id])
@@ -255,6 +291,24 @@ async def request_cancel(tx: AsyncSession, order_id: uuid.UUID, reason: str, by:
     if requested:
         await orders.note_cancel(tx, order_id, by, cause=cause)
     return bool(requested)
+
+
+async def begin_attempt(tx: AsyncSession, order: Order, terms: PaymentTerms, payment_method: str, by: Actor) -> None:
+    """Writes that a `PENDING` order, whose saga and row are locked, is paid in another way; its saga does that."""
+    row = (await tx.execute(_BEGIN_ATTEMPT, _attempt(order, terms, payment_method, by))).one()
+    await outbox.publish(tx, [changed_event(row, moved=False)])
+
+
+async def reopen(tx: AsyncSession, order: Order, terms: PaymentTerms, payment_method: str, by: Actor) -> None:
+    """Moves a `FAILED` order, whose row is locked and whose units are held again, back, with a saga that pays it."""
+    domain.move(order.state, State.PENDING)
+    row = (await tx.execute(_REOPEN, _attempt(order, terms, payment_method, by))).one()
+    await outbox.publish(tx, [changed_event(row, moved=True)])
+
+
+def _attempt(order: Order, terms: PaymentTerms, payment_method: str, by: Actor) -> dict[str, object]:
+    values = {"id": order.id, "terms": orjson.dumps(terms).decode(), "method": payment_method}
+    return {**values, **order_log.arguments(by, "PayOrder")}
 
 
 async def begin_refund(tx: AsyncSession, order: Order, refund: Refund, by: Actor) -> None:

@@ -9,7 +9,8 @@ GRANTS: Grants = {
         insert=True,
         update=(
             "state", "state_reason", "payment", "hold_expire_time", "cancel_requested", "refunding", "refunded_minor",
-            "returned", "secret_wanted", "disputed", "shipment", "version", "update_time",
+            "returned", "secret_wanted", "disputed", "shipment", "payment_page", "payment_attempts", "reopened",
+            "version", "update_time",
         ),
     ),
     "order_products": Grant(insert=True),
@@ -18,9 +19,9 @@ GRANTS: Grants = {
     "sagas": Grant(
         insert=True,
         update=(
-            "phase", "steps_done", "reason", "cancel_reason", "paused", "payment_changed", "refunded_minor",
-            "holder", "fencing_token", "attempts", "cause", "actor", "note", "request_id", "progress_time", "next_time",
-            "hold_check_time", "waits_for_provider",
+            "phase", "steps_done", "reason", "cancel_reason", "paused", "payment_changed", "payment_method", "terms",
+            "refunded_minor", "holder", "fencing_token", "attempts", "cause", "actor", "note", "request_id",
+            "progress_time", "next_time", "hold_check_time", "waits_for_provider",
         ),
         delete=True,
     ),

@@ -39,6 +39,7 @@ CHANGED = """
 """The columns of an order `o` that `events.changed_event` and its log entry take."""
 SELECT = f"SELECT {columns(OrderRow)} FROM orders"  # noqa: S608
 
+_PAGE = ("checkout_url", "provider_order_id")
 _PAYMENT = ("id", "provider", "state", "client_secret", "failure_reason", "authenticating")
 _DRAFT = {
     "id": "uuid", "customer_id": "uuid", "request_id": "uuid", "digest": "bytea", "lines": "jsonb",
@@ -144,7 +145,7 @@ def from_row(row: Any) -> Order:
         lines=tuple(map(_line, row.lines)),
         total=Money(row.currency, row.total_minor),
         hold_expire_time=row.hold_expire_time,
-        payment=payment_from_json(row.payment),
+        payment=payment_from_json(row.payment, row.payment_page),
         shipping_address=Address(**row.shipping_address) if row.shipping_address else None,
         note=row.note,
         refunded_minor=row.refunded_minor,
@@ -154,22 +155,30 @@ def from_row(row: Any) -> Order:
         secret_wanted=row.secret_wanted,
         cancel_requested=row.cancel_requested,
         disputed=row.disputed,
+        payment_attempts=row.payment_attempts,
+        reopened=row.reopened,
         version=row.version,
         create_time=row.create_time,
         update_time=row.update_time,
     )
 
 
-def payment_from_json(column: dict[str, Any] | None) -> Payment | None:
-    """The payment in the column `payment`."""
+def payment_from_json(column: dict[str, Any] | None, page: dict[str, Any] | None = None) -> Payment | None:
+    """The payment in the column `payment`, with that of `payment_page`."""
     if column is None:
         return None
-    return Payment(**{**column, "id": uuid.UUID(column["id"]), "state": PaymentState(column["state"])})
+    return Payment(**{**column, **(page or {}), "id": uuid.UUID(column["id"]), "state": PaymentState(column["state"])})
 
 
 def payment_to_json(value: Payment | None) -> str | None:
     """A payment as the column `payment` stores it: with these fields, which earlier releases know."""
     return orjson.dumps({name: getattr(value, name) for name in _PAYMENT}).decode() if value else None
+
+
+def page_to_json(value: Payment | None) -> str | None:
+    """Returns the value of the column `payment_page` of a payment; None if a secret is all that its customer needs."""
+    found = {name: part for name in _PAGE if (part := getattr(value, name, ""))}
+    return orjson.dumps(found).decode() if found else None
 
 
 def _shipment(column: dict[str, Any]) -> Shipment:
@@ -217,6 +226,12 @@ async def read(tx: AsyncSession, order_id: uuid.UUID, *, lock: bool = False) -> 
     if row is None:
         raise OrderNotFound(orderId=order_id)
     return from_row(row)
+
+
+async def hold_is_over(tx: AsyncSession, order_id: uuid.UUID) -> bool:
+    """Whether the time of an order's hold is over, by the database's clock."""
+    query = text("SELECT hold_expire_time <= clock_timestamp() FROM orders WHERE id = :id")
+    return bool((await tx.execute(query, {"id": order_id})).scalar_one())
 
 
 async def get_many(db: Database, order_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Order]:

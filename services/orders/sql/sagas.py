@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.money import Money
 from services.orders.domain import Actor, Refund, State
+from services.orders.saga.attempts import PaymentTerms
 from services.orders.saga.plan import Kind, Phase, Progress, Saga, SagaView
 from services.orders.sql import orders
 from services.orders.sql.schema import SagaRow, columns
@@ -98,7 +99,7 @@ _CLAIM = f"""
                 THEN o.hold_expire_time - (o.hold_expire_time - clock_timestamp()) / 4 END
         FROM due JOIN orders o ON o.id = due.order_id WHERE s.order_id = due.order_id
         RETURNING {columns(SagaRow, "s")}, o.customer_id, o.currency, o.total_minor, o.hold_expire_time, o.payment,
-            o.secret_wanted,
+            o.payment_page, o.secret_wanted, o.payment_attempts, o.reopened,
             ARRAY(SELECT coalesce(line->>'sale_id', line->>'product_id')::uuid FROM jsonb_array_elements(o.lines) line)
                 AS pools,
             ARRAY(SELECT (line->>'product_id')::uuid FROM jsonb_array_elements(o.lines) line) AS products,
@@ -157,6 +158,9 @@ _WAKE = text(f"""
     {_LOCKED}
     UPDATE sagas s SET next_time = clock_timestamp() FROM locked WHERE s.order_id = locked.order_id AND s.paused
 """)  # noqa: S608
+_LOCK_PURCHASE = text(f"""
+    SELECT {columns(SagaRow)} FROM sagas WHERE order_id = :id AND kind = 'PURCHASE' FOR UPDATE
+""")  # noqa: S608
 _MAKE_DUE = text("""
     UPDATE sagas SET attempts = 0, next_time = clock_timestamp(),
         fencing_token = fencing_token + CASE WHEN :revoke THEN 1 ELSE 0 END
@@ -214,6 +218,20 @@ async def request_cancel(tx: AsyncSession, order_ids: Sequence[uuid.UUID], reaso
     """
     arguments = {"reason": reason, "ids": list(order_ids), "actor": by.name, "note": by.note, "call": by.call_id}
     return list(await tx.scalars(_REQUEST_CANCEL, arguments))
+
+
+class Purchase(NamedTuple):
+    """A running purchase whose row nobody else changes before the transaction ends."""
+
+    progress: Progress
+    payment_method: str
+    terms: PaymentTerms
+
+
+async def lock_purchase(tx: AsyncSession, order_id: uuid.UUID) -> Purchase | None:
+    """Locks the purchase of an order; None if none is running."""
+    row = (await tx.execute(_LOCK_PURCHASE, {"id": order_id})).one_or_none()
+    return Purchase(_progress(row), row.payment_method, PaymentTerms(**(row.terms or {}))) if row else None
 
 
 async def wake(tx: AsyncSession, order_ids: Sequence[uuid.UUID]) -> None:
@@ -311,8 +329,11 @@ def _saga(row: Any) -> Saga:
         pools=tuple(row.pools),
         secret_wanted=row.secret_wanted,
         products=tuple(row.products),
+        payment_attempt=row.payment_attempts,
+        terms=PaymentTerms(**row.terms) if row.terms else None,
+        reholds=row.reopened,
         attempts=row.attempts,
-        payment=orders.payment_from_json(row.payment),
+        payment=orders.payment_from_json(row.payment, row.payment_page),
         hold_check_due=row.hold_check_due,
         payment_changed=row.payment_had_changed,
         refund=_refund(row.refund) if row.refund else None,

@@ -57,6 +57,12 @@ class OrderRow(Base):
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     disputed: Mapped[bool] = mapped_column(default=False)
     shipment: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
+    payment_page: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
+    """Where its customer pays, if not with a secret: what earlier releases cannot read in `payment`."""
+    payment_attempts: Mapped[int] = mapped_column(Integer, default=0)
+    """How many further attempts to pay it its customer has asked for."""
+    reopened: Mapped[int] = mapped_column(Integer, default=0)
+    """How often it was paid once more after it had failed."""
     version: Mapped[int] = mapped_column(Integer, default=1)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
@@ -108,6 +114,8 @@ class SagaRow(Base):
         ),
         init=False,
     )
+    terms: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
+    """How its customer wants to pay in the latest attempt that they asked for."""
     holder: Mapped[str] = mapped_column(default="")
     """The process that claimed it last, by its stable name. It has the lease, unless the saga is paused or due."""
     fencing_token: Mapped[int] = mapped_column(Integer, default=1)

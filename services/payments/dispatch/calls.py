@@ -11,9 +11,10 @@ from services.chassis.batcher import Batcher
 from services.chassis.data.db import Database
 from services.payments.dispatch import rules
 from services.payments.dispatch.rules import Operation, RefundOperation, next_refund_operation
-from services.payments.domain import READ_AGAIN_SECONDS, Calls, Payment, Refund
+from services.payments.dispatch.saved_methods import SavedMethods
+from services.payments.domain import PROVIDER_NOT_SET_UP, READ_AGAIN_SECONDS, Calls, Payment, Refund
 from services.payments.providers import PaymentProvider, Providers, Withdrawn
-from services.payments.providers.results import ChargeResult, ChargeStatus, RefundResult, Unknown
+from services.payments.providers.results import ChargeResult, ChargeStatus, RefundResult, Unknown, unknown_charge
 from services.payments.sql import payments, refunds, wanted
 
 NOT_TAKEN = "NOT_TAKEN"
@@ -29,6 +30,7 @@ class ProviderCalls:
 
     def __init__(self, db: Database, providers: Providers) -> None:
         self._db, self._providers = db, providers
+        self._saved = SavedMethods(db, providers)
         self._unsent: dict[uuid.UUID, asyncio.Task[object]] = {}
         self._withdrawn: dict[uuid.UUID, float] = {}
         self._is_wanted: Batcher[Payment, bool] = Batcher("payments.wanted", self._are_wanted)
@@ -51,6 +53,10 @@ class ProviderCalls:
 
     async def charge(self, payment: Payment, operation: Operation, calls: Calls, read_time: float) -> ChargeResult:
         """Make one call about a payment that was read at `read_time`, by the monotonic clock. Return its result."""
+        if payment.provider not in self._providers:
+            return ChargeResult(
+                payment_id=payment.id, status=ChargeStatus.UNKNOWN, calls=calls, problem=PROVIDER_NOT_SET_UP
+            )
         try:
             if operation is Operation.FIND:
                 if payment.cancel_requested and calls.is_first:
@@ -96,12 +102,19 @@ class ProviderCalls:
 
         if payment.id in self._withdrawn:
             raise Withdrawn()
-        provider = self._providers[payment.provider]
+        provider, customer = self._providers[payment.provider], ""
+        if operation is Operation.CREATE and payment.terms and payment.terms.names_customer:
+            found = await self._saved.customer_of(payment)
+            if isinstance(found, Unknown):
+                return unknown_charge(payment, has_ended=True)
+            customer = found
         self._unsent[payment.id] = task
         try:
             if operation is Operation.CAPTURE:
                 return await provider.capture(payment, payment.amount_minor, check)
-            return await (provider.create if operation is Operation.CREATE else provider.confirm)(payment, check)
+            if operation is Operation.CREATE:
+                return await provider.create(payment, check, customer)
+            return await provider.confirm(payment, check)
         except asyncio.CancelledError:
             if sent or payment.id not in self._withdrawn:
                 raise
@@ -130,7 +143,10 @@ class ProviderCalls:
 
     async def refund(self, refund: Refund, calls: Calls) -> RefundResult | None:
         """Make one call about a refund. Return its result; None if it goes on under a new key."""
-        provider = self._providers[refund.provider]
+        if (provider := self._providers.get(refund.provider)) is None:
+            return RefundResult(
+                refund_id=refund.id, payment_id=refund.payment_id, calls=calls, problem=PROVIDER_NOT_SET_UP
+            )
         operation = next_refund_operation(refund, key_expired=calls.key_age > provider.key_lifetime)
         unknown = RefundResult(refund_id=refund.id, payment_id=refund.payment_id, calls=calls)
         if operation is not RefundOperation.FIND:

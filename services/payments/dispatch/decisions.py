@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 
+from services.payments.dispatch import attempts
 from services.payments.domain import (
     MISSING_AT_PROVIDER,
     MISSING_CHECKS,
@@ -11,6 +12,7 @@ from services.payments.domain import (
     OTHER_AMOUNT,
     Payment,
     State,
+    Terms,
 )
 from services.payments.providers.results import ChargeResult, ChargeStatus
 
@@ -36,7 +38,8 @@ class Verdict(enum.Enum):
 def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
     """Return the payment after `result`. Results may come twice, late and in any order; none moves a payment back."""
     if result.status is ChargeStatus.UNKNOWN:
-        return payment, Verdict.ACCEPTED
+        is_parked = result.problem and payment.state in OPEN
+        return dataclasses.replace(payment, problem=result.problem) if is_parked else payment, Verdict.ACCEPTED
     if result.status in (ChargeStatus.WITHDRAWN, ChargeStatus.MISSING):
         return _without_charge(payment, result.status), Verdict.ACCEPTED
     has_money = result.status in (ChargeStatus.SUCCEEDED, ChargeStatus.AUTHORISED)
@@ -45,7 +48,7 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
         payment, result.amount_minor, result.currency, reported=has_money
     )
     own, reported = payment.provider_reference, result.reference
-    is_other_charge = own is not None and reported is not None and own != reported
+    is_other_charge = _is_other_charge(payment, result)
     if is_other_charge or payment.state not in OPEN:
         if other_amount and _is_counted(payment, result, is_other_charge):
             return payment, Verdict.OTHER_AMOUNT
@@ -55,18 +58,47 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
     state = _state_after(payment, result)
     assert state == payment.state or state in MOVES[payment.state], f"{payment.state} to {state}"
     declined = result.status is ChargeStatus.DECLINED
-    return dataclasses.replace(
+    after = dataclasses.replace(
         payment,
         state=state,
         payment_method=None,
         provider_reference=own or reported,
         capture_reference=result.capture_reference,
+        checkout_reference=payment.checkout_reference or result.checkout_reference,
+        checkout_url=_page_after(payment, result) if state is State.AWAITING_CUSTOMER else None,
         client_secret=(result.client_secret or payment.client_secret) if state in OPEN else None,
         failure_reason=result.reason if declined else "" if state is State.SUCCEEDED else payment.failure_reason,
         authenticating=result.authenticating and state is State.AWAITING_CUSTOMER,
         problem="",
         checks=payment.checks if state == payment.state else 0,
-    ), Verdict.ACCEPTED
+    )
+    return _with_attempts(payment, after), Verdict.ACCEPTED
+
+
+def _page_after(payment: Payment, result: ChargeResult) -> str | None:
+    """Return the address at which the customer can pay; a result about a page that has ended has none."""
+    return result.checkout_url if result.checkout_reference else payment.checkout_url
+
+
+def _is_other_charge(payment: Payment, result: ChargeResult) -> bool:
+    """Whether a result is about another charge or page than those of the attempt in progress."""
+    pairs = (
+        (payment.provider_reference, result.reference), (payment.checkout_reference, result.checkout_reference),
+    )  # fmt: skip
+    others = [theirs for own, theirs in pairs if theirs and own not in (None, theirs)]
+    return bool(others) or any(theirs in payment.former_references for _, theirs in pairs)
+
+
+def _with_attempts(before: Payment, after: Payment) -> Payment:
+    """Return the payment after a result, with the attempt that begins because of it, if any."""
+    if before.next_terms and not before.cancel_requested:
+        return attempts.go_on(before, after)
+    asked_for = before.terms and (before.payment_method or before.terms.checkout)
+    if after.state is State.FAILED and asked_for and not after.is_begun:
+        # The provider refused the card or the page itself. The customer goes on in the browser; their units stay held.
+        plain = Terms(number=before.order_attempt, provider=before.provider)
+        return attempts.begin(after, plain, failure_reason=after.failure_reason)
+    return after
 
 
 def _with_other_amount(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
@@ -99,16 +131,18 @@ def _is_stray(payment: Payment, result: ChargeResult, is_other_charge: bool) -> 
 
 def _without_charge(payment: Payment, status: ChargeStatus) -> Payment:
     """Return a payment that the provider has no charge for: it ends if that was requested."""
-    if payment.state not in OPEN or (status is ChargeStatus.WITHDRAWN and payment.provider_reference is not None):
+    if payment.state not in OPEN or (status is ChargeStatus.WITHDRAWN and payment.is_begun):
         return payment
     missing = status is ChargeStatus.MISSING
     problem = MISSING_AT_PROVIDER if missing else payment.problem
-    if not payment.cancel_requested or (missing and payment.checks < MISSING_CHECKS):
+    gives_way = payment.cancel_requested or payment.next_terms
+    if not gives_way or (missing and payment.checks < MISSING_CHECKS):
         return dataclasses.replace(payment, problem=problem)
-    return dataclasses.replace(
-        payment, state=State.CANCELLED, payment_method=None, client_secret=None, authenticating=False, problem=problem,
-        failure_reason=problem, checks=0,
+    after = dataclasses.replace(
+        payment, state=State.CANCELLED, payment_method=None, client_secret=None, checkout_url=None,
+        authenticating=False, problem=problem, failure_reason=problem, checks=0,
     )  # fmt: skip
+    return _with_attempts(payment, after)
 
 
 def is_other_amount(
@@ -125,6 +159,6 @@ def _state_after(payment: Payment, result: ChargeResult) -> State:
         return _STATES[result.status]
     # A customer in the browser may try another card; a card that came with the order is tried once. Without a charge at
     # the provider there is nothing to pay.
-    has_charge = payment.provider_reference is not None or result.reference is not None
+    has_charge = payment.is_begun or result.reference is not None or result.checkout_reference is not None
     tried_once = payment.state is State.PROCESSING and not payment.customer_pays
     return State.FAILED if tried_once or not has_charge else State.AWAITING_CUSTOMER

@@ -111,9 +111,9 @@ class ChargeDispatcher:
     def is_in_progress(self, payment_id: uuid.UUID) -> bool:
         return payment_id in self._payments
 
-    async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | Unknown | None:
-        """Return the record of a charge at the payment's provider; None if it has none."""
-        return await self._providers[payment.provider].look_up(payment, reference)
+    async def look_up(self, payment: Payment, reference: str, provider: str) -> ChargeRecord | Unknown | None:
+        """Return the record of a charge of a payment at `provider`; None if it has none."""
+        return await self._providers[provider].look_up(payment, reference) if provider in self._providers else Unknown()
 
     def check_refunds(self, check: RefundCheck) -> None:
         """Start to compare a payment's refunds with the provider's list."""
@@ -151,15 +151,15 @@ class ChargeDispatcher:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _advance(self, payment: Payment, calls: Calls, read_time: float) -> Payment | None:
-        """Call the provider and store the result, again while a requested cancellation waits. None: not stored."""
-        provider = self._providers[payment.provider]
+        """Call the provider and store the result, again while a cancellation or an attempt waits. None: not stored."""
         try:
             for _ in range(_OPERATIONS_MOST):
-                expired = calls.key_age > provider.key_lifetime
-                operation = next_operation(payment, key_expired=expired, can_void=provider.can.voids)
+                before, operation = payment, self._next_operation(payment, calls)
                 result = await self._calls.charge(payment, operation, calls, read_time)
                 payment, read_time = await self._settle((payment, result)), time.monotonic()
-                if not _goes_on(payment, result, operation):
+                if payment.attempt != before.attempt:
+                    calls = _FIRST
+                if not _goes_on(before, payment, result, operation):
                     break
             if payment.state is State.FAILED and payment.provider_reference is not None:
                 self._void(payment)
@@ -168,6 +168,12 @@ class ChargeDispatcher:
             # The row's lease expires, and the reconciler repeats the call under the same key.
             log.exception("a provider result was not stored", payment_id=payment.id)
             return None
+
+    def _next_operation(self, payment: Payment, calls: Calls) -> Operation:
+        if (provider := self._providers.get(payment.provider)) is None:
+            return Operation.RETRIEVE  # no call is made
+        expired = calls.key_age > provider.key_lifetime
+        return next_operation(payment, key_expired=expired, can_void=provider.can.voids)
 
     def _void(self, payment: Payment) -> None:
         """Void a declined charge, so that it can never be paid. If that fails, still no customer has its secret."""
@@ -182,7 +188,7 @@ class ChargeDispatcher:
 
     async def _check_refunds(self, check: RefundCheck) -> None:
         try:
-            await listed.check_refunds(self._db, self._providers[check.payment.provider], check)
+            await listed.check_refunds(self._db, self._providers, check)
             self._published()
         except Exception:  # the lease expires, and the check is claimed again
             log.exception("refunds are not compared", payment_id=check.payment.id)
@@ -211,21 +217,23 @@ class ChargeDispatcher:
         return settled
 
 
-def _goes_on(payment: Payment, result: ChargeResult, operation: Operation) -> bool:
-    """Whether a payment needs another call now.
+def _goes_on(before: Payment, payment: Payment, result: ChargeResult, operation: Operation) -> bool:
+    """Whether a payment needs another call now: for a requested cancellation, or for another attempt.
 
-    Money that was just authorised is captured. If a cancellation was requested, a call without an effect gives way.
+    Money that was just authorised is captured.
     """
     if payment.state not in OPEN:
         return False
     if result.status is ChargeStatus.AUTHORISED and payment.capture_reference is not None:
         return True
-    if not payment.cancel_requested:
-        return False
-    if result.status is ChargeStatus.UNKNOWN:
-        # To the one that voids or finds the charge; that one is not repeated.
-        return result.calls is not None and operation in (Operation.CREATE, Operation.CONFIRM)
-    return payment.is_cancellable
+    if payment.cancel_requested:
+        if result.status is ChargeStatus.UNKNOWN:
+            # A call that took no effect gives way to the one that voids or finds the charge; that one is not repeated.
+            return result.calls is not None and operation in (Operation.CREATE, Operation.CONFIRM)
+        return payment.is_cancellable
+    if payment.next_terms:
+        return result.status is not ChargeStatus.UNKNOWN and operation is not Operation.VOID
+    return payment.attempt != before.attempt and payment.state is State.PROCESSING
 
 
 def _detached(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

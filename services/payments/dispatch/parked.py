@@ -25,9 +25,8 @@ from services.payments.domain import (
     State,
 )
 from services.payments.refunds import rules
-from services.payments.sql import journal, payments, refunds
-from services.payments.sql import parked as sql
-from services.payments.sql.parked import Parked
+from services.payments.sql import journal, lists, payments, refunds
+from services.payments.sql.lists import Parked
 
 
 class NotParked(AppError):
@@ -52,7 +51,7 @@ class NothingToRefund(AppError):
 
 async def list_parked(db: Database, *, most: int) -> list[Parked]:
     """Return the refunds and payments that wait for an operator, the longest first."""
-    return await sql.read(db, most=most)
+    return await lists.read_parked(db, most=most)
 
 
 async def resume(db: Database, id_: uuid.UUID, by: str) -> None:
@@ -91,7 +90,8 @@ async def abandon(db: Database, id_: uuid.UUID, by: str) -> None:
                 await payments.check_now(tx, [payment.id])
                 return
             ended = dataclasses.replace(
-                payment, state=State.CANCELLED, payment_method=None, client_secret=None, authenticating=False,
+                payment, state=State.CANCELLED, payment_method=None, client_secret=None, checkout_url=None,
+                next_terms=None, authenticating=False,
                 problem="", failure_reason=payment.problem,
             )  # fmt: skip
             await payments.store(tx, [ended])

@@ -9,7 +9,7 @@ from services.chassis.events.outbox import Relay
 from services.chassis.telemetry.heartbeats import beat
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.domain import IN_PROGRESS_MOST, State
-from services.payments.sql import disputes, leases, parked, payments, refunds, wanted
+from services.payments.sql import disputes, leases, lists, payments, refunds, wanted
 from services.payments.webhooks import inbox
 
 _OPEN = Gauge("stampede_payments_open", "Payments that have not ended.", ["state"])
@@ -118,7 +118,7 @@ class Reconciler:
             counted = await wanted.count_open(self._db)
             for state in (State.PROCESSING, State.AWAITING_CUSTOMER):
                 _OPEN.labels(state).set(counted.get(state, 0))
-            number_of_refunds, number_of_payments, oldest = await parked.count(self._db)
+            number_of_refunds, number_of_payments, oldest = await lists.count_parked(self._db)
             _PARKED.labels("refund").set(number_of_refunds)
             _PARKED.labels("payment").set(number_of_payments)
             _OLDEST_REFUND.set(oldest)

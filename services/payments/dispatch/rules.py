@@ -3,7 +3,16 @@
 import enum
 from datetime import timedelta
 
-from services.payments.domain import OPEN, Calls, Payment, Refund, RefundState, State
+from services.payments.domain import (
+    LEASE_SECONDS,
+    OPEN,
+    PROVIDER_NOT_SET_UP,
+    Calls,
+    Payment,
+    Refund,
+    RefundState,
+    State,
+)
 
 LOOK_UP_AFTER_CHECKS = 6
 """After this many calls under one key without an answer, the provider's records are searched instead."""
@@ -37,16 +46,17 @@ def next_operation(payment: Payment, *, key_expired: bool = False, can_void: boo
 
     Without `can_void`, money that is authorised can only be captured, and then refunded.
     """
-    if payment.provider_reference is None:
+    if not payment.is_begun:
         if payment.cancel_requested:
             return Operation.FIND  # a repeat under the key could take money
         # Every second time only: while the provider is unavailable, nothing but a repeat under the key can charge.
         look_up = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
         return Operation.FIND if key_expired or look_up else Operation.CREATE
     stuck = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
-    if payment.capture_reference is not None and not (payment.cancel_requested and can_void):
+    gives_way = payment.cancel_requested or payment.next_terms is not None
+    if payment.capture_reference is not None and not (gives_way and can_void):
         return Operation.RETRIEVE if stuck else Operation.CAPTURE
-    if payment.cancel_requested:
+    if gives_way:
         return Operation.VOID
     # Safe without a key too: an intent takes money once, and then refuses to be confirmed again.
     return Operation.CONFIRM if payment.payment_method and not stuck else Operation.RETRIEVE
@@ -73,7 +83,12 @@ def next_refund_operation(refund: Refund, *, key_expired: bool = False) -> Refun
     if refund.provider_reference is not None:
         return RefundOperation.RETRIEVE
     stuck = refund.checks >= LOOK_UP_AFTER_CHECKS and refund.checks % 2 == 0
-    return RefundOperation.FIND if key_expired or stuck or refund.problem else RefundOperation.CREATE
+    return RefundOperation.FIND if key_expired or stuck or _is_refused(refund) else RefundOperation.CREATE
+
+
+def _is_refused(refund: Refund) -> bool:
+    """Whether it is parked for what its provider does: more calls change little."""
+    return refund.problem not in ("", PROVIDER_NOT_SET_UP)
 
 
 def may_change_key(refund: Refund, calls: Calls) -> bool:
@@ -90,13 +105,14 @@ def check_seconds(payment: Payment) -> float | None:
     if payment.state not in OPEN:
         return None
     if payment.state is State.PROCESSING:
-        return backoff(payment.checks, _PROCESSING_SECONDS)
+        is_leased = payment.latest_order_attempt and not payment.checks  # a new attempt, whose call is made at once
+        return LEASE_SECONDS if is_leased else backoff(payment.checks, _PROCESSING_SECONDS)
     return backoff(payment.checks, _CANCELLING_SECONDS if payment.cancel_requested else _AWAITING_SECONDS)
 
 
 def refund_check_seconds(refund: Refund) -> float | None:
     """Return the pause before the reconciler repeats a refund; None once it has ended."""
-    if refund.problem and refund.state is RefundState.PENDING:
+    if _is_refused(refund) and refund.state is RefundState.PENDING:
         return _PARKED_SECONDS
     return backoff(refund.checks, _PROCESSING_SECONDS) if refund.state is RefundState.PENDING else None
 

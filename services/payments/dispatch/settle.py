@@ -14,14 +14,26 @@ from services.chassis.events.outbox import Event
 from services.chassis.server import wire
 from services.payments.books.chart import entries_of_payment, entries_of_refund
 from services.payments.dispatch.decisions import Verdict, decide
-from services.payments.domain import OPEN, Dispute, NewRefund, Payment, Refund, RefundState, State
-from services.payments.providers.results import ChargeResult, ChargeStatus, RefundResult
+from services.payments.domain import (
+    OPEN,
+    PROVIDER_NOT_SET_UP,
+    Dispute,
+    NewRefund,
+    Payment,
+    Refund,
+    RefundState,
+    State,
+)
+from services.payments.providers.results import ChargeResult, ChargeStatus, RefundResult, unknown_charge
 from services.payments.refunds.rules import FAILED_LATER, after_refund
 from services.payments.sql import journal, payments, refunds
+from services.payments.sql.payment_columns import is_of_attempt
 from services.payments.sql.payments import Change
 from stampede.payments.v1.events_pb2 import PaymentChanged, PaymentDisputed
 
 log = structlog.get_logger()
+
+_FINAL = frozenset((ChargeStatus.SUCCEEDED, ChargeStatus.AUTHORISED, ChargeStatus.CANCELLED))
 
 _REJECTED = Counter(
     "stampede_provider_results_rejected_total",
@@ -40,7 +52,8 @@ async def settle_charges(db: Database, results: Sequence[tuple[Payment, ChargeRe
     if rest := [(payment, result) for payment, result in results if payment.id not in stored]:
         async with db.begin() as tx:
             before = await payments.lock(tx, {payment.id for payment, _ in rest})
-            stored |= await apply_results(tx, before, [result for _, result in rest])
+            now = [_as_of_now(before[payment.id], payment, result) for payment, result in rest]
+            stored |= await apply_results(tx, before, now)
             await payments.mark_unsent(tx, [p for p, result in rest if result.calls and result.calls.is_first])
     return [stored[payment.id] for payment, _ in results]
 
@@ -48,10 +61,21 @@ async def settle_charges(db: Database, results: Sequence[tuple[Payment, ChargeRe
 def _fast_change(payment: Payment, result: ChargeResult) -> Change | None:
     """Return the change for the fast statement; None if nothing changes, or if the result is rejected."""
     after, verdict = decide(payment, result)
-    if verdict is not Verdict.ACCEPTED or after == payment:
+    if verdict is not Verdict.ACCEPTED or after == payment or is_of_attempt(payment, after):
         return None
     event = ended_event(after) if _has_ended(payment, after) else None
     return Change(after, event, entries_of_payment(payment, after))
+
+
+def _as_of_now(now: Payment, read: Payment, result: ChargeResult) -> ChargeResult:
+    """Return the result of a call about a payment as it was `read`, for the payment as it is now.
+
+    If another attempt has begun meanwhile, only what no attempt can change is left of it.
+    """
+    result = dataclasses.replace(result, provider=read.provider)
+    if now.attempt == read.attempt or result.status in _FINAL:
+        return result
+    return unknown_charge(now)
 
 
 def _has_ended(before: Payment, after: Payment) -> bool:
@@ -95,6 +119,7 @@ def _refund_of_stray(payment: Payment, result: ChargeResult) -> NewRefund:
         amount_minor=result.amount_minor or payment.amount_minor,
         reason="arrived after the payment had ended without it",
         stray_reference=reference,
+        stray_provider=result.provider,
     )
 
 
@@ -140,7 +165,7 @@ async def settle_refunds(db: Database, results: Sequence[RefundResult]) -> list[
 
 def _problem_after(refund: Refund, outcome: RefundState, result: RefundResult) -> str:
     if outcome is RefundState.PENDING:
-        return result.problem or refund.problem
+        return result.problem or ("" if refund.problem == PROVIDER_NOT_SET_UP else refund.problem)
     # A stray charge whose refund fails is money that nobody else asks for.
     return FAILED_LATER if outcome is RefundState.FAILED and refund.stray else ""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from services.payments.domain import Payment, ProviderNotSetUp, Refund
+from services.payments.domain import Card, Payment, ProviderNotSetUp, Refund
 from services.payments.providers.border import Check as Check
 from services.payments.providers.border import Withdrawn as Withdrawn
 from services.payments.providers.events import ProviderEvent
@@ -31,8 +31,23 @@ class Capabilities:
     """Cancels a charge so that it can never take money. Without it, money may still arrive, and is then refunded."""
     charged_once: bool
     """Takes the money of a charge at most once. Without it, one charge may be paid twice: the second is a stray one."""
+    hosts_pages: bool
+    """Has a page of its own on which customers pay, and sends them back from it."""
     signs_callbacks: bool
     """Signs what it hands to the customer's browser; see `verify_callback`."""
+
+
+class Vault(Protocol):
+    """The things that a provider keeps for customers. Every call may be repeated."""
+
+    async def create_customer(self, customer_id: uuid.UUID) -> str | Unknown:
+        """Make a customer at the provider; return its id there. A repeat within a day returns the same one."""
+
+    async def list_cards(self, customer: str) -> list[Card] | Unknown:
+        """Return the saved cards of the provider's `customer`, newest first. Has no effect."""
+
+    async def remove_card(self, reference: str) -> bool | Unknown:
+        """Remove a saved card, so that nothing can be charged with it. Return True also if it is gone already."""
 
 
 class PaymentProvider(Protocol):
@@ -54,11 +69,15 @@ class PaymentProvider(Protocol):
     limits: ProviderLimits
     """The turns of its calls, and its circuit breaker."""
 
+    @property
+    def vault(self) -> Vault | None:
+        """None for a provider that keeps nothing for customers."""
+
     key_lifetime: timedelta
     """The provider remembers an idempotency key for at least this long. Older keys are looked up, not repeated."""
 
-    async def create(self, payment: Payment, check: Check) -> ChargeResult:
-        """Begin the charge, and take the money at once if the payment has a card.
+    async def create(self, payment: Payment, check: Check, customer: str = "") -> ChargeResult:
+        """Begin the charge, and take the money at once if the payment has a card. Of the provider's `customer`, if any.
 
         Every repeat of an attempt sends the same parameters, because the provider binds the key to them.
         """

@@ -60,6 +60,14 @@ class ChargeResult:
     """With `UNKNOWN`: False if our limits kept the call from being sent."""
     calls: Calls | None = None
     """With `UNKNOWN`: the earlier calls, if this one has ended for sure; None if it may still take effect."""
+    problem: str = ""
+    """With `UNKNOWN`: why an operator must look at it."""
+    provider: str = ""
+    """The provider that has the charge; empty for the payment's."""
+    checkout_reference: str | None = None
+    """The page on which the customer pays."""
+    checkout_url: str | None = None
+    """Its address, while they can pay there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Adopts the provider's list of refunds: those made there, those that failed later, those of lost answers."""
 
+from collections.abc import Mapping
 from itertools import chain
 
 import structlog
@@ -22,7 +23,7 @@ _FAILED_LATER = Counter("stampede_refunds_failed_later_total", "Refunds that fai
 _FOUND = Counter("stampede_refunds_found_total", "Refunds that were made at the provider, without a call of ours.")
 
 
-async def check_refunds(db: Database, provider: PaymentProvider, check: RefundCheck) -> None:
+async def check_refunds(db: Database, providers: Mapping[str, PaymentProvider], check: RefundCheck) -> None:
     """Compare a payment's refunds with the provider's list, and store what differs.
 
     Without an answer of the provider, or while the payment itself has no end, the check is claimed again later.
@@ -31,14 +32,18 @@ async def check_refunds(db: Database, provider: PaymentProvider, check: RefundCh
     async with db() as tx:
         charges = set(await refunds.read_charges(tx, payment.id))
     if payment.charge_reference is not None:
-        charges.add(payment.charge_reference)
+        charges.add((payment.provider, payment.charge_reference))
     if payment.state in OPEN:
         async with db.begin() as tx:
             await payments.check_now(tx, [payment.id])
         return
     listed = list[ProviderRefund]()
-    for charge in sorted(charges):
-        found = await provider.list_refunds(charge)
+    for provider, charge in sorted(charges):
+        at = providers.get(provider)
+        if at is None:
+            log.error("refunds are not compared: their provider is not set up", payment_id=payment.id)
+            return
+        found = await at.list_refunds(charge)
         if isinstance(found, Unknown):
             return
         listed += found

@@ -77,7 +77,7 @@ def compare(payment: Payment, known: Sequence[Refund], listed: Iterable[Provider
     by_reference = {refund.provider_reference: refund for refund in known if refund.provider_reference}
     seen: set[uuid.UUID] = set()
     for report in listed:
-        refund = by_reference.get(report.reference) or _by_id(after, report) or _external(payment, report)
+        refund = by_reference.get(report.reference) or _by_id(after, report) or _external(payment, report, known)
         seen.add(refund.id)
         after[refund.id] = _adopted(refund, report)
     _fail_displaced(payment, after, seen)
@@ -99,12 +99,14 @@ def _by_id(known: dict[uuid.UUID, Refund], report: ProviderRefund) -> Refund | N
     return refund if same else None
 
 
-def _external(payment: Payment, report: ProviderRefund) -> Refund:
+def _external(payment: Payment, report: ProviderRefund, known: Sequence[Refund]) -> Refund:
+    # A stray charge may be at the provider of an earlier attempt.
+    at = next((r.provider for r in known if r.charge_reference == report.charge_reference), payment.provider)
     own = report.charge_reference == payment.charge_reference
     return Refund(
         id=uuid.uuid5(payment.id, report.reference),
         payment_id=payment.id,
-        provider=payment.provider,
+        provider=at,
         amount_minor=report.amount_minor,
         state=report.state,
         stray=not own or payment.state not in (State.SUCCEEDED, State.REFUNDED),

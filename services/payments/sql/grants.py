@@ -10,8 +10,9 @@ GRANTS: Grants = {
         update=(
             "state", "payment_method", "provider_reference", "capture_reference", "client_secret", "attempt",
             "attempt_time", "failure_reason", "authenticating", "customer_pays", "refunded_minor", "refunding_minor",
-            "cancel_requested", "problem", "checks", "unanswered_time", "answer_time", "sent",
-            "next_check_time", "refund_check_time", "version", "update_time",
+            "cancel_requested", "problem", "checks", "unanswered_time", "answer_time", "sent", "next_check_time",
+            "refund_check_time", "version", "update_time", "provider", "order_attempt", "latest_order_attempt", "terms",
+            "next_terms", "former_references", "checkout_reference", "checkout_url",
         ),
     ),
     "refunds": Grant(
@@ -34,6 +35,11 @@ GRANTS: Grants = {
         ),
     ),
     "dispute_checks": Grant(insert=True, update=("due_time", "attempts"), delete=True),
+    "provider_customers": Grant(insert=True, update=("reference",)),
+    "saved_methods": Grant(
+        insert=True,
+        update=("brand", "last4", "expire_month", "expire_year", "remove_time", "detach_time", "update_time"),
+    ),
     "event_walks": Grant(insert=True, update=("done_time", "next_time")),
     "requests": idempotency.GRANT,
     "outbox": outbox.GRANT,

@@ -9,14 +9,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Row, Select, or_, select, text
+from sqlalchemy import ColumnElement, Row, Select, and_, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
 from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events.outbox import Event
 from services.payments.books.chart import Entry
-from services.payments.dispatch.rules import check_seconds
 from services.payments.domain import (
     LEASE_SECONDS,
     OPEN,
@@ -28,27 +27,33 @@ from services.payments.domain import (
     State,
 )
 from services.payments.sql import journal, leases, schema
-
-NAMES = tuple(field.name for field in dataclasses.fields(Payment))
-COLUMNS = tuple(getattr(schema.Payment, name) for name in NAMES)
-
-
-def from_row(row: Sequence[Any]) -> Payment:
-    """Return a row of `COLUMNS` as a value."""
-    values = dict(zip(NAMES, row, strict=True))
-    values["state"] = State(values["state"])
-    return Payment(**values)
-
+from services.payments.sql.payment_columns import (
+    ATTEMPT_RECORD,
+    COLUMNS,
+    NAMES,
+    RECORD,
+    SET,
+    SET_ATTEMPT,
+    SET_CALLS,
+    from_row,
+    to_attempt_record,
+    to_record,
+)
 
 _INSERT = text("""
     INSERT INTO payments (id, order_id, customer_id, amount_minor, currency, state, provider, customer_pays,
         payment_method, attempt, attempt_time, failure_reason, refunded_minor, refunding_minor, cancel_requested,
-        problem, checks, authenticating, hold_expire_time, next_check_time, version)
-    SELECT n.id, n.order_id, n.customer_id, n.amount, n.currency, :state, :provider, n.method IS NULL,
-        CASE WHEN :is_open THEN n.method END, 1, now(), '', 0, 0, NOT :is_open, '', 0, false, n.hold_end,
-        CASE WHEN :is_open THEN now() + make_interval(secs => :lease) END, 1
+        problem, checks, authenticating, hold_expire_time, next_check_time, version, order_attempt,
+        latest_order_attempt, terms)
+    SELECT n.id, n.order_id, n.customer_id, n.amount, n.currency, :state, coalesce(n.terms->>'provider', :provider),
+        n.method IS NULL OR n.terms IS NOT NULL,
+        CASE WHEN :is_open THEN n.method END, 1, now(), coalesce(n.terms->>'refusal', ''), 0, 0, NOT :is_open, '', 0,
+        false, n.hold_end,
+        CASE WHEN :is_open THEN now() + make_interval(secs => :lease) END, 1,
+        coalesce((n.terms->>'number')::integer, 0), coalesce((n.terms->>'number')::integer, 0), n.terms
     FROM jsonb_to_recordset(CAST(:charges AS jsonb)) AS n (
-        id uuid, order_id uuid, customer_id uuid, amount bigint, currency text, method text, hold_end timestamptz)
+        id uuid, order_id uuid, customer_id uuid, amount bigint, currency text, method text, hold_end timestamptz,
+        terms jsonb)
     ORDER BY n.order_id
     ON CONFLICT ON CONSTRAINT payments_order_id_key DO NOTHING
     RETURNING id, create_time
@@ -59,7 +64,7 @@ async def insert(
     tx: AsyncSession, charges: Sequence[Charge], *, state: State, provider: str
 ) -> dict[uuid.UUID, Payment]:
     """Insert payments for orders that had none; return those, by order. Sorted, so that batches cannot deadlock."""
-    fresh = {ids.new(): charge for charge in charges}
+    fresh = {ids.new(): _with_provider(charge, provider) for charge in charges}
     rows = (await tx.execute(_INSERT, _to_insert(fresh, state, provider))).all()
     return _inserted(fresh, rows, state, provider)
 
@@ -68,8 +73,14 @@ async def insert_alone(
     db: Database, charges: Sequence[Charge], *, state: State, provider: str
 ) -> dict[uuid.UUID, Payment]:
     """Do the same as a transaction by itself: one round trip begins a batch of charges."""
-    fresh = {ids.new(): charge for charge in charges}
+    fresh = {ids.new(): _with_provider(charge, provider) for charge in charges}
     return _inserted(fresh, await run_autocommit(db, _INSERT, _to_insert(fresh, state, provider)), state, provider)
+
+
+def _with_provider(charge: Charge, provider: str) -> Charge:
+    if charge.terms is None or charge.terms.provider:
+        return charge
+    return dataclasses.replace(charge, terms=dataclasses.replace(charge.terms, provider=provider))
 
 
 def _to_insert(fresh: Mapping[uuid.UUID, Charge], state: State, provider: str) -> dict[str, object]:
@@ -77,7 +88,7 @@ def _to_insert(fresh: Mapping[uuid.UUID, Charge], state: State, provider: str) -
         {
             "id": id_, "order_id": charge.order_id, "customer_id": charge.customer_id, "amount": charge.amount.minor,
             "currency": charge.amount.currency, "method": charge.payment_method or None,
-            "hold_end": charge.hold_expire_time,
+            "hold_end": charge.hold_expire_time, **({"terms": charge.terms} if charge.terms else {}),
         }
         for id_, charge in fresh.items()
     ]  # fmt: skip
@@ -94,32 +105,18 @@ def _inserted(
     is_open = state in OPEN
     made = {}
     for row in rows:
-        charge, time = fresh[row.id], row.create_time
+        charge, time, terms = fresh[row.id], row.create_time, fresh[row.id].terms
         made[charge.order_id] = Payment(
             id=row.id, order_id=charge.order_id, customer_id=charge.customer_id, amount_minor=charge.amount.minor,
-            currency=charge.amount.currency, state=state, provider=provider, customer_pays=not charge.payment_method,
+            currency=charge.amount.currency, state=state, provider=terms.provider if terms else provider,
+            customer_pays=not charge.payment_method or terms is not None, terms=terms,
+            order_attempt=terms.number if terms else 0, latest_order_attempt=terms.number if terms else 0,
             payment_method=(charge.payment_method or None) if is_open else None, provider_reference=None,
-            client_secret=None, attempt=1, failure_reason="", authenticating=False, refunded_minor=0,
-            refunding_minor=0, cancel_requested=not is_open, problem="", checks=0, version=1,
+            client_secret=None, attempt=1, failure_reason=terms.refusal if terms else "", authenticating=False,
+            refunded_minor=0, refunding_minor=0, cancel_requested=not is_open, problem="", checks=0, version=1,
             create_time=time, update_time=time, hold_expire_time=charge.hold_expire_time,
         )  # fmt: skip
     return made
-
-
-async def start_attempts(tx: AsyncSession, cards: Mapping[uuid.UUID, str]) -> dict[uuid.UUID, Payment]:
-    """Start an attempt with another card for payments that wait for their customer; return those, by order."""
-    started = await tx.execute(
-        text(
-            "UPDATE payments AS p SET state = 'PROCESSING', payment_method = n.method, attempt = p.attempt + 1,"  # noqa: S608
-            " attempt_time = now(), failure_reason = '', authenticating = false, checks = 0,"
-            " version = p.version + 1, update_time = now(), next_check_time = now() + make_interval(secs => :lease)"
-            " FROM unnest(CAST(:ids AS uuid[]), CAST(:methods AS text[])) AS n(id, method)"
-            " WHERE p.id = n.id AND p.state = 'AWAITING_CUSTOMER' AND NOT p.cancel_requested"
-            f" RETURNING {', '.join(f'p.{name}' for name in NAMES)}"
-        ),
-        {"ids": sorted(cards), "methods": [cards[key] for key in sorted(cards)], "lease": LEASE_SECONDS},
-    )
-    return {row.order_id: from_row(row) for row in started}
 
 
 async def change_key(tx: AsyncSession, payment: Payment) -> None:
@@ -141,7 +138,8 @@ async def request_cancel(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> 
     """Mark locked payments to be cancelled as soon as the provider allows it."""
     await tx.execute(
         text(
-            "UPDATE payments SET cancel_requested = true, checks = 0, update_time = now(), version = version + 1,"
+            "UPDATE payments SET cancel_requested = true, next_terms = NULL, checks = 0, update_time = now(),"
+            " version = version + 1,"
             " next_check_time = CASE state WHEN 'AWAITING_CUSTOMER' THEN now() + make_interval(secs => :lease)"
             " ELSE next_check_time END WHERE id = ANY(CAST(:ids AS uuid[]))"
         ),
@@ -174,54 +172,46 @@ async def read_by_order(tx: AsyncSession, order_ids: Sequence[uuid.UUID], *, loc
 
 
 async def lock(
-    tx: AsyncSession, payment_ids: Iterable[uuid.UUID], references: Iterable[str] = ()
+    tx: AsyncSession, payment_ids: Iterable[uuid.UUID], references: Iterable[str] = (), former: Iterable[str] = ()
 ) -> dict[uuid.UUID, Payment]:
-    """Lock and return payments by id, those with one of the provider's `references` included."""
-    wanted = _named(payment_ids, references).order_by(schema.Payment.id).with_for_update()
+    """Lock and return payments by id, and those that `find` returns."""
+    wanted = _named(payment_ids, references, former).order_by(schema.Payment.id).with_for_update()
     return {row.id: from_row(row) for row in await tx.execute(wanted)}
 
 
 async def find(
-    tx: AsyncSession, payment_ids: Iterable[uuid.UUID], references: Iterable[str]
+    tx: AsyncSession, payment_ids: Iterable[uuid.UUID], references: Iterable[str], former: Iterable[str] = ()
 ) -> dict[uuid.UUID, Payment]:
-    """Return payments by id, those with one of the provider's `references` included."""
-    return {row.id: from_row(row) for row in await tx.execute(_named(payment_ids, references))}
+    """Return payments by id, those with one of the provider's `references` included.
+
+    Those of earlier attempts are searched for `former`, because few events need that.
+    """
+    return {row.id: from_row(row) for row in await tx.execute(_named(payment_ids, references, former))}
 
 
-def _named(payment_ids: Iterable[uuid.UUID], references: Iterable[str]) -> Select[Any]:
-    table = schema.Payment
-    mine, named = table.id.in_(list(payment_ids)), list(references)
-    return select(*COLUMNS).where(or_(mine, table.provider_reference.in_(named)) if named else mine)
+def _named(payment_ids: Iterable[uuid.UUID], references: Iterable[str], former: Iterable[str]) -> Select[Any]:
+    table, named, earlier = schema.Payment, list(references), list(former)
+    conditions: list[ColumnElement[bool]] = [table.id.in_(list(payment_ids))]
+    if named:
+        conditions += [table.provider_reference.in_(named), table.checkout_reference.in_(named)]
+    if earlier:
+        conditions.append(and_(text(schema.HAS_FORMER), table.former_references.overlap(earlier)))
+    return select(*COLUMNS).where(or_(*conditions))
 
 
-# The columns that results change. One list for both statements below, so that they cannot differ.
-_RECORD = """
-    id uuid, version bigint, state text, method text, reference text, capture text, secret text, reason text,
-    authenticating boolean, refunded bigint, refunding bigint, problem text, checks bigint, pause double precision,
-    bump int, has_ended boolean,
-    unanswered double precision, answered boolean, event_id uuid, subject text, key text, event bytea
-"""
-_SET = """
-    state = n.state, payment_method = n.method, provider_reference = n.reference, capture_reference = n.capture,
-    client_secret = n.secret, failure_reason = n.reason, authenticating = n.authenticating, refunded_minor = n.refunded,
-    refunding_minor = n.refunding, problem = n.problem, checks = n.checks, version = p.version + n.bump,
-    update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,
-    unanswered_time = CASE WHEN n.has_ended THEN now() - make_interval(secs => n.unanswered) ELSE p.unanswered_time END,
-    answer_time = CASE WHEN n.answered THEN now() ELSE p.answer_time END,
-    next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
-"""
 _STORE = text(f"""
-    UPDATE payments AS p SET {_SET} FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({_RECORD}) WHERE p.id = n.id
+    UPDATE payments AS p SET {SET}, {SET_ATTEMPT}
+    FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({RECORD}, {ATTEMPT_RECORD}) WHERE p.id = n.id
 """)  # noqa: S608  # columns of our own
 # The version decides: every other change of the row raises it, and this statement then leaves the row alone.
 _STORE_FAST = text(f"""
-    WITH n AS (SELECT * FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({_RECORD})), mine AS (
+    WITH n AS (SELECT * FROM jsonb_to_recordset(CAST(:payments AS jsonb)) AS n ({RECORD})), mine AS (
         -- Row by row: a plan made while the table was small must not read all of it when it is large.
         SELECT p.id FROM (SELECT id, version FROM n ORDER BY id) AS n, LATERAL (
             SELECT p.id FROM payments AS p WHERE p.id = n.id AND p.version = n.version FOR UPDATE
         ) AS p
     ), stored AS (
-        UPDATE payments AS p SET {_SET} FROM n WHERE p.id = n.id AND p.id = ANY(ARRAY(SELECT id FROM mine))
+        UPDATE payments AS p SET {SET}, {SET_CALLS} FROM n WHERE p.id = n.id AND p.id = ANY(ARRAY(SELECT id FROM mine))
         RETURNING p.id, p.version, p.update_time, p.currency
     ), published AS (
         INSERT INTO outbox (event_id, subject, key, payload)
@@ -257,8 +247,11 @@ async def store(
     """
     if changed or unchanged:
         rows = [
-            *(_to_store(Change(p), answered=p.id in answered) for p in changed),
-            *(_to_store(Change(p), bump=0, calls=ended.get(p.id), answered=p.id in answered) for p in unchanged),
+            *(to_record(p, answered=p.id in answered) | to_attempt_record(p) for p in changed),
+            *(
+                to_record(p, bump=0, calls=ended.get(p.id), answered=p.id in answered) | to_attempt_record(p)
+                for p in unchanged
+            ),
         ]
         await tx.execute(_STORE, {"payments": orjson.dumps(rows).decode()})
 
@@ -269,7 +262,7 @@ async def store_fast(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID,
     Returns the stored payments by id. A payment that has changed since it was read is not among them: it needs
     `lock`, the rules, and `store`.
     """
-    rows = [_to_store(change, answered=True) for change in changes]
+    rows = [to_record(change.after, event=change.event, answered=True) for change in changes]
     after = {change.after.id: change.after for change in changes}
     entries = journal.document([entry for change in changes for entry in change.entries])
     stored = await run_autocommit(db, _STORE_FAST, {"payments": orjson.dumps(rows).decode(), "entries": entries})
@@ -279,22 +272,6 @@ async def store_fast(db: Database, changes: Sequence[Change]) -> dict[uuid.UUID,
         )
         for row in stored
     }
-
-
-def _to_store(change: Change, *, bump: int = 1, calls: Calls | None = None, answered: bool = False) -> dict[str, Any]:
-    after = change.after
-    age = calls.unanswered_age if calls else None
-    subject, key, event = change.event or (None, None, None)
-    return {
-        "id": after.id, "version": after.version, "state": after.state, "method": after.payment_method,
-        "reference": after.provider_reference, "capture": after.capture_reference,
-        "secret": after.client_secret, "reason": after.failure_reason,
-        "authenticating": after.authenticating, "refunded": after.refunded_minor, "refunding": after.refunding_minor,
-        "problem": after.problem, "checks": after.checks, "pause": check_seconds(after), "bump": bump,
-        "has_ended": calls is not None, "unanswered": age.total_seconds() if age is not None else None,
-        "answered": answered, "event_id": ids.new() if event else None, "subject": subject, "key": key,
-        "event": f"\\x{event.SerializeToString().hex()}" if event else None,
-    }  # fmt: skip
 
 
 async def add_refunding(tx: AsyncSession, sums: Mapping[uuid.UUID, int]) -> None:

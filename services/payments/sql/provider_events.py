@@ -153,7 +153,7 @@ _TAKE_UP = text(f"""
     UPDATE provider_events AS e SET processed_time = NULL, attempts = 0, next_try_time = now()
     FROM (SELECT provider, event_id, payload, processed_time FROM provider_events WHERE {_PARKED}) AS parked, LATERAL (
         SELECT FROM payments AS p WHERE p.update_time > parked.processed_time
-            AND (p.provider_reference = parked.payload->>'reference' OR p.id = CASE
+            AND (parked.payload->>'reference' IN (p.provider_reference, p.checkout_reference) OR p.id = CASE
                 WHEN parked.payload->>'payment_id' ~ '{_UUID}' THEN CAST(parked.payload->>'payment_id' AS uuid) END)
     ) AS changed
     WHERE e.provider = parked.provider AND e.event_id = parked.event_id

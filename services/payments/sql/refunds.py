@@ -23,7 +23,7 @@ from services.payments.domain import (
     RefundState,
     Settlement,
 )
-from services.payments.sql import leases, payments, schema
+from services.payments.sql import leases, payment_columns, payments, schema
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Refund))
 _COLUMNS = tuple(getattr(schema.Refund, name) for name in _NAMES)
@@ -87,7 +87,7 @@ async def insert(tx: AsyncSession, new: Sequence[NewRefund]) -> list[Refund]:
         {
             "ids": [r.id for r in new],
             "payments": [r.payment.id for r in new],
-            "providers": [r.payment.provider for r in new],
+            "providers": [r.stray_provider or r.payment.provider for r in new],
             "amounts": [r.amount_minor for r in new],
             "reasons": [r.reason for r in new],
             "strays": [r.stray_reference is not None for r in new],
@@ -142,10 +142,12 @@ async def insert_external(tx: AsyncSession, found: Sequence[Refund]) -> list[Ref
 
 async def read(tx: AsyncSession, refund_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, RefundOfPayment]:
     """Return refunds by id, each with its payment."""
-    both = select(*_COLUMNS, *payments.COLUMNS).join(schema.Payment, schema.Payment.id == schema.Refund.payment_id)
+    both = select(*_COLUMNS, *payment_columns.COLUMNS).join(
+        schema.Payment, schema.Payment.id == schema.Refund.payment_id
+    )
     found = await tx.execute(both.where(schema.Refund.id.in_(refund_ids)))
     split = len(_COLUMNS)
-    read = [RefundOfPayment(_from_row(row[:split]), payments.from_row(row[split:])) for row in found]
+    read = [RefundOfPayment(_from_row(row[:split]), payment_columns.from_row(row[split:])) for row in found]
     return {one.refund.id: one for one in read}
 
 
@@ -194,12 +196,13 @@ async def count_refused(
     return {row.payment_id: Refusals(row.number, row.age, row.disputed) for row in counted}
 
 
-async def read_charges(tx: AsyncSession, payment_id: uuid.UUID) -> list[str]:
-    """Return the charges of a payment that have refunds: its own one, and stray ones."""
+async def read_charges(tx: AsyncSession, payment_id: uuid.UUID) -> list[tuple[str, str]]:
+    """Return the charges of a payment that have refunds, each with its provider: its own one, and stray ones."""
+    table = schema.Refund
     found = await tx.execute(
-        select(schema.Refund.charge_reference).where(schema.Refund.payment_id == payment_id).distinct()
+        select(table.provider, table.charge_reference).where(table.payment_id == payment_id).distinct()
     )
-    return [row.charge_reference for row in found]
+    return [(row.provider, row.charge_reference) for row in found]
 
 
 async def lock_of_payment(tx: AsyncSession, payment_id: uuid.UUID) -> list[Refund]:

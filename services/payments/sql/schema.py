@@ -5,7 +5,18 @@ import uuid
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, func, text
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)  # fmt: skip
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis.data.db import Base
@@ -14,6 +25,10 @@ from services.payments.domain import DisputeState, RefundState, Settlement, Stat
 
 def _one_of(column: str, values: Iterable[enum.StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+HAS_FORMER = "payments.former_references <> '{}'"
+"""Literal, so that the planner finds the partial index."""
 
 
 class Payment(Base):
@@ -28,6 +43,15 @@ class Payment(Base):
         CheckConstraint(
             "refunded_minor >= 0 AND refunding_minor >= 0 AND refunded_minor + refunding_minor <= amount_minor",
             name="payments_refunds_within_amount",
+        ),
+        Index(
+            "payments_checkout_reference",
+            "checkout_reference",
+            unique=True,
+            postgresql_where=text("checkout_reference IS NOT NULL"),
+        ),
+        Index(
+            "payments_former_references", "former_references", postgresql_using="gin", postgresql_where=text(HAS_FORMER)
         ),
         Index("payments_next_check_time", "next_check_time", postgresql_where=text("next_check_time IS NOT NULL")),
         Index(
@@ -69,6 +93,19 @@ class Payment(Base):
     checks: Mapped[int]
     next_check_time: Mapped[datetime | None]
     version: Mapped[int]
+    order_attempt: Mapped[int] = mapped_column(Integer, default=0)
+    """The attempt in progress, by the number that orders gave it."""
+    latest_order_attempt: Mapped[int] = mapped_column(Integer, default=0)
+    """The latest attempt that orders asked for."""
+    terms: Mapped[dict | None] = mapped_column(default=None)  # type: ignore[type-arg]  # Base maps the bare type to jsonb
+    """How the customer pays that attempt; NULL for the one that the order came with."""
+    next_terms: Mapped[dict | None] = mapped_column(default=None)  # type: ignore[type-arg]
+    """The attempt that begins as soon as the charge of the present one is voided, with its card's token."""
+    former_references: Mapped[list[str]] = mapped_column(ARRAY(Text), default_factory=list)
+    """The charges and pages of earlier attempts."""
+    checkout_reference: Mapped[str | None] = mapped_column(default=None)
+    """The provider's id of the page on which the customer pays."""
+    checkout_url: Mapped[str | None] = mapped_column(default=None)
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
 
@@ -139,6 +176,46 @@ class JournalEntry(Base):
     amount_minor: Mapped[int]
     currency: Mapped[str]
     reference: Mapped[str]
+
+
+class ProviderCustomer(Base):
+    """A customer's id at a provider."""
+
+    __tablename__ = "provider_customers"
+
+    customer_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    reference: Mapped[str]
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+
+
+class SavedMethodRow(Base):
+    """A card that a customer has agreed to save, by what they recognise it. The provider keeps it."""
+
+    __tablename__ = "saved_methods"
+    __table_args__ = (
+        UniqueConstraint("provider", "reference", name="saved_methods_reference_key"),
+        Index("saved_methods_customer_id", "customer_id", "id"),
+        Index(
+            "saved_methods_pending", "remove_time",
+            postgresql_where=text("remove_time IS NOT NULL AND detach_time IS NULL"),
+        ),
+    )  # fmt: skip
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    customer_id: Mapped[uuid.UUID]
+    provider: Mapped[str]
+    reference: Mapped[str]
+    brand: Mapped[str]
+    last4: Mapped[str]
+    expire_month: Mapped[int] = mapped_column(Integer)
+    expire_year: Mapped[int] = mapped_column(Integer)
+    remove_time: Mapped[datetime | None]
+    """When its customer removed it."""
+    detach_time: Mapped[datetime | None]
+    """When the provider had removed it."""
+    create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
+    update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
 
 
 class Dispute(Base):

@@ -6,6 +6,7 @@ An event is a hint. It moves no payment: the provider is asked, and its own reco
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import structlog
@@ -145,9 +146,7 @@ async def _look_up(db: Database, dispatcher: ChargeDispatcher, claimed: Sequence
         if one.event and (payment := _payment_of(one.event, known)) and _need(one, payment) is Need.LOOK_UP
     ]
     tasks = {
-        (payment.id, event.look_up_reference): asyncio.ensure_future(
-            _bounded(dispatcher, payment, event.look_up_reference)
-        )
+        (payment.id, event.look_up_reference): asyncio.ensure_future(_bounded(dispatcher, payment, event))
         for event, payment in {(e.look_up_reference, p.id): (e, p) for e, p in wanted}.values()
     }
     await asyncio.gather(*tasks.values())
@@ -180,10 +179,12 @@ def _or_believed(
     )  # fmt: skip
 
 
-async def _bounded(dispatcher: ChargeDispatcher, payment: Payment, reference: str) -> ChargeRecord | Unknown | None:
+async def _bounded(
+    dispatcher: ChargeDispatcher, payment: Payment, event: ProviderEvent
+) -> ChargeRecord | Unknown | None:
     try:
         async with asyncio.timeout(_LOOK_UP_SECONDS):
-            return await dispatcher.look_up(payment, reference)
+            return await dispatcher.look_up(payment, event.look_up_reference, event.provider)
     except TimeoutError:
         return Unknown()
 
@@ -222,7 +223,7 @@ async def _apply_to_payments(
         elif need is Need.LOOK_UP:
             record = records.get(event.id, _NOT_ASKED)
             if isinstance(record, ChargeRecord) and not (cause := _contradiction(event, payment, record)):
-                results.append(record.result)
+                results.append(replace(record.result, provider=event.provider))
             else:
                 causes[event.id] = cause or (_UNANSWERED if record else _NO_SUCH_CHARGE)
     if results:
@@ -236,9 +237,10 @@ _NOT_ASKED = Unknown()
 """The payment of an event changed after the look-up."""
 
 
-def _keys(claimed: Sequence[Attempt]) -> tuple[set[uuid.UUID], set[str]]:
+def _keys(claimed: Sequence[Attempt]) -> tuple[set[uuid.UUID], set[str], set[str]]:
     events = [one.event for one in claimed if one.event]
-    return {e.payment_id for e in events if e.payment_id}, {e.reference for e in events}
+    without_id = {e.reference for e in events if e.payment_id is None and e.reference}
+    return {e.payment_id for e in events if e.payment_id}, {e.reference for e in events}, without_id
 
 
 def _need(one: Attempt, payment: Payment) -> Need:
@@ -247,9 +249,16 @@ def _need(one: Attempt, payment: Payment) -> Need:
 
 
 def _payment_of(event: ProviderEvent, known: Mapping[uuid.UUID, Payment]) -> Payment | None:
-    """Return the payment of the charge that an event names; else the one that the charge's metadata names."""
-    own = next((p for p in known.values() if p.provider_reference and p.provider_reference == event.reference), None)
-    return own or (known.get(event.payment_id) if event.payment_id else None)
+    """Return the payment of the charge that an event names; else the one that the charge's metadata names.
+
+    Razorpay's events have no metadata: there a charge may be one of an earlier attempt.
+    """
+    own = next((p for p in known.values() if event.reference and event.reference in p.references), None)
+    if own is not None:
+        return own
+    if event.payment_id is not None:
+        return known.get(event.payment_id)
+    return next((p for p in known.values() if event.reference in p.former_references), None)
 
 
 def _objection(event: ProviderEvent, payment: Payment | None) -> str | None:
@@ -264,7 +273,7 @@ def _objection(event: ProviderEvent, payment: Payment | None) -> str | None:
 def _contradiction(event: ProviderEvent, payment: Payment, record: ChargeRecord) -> str | None:
     """Return the cause why the provider's record of an event's charge does not bear the event out."""
     result = record.result
-    if event.reference != payment.provider_reference and record.payment_id != payment.id:
+    if event.reference not in payment.references and record.payment_id != payment.id:
         return _OTHER_PAYMENT
     is_other = is_other_amount(payment, result.amount_minor, result.currency, reported=True)
     if is_other and payment.state not in _WITHOUT_MONEY:

@@ -28,7 +28,7 @@ class Need(enum.Enum):
 
 def need_of(event: ProviderEvent, payment: Payment, *, earlier_attempts: int) -> Need:
     """Return what `event` calls for, given its payment."""
-    is_own = event.reference == payment.provider_reference
+    is_own = event.reference in payment.references
     if event.kind is not EventKind.CHARGE:
         return Need.REPORT
     if payment.state not in OPEN:
@@ -37,6 +37,10 @@ def need_of(event: ProviderEvent, payment: Payment, *, earlier_attempts: int) ->
         if event.capture_reference:
             is_other = is_other or event.capture_reference != payment.capture_reference
         return Need.LOOK_UP if is_other and _reports_money(event) else Need.NOTHING
+    if event.reference in payment.former_references:
+        return Need.LOOK_UP if _reports_money(event) else Need.NOTHING
+    if payment.checkout_reference is not None and event.charge_status is not ChargeStatus.SUCCEEDED:
+        return Need.CHECK  # of the page, or of the charge that it has made: the page knows how it stands
     if not is_own:
         is_first = payment.provider_reference is None and earlier_attempts == 0
         return Need.WAIT if is_first else Need.LOOK_UP

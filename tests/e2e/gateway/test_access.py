@@ -24,7 +24,7 @@ from stampede.catalog.v1 import catalog_service_pb2  # noqa: F401 - the rules st
 from stampede.identity.v1 import identity_service_pb2  # noqa: F401
 from stampede.inventory.v1 import flash_sale_service_pb2, stock_service_pb2  # noqa: F401
 from stampede.orders.v1 import order_service_pb2, saga_service_pb2  # noqa: F401
-from stampede.payments.v1 import payment_service_pb2  # noqa: F401
+from stampede.payments.v1 import books_service_pb2, payment_service_pb2  # noqa: F401
 from tests.e2e.shop import PASSWORD, Shop
 from tests.support.rest import Json, Rest, new_id
 from tests.support.waiting import eventually

@@ -25,6 +25,7 @@ from services.chassis.server.paging import Pages
 from services.orders import actions, rpc
 from services.orders.clients import Catalog, Inventory, Payments
 from services.orders.domain import Line, Order
+from services.orders.placing.paying import Payer
 from services.orders.placing.place import Placer
 from services.orders.placing.recent_orders import RecentOrders
 from services.orders.placing.sold_out_cache import SoldOutCache
@@ -456,7 +457,11 @@ class Shop:
             sold_out=self.sold_out, recent=self.recent, relay=relay, backlog_max=10_000,
         )  # fmt: skip
         self.placed_orders, pages = actions.Orders(db, self.worker, self.watch, relay), Pages("a secret for pages")
-        self.service = rpc.OrderService(self.placer, self.placed_orders, pages)
+        payer = Payer(
+            db, self.placed_orders, self.worker,
+            catalog=self.catalog_client, inventory=self.inventory_client, payments=self.payments_client,
+        )  # fmt: skip
+        self.service = rpc.OrderService(self.placer, payer, self.placed_orders, pages)
         self.saga_service = rpc.SagaService(db, self.placed_orders, pages)
         self.tasks: list[asyncio.Task[None]] = [asyncio.create_task(self.watch.run())]
         self.customer = ids.new()

@@ -25,7 +25,9 @@ from services.chassis.server.paging import Pages
 from services.payments.books.rpc import BooksService
 from services.payments.charges import Charges
 from services.payments.dispatch.dispatcher import ChargeDispatcher
+from services.payments.dispatch.offers import Offers
 from services.payments.dispatch.reconciler import Reconciler
+from services.payments.dispatch.saved_methods import SavedMethods
 from services.payments.domain import Payment
 from services.payments.providers import Providers
 from services.payments.providers.limits import ProviderLimits
@@ -215,10 +217,14 @@ class Payments:
 
     def add(self, server: grpc.aio.Server) -> None:
         charges = Charges(self.db, self.dispatcher, self.relay.nudge, self.providers)
+        self.saved = SavedMethods(self.db, self.providers)
         refunds, inbox = Refunds(self.db, self.dispatcher), Inbox(self.db, self.reconciler.wake)
-        charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunds), server)
+        offers = Offers(self.providers, self.saved, return_hosts=["shop.example"])
+        charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunds, offers), server)
         books_grpc.add_BooksServiceServicer_to_server(BooksService(self.db, Pages("a-page-secret")), server)
-        pb_grpc.add_PaymentServiceServicer_to_server(PaymentService(charges, refunds, inbox, self.providers), server)
+        pb_grpc.add_PaymentServiceServicer_to_server(
+            PaymentService(charges, refunds, self.saved, inbox, self.providers, Pages("p" * 32)), server
+        )
 
     @property
     def walk(self) -> EventWalk:
@@ -325,7 +331,7 @@ async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
         tables = "payments, refunds, provider_events, disputes, event_walks, journal_entries, requests, outbox"
-        tables += ", published_events, dispute_checks"
+        tables += ", published_events, dispute_checks, saved_methods, provider_customers"
         await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     return one_database
 
@@ -354,12 +360,25 @@ async def running(service: Payments, sandbox: Sandbox) -> Payments:
     return service
 
 
+def another_attempt(item: charge_pb.Charge, number: int, method: str = "", **terms: Any) -> charge_pb.Charge:
+    """The same order, whose customer asks for another attempt."""
+    again = charge_pb.Charge(attempt=number, payment_method=method, terms=charge_pb.AttemptTerms(**terms))
+    again.order_id, again.customer_id = item.order_id, item.customer_id
+    again.amount.CopyFrom(item.amount)
+    return again
+
+
 def an_order(
-    method: str = "pm_card_visa", *, minor: int = 1999, currency: str = "USD", order_id: str = ""
+    method: str = "pm_card_visa",
+    *,
+    minor: int = 1999,
+    currency: str = "USD",
+    order_id: str = "",
+    customer_id: str = "018f0000-0000-7000-8000-000000000001",
 ) -> charge_pb.Charge:
     return charge_pb.Charge(
         order_id=order_id or str(uuid.uuid4()),
-        customer_id="018f0000-0000-7000-8000-000000000001",
+        customer_id=customer_id,
         amount=money_pb2.Money(currency_code=currency, minor_units=minor),
         payment_method=method,
     )

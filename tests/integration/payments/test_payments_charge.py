@@ -17,7 +17,15 @@ from services.payments.providers.stripe.adapter import Stripe
 from services.payments.providers.stripe.webhook import StripeWebhook
 from services.payments.sql import payments
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
-from tests.integration.payments.conftest import KEY, WEBHOOK_SECRET, Payments, Sandbox, State, an_order
+from tests.integration.payments.conftest import (
+    KEY,
+    WEBHOOK_SECRET,
+    Payments,
+    Sandbox,
+    State,
+    an_order,
+    another_attempt,
+)  # fmt: skip
 from tests.support.serving import refusal
 from tests.support.waiting import until
 
@@ -129,9 +137,9 @@ async def test_a_customer_may_try_another_card(running: Payments, sandbox: Sandb
 async def test_a_card_after_a_decline_is_an_attempt_with_a_new_key(service: Payments, sandbox: Sandbox) -> None:
     item = an_order("")
     await service.charged(item)
-    declined = await service.charged(an_order("pm_card_chargeDeclined", order_id=item.order_id))
+    declined = await service.charged(another_attempt(item, 1, "pm_card_chargeDeclined"))
     assert (declined.state, declined.failure_reason) == (State.AWAITING_CUSTOMER, "CARD_DECLINED")
-    paid = await service.charged(an_order("pm_card_visa", order_id=item.order_id))
+    paid = await service.charged(another_attempt(item, 2, "pm_card_visa"))
     assert paid.state == State.SUCCEEDED
     assert len(await sandbox.intents(item.order_id)) == 1
     assert await service.rows("SELECT attempt FROM payments") == [(3,)]

@@ -179,7 +179,10 @@ def test_good_cases_add_up(case: Case) -> None:
         (order_of(REFUNDED, returned={"shoe": 1}), {"order-returned"}),
         (replace(CANCELLED_BY_STAFF, reservation=replace(RESERVATION, state="HELD")), {"order-without-money"}),
         (replace(FAILED, reservation=RESERVATION), {"order-without-money"}),
-        (replace(FAILED, reservation=replace(RESERVATION, state="HELD")), {"order-without-money"}),
+        (
+            replace(FAILED, reservation=replace(RESERVATION, state="HELD", over_seconds=OVER_SECONDS)),
+            {"order-without-money"},
+        ),
         (Case(id="o", reservation=RESERVATION), {"order-lost"}),
         (replace(ORPHANED_HOLD, reservation=replace(RESERVATION, state="HELD", over_seconds=91)), {"order-lost"}),
     ],
@@ -239,6 +242,14 @@ def test_a_capture_for_a_declined_order_is_found() -> None:
     assert found(replace(FAILED, intents=(CAPTURE,))) == {"provider-stray", "journal-provider"}
 
 
+def test_units_of_a_failed_order_may_be_held_until_its_time_is_over() -> None:
+    """Its customer is about to pay it once more, or has given up meanwhile."""
+    held = replace(RESERVATION, state="HELD", over_seconds=OVER_SECONDS - 1)
+    assert found(replace(FAILED, reservation=held)) == set()
+    over = replace(held, over_seconds=OVER_SECONDS)
+    assert found(replace(FAILED, reservation=over)) == {"order-without-money"}
+
+
 def _without_progress(saga: Saga, over: float) -> set[str]:
     return found(replace(order_of(PENDING, saga=saga, hold_over_seconds=over), payments=(), intents=(CAPTURE,)))
 
@@ -278,6 +289,21 @@ def test_a_saga_that_waits_for_the_provider_is_judged_and_needs_moving_money() -
     assert found(replace(moving, payments=(replace(debit, state="AWAITING_CUSTOMER"),))) == {"saga-waits"}
     assert "saga-waits" in found(replace(moving, payments=()))
     assert "provider-stray" in found(replace(moving, intents=(CAPTURE,)))
+
+
+def test_refunds_at_another_provider_are_not_looked_for_at_this_one() -> None:
+    elsewhere = replace(BACK, provider="razorpay", reference="rfnd")
+    case = payment_of(REFUNDED, provider="razorpay", reference="order", refunds=(elsewhere,))
+    assert "provider-refunds" not in found(replace(case, intents=()))
+    assert "provider-refunds" in found(replace(payment_of(REFUNDED, refunds=(BACK,)), intents=()))
+
+
+def test_stray_charge_at_another_provider_excuses_no_money_at_this_one() -> None:
+    stray = replace(BACK, state="PENDING", stray=True, provider="razorpay", reference="")
+    assert "provider-stray" in found(replace(payment_of(FAILED, refunds=(stray,)), intents=(CAPTURE,)))
+    assert "provider-stray" not in found(
+        replace(payment_of(FAILED, refunds=(replace(stray, provider="stripe"),)), intents=(CAPTURE,))
+    )
 
 
 @pytest.mark.parametrize(

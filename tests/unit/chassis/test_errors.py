@@ -161,6 +161,38 @@ def test_refusal_of_another_service_keeps_its_domain() -> None:
     assert statuses.to_refusal(passed_on, "orders.stampede") == refusal
 
 
+def of_another_service(error: AppError) -> grpc.aio.AioRpcError:
+    """`error` as a client of the service that has refused receives it."""
+    answer = statuses.answer(error, "payments.stampede")
+    trailing = grpc.aio.Metadata(*answer.trailing)
+    return grpc.aio.AioRpcError(answer.code, grpc.aio.Metadata(), trailing, details=answer.message)
+
+
+def test_invalid_fields_of_another_service_keep_their_names() -> None:
+    refused = of_another_service(InvalidFields({"provider": "must be one of stripe"}))
+    passed_on = statuses.from_rpc_error(refused, "payments")
+    assert isinstance(passed_on, InvalidFields)
+    assert (passed_on.violations, passed_on.domain) == ({"provider": "must be one of stripe"}, "payments.stampede")
+    bad = details(statuses.answer(passed_on, "orders.stampede"))["BadRequest"]
+    assert isinstance(bad, error_details_pb2.BadRequest)
+    assert [violation.field for violation in bad.field_violations] == ["provider"]
+
+
+def test_other_refusal_of_another_service_keeps_its_reason() -> None:
+    refused = of_another_service(WrongState(resource="order", state="PAID", wanted="CANCELLED"))
+    passed_on = statuses.from_rpc_error(refused, "payments")
+    assert (passed_on.code, passed_on.reason, passed_on.domain) == (
+        "FAILED_PRECONDITION", "WRONG_STATE", "payments.stampede",
+    )  # fmt: skip
+    assert passed_on.metadata["state"] == "PAID"
+
+
+def test_error_of_another_service_without_a_reason_is_a_bug() -> None:
+    broken = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata())
+    with pytest.raises(grpc.aio.AioRpcError):
+        statuses.from_rpc_error(broken, "payments")
+
+
 @pytest.mark.parametrize(
     "error", [OperationalError("SELECT 1", {}, Exception("secret")), PoolTimeout("no connection is free")]
 )

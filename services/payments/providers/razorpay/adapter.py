@@ -56,7 +56,8 @@ class Razorpay:
     """The `PaymentProvider` of one Razorpay account."""
 
     name = "razorpay"
-    can = Capabilities(charges_tokens=False, voids=False, charged_once=False, signs_callbacks=True)
+    can = Capabilities(charges_tokens=False, voids=False, charged_once=False, hosts_pages=False, signs_callbacks=True)
+    vault = None  # it keeps nothing for customers without a page of its own
     # Only refunds have keys there. Razorpay does not say for how long it keeps them.
     key_lifetime = timedelta(hours=20)
 
@@ -69,7 +70,8 @@ class Razorpay:
         await self._api.aclose()
 
     @returns_charge
-    async def create(self, payment: Payment, check: Check) -> ChargeResult:
+    async def create(self, payment: Payment, check: Check, customer: str = "") -> ChargeResult:
+        assert not customer, "without a vault, nobody has one"
         # Razorpay makes another order for the same receipt, so a repeat looks first. A superfluous order does no harm:
         # its id is given to nobody.
         if payment.checks and (found := await self._order_of(payment)):
@@ -148,16 +150,19 @@ class Razorpay:
     async def _walk_orders(self, payments: Sequence[Payment]) -> dict[uuid.UUID, Order | None]:
         """Search all orders since the oldest of `payments`. Of several with one receipt, the first one is taken."""
         wanted, found = {payment.id for payment in payments}, dict[uuid.UUID, Order | None]()
+        former = {reference for payment in payments for reference in payment.former_references}
         since = min(payment.create_time for payment in payments) - _EARLIER
         async for order in self._list("list", Order, self._api.sdk.order.all, {"from": int(since.timestamp())}):
             id_ = own_id(order.receipt)
-            if id_ in wanted:
+            if id_ in wanted and order.id not in former:
                 found[id_] = order  # newest first, so the oldest one stays
         return found
 
     async def _order_of(self, payment: Payment) -> Order | None:
+        """Return the payment's oldest order, except for those of earlier attempts."""
         page = self._list("list", Order, self._api.sdk.order.all, {"receipt": str(payment.id)})
-        return min([order async for order in page], key=lambda order: (order.created_at, order.id), default=None)
+        found = [order async for order in page if order.id not in payment.former_references]
+        return min(found, key=lambda order: (order.created_at, order.id), default=None)
 
     async def _result(self, payment: Payment, order: Order) -> ChargeResult:
         if order.status == "created":

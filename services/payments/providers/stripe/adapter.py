@@ -26,7 +26,9 @@ from services.payments.providers.results import (
     own_id,
 )
 from services.payments.providers.stripe import reading
+from services.payments.providers.stripe.checkout import SAVED_FOR, Checkout, is_page
 from services.payments.providers.stripe.transport import NOT_FOUND, Object, Transport, no_answer
+from services.payments.providers.stripe.vault import StripeVault
 from services.payments.providers.stripe.webhook import WALKED_EVENTS, StripeWebhook
 
 log = structlog.get_logger()
@@ -44,7 +46,7 @@ class Stripe:
     """The `PaymentProvider` of one Stripe account."""
 
     name = "stripe"
-    can = Capabilities(charges_tokens=True, voids=True, charged_once=True, signs_callbacks=False)
+    can = Capabilities(charges_tokens=True, voids=True, charged_once=True, hosts_pages=True, signs_callbacks=False)
     # Stripe keeps a key for 24 hours. A repeat after that would be a second charge.
     key_lifetime = timedelta(hours=20)
 
@@ -55,12 +57,14 @@ class Stripe:
         self._webhook = webhook
         self.limits = ProviderLimits(self.name, calls_per_second=calls_per_second, concurrency=concurrency)
         self._api = Transport(key, api_base=api_base, limits=self.limits)
+        self._checkout = Checkout(self._api)
+        self.vault = StripeVault(self._api)
 
     async def aclose(self) -> None:
         await self._api.aclose()
 
     @returns_charge
-    async def create(self, payment: Payment, check: Check) -> ChargeResult:
+    async def create(self, payment: Payment, check: Check, customer: str = "") -> ChargeResult:
         # Stripe refuses a known key with other parameters, so repeats must not change any of these.
         params: Any = {
             "amount": payment.amount_minor,
@@ -68,6 +72,12 @@ class Stripe:
             "automatic_payment_methods": _METHODS,
             "metadata": {"order_id": str(payment.order_id), "payment_id": str(payment.id)},
         }
+        if payment.terms and payment.terms.checkout:
+            return await self._create_page(payment, check, customer)
+        if customer:
+            params["customer"] = customer
+        if payment.terms and payment.terms.saves_method:
+            params["setup_future_usage"] = SAVED_FOR
         if payment.payment_method:
             params |= {"confirm": True, "payment_method": payment.payment_method}
         try:
@@ -80,6 +90,12 @@ class Stripe:
         except stripe.InvalidRequestError as error:
             return _refused(payment, error)
         return reading.charge_result(payment.id, intent)
+
+    async def _create_page(self, payment: Payment, check: Check, customer: str) -> ChargeResult:
+        try:
+            return await self._checkout.create(payment, _key(payment, "create"), check, customer)
+        except stripe.InvalidRequestError as error:
+            return _refused(payment, error)
 
     @returns_charge
     async def confirm(self, payment: Payment, check: Check) -> ChargeResult:
@@ -110,6 +126,8 @@ class Stripe:
         try:
             # A key for each try: a repeated void does no harm, and a key may answer 500 for ever.
             key = _key(payment, f"void/{payment.checks}")
+            if payment.checkout_reference is not None:
+                return await self._checkout.end(payment, key)
             intent = await self._api.post("void", _path(payment, "cancel"), _charge_turn(payment), {}, key)
         except stripe.InvalidRequestError:
             return await self._retrieve(payment)  # it is paid or cancelled already
@@ -117,6 +135,8 @@ class Stripe:
 
     @returns_charge
     async def retrieve(self, payment: Payment) -> ChargeResult:
+        if payment.checkout_reference is not None:
+            return await self._checkout.retrieve(payment)
         return await self._retrieve(payment)
 
     async def _retrieve(self, payment: Payment) -> ChargeResult:
@@ -132,19 +152,24 @@ class Stripe:
     @returns
     async def find(self, payments: Sequence[Payment]) -> dict[uuid.UUID, ChargeResult]:
         since = int(min(payment.create_time for payment in payments).timestamp()) - _EARLIER_SECONDS
-        missing, found = {payment.id for payment in payments}, dict[uuid.UUID, ChargeResult]()
+        on_pages = [payment for payment in payments if payment.terms and payment.terms.checkout]
+        found = await self._checkout.find(on_pages, since=since) if on_pages else dict[uuid.UUID, ChargeResult]()
+        missing = {payment.id for payment in payments if payment not in on_pages}
+        former = {reference for payment in payments for reference in payment.former_references}
         pages = self._api.list("list", _INTENTS, {"created": {"gte": since}}, pages_most=_INTENT_PAGES_MOST)
         async for intent in pages:
             id_ = own_id((intent.get("metadata") or {}).get("payment_id"))
-            if id_ in missing:
+            if id_ in missing and intent["id"] not in former:
                 missing.discard(id_)
                 found[id_] = reading.charge_result(id_, intent)
-                if not missing:
-                    break
+            if not missing:
+                break
         return found
 
     @returns
     async def look_up(self, payment: Payment, reference: str) -> ChargeRecord | None:
+        if is_page(reference):
+            return await self._checkout.look_up(payment, reference)
         path = f"{_INTENTS}/{quote(reference, safe='')}"
         try:
             intent = await self._api.get("look_up", path, _CHECK)

@@ -45,6 +45,8 @@ _INTENTS = frozenset((
     "payment_intent.succeeded", "payment_intent.payment_failed", "payment_intent.canceled",
     "payment_intent.processing", "payment_intent.requires_action",
 ))  # fmt: skip
+_PAID = frozenset(("checkout.session.completed", "checkout.session.async_payment_succeeded"))
+_PAGES = _PAID | {"checkout.session.expired", "checkout.session.async_payment_failed"}
 # Only these two statuses of an intent never change again; events with others may be overtaken.
 _FINAL = frozenset((ChargeStatus.SUCCEEDED, ChargeStatus.CANCELLED))
 
@@ -68,6 +70,15 @@ class _Intent(Typed):
     amount: Minor
     currency: Currency
     status: Id
+    livemode: bool | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class _Session(Typed):
+    id: Id
+    amount_total: Minor
+    currency: Currency
+    payment_status: Id
     livemode: bool | None = None
     metadata: dict[str, Any] | None = None
 
@@ -145,6 +156,8 @@ class StripeWebhook:
             return None
         if event.type in _INTENTS:
             return self._about_intent(event)
+        if event.type in _PAGES:
+            return self._about_page(event)
         if event.type in REFUND_EVENTS:
             return self._about_refund(event)
         if event.type in DISPUTE_EVENTS:
@@ -159,6 +172,17 @@ class StripeWebhook:
             provider=_PROVIDER, id=event.id, type=event.type, reference=intent.id,
             payment_id=own_id((intent.metadata or {}).get("payment_id")), amount_minor=intent.amount,
             currency=intent.currency, charge_status=status if status in _FINAL else None,
+        )  # fmt: skip
+
+    def _about_page(self, event: _Event) -> ProviderEvent:
+        """Reduce an event about a page. A completed one may still wait for the customer's bank."""
+        session = _Session.model_validate(event.data.object)
+        self._check_source(None, session.livemode)
+        is_paid = event.type in _PAID and session.payment_status == "paid"
+        return ProviderEvent(
+            provider=_PROVIDER, id=event.id, type=event.type, reference=session.id,
+            payment_id=own_id((session.metadata or {}).get("payment_id")), amount_minor=session.amount_total,
+            currency=session.currency, charge_status=ChargeStatus.SUCCEEDED if is_paid else None,
         )  # fmt: skip
 
     def _about_refund(self, event: _Event) -> ProviderEvent | None:

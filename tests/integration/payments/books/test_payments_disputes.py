@@ -13,7 +13,7 @@ from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import events_pb2
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
 from tests.integration.payments.conftest import ORDERS, Payments, Sandbox, State, an_order
-from tests.integration.payments.test_payments_refunds import a_line, a_request
+from tests.integration.payments.refunds.test_payments_refunds import a_line, a_request
 from tests.support import tokens
 from tests.support.serving import refusal
 from tests.support.waiting import until

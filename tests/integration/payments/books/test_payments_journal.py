@@ -15,8 +15,8 @@ from services.payments.sql import journal
 from services.payments.sql.journal import Balance
 from stampede.payments.v1 import books_service_pb2 as pb
 from tests.integration.payments.conftest import Payments, Sandbox, an_order
-from tests.integration.payments.test_payments_listed import a_refunded_order, sum_is
-from tests.integration.payments.test_payments_refunds import a_line, create, paid, repeat
+from tests.integration.payments.refunds.test_payments_listed import a_refunded_order, sum_is
+from tests.integration.payments.refunds.test_payments_refunds import a_line, create, paid, repeat
 from tests.support import tokens
 from tests.support.infra import Infra
 from tests.support.serving import refusal

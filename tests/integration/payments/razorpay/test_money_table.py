@@ -8,7 +8,7 @@ import pytest
 
 from services.payments.domain import State
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
-from tests.integration.payments.conftest import Payments, Sandbox, an_order
+from tests.integration.payments.conftest import Payments, Sandbox, an_order, another_attempt
 from tests.integration.payments.conftest import State as Status
 from tests.integration.payments.razorpay.conftest import Razorpay
 
@@ -144,7 +144,7 @@ async def test_a_lost_answer_is_repeated_under_the_same_key(till: Till, fault: s
     if till.name == "razorpay":
         await till.tools.pay(await till.service.payment(id_))
     else:
-        await till.service.charged(an_order("pm_card_visa", order_id=item.order_id))
+        await till.service.charged(another_attempt(item, 1, "pm_card_visa"))
     for _ in range(3):
         await till.settle()
     assert await till.state(id_) is State.SUCCEEDED

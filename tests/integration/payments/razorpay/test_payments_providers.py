@@ -31,7 +31,8 @@ class Coins:
     """A provider that loses its first answer, and remembers what it took and gave back."""
 
     name = "coins"
-    can = Capabilities(charges_tokens=True, voids=True, charged_once=True, signs_callbacks=False)
+    can = Capabilities(charges_tokens=True, voids=True, charged_once=True, hosts_pages=False, signs_callbacks=False)
+    vault = None
     limits = ProviderLimits("coins", calls_per_second=0, concurrency=1)
     key_lifetime = timedelta(hours=1)
 
@@ -44,7 +45,7 @@ class Coins:
             amount_minor=payment.amount_minor, currency=payment.currency,
         )  # fmt: skip
 
-    async def create(self, payment: Payment, check: Check) -> ChargeResult:
+    async def create(self, payment: Payment, check: Check, customer: str = "") -> ChargeResult:
         await check()
         self.calls["create"] += 1
         if not payment.payment_method:

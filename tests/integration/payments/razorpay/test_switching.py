@@ -3,10 +3,11 @@
 import uuid
 
 from services.payments.dispatch import settle
+from services.payments.dispatch.parked import list_parked
 from services.payments.domain import Calls, State
 from services.payments.providers.results import ChargeResult, ChargeStatus
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
-from tests.integration.payments.conftest import Payments, Sandbox, an_order
+from tests.integration.payments.conftest import Payments, Sandbox, an_order, another_attempt
 from tests.integration.payments.conftest import State as Status
 from tests.integration.payments.razorpay.conftest import Razorpay
 
@@ -26,7 +27,8 @@ async def test_each_payment_stays_at_its_provider(service: Payments, sandbox: Sa
     await razorpay.verify(await razorpay.pay(new))
 
     # A payment that began at Stripe ends there: another card, a reversal, and a cancellation.
-    again = await service.charged(an_order("pm_card_visa", order_id=waiting.order_id))
+    another = another_attempt(an_order("", order_id=waiting.order_id), 1, "pm_card_visa")
+    again = await service.charged(another)
     assert (again.provider, again.state, again.payment_id) == ("stripe", Status.SUCCEEDED, waiting.payment_id)
     for status in (paid, again):
         (reversed_,) = await service.reverse(an_order(order_id=status.order_id))
@@ -57,6 +59,33 @@ async def test_a_switch_while_the_first_provider_is_down_charges_nobody_twice(
     assert (await service.payment(uuid.UUID(lost.payment_id))).state is State.SUCCEEDED
     assert len(await sandbox.intents(item.order_id)) == 1
     assert not (await razorpay.get(f"orders?receipt={lost.payment_id}"))["items"]
+
+
+async def test_money_of_a_provider_that_is_not_set_up_is_parked(razorpay: Razorpay, service: Payments) -> None:
+    """Somebody took Razorpay's key away too early. Operators see what waits for it; it goes on with the key."""
+    paid, waits = await razorpay.begun(), await razorpay.begun()
+    await razorpay.verify(await razorpay.pay(paid))
+    service.providers.default = service.providers["stripe"]
+    accounts = service.providers._by_name
+    account = accounts.pop("razorpay")
+    (reversing,) = await service.reverse(an_order("", currency="INR", order_id=str(paid.order_id)))
+    assert (reversing.state, reversing.refunding.minor_units) == (Status.SUCCEEDED, 1999)
+    (cancelling,) = await service.cancel(an_order("", currency="INR", order_id=str(waits.order_id)))
+    assert cancelling.state == Status.AWAITING_CUSTOMER, "its customer may still pay it"
+    new = await _at_stripe(service, "pm_card_visa")
+    assert new.state == Status.SUCCEEDED, "the other provider goes on"
+    await razorpay.reconcile()
+    parked = await list_parked(service.db, most=10)
+    assert {(one.kind, one.order_id, one.problem) for one in parked} == {
+        ("refund", paid.order_id, "PROVIDER_NOT_SET_UP"), ("payment", waits.order_id, "PROVIDER_NOT_SET_UP"),
+    }  # fmt: skip
+
+    accounts["razorpay"] = account
+    await razorpay.reconcile()
+
+    assert await list_parked(service.db, most=10) == []
+    assert (await razorpay.row(paid.id)).state is State.REFUNDED
+    assert (await razorpay.row(waits.id)).state is State.CANCELLED
 
 
 async def test_one_silent_provider_does_not_stop_the_other(service: Payments, sandbox: Sandbox) -> None:

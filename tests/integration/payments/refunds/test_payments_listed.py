@@ -10,8 +10,8 @@ from services.payments.webhooks import inbox
 from stampede.payments.v1 import charge_service_pb2 as pb
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
 from tests.integration.payments.conftest import Payments, Sandbox, State, an_order
+from tests.integration.payments.refunds.test_payments_refunds import a_line, create
 from tests.integration.payments.test_payments_charge import always
-from tests.integration.payments.test_payments_refunds import a_line, create
 from tests.support.waiting import until
 
 Paid, Refunded = payment_pb.Payment.SUCCEEDED, payment_pb.Payment.REFUNDED

@@ -11,7 +11,7 @@ from services.payments.dispatch import parked
 from stampede.payments.v1 import charge_service_pb2 as pb
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
 from tests.integration.payments.conftest import Payments, Sandbox, State, an_order
-from tests.integration.payments.test_payments_refunds import a_line, a_request, create, paid, refunded, repeat
+from tests.integration.payments.refunds.test_payments_refunds import a_line, a_request, create, paid, refunded, repeat
 from tests.support import tokens
 from tests.support.serving import refusal
 

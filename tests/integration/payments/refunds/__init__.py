@@ -1,0 +1,1 @@
+"""Money that goes back: refunds, those that people made, and what waits for an operator."""
