@@ -6,6 +6,7 @@ from services.chassis.process import Command, Process, run
 from services.chassis.server.paging import Pages
 from services.payments import cli
 from services.payments.books import cli as books
+from services.payments.books.report import Reporter
 from services.payments.books.rpc import BooksService
 from services.payments.charges import Charges
 from services.payments.dispatch.dispatcher import ChargeDispatcher
@@ -52,6 +53,7 @@ async def main(config: Settings) -> None:
             reconciler.count_open, saved.detach_pending,
         ):  # fmt: skip
             process.background(loop.__name__, loop)
+        process.background("reports", Reporter(process.db, providers).run)
         for name, provider in providers.items():
             walk = EventWalk(process.db, provider, inbox)
             process.background(f"events of {name}", walk.run)
@@ -69,4 +71,9 @@ if __name__ == "__main__":
         "the books: the balances of all accounts, or the entries that are missing",
         books.describe_journal, books.act_on_journal,
     )  # fmt: skip
-    run("payments", Settings, main, commands={"events": events, "parked": parked, "journal": journal})
+    report = Command(
+        "compare the charges of providers with ours: missing ones, other amounts, states or refunds",
+        books.describe_report, books.act_on_report,
+    )  # fmt: skip
+    commands = {"events": events, "parked": parked, "journal": journal, "report": report}
+    run("payments", Settings, main, commands=commands)

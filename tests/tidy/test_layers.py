@@ -38,7 +38,7 @@ _KEPT = {
     "stock_movements": "the ledger", "reservations": "what was sold", "returns": "what came back",
     "sale_customers": "the customer limit counts all orders", "orders": "the books", "order_products": "of orders",
     "payments": "the books", "refunds": "the books", "disputes": "the books",
-    "journal_entries": "the books", "event_walks": "one row a provider",
+    "journal_entries": "the books", "event_walks": "one row a provider", "provider_reports": "one row a provider",
     "provider_customers": "one row a customer", "saved_methods": "which cards are whose, also removed ones",
     "leases": "one row a job", "signing_keys": "deleted by the ORM when they retire",
 }  # fmt: skip

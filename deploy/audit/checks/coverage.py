@@ -152,6 +152,10 @@ COVERAGE: dict[str, dict[str, str]] = {
         "expire_month": _TEXT, "expire_year": _TEXT, "remove_time": "each list asks the provider again",
         "detach_time": _PACE, "create_time": _CLOCK, "update_time": _CLOCK,
     },
+    "payments.provider_reports": {
+        "provider": "part of the key", "next_time": _PACE, "done_time": _CLOCK,
+        "differences": "the command `report` counts them again",
+    },
     "payments.event_walks": {
         "provider": "part of the key", "done_time": "provider-events-read", "next_time": _PACE,
     },

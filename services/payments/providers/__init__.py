@@ -14,6 +14,7 @@ from services.payments.providers.limits import ProviderLimits
 from services.payments.providers.results import (
     ChargeRecord,
     ChargeResult,
+    ProviderCharge,
     ProviderDispute,
     ProviderRefund,
     RefundResult,
@@ -120,6 +121,9 @@ class PaymentProvider(Protocol):
 
     async def list_events(self, since: datetime, until: datetime) -> list[ProviderEvent] | Unknown:
         """Return the events of this span that report what no answer does: refunds and disputes. Has no effect."""
+
+    async def list_charges(self, since: datetime, until: datetime) -> list[ProviderCharge] | Unknown:
+        """Return what was captured of charges that were made in this span. Has no effect."""
 
     async def look_up_dispute(self, reference: str) -> ProviderDispute | Unknown | None:
         """Return the record of a dispute; None if there is none. Has no effect."""

@@ -122,6 +122,29 @@ class ProviderRefund:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderCharge:
+    """Money that the provider has captured, in its records."""
+
+    reference: str
+    """As `Payment.provider_reference`."""
+    capture_reference: str | None
+    """As `Payment.capture_reference`; None where a charge is paid at most once."""
+    payment_id: uuid.UUID | None
+    """From its metadata; None if that names none of our payments, or if the provider does not list it."""
+    order_id: str
+    """From its metadata, for people."""
+    amount_minor: int
+    refunded_minor: int
+    currency: str
+    create_time: datetime
+
+    @property
+    def money(self) -> str:
+        """The id of the money, as refunds name it."""
+        return self.capture_reference or self.reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderDispute:
     """A dispute in the provider's records."""
 

@@ -41,6 +41,7 @@ GRANTS: Grants = {
         update=("brand", "last4", "expire_month", "expire_year", "remove_time", "detach_time", "update_time"),
     ),
     "event_walks": Grant(insert=True, update=("done_time", "next_time")),
+    "provider_reports": Grant(insert=True, update=("next_time", "done_time", "differences")),
     "requests": idempotency.GRANT,
     "outbox": outbox.GRANT,
     "published_events": outbox.GRANT,

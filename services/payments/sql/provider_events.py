@@ -1,4 +1,4 @@
-"""The table `provider_events`: the inbox of the webhooks."""
+"""The tables `provider_events`, the inbox of the webhooks, and `event_walks`: how far the provider's list was read."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -251,3 +251,29 @@ def _read(row: Row[Any]) -> ProviderEvent | None:
 
 def _dispute(payload: dict[str, Any]) -> Dispute:
     return Dispute(**payload | {"report_time": datetime.fromisoformat(payload["report_time"])})
+
+
+# The first walk begins an hour back: what was lost before the first start is of no payment here.
+_CLAIM_WALK = text("""
+    INSERT INTO event_walks AS w (provider, done_time, next_time)
+    VALUES (:provider, now() - interval '1 hour', now() + make_interval(secs => :pause))
+    ON CONFLICT (provider) DO UPDATE SET next_time = excluded.next_time WHERE w.next_time <= now()
+    RETURNING done_time, now() AS now
+""")
+_ADVANCE_WALK = text("""
+    UPDATE event_walks SET done_time = greatest(done_time, :done) WHERE provider = :provider RETURNING provider
+""")
+
+
+async def claim_walk(db: Database, provider: str, *, pause: float) -> tuple[datetime, datetime] | None:
+    """Claim the next walk. Return the time up to which events were read, and now; None if it is not due.
+
+    The next one is due after `pause` seconds, whether this one ends or not.
+    """
+    rows = await run_autocommit(db, _CLAIM_WALK, {"provider": provider, "pause": pause})
+    return (rows[0].done_time, rows[0].now) if rows else None
+
+
+async def advance_walk(db: Database, provider: str, done: datetime) -> None:
+    """Note that the events before `done` were read."""
+    await run_autocommit(db, _ADVANCE_WALK, {"provider": provider, "done": done})

@@ -269,6 +269,17 @@ class EventWalk(Base):
     next_time: Mapped[datetime]
 
 
+class ProviderReport(Base):
+    """The last daily comparison of a provider's charges with ours, and when the next one is due."""
+
+    __tablename__ = "provider_reports"
+
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    next_time: Mapped[datetime]
+    done_time: Mapped[datetime | None]
+    differences: Mapped[int] = mapped_column(server_default="0", init=False)
+
+
 class ProviderEvent(Base):
     """A signed event of a provider, reduced to what is used: no secrets, no card data.
 

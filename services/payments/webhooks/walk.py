@@ -9,7 +9,7 @@ from services.chassis.data.db import Database
 from services.chassis.telemetry.heartbeats import beat
 from services.payments.providers import PaymentProvider
 from services.payments.providers.results import Unknown
-from services.payments.sql import event_walks
+from services.payments.sql import provider_events
 from services.payments.webhooks.inbox import Inbox
 
 log = structlog.get_logger()
@@ -42,7 +42,7 @@ class EventWalk:
 
     async def walk_once(self, *, pause: float = EVERY_SECONDS) -> None:
         """Store the events since the last walk, unless another process has walked less than `pause` seconds ago."""
-        claimed = await event_walks.claim(self._db, self._provider.name, pause=pause)
+        claimed = await provider_events.claim_walk(self._db, self._provider.name, pause=pause)
         if claimed is None:
             return
         since, now = claimed
@@ -59,7 +59,7 @@ class EventWalk:
         self._span = min(self._span * 2, _SPAN_MOST)
         for first in range(0, len(listed), _PUT_MOST):
             await asyncio.gather(*(self._inbox.put(event) for event in listed[first : first + _PUT_MOST]))
-        await event_walks.advance(self._db, self._provider.name, until)
+        await provider_events.advance_walk(self._db, self._provider.name, until)
 
     def _narrow(self) -> None:
         self._span = max(self._span / 4, _SPAN_LEAST)

@@ -331,7 +331,7 @@ async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
         await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
         tables = "payments, refunds, provider_events, disputes, event_walks, journal_entries, requests, outbox"
-        tables += ", published_events, dispute_checks, saved_methods, provider_customers"
+        tables += ", published_events, dispute_checks, saved_methods, provider_customers, provider_reports"
         await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     return one_database
 

@@ -31,6 +31,7 @@ from services.payments.providers.results import (
     ChargeRecord,
     ChargeResult,
     ChargeStatus,
+    ProviderCharge,
     ProviderDispute,
     ProviderRefund,
     RefundResult,
@@ -276,6 +277,14 @@ class Razorpay:
                     if (event := listed_event(one, await self._order_id_of(one))) is not None:
                         found.append(event)
         return found
+
+    @returns
+    async def list_charges(self, since: datetime, until: datetime) -> list[ProviderCharge]:
+        span = {"from": int(since.timestamp()), "to": int(until.timestamp()) - 1}
+        method = self._api.sdk.payment.all
+        listed = self._list("list_charges", RazorpayPayment, method, span, pages_most=_WALK_PAGES_MOST)
+        # New payments shift the pages, so some are listed twice.
+        return list({made.id: reading.provider_charge(made) async for made in listed if made.is_paid}.values())
 
     @returns
     async def look_up_dispute(self, reference: str) -> ProviderDispute | None:

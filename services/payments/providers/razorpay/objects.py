@@ -29,6 +29,7 @@ class RazorpayPayment(Typed):
     order_id: Id | None = None
     captured: bool | None = None
     error_reason: str | None = None
+    amount_refunded: Minor = 0
     created_at: Seconds = 0
 
     @property

@@ -9,6 +9,7 @@ from services.payments.providers.razorpay.objects import Order, RazorpayDispute,
 from services.payments.providers.results import (
     ChargeResult,
     ChargeStatus,
+    ProviderCharge,
     ProviderDispute,
     ProviderRefund,
     RefundResult,
@@ -94,6 +95,20 @@ def provider_refund(made: RazorpayRefund) -> ProviderRefund:
 def refund_result(refund: Refund, made: RazorpayRefund) -> RefundResult:
     """Read a refund as the result of `refund`."""
     return provider_refund(made).result(refund)
+
+
+def provider_charge(found: RazorpayPayment) -> ProviderCharge:
+    """Read a payment whose money was taken. Its order names our payment, and the list does not show that."""
+    return ProviderCharge(
+        reference=found.order_id or found.id,
+        capture_reference=found.id,
+        payment_id=None,
+        order_id="",
+        amount_minor=found.amount,
+        refunded_minor=found.amount_refunded,
+        currency=found.currency.upper(),
+        create_time=datetime.fromtimestamp(min(found.created_at, YEAR_9999), UTC),
+    )
 
 
 def provider_dispute(found: RazorpayDispute) -> ProviderDispute:

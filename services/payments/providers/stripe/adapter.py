@@ -20,6 +20,7 @@ from services.payments.providers.results import (
     ChargeRecord,
     ChargeResult,
     ChargeStatus,
+    ProviderCharge,
     ProviderDispute,
     ProviderRefund,
     RefundResult,
@@ -34,8 +35,8 @@ from services.payments.providers.stripe.webhook import WALKED_EVENTS, StripeWebh
 log = structlog.get_logger()
 
 _INTENTS, _REFUNDS, _DISPUTES = "/v1/payment_intents", "/v1/refunds", "/v1/disputes"
-_EVENTS = "/v1/events"
-_INTENT_PAGES_MOST, _EVENT_PAGES_MOST = 500, 300
+_CHARGES, _EVENTS = "/v1/charges", "/v1/events"
+_INTENT_PAGES_MOST, _EVENT_PAGES_MOST, _CHARGE_PAGES_MOST = 500, 300, 300
 _EARLIER_SECONDS = 600  # the provider's clock may be behind ours by this much
 _CHECK, _REFUND = Turn(Endpoint.CHECK), Turn(Endpoint.REFUND)
 # Without redirects, so that the server can confirm a card without a return address.
@@ -230,6 +231,12 @@ class Stripe:
         params = {"created": span, "types": sorted(WALKED_EVENTS)}
         pages = self._api.list("list_events", _EVENTS, params, pages_most=_EVENT_PAGES_MOST)
         return [event async for listed in pages if (event := self._read(listed)) is not None]
+
+    @returns
+    async def list_charges(self, since: datetime, until: datetime) -> list[ProviderCharge]:
+        params = {"created": {"gte": int(since.timestamp()), "lt": int(until.timestamp())}}
+        pages = self._api.list("list_charges", _CHARGES, params, pages_most=_CHARGE_PAGES_MOST)
+        return [reading.provider_charge(made) async for made in pages if made["paid"] and made["captured"]]
 
     @returns
     async def look_up_dispute(self, reference: str) -> ProviderDispute | None:

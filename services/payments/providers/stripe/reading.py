@@ -9,6 +9,7 @@ from services.payments.domain import DisputeState, Payment, Refund, RefundState
 from services.payments.providers.results import (
     ChargeResult,
     ChargeStatus,
+    ProviderCharge,
     ProviderDispute,
     ProviderRefund,
     RefundResult,
@@ -115,6 +116,21 @@ def provider_refund(charge_reference: str, made: Object) -> ProviderRefund:
 def refund_result(refund: Refund, made: Object) -> RefundResult:
     """Read a Refund as the result of `refund`."""
     return provider_refund(refund.charge_reference, made).result(refund)
+
+
+def provider_charge(found: Object) -> ProviderCharge:
+    """Read a Charge whose money was taken. One without an intent was made by other software."""
+    metadata: Object = found.get("metadata") or {}
+    return ProviderCharge(
+        reference=found.get("payment_intent") or found["id"],
+        capture_reference=None,
+        payment_id=own_id(metadata.get("payment_id")),
+        order_id=str(metadata.get("order_id") or ""),
+        amount_minor=found["amount_captured"],
+        refunded_minor=found["amount_refunded"] - (found["amount"] - found["amount_captured"]),
+        currency=found["currency"].upper(),
+        create_time=datetime.fromtimestamp(found["created"], UTC),
+    )
 
 
 def provider_dispute(found: Object) -> ProviderDispute:
