@@ -91,6 +91,8 @@ GET    /v1/admin/payments
 POST   /v1/payments/{paymentId}:refund
 POST   /v1/payments/razorpay:verify
 POST   /v1/orders/{orderId}:pay
+GET    /v1/payment-methods
+DELETE /v1/payment-methods/{methodId}
 """
 
 # Promised and not built yet. A route leaves this list when it exists, so the list only gets shorter.
@@ -155,7 +157,9 @@ FIELDS = {
     "orders.v1.Order": "id customerId state stateReason lines total holdExpireTime payment shippingAddress etag"
     " createTime updateTime",
     "orders.v1.OrderLine": "productId sku name unitPrice quantity flashSaleId",
-    "orders.v1.OrderPayment": "id provider state clientSecret",
+    "orders.v1.OrderPayment": "id provider state clientSecret checkoutUrl providerOrderId",
+    "orders.v1.PayOrderRequest": "requestId provider paymentMethod savedMethodId checkout returnUrl",
+    "payments.v1.ListPaymentsRequest": "state pageSize pageToken",
     "payments.v1.RefundPaymentRequest": "paymentId amount reason",
 }
 PLANNED_FIELDS = {"catalog.v1.Product.images", "catalog.v1.ListProductsResponse.facets"}

@@ -93,9 +93,13 @@ def _with_attempts(before: Payment, after: Payment) -> Payment:
     """Return the payment after a result, with the attempt that begins because of it, if any."""
     if before.next_terms and not before.cancel_requested:
         return attempts.go_on(before, after)
-    asked_for = before.terms and (before.payment_method or before.terms.checkout)
-    if after.state is State.FAILED and asked_for and not after.is_begun:
-        # The provider refused the card or the page itself. The customer goes on in the browser; their units stay held.
+    on_page = before.terms is not None and before.terms.checkout
+    asked_for = before.terms and (before.payment_method or on_page)
+    is_refused = after.state is State.FAILED and asked_for and not after.is_begun
+    page_ended = after.state is State.CANCELLED and on_page and not before.cancel_requested
+    if is_refused or page_ended:
+        # The provider refused the card or the page itself, or people have ended the page there. The customer goes on in
+        # the browser; their units stay held.
         plain = Terms(number=before.order_attempt, provider=before.provider)
         return attempts.begin(after, plain, failure_reason=after.failure_reason)
     return after

@@ -80,6 +80,24 @@ async def test_page_ends_with_the_hold(shop: Shop) -> None:
     await assert_books_add_up(shop, sale)
 
 
+async def test_page_that_people_end_at_the_provider_leaves_a_secret(shop: Shop) -> None:
+    """Its expiry is an event. The units stay held, and the customer may pay in the browser."""
+    sale, buyer = await shop.a_sale(units=1), await shop.a_buyer()
+    order = await unpaid(buyer, sale)
+    payment = await a_page(buyer, order)
+    session = payment["checkoutUrl"].rpartition("/")[2]
+
+    (await shop.sandbox.rest.send("POST", f"/v1/checkout/sessions/{session}/expire")).expect()
+
+    where = f"order_id = '{order['id']}' AND state = 'AWAITING_CUSTOMER' AND checkout_reference IS NULL"
+    await eventually(lambda: shop.rows("payments", f"SELECT id FROM payments WHERE {where}"), bool, seconds=30)
+    secret = (await buyer.pay(order)).expect().json["clientSecret"]
+    assert (await shop.sandbox.pay_in_browser(secret))["status"] == "succeeded"
+    await buyer.until(order["id"], "PAID")
+    assert (await charges(shop, order), await shop.counters(sale)) == (1, (0, 0, 1))
+    await assert_books_add_up(shop, sale)
+
+
 async def test_card_takes_over_from_a_page(shop: Shop) -> None:
     product, buyer = await shop.a_product(), await shop.a_buyer()
     order = await unpaid(buyer, product)

@@ -97,6 +97,16 @@ def test_card_that_is_refused_leaves_the_customer_a_secret() -> None:
     )  # fmt: skip
 
 
+def test_page_that_people_end_at_the_provider_leaves_the_customer_a_secret() -> None:
+    on_page = {**WAITING, "provider_reference": None, "client_secret": None, "checkout_reference": "cs_1"}
+    waits = a_payment(**on_page, terms=Terms(number=1, provider="stripe", checkout=True), order_attempt=1)
+    goes_on = after(waits, ChargeStatus.CANCELLED, None)
+    assert (goes_on.state, goes_on.terms, goes_on.attempt) == (State.PROCESSING, Terms(number=1, provider="stripe"), 2)
+    assert (goes_on.former_references, next_operation(goes_on)) == (("cs_1",), Operation.CREATE)
+    ended = after(dataclasses.replace(waits, cancel_requested=True), ChargeStatus.CANCELLED, None)
+    assert ended.state is State.CANCELLED
+
+
 def test_charge_that_is_being_made_is_voided_first() -> None:
     making = a_payment(customer_pays=True, payment_method=None)
     asked = attempts.ask(making, CARD)
