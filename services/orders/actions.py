@@ -75,6 +75,8 @@ class Orders:
         self._db, self._worker, self._watch, self._relay = db, worker, watch, relay
         # Thousands may read at once, as after a restart; the batcher makes a few statements of them.
         self._read: Batcher[uuid.UUID, Order] = Batcher("read", self._read_batch)
+        # One customer may ask for hundreds at once: a transaction for each would take the database from everybody.
+        self._queue_secret: Batcher[uuid.UUID, None] = Batcher("secrets", partial(combined.queue_secrets, db))
 
     async def _read_batch(self, order_ids: Sequence[uuid.UUID]) -> list[Order | Exception]:
         found = await orders.get_many(self._db, order_ids)
@@ -98,13 +100,18 @@ class Orders:
     async def want_secret(self, order: Order, viewer: uuid.UUID) -> "asyncio.Task[None] | None":
         """Has the payment of an unpaid order begun, because its customer, as `viewer`, asks how to pay it.
 
-        Returns the saga that does it; None if there is nothing to begin, or if another call has done so.
+        Returns the saga that does it; None if there is nothing to begin, if another call has done so, or if no slot is
+        free: then the saga is due, and waits for one.
         """
         if order.secret_wanted or order.state is not State.PENDING or viewer != order.customer_id:
             return None
-        async with self._db.begin() as tx:
-            saga = await sagas.claim_one(tx, order.id) if await combined.want_secret(tx, order.id) else None
-        return self._worker.start(saga) if saga else None
+        with self._worker.slot(opening=True, customer_id=order.customer_id) as lease_seconds:
+            if not lease_seconds:
+                await self._queue_secret(order.id)
+                return None
+            async with self._db.begin() as tx:
+                saga = await sagas.claim_one(tx, order.id) if await combined.want_secret(tx, order.id) else None
+            return self._worker.start(saga) if saga else None
 
     async def page(
         self, query: OrderFilter, *, after: Position | None, most: int

@@ -128,7 +128,7 @@ class Placer:
 
     async def _hold_and_write(self, draft: DraftOrder, products: dict[uuid.UUID, Product]) -> _Placed:
         reservation = await self._hold(draft)
-        with self._worker.slot() as lease_seconds:
+        with self._worker.slot(opening=not draft.payment_method) as lease_seconds:
             try:
                 order = _order(draft, products, reservation)
             except AppError:

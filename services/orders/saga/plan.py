@@ -204,6 +204,11 @@ class Saga:
         )
 
     @property
+    def opens_payment(self) -> bool:
+        """Whether its next step asks the provider for a payment that nobody pays yet."""
+        return self.provider_bound and self.progress.kind is Kind.PURCHASE and not self.payment_method
+
+    @property
     def needs_more_time(self) -> bool:
         """Whether the hold is about to end while money may be moving."""
         if not self.hold_check_due or self.hold_extended or self.progress.cancel_reason == HOLD_EXPIRED:

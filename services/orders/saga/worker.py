@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import structlog
 from prometheus_client import Counter
@@ -19,6 +19,7 @@ from services.chassis.telemetry.heartbeats import beat
 from services.orders.domain import Order, State
 from services.orders.saga import plan
 from services.orders.saga.plan import Kind, Phase, Saga, SagaSteps, StepPending, Withdrawn
+from services.orders.saga.slots import OPENING_EACH_MOST, Slots
 from services.orders.sql import combined, sagas
 from services.orders.sql.combined import Checkpoint
 from services.orders.sql.sagas import LEASE_SECONDS
@@ -36,11 +37,7 @@ _DUE_MOST = 20_000
 
 
 class Worker:
-    """Runs sagas, a bounded number at once; the others wait in the table.
-
-    A quarter of the slots is kept from provider-bound sagas, so that a slow provider does not delay sagas whose payment
-    has succeeded or that turn back.
-    """
+    """Runs sagas, a bounded number at once; the others wait in the table."""
 
     def __init__(
         self,
@@ -54,12 +51,10 @@ class Worker:
     ) -> None:
         """`holder` names this process in leases; a later process of the same name is its successor."""
         self.holder = holder
-        self._db, self._steps, self._relay, self._watch, self._at_once = db, steps, relay, watch, at_once
-        self._provider_bound_most = at_once - at_once // 4
+        self._db, self._steps, self._relay, self._watch = db, steps, relay, watch
+        self.slots = Slots(at_once)
         self._running: set[asyncio.Task[None]] = set()
         self._carried: dict[uuid.UUID, Saga] = {}
-        self._provider_bound: set[asyncio.Task[None]] = set()
-        self._promised = 0
         self._due = 0
         self._finish: Batcher[Saga, bool] = Batcher("finish", self._finish_batch)
         self._save: Batcher[Checkpoint, bool] = Batcher("save", self._save_batch)
@@ -73,23 +68,19 @@ class Worker:
             log.info("sagas of an earlier process are taken over", sagas=left)
 
     @contextmanager
-    def slot(self) -> Iterator[float]:
+    def slot(self, *, opening: bool = False, customer_id: uuid.UUID | None = None) -> Iterator[float]:
         """Keeps a slot for a new saga while its order is written; yields the seconds of its lease.
 
         Yields 0 if no slot is free: then any process may claim the saga. However many orders are placed at once, no
-        more slots are promised than there are. Call `start` before the block ends.
+        more slots are promised than there are. Call `start` before the block ends. `opening`: of an order that no card
+        is charged for; with `customer_id`, further payments of one customer are refused a slot.
         """
-        promised = bool(self._free_slots()[1])
-        self._promised += promised
-        try:
-            yield LEASE_SECONDS if promised else 0.0
-        finally:
-            self._promised -= promised
-
-    def _free_slots(self) -> tuple[int, int]:
-        """How many more sagas may run, and how many of them may be provider-bound."""
-        free = max(self._at_once - len(self._running) - self._promised, 0)
-        return free, min(max(self._provider_bound_most - len(self._provider_bound) - self._promised, 0), free)
+        promised = self.slots.can_open(customer_id) if opening else self.slots.can_charge()
+        if not promised:
+            yield 0.0
+            return
+        with self.slots.taken(opening=opening, customer_id=customer_id):
+            yield LEASE_SECONDS
 
     @property
     def backlog(self) -> int:
@@ -100,15 +91,15 @@ class Worker:
         """Carries `saga`, whose lease this process has, in the background."""
         self.withdraw(saga.order_id)  # as it was before this takeover
         self._carried[saga.order_id] = saga
+        slot = ExitStack()
+        slot.enter_context(self.slots.taken_by(saga))
         task = asyncio.create_task(self.carry(saga))
         self._running.add(task)
-        task.add_done_callback(lambda task: self._stopped(task, saga))
-        if saga.provider_bound:
-            self._provider_bound.add(task)
-            task.add_done_callback(self._provider_bound.discard)
+        task.add_done_callback(lambda task: self._stopped(task, saga, slot))
         return task
 
-    def _stopped(self, task: asyncio.Task[None], saga: Saga) -> None:
+    def _stopped(self, task: asyncio.Task[None], saga: Saga, slot: ExitStack) -> None:
+        slot.close()
         self._running.discard(task)
         if self._carried.get(saga.order_id) is saga:
             del self._carried[saga.order_id]
@@ -124,12 +115,10 @@ class Worker:
     async def run(self) -> None:
         """Claims due sagas and carries them. Runs until cancelled."""
         while beat():
-            free, provider_bound = self._free_slots()
-            claimed = (
-                await sagas.claim_due(self._db, free, provider_bound=provider_bound, holder=self.holder) if free else []
-            )
+            free, crowded = self.slots.free, self.slots.crowded
+            claimed = await sagas.claim_due(self._db, free, crowded=crowded, holder=self.holder) if free.all else []
             # Provider-bound sagas have fewer slots, and may be the only ones left behind.
-            behind = self._at_once > 0 and len(claimed) >= provider_bound
+            behind = self.slots.most > 0 and len(claimed) >= min(free.opening, OPENING_EACH_MOST)
             self._due = await sagas.count_due(self._db, _DUE_MOST) if behind else 0
             _CLAIMED.inc(len(claimed))
             for saga in claimed:

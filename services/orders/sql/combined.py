@@ -130,6 +130,13 @@ _REOPEN = text(f"""
         logged AS ({order_log.insert_from("changed", **order_log.INSERT_BY_ACTOR)})
     SELECT * FROM changed
 """)  # noqa: S608
+_QUEUE_SECRETS = text(f"""
+    WITH locked AS ({sagas.lock("order_id = ANY(CAST(:ids AS uuid[]))")}), wanted AS (
+        UPDATE orders o SET secret_wanted = true FROM locked
+        WHERE o.id = locked.order_id AND o.state = 'PENDING' AND NOT o.secret_wanted RETURNING o.id
+    )
+    {sagas.QUEUE_WANTED}
+""")  # noqa: S608
 _BEGIN_REFUND_SAGA = sagas.insert_from(
     "orders WHERE id = :id",
     order_id="id",
@@ -208,6 +215,13 @@ def _secret_ranks(new: Sequence[Order]) -> dict[uuid.UUID, int]:
             unasked[order.customer_id] += 1
         ranks[order.id] = unasked[order.customer_id] if is_unasked else 0
     return ranks
+
+
+async def queue_secrets(db: Database, order_ids: Sequence[uuid.UUID]) -> list[None]:
+    """Notes that the secrets of these orders are wanted: any process claims their sagas once it has slots."""
+    async with db.begin() as tx:
+        await tx.execute(_QUEUE_SECRETS, {"ids": list(order_ids)})
+    return [None] * len(order_ids)
 
 
 async def want_secret(tx: AsyncSession, order_id: uuid.UUID) -> bool:

@@ -16,6 +16,7 @@ from services.chassis.money import Money
 from services.orders.domain import Actor, Refund, State
 from services.orders.saga.attempts import PaymentTerms
 from services.orders.saga.plan import Kind, Phase, Progress, Saga, SagaView
+from services.orders.saga.slots import OPENING_EACH_MOST, Free
 from services.orders.sql import orders
 from services.orders.sql.schema import SagaRow, columns
 
@@ -81,6 +82,13 @@ SAVE_OWN = """
 """
 """Saves those sagas of `w`, locked as `locked`, whose lease was not taken over."""
 
+QUEUE_WANTED = """
+    UPDATE sagas s SET fencing_token = fencing_token + 1, next_time = clock_timestamp(),
+        progress_time = clock_timestamp()
+    FROM wanted WHERE s.order_id = wanted.id
+"""
+"""Has any process claim the sagas of the orders in `wanted (id)`. One that has a lease knows less, and cannot save."""
+
 _CLAIM = f"""
     WITH {{due}}, claimed AS (
         UPDATE sagas s SET fencing_token = s.fencing_token + 1, holder = :holder, paused = false,
@@ -108,19 +116,34 @@ _CLAIM = f"""
     )
     SELECT * FROM claimed
 """  # noqa: S608
+# As `Saga.opens_payment`, of a provider-bound saga.
+_OPENS_PAYMENT = "(s.kind = 'PURCHASE' AND s.payment_method = '')"
 # now() instead of clock_timestamp(), which no index can find.
 _CLAIM_DUE = text(
     _CLAIM.format(
-        due="""
+        due=f"""
     others AS (
         SELECT order_id FROM sagas WHERE NOT provider_bound AND next_time <= now() ORDER BY next_time LIMIT :most
         FOR UPDATE SKIP LOCKED
-    ), provider_bound AS (
-        SELECT order_id FROM sagas WHERE provider_bound AND next_time <= now() ORDER BY next_time
+    ), charging AS (
+        SELECT order_id FROM sagas s WHERE provider_bound AND NOT {_OPENS_PAYMENT} AND next_time <= now()
+        ORDER BY next_time
         LIMIT least(:provider_bound, :most - (SELECT count(*) FROM others)) FOR UPDATE SKIP LOCKED
+    ), ranked AS (
+        -- The first payments of each customer come before the further ones of one who opens many.
+        SELECT s.order_id, s.next_time, row_number() OVER (PARTITION BY o.customer_id ORDER BY s.next_time) AS rank
+        FROM sagas s JOIN orders o ON o.id = s.order_id
+        WHERE s.provider_bound AND s.next_time <= now() AND {_OPENS_PAYMENT}
+            AND o.customer_id <> ALL(CAST(:crowded AS uuid[]))
+    ), opening AS (
+        SELECT order_id FROM sagas WHERE provider_bound AND next_time <= now()
+            AND order_id IN (SELECT order_id FROM ranked WHERE rank <= :each ORDER BY next_time LIMIT :opening)
+        LIMIT least(:opening, :provider_bound - (SELECT count(*) FROM charging),
+            :most - (SELECT count(*) FROM others) - (SELECT count(*) FROM charging))
+        FOR UPDATE SKIP LOCKED
     ), due AS (
-        SELECT order_id FROM others UNION ALL SELECT order_id FROM provider_bound
-    )"""
+        SELECT order_id FROM others UNION ALL SELECT order_id FROM charging UNION ALL SELECT order_id FROM opening
+    )"""  # noqa: S608
     )
 )
 _CLAIM_ONE = text(_CLAIM.format(due=f"due AS ({lock('order_id = :order')})"))
@@ -171,12 +194,15 @@ _MAKE_DUE = text("""
 # --- what workers do ---
 
 
-async def claim_due(db: Database, most: int, *, provider_bound: int, holder: str = "") -> list[Saga]:
-    """Claims up to `most` sagas that are due, for `holder`: paused until now, or left by a process that died.
+async def claim_due(db: Database, free: Free, *, crowded: Sequence[uuid.UUID] = (), holder: str = "") -> list[Saga]:
+    """Claims sagas that are due into `free` slots, for `holder`: paused until now, or left by a process that died.
 
-    At most `provider_bound` of them are provider-bound, and these come last.
+    Provider-bound ones come last, and of these, those that open a payment: a few of each customer, none of `crowded`.
     """
-    arguments = {"most": most, "provider_bound": provider_bound, "lease": LEASE_SECONDS, "holder": holder}
+    arguments = {
+        "most": free.all, "provider_bound": free.provider_bound, "opening": free.opening, "crowded": list(crowded),
+        "each": OPENING_EACH_MOST, "lease": LEASE_SECONDS, "holder": holder,
+    }  # fmt: skip
     return [_saga(row) for row in await run_autocommit(db, _CLAIM_DUE, arguments)]
 
 

@@ -13,12 +13,14 @@ from tests.support.waiting import eventually
 
 PRICE = 900
 # Three quarters of them are for those whom the provider may keep waiting.
-PLACES = 16
+PLACES = 20
 # As many as there are calls of payments at once for charges; each comes in a call of its own.
 _ONE_BY_ONE, _AT_ONCE = 8, 12
 # Longer than payments waits for an answer, and shorter than it keeps the connection.
 _SLOW_MS = 9000
 _ROUNDS = 3
+# As many unpaid orders as one customer may have, and a latency in which a slow machine places an order.
+_UNPAID, _SLOWER_MS = 20, 2800
 
 
 @pytest.fixture
@@ -31,6 +33,40 @@ async def narrow(shop: Shop) -> AsyncIterator[Shop]:
         await shop.all_parts_answer()
         if environment is not usual:
             yield shop
+
+
+async def test_client_secrets_of_one_customer_delay_no_charge(narrow: Shop) -> None:
+    """One customer asks how to pay all of their orders; somebody else pays by card meanwhile."""
+    sale = await narrow.a_sale(units=100, price=PRICE)
+    many, payer = await narrow.a_buyer(), await narrow.a_buyer()
+    unpaid = [(await many.buy(sale, card=None, wait=0)).expect().json["id"] for _ in range(_UNPAID)]
+    first = {entry["metadata"]["order_id"] for entry in await intents(narrow)}
+    await narrow.sandbox.faults(latency_ms={"fixed": _SLOWER_MS, "jitter": 0})
+    asked = [asyncio.create_task(many.order(order_id)) for order_id in unpaid]
+    ids = "', '".join(unpaid)
+    wanted = f"SELECT count(*) FROM orders WHERE secret_wanted AND id IN ('{ids}')"
+    await eventually(lambda: narrow.rows("orders", wanted), lambda rows: rows == [(_UNPAID,)], seconds=60)
+
+    paid = (await payer.buy(sale, wait=0)).expect().json["id"]
+    await payer.until(paid, "PAID", seconds=60)
+
+    # In the order in which the provider made them: the charge overtook some of what was asked for before it.
+    made = [entry["metadata"]["order_id"] for entry in await intents(narrow)]
+    later = set(unpaid) - set(made[: made.index(paid)])
+    assert later, f"the charge came after all intents: {len(set(unpaid) - first)}"
+    await narrow.sandbox.no_faults()
+    await asyncio.gather(*asked)
+    for order_id in unpaid:
+        await eventually(
+            lambda order_id=order_id: many.order(order_id),
+            lambda order: bool((order.get("payment") or {}).get("clientSecret")),
+            seconds=60,
+        )
+
+
+async def intents(shop: Shop) -> list[Json]:
+    """The provider's newest payments, oldest first."""
+    return list(reversed((await shop.sandbox.get("/v1/payment_intents?limit=100"))["data"]))
 
 
 async def waiting(shop: Shop, sale: Json, crowd: list[Buyer]) -> list[Json]:

@@ -16,6 +16,7 @@ from services.orders.actions import Mutation
 from services.orders.domain import Actor, DraftOrder, Refund, RequestedLine
 from services.orders.domain import State as OrderState
 from services.orders.placing import sold_out_cache
+from services.orders.saga.slots import Slots
 from services.orders.sql import combined, orders, sagas
 from stampede.inventory.v1 import reservation_service_pb2 as inventory_pb
 from stampede.orders.v1 import order_service_pb2 as pb
@@ -344,7 +345,7 @@ async def test_full_backlog_refuses_new_orders_and_finds_repeats(shop: Shop, mon
     product = stocked(shop)
     first = wanting((product, 1, None))
     shop.payments.answers.clear()
-    monkeypatch.setattr(shop.worker, "_at_once", 2)
+    monkeypatch.setattr(shop.worker, "slots", Slots(2))
     monkeypatch.setattr(shop.placer, "_backlog_max", 3)
     order = await shop.place(first)
     others = [an_order() for _ in range(3)]
@@ -777,7 +778,7 @@ async def test_fifty_concurrent_orders_take_half_a_transaction_each_to_place(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     product = stocked(shop, units=1000)
-    monkeypatch.setattr(shop.worker, "_at_once", 0)  # their sagas are left to others
+    monkeypatch.setattr(shop.worker, "slots", Slots(0))  # their sagas are left to others
 
     with counted(shop.db) as count:
         await fifty_at_once(shop, product)

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from services.chassis import ids
 from services.chassis.server import watch
 from services.orders.saga import operators
 from services.orders.saga.plan import SECRETS_UNASKED_MOST
+from services.orders.saga.slots import OPENING_EACH_MOST
 from services.orders.sql import sagas
 from stampede.orders.v1 import order_service_pb2 as pb
 from tests.integration.orders.conftest import Shop, run_sql, the_order
@@ -168,3 +170,34 @@ async def test_a_process_that_dies_while_asking_leaves_the_secret_to_another(sho
         return bool((await _get(shop, order)).payment.client_secret)
 
     await until(there)
+
+
+async def test_customer_who_asks_for_many_secrets_gets_the_further_ones_later(shop: Shop) -> None:
+    """They wait in the table. A call for each would take the slots, and the provider, from everybody."""
+    product = stocked(shop, units=100)
+    await _unasked(shop, product)
+    unpaid = [await _unpaid(shop, product) for _ in range(2 * OPENING_EACH_MOST)]
+    await shop.worker.drain(5)
+    with ExitStack() as others:
+        for _ in range(OPENING_EACH_MOST):
+            others.enter_context(shop.worker.slots.taken(opening=True, customer_id=shop.customer))
+        assert not await _all_have_secrets(shop, unpaid)
+        assert shop.payments.calls == {}
+    shop.carry_on()
+    await until(lambda: _all_have_secrets(shop, unpaid))
+
+
+async def _all_have_secrets(shop: Shop, unpaid: list[pb.Order]) -> bool:
+    return all([bool((await _get(shop, order)).payment.client_secret) for order in unpaid])
+
+
+async def test_secret_that_is_asked_for_while_its_order_is_placed_comes(shop: Shop) -> None:
+    """Its first saga does not know yet that it is wanted, and must not pause it until the hold ends."""
+    order = await _unasked(shop, stocked(shop))
+    with ExitStack() as others:
+        for _ in range(OPENING_EACH_MOST):
+            others.enter_context(shop.worker.slots.taken(opening=True, customer_id=shop.customer))
+        await run_sql(shop.db, "UPDATE sagas SET paused = false, next_time = now() + interval '1 hour'")
+        assert not (await _get(shop, order)).HasField("payment")
+    shop.carry_on()
+    await until(lambda: _all_have_secrets(shop, [order]))

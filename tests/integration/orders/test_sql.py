@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +14,7 @@ from services.orders import consumers
 from services.orders.domain import Actor, Order, Payment, PaymentState, State
 from services.orders.saga import operators
 from services.orders.saga.plan import CANCELLED, COMPENSATED, HOLD_EXPIRED, Phase, Progress, Saga
+from services.orders.saga.slots import OPENING_EACH_MOST, Free
 from services.orders.sql import combined, orders, sagas
 from services.orders.sql.combined import Checkpoint
 from stampede.inventory.v1.events_pb2 import ReservationExpired
@@ -46,7 +48,7 @@ async def finish(db: Database, *finished: Saga, progress: Progress = PAID) -> li
 
 
 async def claim_due(db: Database, most: int = 5) -> list[Saga]:
-    return await sagas.claim_due(db, most, provider_bound=most)
+    return await sagas.claim_due(db, Free(most, most, most))
 
 
 async def due(db: Database, *order_ids: uuid.UUID) -> None:
@@ -208,6 +210,22 @@ async def test_concurrent_claims_share_due_sagas_without_overlap(db: Database) -
     assert len(found) == len(set(found)) == 40
     assert set(found) == {o.id for o in orders}
     assert {saga.fencing_token for batch in batches for saga in batch} == {2}
+
+
+async def test_charges_and_other_customers_are_claimed_before_one_who_opens_many(db: Database) -> None:
+    many, one, crowded = ids.new(), ids.new(), ids.new()
+    for customer in (many, many, many, crowded, one):
+        await placed(db, 10, lease_seconds=0.0, payment_method="", customer_id=customer)
+    charges = await placed(db, 3, lease_seconds=0.0)
+
+    claimed = await sagas.claim_due(db, Free(32, 24, 12), crowded=[crowded])
+
+    counts = Counter(saga.customer_id for saga in claimed)
+    assert {counts.pop(charge.customer_id) for charge in charges} == {1}
+    assert counts == {many: OPENING_EACH_MOST, one: 12 - OPENING_EACH_MOST}
+    assert [saga.customer_id for saga in await sagas.claim_due(db, Free(1, 1, 0))] == []
+    again = await sagas.claim_due(db, Free(32, 24, 12), crowded=[many, crowded])
+    assert [saga.customer_id for saga in again] == [one] * 6
 
 
 async def test_leased_saga_is_claimed_once_the_lease_has_expired(db: Database) -> None:
