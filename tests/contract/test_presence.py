@@ -28,6 +28,7 @@ HARMLESS = {
     "order_by": "the order of a list",
     "page_size": "the default size of a page",
     "page_token": "the first page",
+    "problem": "a filter of a list for staff",
     "product_id": "a filter of a list",
     "query": "a filter of a list",
     "state": "a filter of a list",

@@ -50,6 +50,7 @@ class Parked(NamedTuple):
 
     kind: str
     id: uuid.UUID
+    payment_id: uuid.UUID
     order_id: uuid.UUID
     state: str
     amount_minor: int
@@ -59,14 +60,24 @@ class Parked(NamedTuple):
     update_time: datetime
 
 
+class Position(NamedTuple):
+    """The position of parked money in lists."""
+
+    update_time: datetime
+    id: uuid.UUID
+
+
 _PARKED = text("""
-    SELECT 'refund' AS kind, r.id, p.order_id, r.state, r.amount_minor, p.currency, r.problem,
-        r.failure_reason AS cause, r.update_time
-    FROM refunds AS r JOIN payments AS p ON p.id = r.payment_id WHERE r.problem <> ''
-    UNION ALL
-    SELECT 'payment', id, order_id, state, amount_minor, currency, problem, failure_reason, update_time
-    FROM payments WHERE problem <> ''
-    ORDER BY update_time LIMIT :most
+    SELECT * FROM (
+        SELECT 'refund' AS kind, r.id, r.payment_id, p.order_id, r.state, r.amount_minor, p.currency, r.problem,
+            r.failure_reason AS cause, r.update_time
+        FROM refunds AS r JOIN payments AS p ON p.id = r.payment_id WHERE r.problem <> ''
+        UNION ALL
+        SELECT 'payment', id, id, order_id, state, amount_minor, currency, problem, failure_reason, update_time
+        FROM payments WHERE problem <> ''
+    ) AS parked WHERE (CAST(:problem AS text) IS NULL OR problem = :problem) AND (CAST(:time AS timestamptz) IS NULL
+        OR (update_time, id) > (CAST(:time AS timestamptz), CAST(:id AS uuid)))
+    ORDER BY update_time, id LIMIT :most
 """)
 _COUNT_PARKED = text("""
     SELECT (SELECT count(*) FROM refunds WHERE problem <> '') AS refunds,
@@ -76,9 +87,13 @@ _COUNT_PARKED = text("""
 """)
 
 
-async def read_parked(db: Database, *, most: int) -> list[Parked]:
-    """Return parked refunds and payments, the longest first."""
-    return [Parked(**row._mapping) for row in await run_autocommit(db, _PARKED, {"most": most})]
+async def read_parked(
+    db: Database, *, most: int, problem: str | None = None, after: Position | None = None
+) -> list[Parked]:
+    """Return parked refunds and payments, the longest first, from the one after a position on."""
+    time, id_ = after or (None, None)
+    arguments = {"most": most, "problem": problem, "time": time, "id": id_}
+    return [Parked(**row._mapping) for row in await run_autocommit(db, _PARKED, arguments)]
 
 
 async def count_parked(db: Database) -> tuple[int, int, float]:

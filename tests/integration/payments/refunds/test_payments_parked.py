@@ -8,6 +8,7 @@ import pytest
 from services.payments import cli
 from services.payments.cli import describe_parked
 from services.payments.dispatch import parked
+from stampede.payments.v1 import books_service_pb2 as books_pb
 from stampede.payments.v1 import charge_service_pb2 as pb
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
 from tests.integration.payments.conftest import Payments, Sandbox, State, an_order
@@ -162,3 +163,32 @@ def test_the_command_declares_its_actions() -> None:
     describe_parked(parser)
     found = parser.parse_args(["done", str(uuid.UUID(int=1)), "--note", "by transfer"])
     assert (found.action, found.id, found.note) == ("done", uuid.UUID(int=1), "by transfer")
+
+
+async def test_staff_list_what_needs_attention(service: Payments, sandbox: Sandbox) -> None:
+    """In pages, the longest parked first, and by problem."""
+    order_id, line = await a_parked_refund(service, sandbox)
+    await service.rows("UPDATE refunds SET update_time = now() - interval '2 hours'")
+    others = [await paid(service) for _ in range(2)]
+    for number, other in enumerate(others):
+        await service.rows(
+            "UPDATE payments SET problem = 'REVERSAL_REFUSED', update_time = now() - make_interval(mins => :age)"
+            " WHERE order_id = CAST(:id AS uuid)",
+            id=other, age=30 - number,
+        )  # fmt: skip
+    staff, token, listed = tokens.as_staff(), "", list[books_pb.ParkedMoney]()
+    for size in (2, 1):
+        request = books_pb.ListParkedMoneyRequest(page_size=2, page_token=token)
+        page = await service.books.ListParkedMoney(request, metadata=staff)
+        assert len(page.parked) == size
+        listed, token = listed + list(page.parked), page.next_page_token
+    assert token == ""
+    assert [one.order_id for one in listed] == [order_id, *others]
+    refund = listed[0]
+    assert (refund.kind, refund.id, refund.problem) == (books_pb.ParkedMoney.REFUND, line.refund_id, "NOT_TAKEN")
+    assert (refund.state, refund.amount.minor_units) == ("PENDING", 500)
+    assert (listed[1].kind, listed[1].id) == (books_pb.ParkedMoney.PAYMENT, listed[1].payment_id)
+    only = books_pb.ListParkedMoneyRequest(problem="REVERSAL_REFUSED")
+    assert len((await service.books.ListParkedMoney(only, metadata=staff)).parked) == 2
+    refused = await refusal(service.books.ListParkedMoney(only, metadata=tokens.as_user(uuid.uuid4())))
+    assert refused.code == "PERMISSION_DENIED"
