@@ -71,6 +71,10 @@ class Buyer:
             body["preferWait"] = f"{wait}s"
         return await self.rest.post("/v1/orders", body, **headers)
 
+    async def buy_unpaid(self, *goods: Json) -> Json:
+        """Places an order without a payment method; returns it once its customer can pay."""
+        return await self.until_payable((await self.buy(*goods, card=None, wait=0)).expect().json["id"])
+
     def patient(self, *, seconds: float = 60) -> "Buyer":
         """The buyer, whose requests are retried while a part of the shop is unavailable."""
         return replace(self, rest=patient(self.rest, seconds=seconds))

@@ -73,7 +73,7 @@ async def test_orders_in_flight_are_paid_although_a_part_is_killed(shop: Shop, p
 
 async def test_orders_go_on_without_nats_and_events_arrive_when_it_is_back(shop: Shop) -> None:
     sale, buyer = await shop.a_sale(units=5, price=PRICE), await shop.a_buyer()
-    waiting = (await buyer.buy(sale, card=None, wait=0)).expect().json
+    waiting = await buyer.buy_unpaid(sale)
     shop.mesh.keep_down("nats")
     await shop.mesh.kill("nats")
 

@@ -279,7 +279,7 @@ async def test_whatever_happens_to_an_order_in_any_order_it_ends_as_one_thing(sh
     crowd = await shop.a_crowd(_BUYERS)
     post = Post(shop)
     stories = [
-        Story(shop, post, sale, buyer, steps)
+        Story(shop, post, sale, buyer.patient(), steps)
         for steps, buyer in zip(SEQUENCES, itertools.cycle(crowd), strict=False)
     ]  # fmt: skip
     some = asyncio.Semaphore(_AT_ONCE)

@@ -187,8 +187,7 @@ async def test_watcher_at_one_process_sees_states_made_by_the_other(shop: Shop, 
     """Events bring them: the first orders are watched to their ends within half the time between two safety looks."""
     crowd, sale = await shop.a_crowd(10), await shop.a_sale(units=WATCHED, price=PRICE)
     buyers = [crowd[number % len(crowd)] for number in range(WATCHED)]
-    answers = await asyncio.gather(*(buyer.buy(sale, card=None, wait=0) for buyer in buyers))
-    orders: list[Json] = [answer.expect().json for answer in answers]
+    orders: list[Json] = await asyncio.gather(*(buyer.buy_unpaid(sale) for buyer in buyers))
     seen: list[list[pb.Order]] = [[] for _ in orders]
 
     async def follow(buyer: Buyer, order: Json, into: list[pb.Order]) -> None:

@@ -323,7 +323,7 @@ async def test_a_client_cannot_choose_the_request_id_that_is_logged(shop: Shop) 
 
 async def test_logs_hold_no_secret(shop: Shop) -> None:
     product, buyer = await shop.a_product(), await shop.a_buyer()
-    order = (await buyer.buy(product, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(product)
     await shop.rest.post("/v1/auth/login", {"email": buyer.email, "password": "wrong but private"})
     await shop.rest.get(f"/v1/orders?access_token={buyer.rest.token}")
     (await buyer.cancel(order["id"])).expect()

@@ -120,7 +120,7 @@ async def test_without_a_card_the_browser_pays_with_the_client_secret(shop: Shop
     product = await shop.a_product(stock=3, price=4200)
     buyer = await shop.a_buyer()
 
-    order = (await buyer.buy(product, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(product)
     assert (order["state"], order["payment"]["state"]) == ("PENDING", "AWAITING_CUSTOMER")
     assert await shop.stock(product) == (3, 1, 2)
     refused = await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"], DECLINED)
@@ -137,7 +137,7 @@ async def test_without_a_card_the_browser_pays_with_the_client_secret(shop: Shop
 async def test_paying_for_an_expired_order_is_refused_by_the_provider(shop: Shop) -> None:
     sale = await shop.a_sale(units=1)
     buyer = await shop.a_buyer()
-    order = (await buyer.buy(sale, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(sale)
     await time_passes(shop, order["id"])
     await buyer.until(order["id"], "EXPIRED")
 
@@ -153,7 +153,7 @@ async def test_paying_as_the_hold_expires_never_charges_without_goods(shop: Shop
     await shop.sandbox.faults(webhooks={"drop": True})
     sale = await shop.a_sale(units=1)
     buyer = await shop.a_buyer()
-    order = (await buyer.buy(sale, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(sale)
 
     paying = shop.sandbox.pay_in_browser(order["payment"]["clientSecret"])
     paid, _ = await asyncio.gather(paying, time_passes(shop, order["id"]))
@@ -168,7 +168,7 @@ async def test_paying_as_the_hold_expires_never_charges_without_goods(shop: Shop
 async def test_a_pending_order_can_be_cancelled(shop: Shop) -> None:
     sale = await shop.a_sale(units=2, limit=1)
     buyer = await shop.a_buyer()
-    order = (await buyer.buy(sale, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(sale)
 
     cancelled = (await buyer.cancel(order["id"])).expect().json
 

@@ -67,7 +67,7 @@ async def test_customer_who_paid_in_time_gets_the_unit_without_a_webhook(shop: S
     """The provider is asked before the unit is given up, and the unit waits for its answer."""
     await shop.sandbox.faults(webhooks={"drop": True}, latency_ms={"fixed": 500, "jitter": 0})
     sale, buyer, other = await shop.a_sale(units=1, price=PRICE), await shop.a_buyer(), await shop.a_buyer()
-    order = await buyer.until_payable((await buyer.buy(sale, card=None, wait=0)).expect().json["id"])
+    order = await buyer.buy_unpaid(sale)
     assert (await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["status"] == "succeeded"
 
     await hold_ends(shop, order["id"])
@@ -125,7 +125,7 @@ async def test_payment_after_unit_was_sold_to_another_is_refunded(shop: Shop) ->
     """The customer paid in time, but the webhook was lost and payments did not answer until the hold had ended."""
     await shop.sandbox.faults(webhooks={"drop": True})
     sale, paying, faster = await shop.a_sale(units=1, price=PRICE), await shop.a_buyer(), await shop.a_buyer()
-    order = (await paying.buy(sale, card=None, wait=0)).expect().json
+    order = await paying.buy_unpaid(sale)
     assert (await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"]))["status"] == "succeeded"
     await shop.mesh.kill("payments", signal.SIGSTOP)
     try:
@@ -150,7 +150,7 @@ async def test_payment_after_unit_was_sold_to_another_is_refunded(shop: Shop) ->
 @pytest.mark.parametrize("killed", [False, True], ids=["", "orders killed"])
 async def test_hold_is_extended_while_customer_answers_their_bank(shop: Shop, killed: bool) -> None:
     sale, buyer, other = await shop.a_sale(units=1), await shop.a_buyer(), await shop.a_buyer()
-    order = (await buyer.buy(sale, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(sale)
     paying = await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"], SECURE)
     assert paying["status"] == "requires_action"
     await money_may_be_moving(shop, order)

@@ -22,7 +22,7 @@ async def declined(buyer: Buyer, goods: Json) -> Json:
 
 async def unpaid(buyer: Buyer, goods: Json) -> Json:
     """An order whose customer can pay in the browser."""
-    return await buyer.until_payable((await buyer.buy(goods, card=None, wait=0)).expect().json["id"])
+    return await buyer.buy_unpaid(goods)
 
 
 async def log_of(shop: Shop, order: Json) -> list[tuple[str, str, str]]:

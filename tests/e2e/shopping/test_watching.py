@@ -35,7 +35,7 @@ async def watchers(shop: Shop, service: str) -> int:
 
 async def test_an_order_is_followed_until_it_is_paid(shop: Shop) -> None:
     product, buyer = await shop.a_product(), await shop.a_buyer()
-    order = (await buyer.buy(product, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(product)
 
     async with buyer.rest.watching(f"/v1/orders/{order['id']}:watch") as messages:
         assert await first(messages) == order

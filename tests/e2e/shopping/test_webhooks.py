@@ -35,7 +35,7 @@ async def event_of(shop: Shop, intent: str) -> Json:
 
 async def test_an_event_told_twice_has_one_effect(shop: Shop) -> None:
     product, buyer = await shop.a_product(), await shop.a_buyer()
-    order = (await buyer.buy(product, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(product)
     secret = order["payment"]["clientSecret"]
     await shop.sandbox.pay_in_browser(secret, VISA)
     paid = await buyer.until(order["id"], "PAID")
@@ -55,7 +55,7 @@ async def test_an_event_told_twice_has_one_effect(shop: Shop) -> None:
 
 async def test_the_same_news_under_another_event_id_has_no_second_effect(shop: Shop) -> None:
     product, buyer = await shop.a_product(stock=5), await shop.a_buyer()
-    order = (await buyer.buy(product, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(product)
     secret = order["payment"]["clientSecret"]
     await shop.sandbox.pay_in_browser(secret, VISA)
     paid = await buyer.until(order["id"], "PAID")
@@ -73,7 +73,7 @@ async def test_the_same_news_under_another_event_id_has_no_second_effect(shop: S
 
 async def test_an_event_that_speaks_of_another_sum_pays_for_nothing(shop: Shop) -> None:
     product, buyer = await shop.a_product(stock=5), await shop.a_buyer()
-    order = (await buyer.buy(product, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(product)
     intent = await shop.sandbox.intent(order["payment"]["clientSecret"].partition("_secret_")[0])
     del intent["http"]
     paid = {**intent, "status": "succeeded", "amount": 1, "amount_received": 1}
@@ -93,7 +93,7 @@ async def test_an_event_that_speaks_of_another_sum_pays_for_nothing(shop: Shop) 
 )
 async def test_an_event_with_a_bad_signature_changes_nothing(shop: Shop, how: Json) -> None:
     product, buyer = await shop.a_product(), await shop.a_buyer()
-    order = (await buyer.buy(product, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(product)
     intent = order["payment"]["clientSecret"].partition("_secret_")[0]
     subject = {"id": intent, "amount": 1999, "currency": "usd", "status": "succeeded", "metadata": {}}
     event = {"id": f"evt_{new_id()}", "type": "payment_intent.succeeded", "data": {"object": subject}}
@@ -144,7 +144,7 @@ async def test_events_that_come_twice_and_out_of_order_lead_to_the_same_end(shop
     product, buyer = await shop.a_product(stock=5), await shop.a_buyer()
 
     for _ in range(3):
-        order = (await buyer.buy(product, card=None, wait=0)).expect().json
+        order = await buyer.buy_unpaid(product)
         await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"], "pm_card_chargeDeclined")
         await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"], VISA)
         await buyer.until(order["id"], "PAID")
@@ -156,7 +156,7 @@ async def test_events_that_come_twice_and_out_of_order_lead_to_the_same_end(shop
 async def test_an_event_that_never_comes_is_asked_for_when_the_hold_ends(shop: Shop) -> None:
     await shop.sandbox.faults(webhooks={"drop": True})
     sale, buyer = await shop.a_sale(units=1), await shop.a_buyer()
-    order = (await buyer.buy(sale, card=None, wait=0)).expect().json
+    order = await buyer.buy_unpaid(sale)
 
     assert (await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"], VISA))["status"] == "succeeded"
     await time_passes(shop, order["id"])
