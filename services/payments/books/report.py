@@ -55,6 +55,7 @@ class Kind(enum.StrEnum):
 class ProviderSilent(AppError):
     code = "UNAVAILABLE"
     template = "The provider {provider} does not list its charges: the report is not complete."
+    retry_seconds = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
