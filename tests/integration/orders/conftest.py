@@ -299,7 +299,10 @@ def _refused(code: int, reason: str, **metadata: str) -> Any:
 
 
 class FakePayments(payments_grpc.ChargeServiceServicer):
-    """`pm_declined` is declined, `pm_slow` stays in progress; without a method the customer pays in the browser."""
+    """`pm_declined` is declined, `pm_slow` has no answer, `pm_debit` stays in process at the provider.
+
+    Without a method the customer pays in the browser.
+    """
 
     def __init__(self) -> None:
         self.payments: dict[str, Any] = {}
@@ -349,9 +352,12 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
         for item in request.charges:
             self.amounts[item.order_id] = item.amount
             method = item.payment_method
-            known = {"": "AWAITING_CUSTOMER", "pm_declined": "FAILED", "pm_slow": "PROCESSING"}
-            state = known.get(method, "SUCCEEDED")
-            outcomes.append(payments_pb.PaymentOutcome(payment=self._payment(item, state)))
+            known = {
+                "": "AWAITING_CUSTOMER", "pm_declined": "FAILED", "pm_slow": "PROCESSING", "pm_debit": "PROCESSING",
+            }  # fmt: skip
+            payment = self._payment(item, known.get(method, "SUCCEEDED"))
+            payment.in_process = method == "pm_debit"
+            outcomes.append(payments_pb.PaymentOutcome(payment=payment))
         return payments_pb.BatchChargeResponse(outcomes=outcomes)
 
     async def BatchCancel(self, request: Any, context: Any) -> Any:

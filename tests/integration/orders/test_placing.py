@@ -712,6 +712,15 @@ async def test_hold_is_extended_once_while_the_payment_is_in_progress(shop: Shop
     assert shop.inventory.calls["BatchExtend"] == 1
 
 
+@pytest.mark.parametrize(("method", "waits"), [("pm_debit", True), ("pm_slow", False)])
+async def test_a_saga_notes_whether_the_provider_moves_its_money(shop: Shop, method: str, waits: bool) -> None:
+    """Such a saga may wait for days; one whose provider is silent is stuck soon."""
+    await shop.place(wanting((stocked(shop), 1, None), payment_method=method))
+    await shop.worker.drain(10)
+
+    assert await rows_of(shop.db, "SELECT waits_for_provider FROM sagas") == [(waits,)]
+
+
 async def test_hold_is_not_extended_for_a_customer_who_has_not_begun_to_pay(shop: Shop) -> None:
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method=""))
     await shop.worker.drain(10)
