@@ -86,6 +86,12 @@ async def test_scheme_of_a_token_is_written_in_many_ways(gate: Gatekeeper, ident
     assert (await gate.admit(CUSTOMER, {"authorization": f"{scheme}{identity.token('customer')}"})).user_id == ADA
 
 
+@pytest.mark.parametrize("scheme", ["", "Basic ", "Bearer:", "Bearer\t"])
+async def test_token_of_another_scheme_is_refused(gate: Gatekeeper, identity: Identity, scheme: str) -> None:
+    with pytest.raises(Unauthenticated):
+        await gate.admit(CUSTOMER, {"authorization": f"{scheme}{identity.token('customer')}"})
+
+
 @pytest.mark.parametrize(
     "claims",
     [
