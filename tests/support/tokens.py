@@ -11,6 +11,7 @@ from jwt.algorithms import ECAlgorithm
 from services.chassis.server.access import AUDIENCE, ISSUER, MESH_ISSUER, Gatekeeper, MeshIdentity
 
 MESH_SECRET = "a mesh secret for tests and long enough"
+_A_DAY = 86_400
 _KEY = ec.generate_private_key(ec.SECP256R1())
 
 
@@ -19,8 +20,8 @@ async def jwks() -> bytes:
     return json.dumps({"keys": [key]}).encode()
 
 
-def access_token(user_id: uuid.UUID, *roles: str, lifetime_seconds: int = 600, **claims: object) -> str:
-    """A token for a user; `claims` override what it says."""
+def access_token(user_id: uuid.UUID, *roles: str, lifetime_seconds: int = _A_DAY, **claims: object) -> str:
+    """A token for a user; `claims` override what it says. Good for a day, for modules that make it once."""
     now = int(time.time())
     said = {
         "iss": ISSUER, "aud": AUDIENCE, "sub": str(user_id), "iat": now, "exp": now + lifetime_seconds,
@@ -44,5 +45,5 @@ def as_staff() -> tuple[tuple[str, str], ...]:
 
 def as_service(name: str) -> tuple[tuple[str, str], ...]:
     """Metadata of a call by another service of the mesh. Good for a day, for modules that make it once."""
-    claims = {"iss": MESH_ISSUER, "sub": name, "exp": int(time.time()) + 86_400}
+    claims = {"iss": MESH_ISSUER, "sub": name, "exp": int(time.time()) + _A_DAY}
     return (("x-mesh-token", jwt.encode(claims, MESH_SECRET, algorithm="HS256")),)
