@@ -376,7 +376,7 @@ class NewRefund:
     reason: str
     stray_reference: str | None = None
     stray_provider: str = ""
-    """Where that charge is, if not at the payment's provider."""
+    """The provider of that charge, if it is another than that of the payment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class OrderRow(Base):
     disputed: Mapped[bool] = mapped_column(default=False)
     shipment: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
     payment_page: Mapped[dict[str, Any] | None] = mapped_column(JSONB, default=None)
-    """Where its customer pays, if not with a secret: what earlier releases cannot read in `payment`."""
+    """The page on which its customer pays, if there is no secret. Earlier releases cannot read it in `payment`."""
     payment_attempts: Mapped[int] = mapped_column(Integer, default=0)
     """How many further attempts to pay it its customer has asked for."""
     reopened: Mapped[int] = mapped_column(Integer, default=0)
