@@ -4,9 +4,9 @@ import asyncio
 import importlib
 import time
 import uuid
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from sqlalchemy import BigInteger, DateTime, Engine, Executable, Row, event, tex
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
@@ -167,14 +167,16 @@ def _drop_details(context: ExceptionContext) -> None:
 
 async def run_autocommit(db: Database, statement: Executable, arguments: Mapping[str, object]) -> Sequence[Row[Any]]:
     """Runs one statement as a transaction: without BEGIN and COMMIT, in a third of the round trips."""
-    async with _autocommit(db.kw["bind"]).connect() as connection:
+    async with _autocommit(db.kw["bind"]) as connection:
         return (await connection.execute(statement, arguments)).all()
 
 
-@lru_cache(maxsize=8)
-def _autocommit(engine: AsyncEngine) -> AsyncEngine:
-    # Made once: SQLAlchemy registers a listener for it, which costs as much as a tenth of a small batch.
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
+@asynccontextmanager
+async def _autocommit(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async with engine.connect() as connection:
+        # Not as an option of the engine: a call that is cancelled while SQLAlchemy applies that one loses the
+        # connection until the garbage collector finds it.
+        yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 class Ping:
@@ -185,7 +187,7 @@ class Ping:
 
     async def __call__(self) -> None:
         """Raises if the database does not answer."""
-        async with _autocommit(self._engine).connect() as connection:
+        async with _autocommit(self._engine) as connection:
             await connection.execute(text("SELECT 1"))
 
     async def close(self) -> None:

@@ -1,7 +1,8 @@
 """A full pool of connections: calls are refused soon, background work and readiness go on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health
@@ -135,6 +136,59 @@ async def test_cancelled_calls_return_their_slots(small: Database) -> None:
         await asyncio.gather(*calls, return_exceptions=True)
     async with asyncio.timeout(5), Holding(small, 4):
         pass
+
+
+class CancelledAt:
+    """Awaits `work`, and cancels its own task when `work` waits for the n-th time. `waits` counts how often it did."""
+
+    def __init__(self, work: Coroutine[Any, Any, object], n: int) -> None:
+        self._work, self._n = work, n
+        self.waits = 0
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        task, steps, error = asyncio.current_task(), self._work.__await__(), None
+        while True:
+            try:
+                awaited = steps.throw(error) if error else steps.send(None)
+            except StopIteration:
+                return
+            self.waits += 1
+            if self.waits == self._n:
+                asyncio.get_running_loop().call_soon(task.cancel)
+            error = None
+            try:
+                yield awaited
+            except BaseException as thrown:
+                error = thrown
+
+
+async def transaction(db: Database) -> None:
+    async with db.begin() as tx:
+        await tx.execute(_SELECT)
+
+
+@pytest.mark.parametrize("work", [select, transaction])
+async def test_call_cancelled_at_any_wait_returns_its_connection(
+    small: Database, monkeypatch: pytest.MonkeyPatch, work: Callable[[Database], Coroutine[Any, Any, None]]
+) -> None:
+    # As on a busy machine, where psycopg yields to the loop also when it need not wait.
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0)
+    pool = small.kw["bind"].sync_engine.pool
+    await work(small)
+
+    async def cancelled_at(n: int) -> bool:
+        cancelled = CancelledAt(work(small), n)
+        try:
+            await cancelled
+        except asyncio.CancelledError:
+            # The connection returns in a task that SQLAlchemy shields.
+            await until(lambda: asyncio.sleep(0, pool.checkedout() == 0), seconds=30)
+        return cancelled.waits >= n
+
+    n = 1
+    while await asyncio.create_task(cancelled_at(n)):
+        n += 1
+    assert n > 3, "it has waited at BEGIN or the option, the statement and the end"
 
 
 async def test_calls_that_cannot_connect_return_their_slots() -> None:
