@@ -83,7 +83,7 @@ class Listener:
         return web.Response(status=status)
 
     async def take(self, number: int) -> list[Any]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return [await self.seen.get() for _ in range(number)]
 
 

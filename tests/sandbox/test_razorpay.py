@@ -235,7 +235,7 @@ class Hooks:
         return web.Response()
 
     async def next(self, number: int) -> list[tuple[dict[str, Any], str]]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return [await self.seen.get() for _ in range(number)]
 
 

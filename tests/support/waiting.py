@@ -14,7 +14,7 @@ async def eventually(
     look: Callable[[], Awaitable[T]],
     wanted: Callable[[T], object],
     *,
-    seconds: float = 15.0,
+    seconds: float = 60.0,
     pause_seconds: float = PAUSE_SECONDS,
 ) -> T:
     """Return what `look` finds, once it is as wanted. Fail after `seconds`, with what was found last."""
@@ -25,6 +25,6 @@ async def eventually(
     return found
 
 
-async def until(fact: Callable[[], Awaitable[Any]], *, seconds: float = 30.0) -> Any:
+async def until(fact: Callable[[], Awaitable[Any]], *, seconds: float = 60.0) -> Any:
     """Return what `fact` returns, once that is true. Fail after `seconds`."""
     return await eventually(fact, bool, seconds=seconds)

@@ -27,7 +27,6 @@ LIFETIME_SECONDS = 10
 UNAVAILABLE = (RedisError, RedisClusterException, OSError, TimeoutError)
 """The errors of a Valkey that is unavailable, too slow, or not ready to work."""
 _TIMEOUT_SECONDS = 0.25
-_CONNECT_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _CONNECTIONS_MOST = 1000
 _REFUSED = Counter("stampede_gate_refused_total", "Holds that the gate refused.")
@@ -49,8 +48,12 @@ _TAKE, _GIVE_BACK = Script("take"), Script("give_back")
 class Gate:
     """The gate of all sales. Never raises to the hot path: while Valkey is unavailable, all holds pass."""
 
-    def __init__(self, url: str, *, cluster: bool = False) -> None:
-        """`cluster`: `url` names a node of a Valkey Cluster. Without a `url` the gate is off, and all holds pass."""
+    def __init__(self, url: str, *, cluster: bool = False, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
+        """`cluster`: `url` names a node of a Valkey Cluster. Without a `url` the gate is off, and all holds pass.
+
+        A call or a connection that takes longer than `timeout_seconds` makes the gate unavailable.
+        """
+        self._timeout_seconds = timeout_seconds
         self.available = asyncio.Event()
         """Set while Valkey answers, as far as this process can see."""
         self._returning: asyncio.Task[None] | None = None
@@ -62,7 +65,7 @@ class Gate:
                 # With a timeout, redis-py sends through `asyncio.wait_for`, which in Python 3.11 can swallow a
                 # cancellation: a leader would go on leading. All calls here have a timeout of their own.
                 socket_timeout=None,
-                socket_connect_timeout=_CONNECT_SECONDS,
+                socket_connect_timeout=timeout_seconds,
                 max_connections=_CONNECTIONS_MOST,
                 retry=Retry(NoBackoff(), 0),
             )
@@ -126,7 +129,7 @@ class Gate:
             return [None] * len(arguments)
 
     async def run(
-        self, script: Script, arguments: dict[uuid.UUID, list[Any]], *, seconds: float = _TIMEOUT_SECONDS
+        self, script: Script, arguments: dict[uuid.UUID, list[Any]], *, seconds: float | None = None
     ) -> list[Any]:
         """Runs `script` for each sale in one round trip. Raises `UNAVAILABLE`; then all holds pass for a while.
 
@@ -135,7 +138,7 @@ class Gate:
         """
         calls = list(arguments.items())
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds or self._timeout_seconds):
                 answers = await self._send("EVALSHA", script.digest, calls)
                 unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
                 if unknown:
@@ -156,7 +159,7 @@ class Gate:
         pipeline = self.valkey.pipeline(transaction=False)
         for sale_id in sale_ids:
             pipeline.delete(*keys_of(sale_id))
-        async with asyncio.timeout(_TIMEOUT_SECONDS):
+        async with asyncio.timeout(self._timeout_seconds):
             await pipeline.execute()
 
     async def _send(self, command: str, script: str | bytes, calls: Sequence[tuple[uuid.UUID, list[Any]]]) -> list[Any]:
@@ -177,7 +180,7 @@ class Gate:
         while True:
             await asyncio.sleep(_RETRY_SECONDS)
             try:
-                async with asyncio.timeout(_TIMEOUT_SECONDS):
+                async with asyncio.timeout(self._timeout_seconds):
                     await self.valkey.aclose()  # the connections from before; the next call opens a new one
                     await self.valkey.exists(keys_of(uuid.UUID(int=0))[0])
             except UNAVAILABLE:

@@ -84,12 +84,11 @@ async def test_orders_go_on_without_nats_and_events_arrive_when_it_is_back(shop:
     assert await shop.rows("payments", "SELECT count(*) > 0 FROM outbox") == [(True,)]
     await shop.mesh.restart("nats")
 
-    await buyer.until(waiting["id"], "PAID", seconds=20)
+    await buyer.until(waiting["id"], "PAID")
     for service in ("orders", "inventory", "payments"):
         await eventually(
             lambda service=service: shop.rows(service, "SELECT count(*) FROM outbox"),
             lambda rows: rows == [(0,)],
-            seconds=20,
         )
     assert await shop.counters(sale) == (3, 0, 2)
     await assert_books_add_up(shop, sale)
@@ -173,7 +172,7 @@ async def test_a_refund_whose_answer_is_lost_is_paid_back_once(shop: Shop) -> No
     body = {"full": True, "reason": "broken", "requestId": order["id"]}
     (await shop.staff.post(f"/v1/payments/{order['payment']['id']}:refund", body)).expect()
 
-    await buyer.until(order["id"], "REFUNDED", seconds=20)
+    await buyer.until(order["id"], "REFUNDED")
     [entry] = await shop.sandbox.captured(order["id"])
     assert (entry["amount"], entry["amount_refunded"]) == (PRICE, PRICE)
     await assert_books_add_up(shop, product)

@@ -310,7 +310,7 @@ async def test_the_request_id_of_an_answer_leads_to_the_logs_of_every_service_it
     async def found_in() -> set[str]:
         return {part for part in touched if request_id in shop.mesh.site.log(part).read_text(errors="replace")}
 
-    await eventually(found_in, lambda found: found == touched, seconds=5)
+    await eventually(found_in, lambda found: found == touched)
 
 
 async def test_a_client_cannot_choose_the_request_id_that_is_logged(shop: Shop) -> None:

@@ -122,7 +122,7 @@ async def test_drain_turns_health_first_and_loses_no_call(slow: Slow) -> None:
 
 
 async def test_idle_process_stops_at_once(slow: Slow) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await slow.turns(SERVING)
         slow.health.cancel()
         slow.process.send_signal(signal.SIGTERM)

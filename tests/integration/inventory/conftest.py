@@ -47,7 +47,8 @@ async def db(one_database: Database) -> Database:
 
 @pytest.fixture
 async def gate(infra: Infra) -> AsyncIterator[Gate]:
-    async with aclosing(Gate(infra.valkey_url)) as gate:
+    # It waits longer than in production, so that a busy machine is no unavailable gate.
+    async with aclosing(Gate(infra.valkey_url, timeout_seconds=30)) as gate:
         await gate.valkey.flushall()
         yield gate
 

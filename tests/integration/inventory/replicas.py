@@ -63,7 +63,7 @@ class Replica:
                 return False
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-        await until(serving)
+        await until(serving, seconds=120)
 
     @property
     def pid(self) -> int:

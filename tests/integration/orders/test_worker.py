@@ -34,7 +34,7 @@ async def test_orders_that_wait_for_a_slow_provider_are_a_backlog(db: Database) 
         return worker.backlog == 20
 
     try:
-        await until(all_counted, seconds=3)
+        await until(all_counted)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

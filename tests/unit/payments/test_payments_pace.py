@@ -69,7 +69,7 @@ async def test_calls_after_the_burst_keep_the_rate() -> None:
 
 
 async def test_less_than_ten_a_second_still_lets_one_through() -> None:
-    async with asyncio.timeout(5), Pacer(calls_per_second=0.5, concurrency=1).turn(Endpoint.CHARGE):
+    async with asyncio.timeout(60), Pacer(calls_per_second=0.5, concurrency=1).turn(Endpoint.CHARGE):
         pass
 
 
@@ -129,7 +129,7 @@ async def test_a_cancelled_call_gives_its_place_back() -> None:
     await asyncio.sleep(0)
     next_.cancel()
     await asyncio.gather(waiting, next_, return_exceptions=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await call()
 
 

@@ -505,7 +505,7 @@ def test_no_walk_leads_to_wrong_numbers(infra: Infra, template: Callable[[str], 
             f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {runner.run(template('inventory'))}"
         )
         engine, db = connect(infra.database_url(name), pool_size=2)
-        gate = Gate(infra.valkey_url)
+        gate = Gate(infra.valkey_url, timeout_seconds=30)
         machine = type("Walk", (Walk,), {"run": staticmethod(runner.run), "db": db, "gate": gate})
         try:
             run_state_machine_as_test(

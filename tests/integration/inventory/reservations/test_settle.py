@@ -475,7 +475,7 @@ async def test_expiry_passes_by_a_hold_that_is_just_being_settled(db: Database) 
     busy, idle = [await holding(db, of_sale(sale)) for _ in range(2)]
     await hold_ended(db, busy.id, idle.id)
 
-    async with db.begin() as other, asyncio.timeout(3):
+    async with db.begin() as other, asyncio.timeout(60):
         await other.execute(text("SELECT id FROM reservations WHERE id = :id FOR UPDATE"), {"id": busy.id})
         assert [r.id for r in await settle.expire(db)] == [idle.id]
 

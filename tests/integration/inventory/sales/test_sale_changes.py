@@ -32,6 +32,7 @@ from tests.integration.inventory.conftest import (
     sale_ended,
     state_of,
 )
+from tests.support.waiting import until
 
 HOUR = timedelta(hours=1)
 MOVEMENTS = "SELECT kind, delta FROM stock_movements WHERE reference_id = :sale ORDER BY id"
@@ -289,7 +290,13 @@ async def test_sales_moved_at_once_into_the_same_hour_do_not_all_get_there(db: D
 
 async def test_changes_in_the_moment_that_a_sale_opens_lose_no_unit(db: Database) -> None:
     """Buyers come all the time; as soon as one gets something, nothing can be changed any more."""
-    sale = await scheduled(db, units=20, stock=100, start=timedelta(milliseconds=150))
+    sale = await scheduled(db, units=20, stock=100)
+    agreed: list[int] = []
+
+    async def open_() -> None:
+        await until(lambda: asyncio.sleep(0, agreed))
+        async with db.begin() as tx:
+            await tx.execute(text("UPDATE flash_sales SET start_time = now() + interval '150 milliseconds'"))
 
     async def buy() -> int:
         got = 0
@@ -300,20 +307,18 @@ async def test_changes_in_the_moment_that_a_sale_opens_lose_no_unit(db: Database
             elif not isinstance(outcome, domain.SaleNotLive):
                 return got
 
-    async def change() -> list[int]:
-        agreed = []
+    async def change() -> None:
         while True:
             for units in (40, 15, 30, 8):
                 try:
                     agreed.append((await changed(db, sale, allocation=units)).allocation)
                 except WrongState:
-                    return agreed
+                    return
 
-    async with asyncio.timeout(20):
-        *bought, agreed = await asyncio.gather(buy(), buy(), buy(), change())
+    async with asyncio.timeout(60):
+        *bought, _, _ = await asyncio.gather(buy(), buy(), buy(), change(), open_())
 
     now = await sales.get_sale(db, sale.id)
-    assert agreed, "the sale was open before it could be changed"
     assert now.allocation == agreed[-1]
     assert now.held == 3 * sum(bought) == 3 * (now.allocation // 3)
     assert (await stock.get_stock(db, sale.product_id)).on_hand == 100 - now.allocation

@@ -42,7 +42,7 @@ class Shelf:
 async def running(watch: Watch[str, int]) -> AsyncIterator[None]:
     task = asyncio.create_task(watch.run())
     try:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             yield
     finally:
         task.cancel()
