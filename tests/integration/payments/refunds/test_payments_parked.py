@@ -8,6 +8,7 @@ import pytest
 from services.payments import cli
 from services.payments.cli import describe_parked
 from services.payments.dispatch import parked
+from services.payments.sql import leases, refunds
 from stampede.payments.v1 import books_service_pb2 as books_pb
 from stampede.payments.v1 import charge_service_pb2 as pb
 from stampede.payments.v1 import payment_service_pb2 as payment_pb
@@ -47,6 +48,21 @@ async def test_an_operator_resumes_a_parked_refund(service: Payments, sandbox: S
 async def test_a_refund_is_not_resumed_while_a_call_may_arrive(service: Payments, sandbox: Sandbox) -> None:
     _, line = await a_parked_refund(service, sandbox)
     await service.rows("UPDATE refunds SET unanswered_time = now() - interval '9 minutes'")
+    with pytest.raises(parked.CallMayArrive):
+        await parked.resume(service.db, uuid.UUID(line.refund_id), "operator:ann")
+
+
+@pytest.mark.parametrize("since", ["a moment", "eleven minutes"])
+async def test_a_refund_is_not_resumed_after_its_caller_died(service: Payments, sandbox: Sandbox, since: str) -> None:
+    """A process that dies has stored no answer. While it lived, its lease said that its call was under way."""
+    _, line = await a_parked_refund(service, sandbox)
+    await service.rows("UPDATE refunds SET next_check_time = now()")
+    async with service.db.begin() as tx:
+        ((refund, _),) = await refunds.claim_due(tx, besides=(), most=1)
+    if since == "eleven minutes":
+        await service.rows("UPDATE refunds SET unanswered_time = now() - interval '11 minutes'")
+        async with service.db.begin() as tx:
+            await leases.renew(tx, "refunds", [refund.id])
     with pytest.raises(parked.CallMayArrive):
         await parked.resume(service.db, uuid.UUID(line.refund_id), "operator:ann")
 
