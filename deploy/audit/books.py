@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from deploy.audit import repairs
 from deploy.audit.checks import across
 from deploy.audit.checks.across import CHARGED, LEDGER_OF, PAID_STATES
-from deploy.audit.checks.excuses import in_flight, refund_in_flight
+from deploy.audit.checks.excuses import in_flight, refund_in_flight, waits_for_staff
 from deploy.audit.findings import Check, Finding, Invariant
 from deploy.audit.reading.rows import Case
 
@@ -69,7 +69,7 @@ class Books:
 
     def _count_money(self, case: Case) -> None:
         order, payment = case.order, case.payment
-        if order and order.state in PAID_STATES:
+        if order and order.state in PAID_STATES and not waits_for_staff(case):
             self.ordered[order.currency] += order.total_minor
             if payment:
                 self.refunded[payment.currency] += payment.refunded_minor - payment.by_hand_minor

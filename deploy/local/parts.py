@@ -18,6 +18,7 @@ _STRIPE_EVENTS = (
     "payment_intent.succeeded",
     "payment_intent.payment_failed",
     "payment_intent.canceled",
+    "payment_intent.amount_capturable_updated",
     "payment_intent.processing",
     "payment_intent.requires_action",
     "checkout.session.completed",

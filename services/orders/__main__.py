@@ -61,7 +61,7 @@ async def main(config: Settings) -> None:
             backlog_max=config.backlog_max,
         )
         comparer = Comparer(db, payments, changed)
-        orders, pages = Orders(db, worker, watch, process.relay), Pages(*config.page_secret.values())
+        orders, pages = Orders(db, worker, comparer, watch, process.relay), Pages(*config.page_secret.values())
         payer = Payer(db, orders, worker, catalog=catalog, inventory=inventory, payments=payments)
         add_OrderServiceServicer_to_server(OrderService(placer, payer, orders, pages), process.server)
         add_SagaServiceServicer_to_server(SagaService(db, orders, pages), process.server)

@@ -36,6 +36,7 @@ from services.orders.domain import (
     State,
 )
 from services.orders.saga import operators
+from services.orders.saga.comparer import Comparer
 from services.orders.saga.plan import CANCELLED, Kind, Phase, Saga, SagaView
 from services.orders.saga.worker import STARTED, Worker
 from services.orders.sql import combined, order_lists, order_log, orders, sagas
@@ -71,8 +72,10 @@ def order_watch(db: Database, *, watchers_per_user: int = 0) -> Watch[uuid.UUID,
 class Orders:
     """Orders that were placed."""
 
-    def __init__(self, db: Database, worker: Worker, watch: Watch[uuid.UUID, Order], relay: Relay) -> None:
-        self._db, self._worker, self._watch, self._relay = db, worker, watch, relay
+    def __init__(
+        self, db: Database, worker: Worker, comparer: Comparer, watch: Watch[uuid.UUID, Order], relay: Relay
+    ) -> None:
+        self._db, self._worker, self._comparer, self._watch, self._relay = db, worker, comparer, watch, relay
         # Thousands may read at once, as after a restart; the batcher makes a few statements of them.
         self._read: Batcher[uuid.UUID, Order] = Batcher("read", self._read_batch)
         # One customer may ask for hundreds at once: a transaction for each would take the database from everybody.
@@ -207,6 +210,7 @@ class Orders:
         self, mutation: Mutation, *, amount: Money | None, restock: bool, lines: Sequence[tuple[uuid.UUID, int]]
     ) -> Order:
         """Refunds an order, in full or in part; `OrderService.RefundOrder` has the refusals."""
+        await self._read_capture(mutation.order_id)
         async with self._db.begin() as tx:
             repeat = await idempotency.find_repeat(tx, mutation.key, mutation.order_id)
             if not repeat:
@@ -257,8 +261,14 @@ class Orders:
 
     async def ship(self, mutation: Mutation, *, carrier: str, tracking_number: str) -> Order:
         """Marks an order as shipped; `OrderService.ShipOrder` has the refusals."""
+        await self._read_capture(mutation.order_id)
         parcel = {"carrier": carrier, "tracking_number": tracking_number}
         return await self._move(mutation, State.SHIPPED, parcel, cause="ShipOrder")
+
+    async def _read_capture(self, order_id: uuid.UUID) -> None:
+        """Asks payments about an order whose money was only set aside: it may have been captured just now."""
+        if (await self.get(order_id, customer_id=None)).is_uncaptured:
+            await self._comparer.compare([order_id])
 
     async def deliver(self, mutation: Mutation) -> Order:
         """Marks an order as delivered; `OrderService.DeliverOrder` has the refusals."""

@@ -20,33 +20,6 @@ class OrderNotFound(AppError):
     template = "There is no order {orderId}."
 
 
-class ProductNotFound(AppError):
-    code = "NOT_FOUND"
-    template = "There is no product {productId}."
-
-
-class ProductNotActive(AppError):
-    code = "FAILED_PRECONDITION"
-    template = "The product {productId} is not on sale."
-
-
-class PriceChanged(AppError):
-    """The order would not come to the total that the buyer was shown. The metadata is the total that it comes to."""
-
-    code = "FAILED_PRECONDITION"
-    template = "The order comes to {minorUnits} minor units of {currencyCode}."
-
-
-class CurrencyMismatch(AppError):
-    code = "FAILED_PRECONDITION"
-    template = "One order cannot mix {currencies}."
-
-
-class OrderTooLarge(AppError):
-    code = "FAILED_PRECONDITION"
-    template = "The order's total is {minorUnits} minor units; a payment can be at most {most}."
-
-
 class RefundInProgress(AppError):
     code = "FAILED_PRECONDITION"
     template = "A refund of the order {orderId} is in progress; try again when it is settled."
@@ -65,6 +38,11 @@ class RefundRefused(AppError):
 class OrderDisputed(AppError):
     code = "FAILED_PRECONDITION"
     template = "A bank demands the money of the order {orderId} back; it is not shipped meanwhile."
+
+
+class PaymentNotCaptured(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The money of the order {orderId} is only set aside: capture its payment first, or cancel the order."
 
 
 class ReturnTooLarge(AppError):
@@ -127,6 +105,8 @@ class PaymentState(StrEnum):
 
     AWAITING_CUSTOMER = "AWAITING_CUSTOMER"
     PROCESSING = "PROCESSING"
+    AUTHORIZED = "AUTHORIZED"
+    """The money is set aside, until staff capture or void the payment. The order counts as paid."""
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -355,12 +335,20 @@ class Order(DraftOrder):
         return self.state is not State.PENDING and not self.refunding
 
     @property
+    def is_uncaptured(self) -> bool:
+        """Whether its money is only set aside, as far as is known."""
+        return self.payment is not None and self.payment.state is PaymentState.AUTHORIZED
+
+    @property
     def is_cancelled(self) -> bool:
         """Whether it is cancelled, or will be: a `PENDING` order by its saga, a paid one once it is refunded."""
         return self.state is State.CANCELLED or self.cancel_requested
 
     def check_move(self, wanted: State) -> None:
-        """Raises unless the order may become `wanted` now: `WrongState`, `RefundInProgress`, `OrderDisputed`."""
+        """Raises unless the order may become `wanted` now.
+
+        `WrongState`, `RefundInProgress`, `OrderDisputed`, `PaymentNotCaptured`.
+        """
         move(self.state, wanted)
         if self.refunding:
             raise RefundInProgress(orderId=self.id)
@@ -370,6 +358,8 @@ class Order(DraftOrder):
             raise WrongState(resource="order", state=self.state, wanted=wanted)
         if wanted is State.SHIPPED and self.disputed:
             raise OrderDisputed(orderId=self.id)
+        if self.is_uncaptured and wanted is not State.CANCELLED:
+            raise PaymentNotCaptured(orderId=self.id)
 
     def check_refund(self, refund: Refund) -> None:
         """Raises unless enough money is left to refund, and enough units are still out."""

@@ -9,10 +9,12 @@ from services.payments.books import cli as books
 from services.payments.books.report import Reporter
 from services.payments.books.rpc import BooksService
 from services.payments.charges import Charges
+from services.payments.dispatch.captures import Captures
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.offers import Offers
 from services.payments.dispatch.reconciler import Reconciler
 from services.payments.dispatch.saved_methods import SavedMethods
+from services.payments.domain import Capture
 from services.payments.providers import registry
 from services.payments.refunds.create import Refunds
 from services.payments.rpc import ChargeService, PaymentService
@@ -31,7 +33,10 @@ async def main(config: Settings) -> None:
     async with aclosing(providers), Process("payments", config) as process:
         dispatcher = ChargeDispatcher(process.db, providers, process.relay.nudge)
         reconciler = Reconciler(process.db, dispatcher, process.relay)
-        charges = Charges(process.db, dispatcher, process.relay.nudge, providers)
+        charges = Charges(
+            process.db, dispatcher, process.relay.nudge, providers, capture=Capture(config.capture.upper())
+        )  # fmt: skip
+        captures = Captures(process.db, dispatcher, providers)
         saved = SavedMethods(process.db, providers)
         hosts = [host.strip().lower() for host in config.return_hosts.split(",") if host.strip()]
         offers = Offers(providers, saved, return_hosts=hosts, is_local=config.environment == "local")
@@ -40,7 +45,7 @@ async def main(config: Settings) -> None:
             ChargeService(charges, refunding, offers), process.server
         )
         payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(
-            PaymentService(charges, refunding, saved, inbox, providers, Pages(*config.page_secret.values())),
+            PaymentService(charges, captures, refunding, saved, inbox, providers, Pages(*config.page_secret.values())),
             process.server,
         )
         books_service_pb2_grpc.add_BooksServiceServicer_to_server(

@@ -25,8 +25,8 @@ from services.payments.domain import (
     PAGE_SECONDS_LEAST,
     REVERSAL,
     REVERSAL_REFUSED,
+    Capture,
     Charge,
-    NewRefund,
     Payment,
     PaymentMethodNotFound,
     PaymentNotFound,
@@ -36,7 +36,7 @@ from services.payments.domain import (
 )
 from services.payments.providers import Providers
 from services.payments.sql import disputes, leases, lists, payments, refunds
-from services.payments.sql.refunds import Refusals
+from services.payments.sql.refunds import NewRefund, Refusals
 
 REVERSALS_MOST = 3
 REVERSAL_PAUSE = timedelta(seconds=60)
@@ -57,9 +57,19 @@ class Charges:
     """The actions behind `ChargeService`: commit the intention, call the provider, return the known state in time."""
 
     def __init__(
-        self, db: Database, dispatcher: ChargeDispatcher, published: Callable[[], None], providers: Providers
+        self,
+        db: Database,
+        dispatcher: ChargeDispatcher,
+        published: Callable[[], None],
+        providers: Providers,
+        *,
+        capture: Capture = Capture.AUTOMATIC,
     ) -> None:
-        """`published` is called after a commit that stored events. New payments begin at `providers.default`."""
+        """`published` is called after a commit that stored events. New payments begin at `providers.default`.
+
+        `capture` is the fate of their money once it is authorised.
+        """
+        self.capture_of_new = capture
         self._db, self._dispatcher, self._published, self._providers = db, dispatcher, published, providers
         self._saved = SavedMethods(db, providers)
         self._begin: Batcher[Sequence[Charge], list[Begun | AppError]] = Batcher(
@@ -90,8 +100,9 @@ class Charges:
         ]
         charges = [charge for call in calls for charge in call]
         made = await payments.insert_alone(
-            self._db, self._chargeable(charges), state=State.PROCESSING, provider=self._providers.default.name
-        )
+            self._db, self._chargeable(charges), state=State.PROCESSING, provider=self._providers.default.name,
+            capture=self.capture_of_new,
+        )  # fmt: skip
         begun = {order_id: Begun(payment=payment, call_provider=True) for order_id, payment in made.items()}
         if missing := [charge.order_id for charge in charges if charge.order_id not in made]:
             async with self._db.begin() as tx:
@@ -139,15 +150,15 @@ class Charges:
         """Cancel the payments of orders for which no money has moved."""
         deadline = Deadline()
         async with self._db.begin() as tx:
-            found, requested = await self._request_cancel(tx, charges)
+            found, requested = await self._request_cancel(tx, charges, void=False)
         withdrawn = self._dispatcher.withdraw(payment.id for payment in found.values() if payment.cancel_requested)
         return await self._void([found[charge.order_id] for charge in charges], requested, withdrawn, deadline)
 
     async def reverse(self, charges: Sequence[Charge]) -> list[Payment]:
-        """Refund all that orders paid, and cancel what they have not paid."""
+        """Refund all that orders paid, void what is set aside, and cancel what they have not paid."""
         deadline = Deadline()
         async with self._db.begin() as tx:
-            found, requested = await self._request_cancel(tx, charges)
+            found, requested = await self._request_cancel(tx, charges, void=True)
             pending, new = await _refund_in_full(tx, [p for p in found.values() if p.state is State.SUCCEEDED])
         withdrawn = self._dispatcher.withdraw(payment.id for payment in found.values() if payment.cancel_requested)
         for refund in new:
@@ -170,9 +181,9 @@ class Charges:
         return set(refunding) - {refund.payment_id for refund in pending if not refund.is_in_process(now)}
 
     async def _request_cancel(
-        self, tx: AsyncSession, charges: Sequence[Charge]
+        self, tx: AsyncSession, charges: Sequence[Charge], *, void: bool
     ) -> tuple[dict[uuid.UUID, Payment], set[uuid.UUID]]:
-        """Cancel payments, or request it where the provider must be called first.
+        """Cancel payments, or request it where the provider must be called first. Without `void`, keep authorised ones.
 
         Return the payments by order, and the ids of those for which no earlier call has requested it. The row lock
         orders this against charges: the second transaction finds the effect of the first.
@@ -182,12 +193,12 @@ class Charges:
         await outbox.publish(tx, [ended_event(payment) for payment in made.values()])
         missing = [charge.order_id for charge in charges if charge.order_id not in made]
         found = made | await payments.read_by_order(tx, missing, lock=True)
-        requested = [p for p in found.values() if p.state in OPEN and not p.cancel_requested]
+        requested = [p for p in found.values() if _is_to_cancel(p, void=void)]
         if repeated := [p.id for p in found.values() if p.is_cancellable and p.cancel_requested]:
             await leases.hasten(tx, "payments", repeated)
         if requested:
-            await payments.request_cancel(tx, [payment.id for payment in requested])
-            found |= {p.order_id: dataclasses.replace(p, cancel_requested=True, next_terms=None) for p in requested}
+            await payments.request_cancel(tx, [payment.id for payment in requested], void=void)
+            found |= {p.order_id: _cancelling(p, void=void) for p in requested}
         return found, {payment.id for payment in requested}
 
     async def _void(
@@ -246,6 +257,20 @@ class Charges:
         """Raises `PaymentNotFound`."""
         async with self._db() as tx:
             return await payments.read_one(tx, payment_id, lock=False)
+
+
+def _is_to_cancel(payment: Payment, *, void: bool) -> bool:
+    """Whether the cancellation of a payment is to be requested, because no earlier call has asked for as much."""
+    if payment.state not in OPEN or (payment.state is State.AUTHORIZED and not void):
+        return False
+    keeps = payment.capture in (Capture.MANUAL, Capture.REQUESTED)
+    return not payment.cancel_requested or (void and keeps)
+
+
+def _cancelling(payment: Payment, *, void: bool) -> Payment:
+    """Return a payment as `payments.request_cancel` has stored it."""
+    capture = Capture.VOID if void and payment.capture is not Capture.AUTOMATIC else payment.capture
+    return dataclasses.replace(payment, cancel_requested=True, next_terms=None, capture=capture)
 
 
 async def _ask_for_attempts(

@@ -26,6 +26,10 @@ which may be some minutes after it was asked for; an earlier end of a hold ends 
 MISSING_AT_PROVIDER = "MISSING_AT_PROVIDER"
 OTHER_AMOUNT = "OTHER_AMOUNT"
 REVERSAL_REFUSED = "REVERSAL_REFUSED"
+AUTHORIZATION_LAPSING = "AUTHORIZATION_LAPSING"
+"""The problem of a payment whose money is set aside, and soon given back by its provider."""
+AUTHORIZATION_ENDED = "AUTHORIZATION_ENDED"
+"""Why a payment was cancelled whose authorisation its provider has ended: it had lapsed, or people ended it there."""
 CHARGE_DISPUTED = "CHARGE_DISPUTED"
 """The problem of a payment that shall be reversed while a bank holds its money."""
 REVERSAL = "order reversed"
@@ -44,10 +48,25 @@ class State(enum.StrEnum):
 
     AWAITING_CUSTOMER = "AWAITING_CUSTOMER"
     PROCESSING = "PROCESSING"
+    AUTHORIZED = "AUTHORIZED"
+    """The money is set aside until it is captured or voided; see `Capture`."""
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     REFUNDED = "REFUNDED"
+
+
+class Capture(enum.StrEnum):
+    """The fate of a payment's money once it is authorised."""
+
+    AUTOMATIC = "AUTOMATIC"
+    """It is captured at once."""
+    MANUAL = "MANUAL"
+    """It waits until staff decide."""
+    REQUESTED = "REQUESTED"
+    """Staff have decided that it is captured."""
+    VOID = "VOID"
+    """It is given back: staff voided the payment, or its order is reversed."""
 
 
 class RefundState(enum.StrEnum):
@@ -94,13 +113,14 @@ DISPUTE_MOVES: dict[DisputeState, frozenset[DisputeState]] = {
     **dict.fromkeys(DISPUTE_ENDS, frozenset()),
 }
 
-OPEN = frozenset((State.AWAITING_CUSTOMER, State.PROCESSING))
-_ENDS = frozenset((State.SUCCEEDED, State.FAILED, State.CANCELLED))
+OPEN = frozenset((State.AWAITING_CUSTOMER, State.PROCESSING, State.AUTHORIZED))
+_ENDS = frozenset((State.AUTHORIZED, State.SUCCEEDED, State.FAILED, State.CANCELLED))
 
 # All moves that exist. The two open states alternate: 3-D Secure, another attempt. Only an attempt leads back to them.
 MOVES: dict[State, frozenset[State]] = {
     State.AWAITING_CUSTOMER: _ENDS | {State.PROCESSING},
     State.PROCESSING: _ENDS | {State.AWAITING_CUSTOMER},
+    State.AUTHORIZED: frozenset((State.SUCCEEDED, State.CANCELLED)),
     State.SUCCEEDED: frozenset((State.REFUNDED,)),
     State.FAILED: frozenset((State.PROCESSING,)),
     State.CANCELLED: frozenset(),
@@ -237,6 +257,9 @@ class Payment:
     """The provider's id of the page on which the customer pays, which makes the charge only once they do."""
     checkout_url: str | None = None
     """Its address, while they can pay there."""
+    capture: Capture = Capture.AUTOMATIC
+    authorize_time: datetime | None = field(default=None, compare=False)
+    """When its money was set aside, if that waits for staff."""
 
     @property
     def charge_reference(self) -> str | None:
@@ -266,7 +289,21 @@ class Payment:
     @property
     def is_cancellable(self) -> bool:
         """Whether the provider can be asked to cancel it; a charge in progress must end first."""
-        return self.state is State.AWAITING_CUSTOMER
+        gives_back = self.state is State.AUTHORIZED and self.capture is Capture.VOID
+        return self.state is State.AWAITING_CUSTOMER or gives_back
+
+    @property
+    def waits_for_staff(self) -> bool:
+        """Whether its money is set aside, and nobody has decided yet whether to take it."""
+        return self.state is State.AUTHORIZED and self.capture is Capture.MANUAL
+
+    @property
+    def keeps_authorisation(self) -> bool:
+        """Whether money that its customer has set aside in time stays so, though the charge is to be cancelled.
+
+        The hold has ended, or another attempt waits. Money that was captured at once would be kept likewise.
+        """
+        return self.capture is Capture.MANUAL and self.state in OPEN
 
     @property
     def is_payable(self) -> bool:
@@ -282,29 +319,6 @@ class Payment:
         """Whether the provider answers, at `now` in seconds since 1970, that it processes the charge: a bank debit."""
         begun = self.provider_reference is not None and self.payment_method is None
         return self.state is State.PROCESSING and begun and _is_recent(self.answer_time, now)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """A card that a provider keeps for a customer, by what they recognise it."""
-
-    reference: str
-    """The provider's id of it."""
-    brand: str
-    last4: str
-    expire_month: int
-    expire_year: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedMethod:
-    """A card that a customer has agreed to save."""
-
-    id: uuid.UUID
-    customer_id: uuid.UUID
-    provider: str
-    card: Card
-    create_time: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,19 +378,6 @@ class Dispute:
     """The fee that the provider has taken and not given back."""
     evidence_due_time: datetime | None
     """Until when evidence must be sent; None if none is expected."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewRefund:
-    """A refund to insert. `stray_reference` is the provider's id of the stray charge that it returns."""
-
-    id: uuid.UUID
-    payment: Payment
-    amount_minor: int
-    reason: str
-    stray_reference: str | None = None
-    stray_provider: str = ""
-    """The provider of that charge, if it is another than that of the payment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,14 @@ from services.chassis.money import Money
 from services.chassis.server import paging, statuses, wire
 from services.chassis.server.paging import Pages
 from services.payments.charges import Charges
+from services.payments.dispatch.captures import Captures
 from services.payments.dispatch.offers import Offers
 from services.payments.dispatch.saved_methods import SavedMethods
-from services.payments.domain import Charge, Payment, SavedMethod, State, Terms
+from services.payments.domain import Charge, Payment, State, Terms
 from services.payments.providers import Providers
 from services.payments.refunds.create import RefundLine, Refunds
 from services.payments.sql.refunds import RefundOfPayment
+from services.payments.sql.saved_methods import SavedMethod
 from services.payments.webhooks.inbox import Inbox
 from stampede.payments.v1 import charge_service_pb2 as charge_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as charge_grpc
@@ -81,13 +83,14 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
     def __init__(
         self,
         charges: Charges,
+        captures: Captures,
         refunds: Refunds,
         saved: SavedMethods,
         inbox: Inbox,
         providers: Providers,
         pages: Pages,
     ) -> None:
-        self._charges, self._refunds, self._saved = charges, refunds, saved
+        self._charges, self._captures, self._refunds, self._saved = charges, captures, refunds, saved
         self._inbox, self._providers, self._pages = inbox, providers, pages
 
     async def ListPaymentMethods(
@@ -132,6 +135,14 @@ class PaymentService(pb_grpc.PaymentServiceServicer):
             request=request_context.request_key(request),
         )
         return _to_proto(payment)
+
+    async def CapturePayment(self, request: pb.CapturePaymentRequest, _context: Context) -> pb.Payment:
+        key = request_context.request_key(request)
+        return _to_proto(await self._captures.capture(uuid.UUID(request.payment_id), key))
+
+    async def VoidPayment(self, request: pb.VoidPaymentRequest, _context: Context) -> pb.Payment:
+        key = request_context.request_key(request)
+        return _to_proto(await self._captures.void(uuid.UUID(request.payment_id), key))
 
     async def ReceiveStripeWebhook(
         self, request: httpbody_pb2.HttpBody, _context: Context

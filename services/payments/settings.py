@@ -13,6 +13,9 @@ class Settings(ServiceSettings):
     payment_provider: Literal["stripe", "razorpay"] = "stripe"
     """The provider at which new payments begin. A payment stays at the one that it began at."""
 
+    capture: Literal["automatic", "manual"] = "automatic"
+    """Whether new payments are captured at once, or authorised and captured by staff."""
+
     stripe_api_key: SecretStr
     stripe_webhook_secret: Secrets
     stripe_account: str = ""

@@ -17,6 +17,9 @@ _PENDING = """UPDATE refunds SET state = 'PENDING', provider_reference = NULL, n
     WHERE payment_id = (SELECT id FROM payments WHERE order_id = '$partly');
     UPDATE payments SET refunding_minor = refunded_minor, refunded_minor = 0 WHERE order_id = '$partly'"""
 
+_SET_ASIDE = """UPDATE payments SET state = 'AUTHORIZED', capture = 'MANUAL', authorize_time = now(),
+    next_check_time = now() WHERE order_id = '$paid'"""
+
 PAYMENTS = corruptions(
     "payments",
     ("the payment of a paid order is lost", "payment-of-paid-order", "$paid",
@@ -40,6 +43,18 @@ PAYMENTS = corruptions(
         "UPDATE payments SET state = 'FAILED' WHERE order_id = '$paid'"),
     ("a payment counts as open again", "payment-open", "$paid",
         "UPDATE payments SET state = 'PROCESSING', next_check_time = now() WHERE order_id = '$paid'"),
+    ("a captured payment counts as set aside", "provider-authorised", "$paid",
+        _SET_ASIDE),
+    ("a captured payment counts as set aside", "journal-rows", "$paid",
+        _SET_ASIDE),
+    ("a shipped order whose payment is set aside", "payment-of-paid-order", "$shipped",
+        _SET_ASIDE.replace("$paid", "$shipped")),
+    ("money is set aside that was to be captured at once", "payment-state", "$paid",
+        _SET_ASIDE.replace("'MANUAL'", "'AUTOMATIC'")),
+    ("nobody knows since when money is set aside", "payment-state", "$paid",
+        _SET_ASIDE.replace("authorize_time = now()", "authorize_time = NULL")),
+    ("nobody asks about money that is set aside", "payment-unattended", "$paid",
+        _SET_ASIDE.replace("next_check_time = now()", "next_check_time = NULL")),
     ("an ended order whose payment waits for the customer", "payment-open", "$abandoned",
         "UPDATE payments SET state = 'AWAITING_CUSTOMER', next_check_time = now() WHERE order_id = '$abandoned'"),
     ("a cancelled payment counts as charged", "payment-kept", "$abandoned",

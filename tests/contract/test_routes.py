@@ -89,6 +89,8 @@ POST   /v1/webhooks/razorpay
 GET    /v1/payments/{paymentId}
 GET    /v1/admin/payments
 POST   /v1/payments/{paymentId}:refund
+POST   /v1/payments/{paymentId}:capture
+POST   /v1/payments/{paymentId}:void
 POST   /v1/payments/razorpay:verify
 POST   /v1/orders/{orderId}:pay
 GET    /v1/payment-methods

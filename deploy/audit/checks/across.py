@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from deploy.audit import repairs
-from deploy.audit.checks.excuses import OVER_SECONDS, in_flight, pending_most
+from deploy.audit.checks.excuses import OVER_SECONDS, in_flight, pending_most, waits_for_staff
 from deploy.audit.checks.journal import (
+    authorised_money_is_the_providers,
     booked_money_is_the_providers,
     disputes_are_the_providers,
     order_knows_its_disputes,
@@ -21,7 +22,7 @@ CHARGED = frozenset(("SUCCEEDED", "REFUNDED"))
 LEDGER_OF = "stripe"
 """The provider whose records are read."""
 _TAKING = frozenset(("HELD", "CONFIRMED"))
-_OPEN = frozenset(("AWAITING_CUSTOMER", "PROCESSING"))
+_OPEN = frozenset(("AWAITING_CUSTOMER", "PROCESSING", "AUTHORIZED"))
 
 
 def is_refunded(case: Case) -> bool:
@@ -146,7 +147,7 @@ def _paid_order_has_its_money(case: Case) -> Iterator[str]:
     if payment is None:
         if order.total_minor:
             yield f"it is {order.state}, but has no payment"
-    elif payment.state not in CHARGED:
+    elif payment.state not in CHARGED and not waits_for_staff(case):
         yield f"it is {order.state}, but payment {payment.id} is {payment.state}"
 
 
@@ -160,7 +161,7 @@ def _unpaid_order_keeps_none(case: Case) -> Iterator[str]:
 
 def _payment_has_ended(case: Case) -> Iterator[str]:
     payment = case.payment
-    if payment and payment.state in _OPEN and not _is_waiting(case):
+    if payment and payment.state in _OPEN and not _is_waiting(case) and not waits_for_staff(case):
         yield f"payment {payment.id} is still {payment.state}, but {_state_of_order(case)}"
 
 
@@ -334,7 +335,7 @@ SETTLED: dict[Compare, Check] = {
         Invariant.REFUNDS, "return-without-refund", "units come back for money that goes back", repairs.LOOK
     ),
     _paid_order_has_its_money: _check(
-        Invariant.MONEY, "payment-of-paid-order", "a paid order has a payment that has succeeded", repairs.LOOK
+        Invariant.MONEY, "payment-of-paid-order", "a paid order has its money, if only set aside", repairs.LOOK
     ),
     _unpaid_order_keeps_none: _check(
         Invariant.MONEY, "payment-kept", "an order that was not paid keeps no money", repairs.LOOK
@@ -365,6 +366,10 @@ PROVIDER: dict[Compare, Check] = {
     ),
     _every_charge_has_its_payment: _check(
         Invariant.MONEY, "provider-stray", "the provider keeps no other money", repairs.LOOK
+    ),
+    authorised_money_is_the_providers: _check(
+        Invariant.MONEY, "provider-authorised", "money that waits for staff is set aside at the provider",
+        "payments asks once an hour: see its log for the payment",
     ),
     booked_money_is_the_providers: _check(
         Invariant.MONEY, "journal-provider", "the journal has as much at the provider as the provider", repairs.LOOK

@@ -114,7 +114,7 @@ COVERAGE: dict[str, dict[str, str]] = {
         "latest_order_attempt": "a wrong value costs the customer another attempt", "terms": _CLIENT,
         "next_terms": "payment-state", "former_references": "provider-stray", "checkout_reference": "payment-state",
         "checkout_url": "payment-state", "version": "payment-state", "create_time": "payment-state",
-        "update_time": "payment-state",
+        "update_time": "payment-state", "capture": "payment-state", "authorize_time": "payment-state",
     },
     "payments.refunds": {
         "id": "provider-refunds", "payment_id": "refund-row", "provider": "refund-row",

@@ -37,3 +37,9 @@ def pending_most(case: Case, refund: Refund) -> int:
     """For how many seconds a refund may be pending."""
     theirs = {made.id for intent in case.intents for made in intent.refunds if made.state == "pending"}
     return MOVING_SECONDS if refund.reference in theirs else REFUND_SECONDS
+
+
+def waits_for_staff(case: Case) -> bool:
+    """Whether it is paid with money that is set aside, and not shipped before staff have captured it."""
+    order, payment = case.order, case.payment
+    return order is not None and payment is not None and (order.state, payment.state) == ("PAID", "AUTHORIZED")

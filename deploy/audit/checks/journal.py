@@ -20,6 +20,12 @@ _ROWS = """
     ) m (account, amount)
     WHERE p.state IN ('SUCCEEDED', 'REFUNDED')
     UNION ALL
+    SELECT p.id, coalesce(p.provider_reference, ''), p.currency, m.account, m.amount
+    FROM payments p CROSS JOIN LATERAL (VALUES
+        ('authorized', p.amount_minor), ('uncaptured', -p.amount_minor)
+    ) m (account, amount)
+    WHERE p.state = 'AUTHORIZED'
+    UNION ALL
     SELECT r.payment_id, r.id::text, p.currency, m.account, m.amount
     FROM refunds r JOIN payments p ON p.id = r.payment_id CROSS JOIN LATERAL (VALUES
         ('provider:' || r.provider, r.received_minor), ('stray_money', -r.received_minor),
@@ -38,6 +44,7 @@ _ROWS = """
 # The accounts between which each kind moves money, as it is written in a pair of debit and credit.
 _KINDS = """
     VALUES ('CAPTURED', 'provider', 'customer_payments'), ('CAPTURE_REVERSED', 'customer_payments', 'provider'),
+        ('AUTHORIZED', 'authorized', 'uncaptured'), ('AUTHORIZATION_ENDED', 'uncaptured', 'authorized'),
         ('REFUNDED', 'refunds', 'provider'), ('REFUND_FAILED', 'provider', 'refunds'),
         ('REFUNDED_OUTSIDE', 'refunds', 'outside'), ('REFUND_OUTSIDE_REVERSED', 'outside', 'refunds'),
         ('WRITTEN_OFF', 'refunds', 'written_off'), ('WRITE_OFF_REVERSED', 'written_off', 'refunds'),
@@ -107,6 +114,15 @@ def booked_money_is_the_providers(case: Case) -> Iterator[str]:
     kept = sum(each.amount_minor - each.refunded_minor - each.withdrawn_minor for each in case.captures)
     if case.payments and not booked - pending <= kept <= booked:
         yield f"the journal has {booked} at the provider, which keeps {kept}"
+
+
+def authorised_money_is_the_providers(case: Case) -> Iterator[str]:
+    """Money that waits for staff is set aside at the provider."""
+    for payment in case.payments:
+        if payment.state == "AUTHORIZED" and payment.provider == "stripe":
+            there = next((intent.status for intent in case.intents if intent.id == payment.reference), "unknown")
+            if there != "requires_capture":
+                yield f"payment {payment.id} is AUTHORIZED, but {payment.reference} is {there} at the provider"
 
 
 def order_knows_its_disputes(case: Case) -> Iterator[str]:

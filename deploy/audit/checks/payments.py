@@ -26,7 +26,10 @@ CHECKS = (
             AND currency ~ '^[A-Z]{3}$' AND create_time <= update_time AND CASE
                 WHEN state IN ('AWAITING_CUSTOMER', 'PROCESSING') THEN refunded_minor = 0 AND refunding_minor = 0
                 ELSE client_secret IS NULL AND payment_method IS NULL AND NOT authenticating
-                    AND next_check_time IS NULL END
+                    AND (next_check_time IS NULL OR state = 'AUTHORIZED') END
+            -- Only money that is not captured at once is ever set aside, and its time says for how long.
+            AND (state <> 'AUTHORIZED' OR (capture <> 'AUTOMATIC' AND authorize_time IS NOT NULL
+                AND provider_reference IS NOT NULL AND refunding_minor = 0))
             -- An attempt waits only for the charge before it, and a page is open only for its customer.
             AND (next_terms IS NULL OR state = 'PROCESSING')
             AND (checkout_url IS NULL OR (state = 'AWAITING_CUSTOMER' AND checkout_reference IS NOT NULL))
@@ -38,11 +41,15 @@ CHECKS = (
         """,
         repairs.MEND,
         """
-        UPDATE payments SET client_secret = NULL, payment_method = NULL, authenticating = false, next_check_time = NULL
+        UPDATE payments SET client_secret = NULL, payment_method = NULL, authenticating = false,
+            next_check_time = CASE state WHEN 'AUTHORIZED' THEN next_check_time END
         WHERE order_id = CAST(:id AS uuid) AND state NOT IN ('AWAITING_CUSTOMER', 'PROCESSING');
         UPDATE payments SET next_terms = NULL WHERE order_id = CAST(:id AS uuid) AND state <> 'PROCESSING';
         UPDATE payments SET checkout_url = NULL WHERE order_id = CAST(:id AS uuid)
             AND (state <> 'AWAITING_CUSTOMER' OR checkout_reference IS NULL);
+        UPDATE payments SET capture = CASE capture WHEN 'AUTOMATIC' THEN 'MANUAL' ELSE capture END,
+            authorize_time = coalesce(authorize_time, update_time)
+        WHERE order_id = CAST(:id AS uuid) AND state = 'AUTHORIZED';
         UPDATE payments SET latest_order_attempt = greatest(latest_order_attempt, order_attempt)
         WHERE order_id = CAST(:id AS uuid);
         UPDATE payments SET state = CASE WHEN refunded_minor = amount_minor THEN 'REFUNDED' ELSE 'SUCCEEDED' END
@@ -54,7 +61,7 @@ CHECKS = (
         f"""
         SELECT order_id, format('payment %s is %s, next check at %s', id, state,
             coalesce(next_check_time::text, 'never'))
-        FROM payments WHERE state IN ('AWAITING_CUSTOMER', 'PROCESSING') AND problem = ''
+        FROM payments WHERE state IN ('AWAITING_CUSTOMER', 'PROCESSING', 'AUTHORIZED') AND problem = ''
             AND NOT coalesce(next_check_time BETWEEN clock_timestamp() - interval '{_DUE_SECONDS} seconds'
             AND clock_timestamp() + interval '{_ASLEEP_SECONDS} seconds', false)
         UNION ALL
@@ -68,7 +75,7 @@ CHECKS = (
         repairs.MEND,
         """
         UPDATE payments SET next_check_time = now()
-        WHERE order_id = CAST(:id AS uuid) AND state IN ('AWAITING_CUSTOMER', 'PROCESSING');
+        WHERE order_id = CAST(:id AS uuid) AND state IN ('AWAITING_CUSTOMER', 'PROCESSING', 'AUTHORIZED');
         UPDATE refunds r SET next_check_time = now() FROM payments p
         WHERE p.id = r.payment_id AND p.order_id = CAST(:id AS uuid) AND r.state = 'PENDING'
         """,

@@ -5,22 +5,44 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 
-from services.chassis.errors import InvalidFields
+from services.chassis.errors import AppError, InvalidFields
 from services.chassis.money import MINOR_UNITS_MAX, Money
 from services.orders.domain import (
-    CurrencyMismatch,
     DraftOrder,
     Line,
     Order,
-    OrderTooLarge,
-    PriceChanged,
     Product,
-    ProductNotActive,
-    ProductNotFound,
     RequestedLine,
 )
 
 _REQUESTED = tuple(field.name for field in fields(DraftOrder))
+
+
+class ProductNotFound(AppError):
+    code = "NOT_FOUND"
+    template = "There is no product {productId}."
+
+
+class ProductNotActive(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The product {productId} is not on sale."
+
+
+class PriceChanged(AppError):
+    """The order would not come to the total that the buyer was shown. The metadata is the total that it comes to."""
+
+    code = "FAILED_PRECONDITION"
+    template = "The order comes to {minorUnits} minor units of {currencyCode}."
+
+
+class CurrencyMismatch(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "One order cannot mix {currencies}."
+
+
+class OrderTooLarge(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The order's total is {minorUnits} minor units; a payment can be at most {most}."
 
 
 def check_products(lines: Sequence[RequestedLine], products: Mapping[uuid.UUID, Product]) -> None:

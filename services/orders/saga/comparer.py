@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 import structlog
 from prometheus_client import Counter
 
+from services.chassis import ids
 from services.chassis.data.db import Database
 from services.chassis.errors import AppError
 from services.chassis.telemetry.heartbeats import beat
 from services.orders.clients import Payments
+from services.orders.domain import Actor, Refund, State
 from services.orders.saga.comparison import Comparison, Problem, compare, repairs
-from services.orders.sql import orders, payment_checks
+from services.orders.sql import combined, orders, payment_checks
 
 log = structlog.get_logger()
 
@@ -92,9 +94,15 @@ class Comparer:
             order = await orders.read(tx, order_id, lock=True)
             if order.version != version:
                 return False
-            repaired = repairs(order, found)
+            repaired = repairs(order, found) and not found.cancels
+            if found.cancels:
+                voided = Refund(ids.new(), None, State.CANCELLED, restock=True)
+                await combined.begin_refund(tx, order, voided, Actor("payments"))
             if repaired:
                 await orders.apply_payment(tx, order, found)
+        if found.cancels:
+            log.info("an order is cancelled: its payment was voided, or has lapsed", order_id=order_id)
+            self._changed(order_id)
         if repaired:
             _REPAIRED.inc()
             log.info("an order is corrected", order_id=order_id, state=found.state, refunded=found.refunded_minor)

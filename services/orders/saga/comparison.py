@@ -1,6 +1,6 @@
 """The rules by which a settled order is compared with its payment. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from services.orders.domain import Order, Payment, PaymentState, State
@@ -11,7 +11,7 @@ BACK = {
 }
 """The moves of orders whose refund failed after it had succeeded, beside those of `domain.NEXT`."""
 _UNPAID = (State.FAILED, State.CANCELLED, State.EXPIRED)
-_OPEN = (PaymentState.AWAITING_CUSTOMER, PaymentState.PROCESSING)
+_OPEN = (PaymentState.AWAITING_CUSTOMER, PaymentState.PROCESSING, PaymentState.AUTHORIZED)
 _CAPTURED = (PaymentState.SUCCEEDED, PaymentState.REFUNDED)
 
 
@@ -37,6 +37,8 @@ class Comparison:
     """For the order's log."""
     problem: Problem | None = None
     disputed: bool = False
+    cancels: bool = False
+    """Whether the order is to be cancelled, because its money was set aside and will not be taken."""
 
 
 def compare(order: Order, payment: Payment | None) -> Comparison | None:
@@ -51,6 +53,7 @@ def compare(order: Order, payment: Payment | None) -> Comparison | None:
             order.state, order.refunded_minor, order.payment.state, "", Problem.NO_PAYMENT, order.disputed
         )
     refunded = min(payment.refunded_minor, order.total.minor)
+    cancels = order.state is State.PAID and order.is_uncaptured and payment.state is PaymentState.CANCELLED
     found = Comparison(
         state=_state(order, refunded),
         refunded_minor=refunded,
@@ -58,7 +61,10 @@ def compare(order: Order, payment: Payment | None) -> Comparison | None:
         cause=_cause(order, payment, refunded),
         problem=_problem(order, payment, refunded),
         disputed=payment.disputed,
+        cancels=cancels,
     )
+    if cancels:
+        return replace(found, problem=None)
     return found if repairs(order, found) or found.problem else None
 
 
@@ -70,6 +76,8 @@ def repairs(order: Order, found: Comparison) -> bool:
 
 
 def _cause(order: Order, payment: Payment, refunded_minor: int) -> str:
+    if order.is_uncaptured and payment.state is PaymentState.SUCCEEDED and not refunded_minor:
+        return "payment captured"
     if refunded_minor == order.refunded_minor and payment.disputed != order.disputed:
         return "payment disputed" if payment.disputed else "dispute ended"
     return "refund failed" if refunded_minor < order.refunded_minor else "refunded at payments"
@@ -86,6 +94,8 @@ def _state(order: Order, refunded_minor: int) -> State:
 
 
 def _problem(order: Order, payment: Payment, refunded_minor: int) -> Problem | None:
+    if payment.state is PaymentState.AUTHORIZED and order.state is State.PAID:
+        return None
     if payment.state in _OPEN:
         return Problem.PAYMENT_OPEN
     if order.state in _UNPAID:

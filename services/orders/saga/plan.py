@@ -384,7 +384,8 @@ def refund_end(order: Order, saga: Saga, refunded_minor: int) -> tuple[State, st
     if saga.progress.reason:
         cause = f"{cause}; units did not come back: {saga.progress.reason}"
     # Another refund, begun at payments, may still be in progress and may fail: then money is left to refund.
-    cancelled = saga.refund.wanted is State.CANCELLED and refunded_minor == order.total.minor
+    # Without a refund, the payment was voided.
+    cancelled = saga.refund.wanted is State.CANCELLED and refunded_minor in (0, order.total.minor)
     return domain.move(order.state, State.CANCELLED if cancelled else order.state_after_refund(refunded_minor)), cause
 
 

@@ -7,13 +7,16 @@ import structlog
 from services.chassis.errors import Refused
 from services.chassis.server import wire
 from services.orders.clients import Catalog, Hold, Inventory, Payments, Return
-from services.orders.domain import PaymentState
+from services.orders.domain import PaymentState, State
 from services.orders.saga import plan
 from services.orders.saga.plan import RESERVATION_LOST, Saga, StepPending, StepRefused
 from stampede.payments.v1 import charge_service_pb2 as payments_pb
 
 log = structlog.get_logger()
 
+_PAID = (PaymentState.SUCCEEDED, PaymentState.AUTHORIZED)
+_NOT_CAPTURED = ("PAYMENT_NOT_CAPTURED", "WRONG_STATE")
+"""The refusals of a refund whose payment is only authorised, or was voided before."""
 _WITHOUT_MONEY = (PaymentState.CANCELLED, PaymentState.FAILED, PaymentState.REFUNDED)
 
 
@@ -34,7 +37,7 @@ class MeshSteps:
         saga.payment = await charge(saga)
         if saga.payment.state in _WITHOUT_MONEY:
             raise StepRefused(saga.payment.failure_reason or f"PAYMENT_{saga.payment.state}")
-        if saga.payment.state is not PaymentState.SUCCEEDED:
+        if saga.payment.state not in _PAID:
             for_customer = saga.payment.state is PaymentState.AWAITING_CUSTOMER
             raise StepPending(for_customer=for_customer, for_provider=saga.payment.in_process)
 
@@ -45,7 +48,7 @@ class MeshSteps:
         saga.payment = await self._payments.cancel(saga)
         if saga.payment.state in _WITHOUT_MONEY:
             raise StepRefused(saga.progress.cancel_reason)
-        if saga.payment.state is not PaymentState.SUCCEEDED:
+        if saga.payment.state not in _PAID:
             raise StepPending(for_provider=saga.payment.in_process)
 
     async def reverse_charge(self, saga: Saga) -> None:
@@ -104,8 +107,14 @@ class MeshSteps:
         try:
             status = await self._payments.refund(saga)
         except Refused as refusal:
+            cancels = saga.refund is not None and saga.refund.wanted is State.CANCELLED
+            if cancels and refusal.reason in _NOT_CAPTURED:
+                await self.reverse_charge(saga)
+                return
             if refusal.code in ("FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT"):
                 await self._note_other_refunds(saga)
+                if cancels and saga.refunded_minor == saga.total.minor:
+                    return  # another call has reversed the payment
                 raise StepRefused(refusal.reason) from refusal
             raise
         saga.refunded_minor = max(saga.refunded_minor, status.refunded.minor_units)

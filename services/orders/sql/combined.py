@@ -164,7 +164,9 @@ _TAKE_REFUND = text(f"""
 _REFUND_END = """
     state = :state, state_reason = :reason, refunding = false, cancel_requested = false, refunded_minor = :refunded,
     returned = CAST(:returned AS jsonb),
-    payment = CASE WHEN :refunded = o.total_minor THEN jsonb_set(o.payment, '{state}', '"REFUNDED"') ELSE o.payment END
+    payment = CASE WHEN :refunded = o.total_minor THEN jsonb_set(o.payment, '{state}', '"REFUNDED"')
+        WHEN CAST(:state AS text) = 'CANCELLED' AND o.payment->>'state' = 'AUTHORIZED'
+        THEN jsonb_set(o.payment, '{state}', '"CANCELLED"') ELSE o.payment END
 """
 _FINISH_REFUND = text(f"""
     WITH changed AS ({orders.update(_REFUND_END)} WHERE o.id = :id RETURNING {orders.CHANGED}),

@@ -14,11 +14,13 @@ KEEP_DAYS = 35
 """How far back the walk goes: the time in which refunds are common."""
 
 # Ids that no order has are left out: an event may be forged. An event without a refund matters only to an order that
-# was refunded: a refund has failed after it had succeeded. So an ordinary payment writes nothing here.
+# was refunded, as a refund has failed after it had succeeded; or whose payment was only authorised, because that was
+# captured or voided. So an ordinary payment writes nothing here.
 _REQUEST = text("""
     INSERT INTO payment_checks (order_id)
     SELECT id FROM orders
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND (refunded_minor > 0 OR id = ANY(CAST(:wanted AS uuid[]))) ORDER BY id
+    WHERE id = ANY(CAST(:ids AS uuid[]))
+        AND (refunded_minor > 0 OR payment->>'state' = 'AUTHORIZED' OR id = ANY(CAST(:wanted AS uuid[]))) ORDER BY id
     ON CONFLICT (order_id) DO UPDATE SET due_time = clock_timestamp(), attempts = 0
 """)
 # A claimed check is due again later, and later each time: its order may have a saga, or its process may die.

@@ -38,6 +38,7 @@ PROVIDER = "provider:"
 """The prefix of the accounts of providers."""
 CUSTOMER_PAYMENTS, REFUNDS, STRAY_MONEY, FEES = "customer_payments", "refunds", "stray_money", "fees"
 DISPUTES, DISPUTES_LOST = "disputes", "disputes_lost"
+AUTHORIZED, UNCAPTURED = "authorized", "uncaptured"
 OUTSIDE, WRITTEN_OFF = "outside", "written_off"
 
 CHART = (
@@ -49,11 +50,14 @@ CHART = (
     Account(DISPUTES, Nature.DEBIT, "money that banks hold until a dispute ends"),
     Account(DISPUTES_LOST, Nature.DEBIT, "money that customers got back by their banks"),
     Account(OUTSIDE, Nature.CREDIT, "money that went back another way than by the provider"),
+    Account(AUTHORIZED, Nature.DEBIT, "money of customers that is set aside, and that a provider has not taken"),
+    Account(UNCAPTURED, Nature.CREDIT, "money that customers owe for orders, as far as it is set aside"),
     Account(WRITTEN_OFF, Nature.CREDIT, "money that should have gone back and is given up"),
 )
 
 _MOVEMENTS = {
     (PROVIDER, CUSTOMER_PAYMENTS): ("CAPTURED", "CAPTURE_REVERSED"),
+    (AUTHORIZED, UNCAPTURED): ("AUTHORIZED", "AUTHORIZATION_ENDED"),
     (REFUNDS, PROVIDER): ("REFUNDED", "REFUND_FAILED"),
     (REFUNDS, OUTSIDE): ("REFUNDED_OUTSIDE", "REFUND_OUTSIDE_REVERSED"),
     (REFUNDS, WRITTEN_OFF): ("WRITTEN_OFF", "WRITE_OFF_REVERSED"),
@@ -108,7 +112,9 @@ def entries_of_dispute(before: Dispute | None, after: Dispute) -> list[Entry]:
 
 
 def of_payment(payment: Payment) -> Balances:
-    """Return what a payment stands for: the money that was taken."""
+    """Return what a payment stands for: the money that was taken, or that is set aside."""
+    if payment.state is State.AUTHORIZED:
+        return {(AUTHORIZED, UNCAPTURED): payment.amount_minor}
     if payment.state not in (State.SUCCEEDED, State.REFUNDED):
         return {}
     return {(PROVIDER + payment.provider, CUSTOMER_PAYMENTS): payment.amount_minor}

@@ -6,14 +6,16 @@ before the next attempt begins.
 
 import dataclasses
 
-from services.payments.domain import OPEN, Payment, State, Terms
+from services.payments.domain import Payment, State, Terms
+
+_MAY_BEGIN = (State.AWAITING_CUSTOMER, State.PROCESSING, State.FAILED)
 
 
 def ask(payment: Payment, terms: Terms) -> Payment:
     """Return the payment after its customer asked for another attempt. Its number is used up in each case."""
     asked = dataclasses.replace(payment, latest_order_attempt=terms.number)
     terms = dataclasses.replace(terms, provider=terms.provider or payment.provider)
-    if payment.cancel_requested or payment.next_terms or payment.state not in (*OPEN, State.FAILED):
+    if payment.cancel_requested or payment.next_terms or payment.state not in _MAY_BEGIN:
         return asked
     if payment.state is State.PROCESSING:
         # A charge that only its customer can pay is being made: it is voided once it is known.

@@ -90,17 +90,18 @@ class ProviderCalls:
         """Make a call that can take money, unless that is not wanted any more when its turn has come."""
         task = asyncio.current_task()
         assert task
-        sent = False
+        sent, is_capture = False, operation is Operation.CAPTURE
 
         async def check() -> None:
             nonlocal sent
-            late = time.monotonic() - read_time > READ_AGAIN_SECONDS
-            if (late and not await self._is_wanted(payment)) or payment.id in self._withdrawn:
+            # A capture always asks the row: staff may request it after the charge was withdrawn because its hold ended.
+            late = is_capture or time.monotonic() - read_time > READ_AGAIN_SECONDS
+            if (late and not await self._is_wanted(payment)) or (payment.id in self._withdrawn and not is_capture):
                 raise Withdrawn()
             self._unsent.pop(payment.id, None)
             sent = True
 
-        if payment.id in self._withdrawn:
+        if payment.id in self._withdrawn and not is_capture:
             raise Withdrawn()
         provider, customer = self._providers[payment.provider], ""
         if operation is Operation.CREATE and payment.terms and payment.terms.names_customer:
@@ -110,7 +111,7 @@ class ProviderCalls:
             customer = found
         self._unsent[payment.id] = task
         try:
-            if operation is Operation.CAPTURE:
+            if is_capture:
                 return await provider.capture(payment, payment.amount_minor, check)
             if operation is Operation.CREATE:
                 return await provider.create(payment, check, customer)

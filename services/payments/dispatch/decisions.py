@@ -5,11 +5,13 @@ import enum
 
 from services.payments.dispatch import attempts
 from services.payments.domain import (
+    AUTHORIZATION_ENDED,
     MISSING_AT_PROVIDER,
     MISSING_CHECKS,
     MOVES,
     OPEN,
     OTHER_AMOUNT,
+    Capture,
     Payment,
     State,
     Terms,
@@ -23,6 +25,10 @@ _STATES = {
     ChargeStatus.PENDING: State.PROCESSING,
     ChargeStatus.CANCELLED: State.CANCELLED,
 }
+
+
+_UNPAID = (State.AWAITING_CUSTOMER, State.PROCESSING)
+_AFTER_AUTHORISED = (ChargeStatus.SUCCEEDED, ChargeStatus.CANCELLED)
 
 
 class Verdict(enum.Enum):
@@ -55,9 +61,10 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
         return payment, Verdict.STRAY_CHARGE if _is_stray(payment, result, is_other_charge) else Verdict.ACCEPTED
     if other_amount:
         return _with_other_amount(payment, result)
+    if payment.state is State.AUTHORIZED and result.status not in _AFTER_AUTHORISED:
+        return payment, Verdict.ACCEPTED  # it is still set aside, or the result is older than that
     state = _state_after(payment, result)
     assert state == payment.state or state in MOVES[payment.state], f"{payment.state} to {state}"
-    declined = result.status is ChargeStatus.DECLINED
     after = dataclasses.replace(
         payment,
         state=state,
@@ -66,13 +73,21 @@ def decide(payment: Payment, result: ChargeResult) -> tuple[Payment, Verdict]:
         capture_reference=result.capture_reference,
         checkout_reference=payment.checkout_reference or result.checkout_reference,
         checkout_url=_page_after(payment, result) if state is State.AWAITING_CUSTOMER else None,
-        client_secret=(result.client_secret or payment.client_secret) if state in OPEN else None,
-        failure_reason=result.reason if declined else "" if state is State.SUCCEEDED else payment.failure_reason,
+        client_secret=(result.client_secret or payment.client_secret) if state in _UNPAID else None,
+        failure_reason=_failure_after(payment, result, state),
         authenticating=result.authenticating and state is State.AWAITING_CUSTOMER,
         problem="",
         checks=payment.checks if state == payment.state else 0,
     )
     return _with_attempts(payment, after), Verdict.ACCEPTED
+
+
+def _failure_after(payment: Payment, result: ChargeResult, state: State) -> str:
+    if result.status is ChargeStatus.DECLINED:
+        return result.reason
+    if payment.state is State.AUTHORIZED and state is State.CANCELLED and payment.capture is not Capture.VOID:
+        return AUTHORIZATION_ENDED
+    return "" if state in (State.SUCCEEDED, State.AUTHORIZED) else payment.failure_reason
 
 
 def _page_after(payment: Payment, result: ChargeResult) -> str | None:
@@ -159,6 +174,8 @@ def is_other_amount(
 
 
 def _state_after(payment: Payment, result: ChargeResult) -> State:
+    if result.status is ChargeStatus.AUTHORISED and payment.capture is not Capture.AUTOMATIC:
+        return State.AUTHORIZED
     if result.status is not ChargeStatus.DECLINED:
         return _STATES[result.status]
     # A customer in the browser may try another card; a card that came with the order is tried once. Without a charge at

@@ -5,6 +5,7 @@ import contextvars
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 _OPERATIONS_MOST = 3
 _MARGIN_SECONDS = 0.2
 _FIRST = Calls()
+_WARN_BEFORE = timedelta(days=2)
 
 
 class Deadline:
@@ -100,6 +102,11 @@ class ChargeDispatcher:
     def silent_providers(self) -> list[str]:
         """The providers that gave no answers of late."""
         return [name for name, provider in self._providers.items() if provider.limits.breaker.is_open]
+
+    @property
+    def patience_with_staff(self) -> dict[str, timedelta]:
+        """How long authorised money waits before staff are warned, by provider: until two days before it lapses."""
+        return {name: provider.can.authorises_for - _WARN_BEFORE for name, provider in self._providers.items()}
 
     def refund(self, refund: Refund, *, calls: Calls = _FIRST) -> None:
         """Start a refund at the provider, unless it is in progress already."""
@@ -207,7 +214,7 @@ class ChargeDispatcher:
 
     async def _settle_all(self, results: Sequence[tuple[Payment, ChargeResult]]) -> list[Payment]:
         settled = await settle.settle_charges(self._db, results)
-        if any(payment.state not in OPEN for payment in settled):
+        if any(payment.state in settle.PUBLISHED for payment in settled):
             self._published()
         return settled
 
@@ -220,10 +227,13 @@ class ChargeDispatcher:
 def _goes_on(before: Payment, payment: Payment, result: ChargeResult, operation: Operation) -> bool:
     """Whether a payment needs another call now: for a requested cancellation, or for another attempt.
 
-    Money that was just authorised is captured.
+    Money that was just authorised is captured, unless that waits for staff.
     """
     if payment.state not in OPEN:
         return False
+    if payment.state is State.AUTHORIZED:
+        # Staff, or a reversal, have decided while the call was made.
+        return payment.capture is not before.capture
     if result.status is ChargeStatus.AUTHORISED and payment.capture_reference is not None:
         return True
     if payment.cancel_requested:

@@ -85,8 +85,8 @@ async def abandon(db: Database, id_: uuid.UUID, by: str) -> None:
         if refund is None:
             if payment.state not in OPEN:
                 raise MoneyMustGoBack(id=id_)
-            if payment.problem == OTHER_AMOUNT:
-                await payments.request_cancel(tx, [payment.id])
+            if payment.problem == OTHER_AMOUNT or payment.state is State.AUTHORIZED:
+                await payments.request_cancel(tx, [payment.id], void=True)
                 await payments.check_now(tx, [payment.id])
                 return
             ended = dataclasses.replace(

@@ -113,10 +113,11 @@ class Reconciler:
             await asyncio.sleep(_COUNT_SECONDS)
 
     async def count_open(self) -> None:
-        """Update the metric of open payments, until cancelled."""
+        """Update the metrics of open payments, and warn of authorisations that lapse soon, until cancelled."""
         while beat():
+            await payments.warn_of_lapses(self._db, self._dispatcher.patience_with_staff)
             counted = await wanted.count_open(self._db)
-            for state in (State.PROCESSING, State.AWAITING_CUSTOMER):
+            for state in (State.PROCESSING, State.AWAITING_CUSTOMER, State.AUTHORIZED):
                 _OPEN.labels(state).set(counted.get(state, 0))
             number_of_refunds, number_of_payments, oldest = await lists.count_parked(self._db)
             _PARKED.labels("refund").set(number_of_refunds)

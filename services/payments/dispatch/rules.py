@@ -8,6 +8,7 @@ from services.payments.domain import (
     OPEN,
     PROVIDER_NOT_SET_UP,
     Calls,
+    Capture,
     Payment,
     Refund,
     RefundState,
@@ -54,7 +55,12 @@ def next_operation(payment: Payment, *, key_expired: bool = False, can_void: boo
         return Operation.FIND if key_expired or look_up else Operation.CREATE
     stuck = payment.checks >= LOOK_UP_AFTER_CHECKS and payment.checks % 2 == 0
     gives_way = payment.cancel_requested or payment.next_terms is not None
-    if payment.capture_reference is not None and not (gives_way and can_void):
+    authorised = payment.capture_reference is not None
+    if payment.state is State.AUTHORIZED:
+        if payment.waits_for_staff:
+            return Operation.RETRIEVE  # it may have lapsed
+        authorised, gives_way = True, payment.capture is Capture.VOID
+    if authorised and not (gives_way and can_void):
         return Operation.RETRIEVE if stuck else Operation.CAPTURE
     if gives_way:
         return Operation.VOID
@@ -107,7 +113,8 @@ def check_seconds(payment: Payment) -> float | None:
     if payment.state is State.PROCESSING:
         is_leased = payment.latest_order_attempt and not payment.checks  # a new attempt, whose call is made at once
         return LEASE_SECONDS if is_leased else backoff(payment.checks, _PROCESSING_SECONDS)
-    return backoff(payment.checks, _CANCELLING_SECONDS if payment.cancel_requested else _AWAITING_SECONDS)
+    hurries = not payment.waits_for_staff if payment.state is State.AUTHORIZED else payment.cancel_requested
+    return backoff(payment.checks, _CANCELLING_SECONDS if hurries else _AWAITING_SECONDS)
 
 
 def refund_check_seconds(refund: Refund) -> float | None:

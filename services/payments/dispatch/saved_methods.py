@@ -7,10 +7,11 @@ import structlog
 
 from services.chassis.data.db import Database
 from services.chassis.telemetry.heartbeats import beat
-from services.payments.domain import Payment, PaymentMethodNotFound, SavedMethod
+from services.payments.domain import Payment, PaymentMethodNotFound
 from services.payments.providers import Providers, Vault
 from services.payments.providers.results import Unknown
 from services.payments.sql import saved_methods as sql
+from services.payments.sql.saved_methods import SavedMethod
 
 log = structlog.get_logger()
 

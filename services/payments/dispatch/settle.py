@@ -18,7 +18,6 @@ from services.payments.domain import (
     OPEN,
     PROVIDER_NOT_SET_UP,
     Dispute,
-    NewRefund,
     Payment,
     Refund,
     RefundState,
@@ -29,11 +28,15 @@ from services.payments.refunds.rules import FAILED_LATER, after_refund
 from services.payments.sql import journal, payments, refunds
 from services.payments.sql.payment_columns import is_of_attempt
 from services.payments.sql.payments import Change
+from services.payments.sql.refunds import NewRefund
 from stampede.payments.v1.events_pb2 import PaymentChanged, PaymentDisputed
 
 log = structlog.get_logger()
 
 _FINAL = frozenset((ChargeStatus.SUCCEEDED, ChargeStatus.AUTHORISED, ChargeStatus.CANCELLED))
+
+PUBLISHED = frozenset(State) - {State.AWAITING_CUSTOMER, State.PROCESSING}
+"""The states that are published when a payment reaches them."""
 
 _REJECTED = Counter(
     "stampede_provider_results_rejected_total",
@@ -79,7 +82,7 @@ def _as_of_now(now: Payment, read: Payment, result: ChargeResult) -> ChargeResul
 
 
 def _has_ended(before: Payment, after: Payment) -> bool:
-    return after.state is not before.state and after.state not in OPEN
+    return after.state is not before.state and after.state in PUBLISHED
 
 
 async def apply_results(
@@ -171,7 +174,7 @@ def _problem_after(refund: Refund, outcome: RefundState, result: RefundResult) -
 
 
 def ended_event(payment: Payment) -> Event:
-    """A payment reached a final state."""
+    """A payment reached a final state, or its money is set aside."""
     return _event(payment, payment.state.lower())
 
 

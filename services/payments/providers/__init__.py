@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from services.payments.domain import Card, Payment, ProviderNotSetUp, Refund
+from services.payments.domain import Payment, ProviderNotSetUp, Refund
 from services.payments.providers.border import Check as Check
 from services.payments.providers.border import Withdrawn as Withdrawn
 from services.payments.providers.events import ProviderEvent
 from services.payments.providers.limits import ProviderLimits
 from services.payments.providers.results import (
+    Card,
     ChargeRecord,
     ChargeResult,
     ProviderCharge,
@@ -34,6 +35,8 @@ class Capabilities:
     """Takes the money of a charge at most once. Without it, one charge may be paid twice: the second is a stray one."""
     hosts_pages: bool
     """Has a page of its own on which customers pay, and sends them back from it."""
+    authorises_for: timedelta
+    """Gives authorised money back by itself after this long."""
     signs_callbacks: bool
     """Signs what it hands to the customer's browser; see `verify_callback`."""
 
@@ -92,7 +95,8 @@ class PaymentProvider(Protocol):
     async def void(self, payment: Payment) -> ChargeResult:
         """Cancel a begun charge, so that it can never take money. Return its current result if it has ended.
 
-        A provider that cannot void returns the current result, or `CANCELLED` if it has taken nothing yet.
+        A provider that cannot void returns the current result, or `CANCELLED` if it has taken nothing yet. Money that
+        is set aside stays so if `Payment.keeps_authorisation`: the current result says it.
         """
 
     async def retrieve(self, payment: Payment) -> ChargeResult:

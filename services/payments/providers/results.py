@@ -145,6 +145,18 @@ class ProviderCharge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A card that a provider keeps for a customer, by what they recognise it."""
+
+    reference: str
+    """The provider's id of it."""
+    brand: str
+    last4: str
+    expire_month: int
+    expire_year: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderDispute:
     """A dispute in the provider's records."""
 

@@ -14,7 +14,6 @@ from services.chassis.money import Money
 from services.chassis.request_context import RequestKey
 from services.payments.dispatch.dispatcher import ChargeDispatcher, Deadline
 from services.payments.domain import (
-    NewRefund,
     Payment,
     PaymentDisputed,
     PaymentNotFound,
@@ -25,7 +24,7 @@ from services.payments.domain import (
 from services.payments.refunds.rules import refundable_minor
 from services.payments.sql import disputes, payments
 from services.payments.sql import refunds as sql
-from services.payments.sql.refunds import RefundOfPayment
+from services.payments.sql.refunds import NewRefund, RefundOfPayment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

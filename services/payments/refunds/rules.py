@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from services.chassis.errors import InvalidFields, WrongState
+from services.chassis.errors import AppError, InvalidFields, WrongState
 from services.chassis.money import Money, check_chargeable
 from services.payments.domain import Payment, Refund, RefundState, RefundTooLarge, Settlement, State
 from services.payments.providers.results import ProviderRefund
@@ -15,11 +15,18 @@ FAILED_LATER = "FAILED_AFTER_SUCCESS"
 _EXTERNAL = "made at the provider"
 
 
+class PaymentNotCaptured(AppError):
+    code = "FAILED_PRECONDITION"
+    template = "The money of the payment {paymentId} is only set aside: capture it, or void it."
+
+
 def refundable_minor(payment: Payment, amount: Money | None) -> int:
     """Return the minor units that a refund of `amount` takes; without `amount`, all that is left.
 
-    Raises `WrongState`, `InvalidFields` or `RefundTooLarge` if the refund is not allowed.
+    Raises `PaymentNotCaptured`, `WrongState`, `InvalidFields` or `RefundTooLarge` if the refund is not allowed.
     """
+    if payment.state is State.AUTHORIZED:
+        raise PaymentNotCaptured(paymentId=payment.id)
     if payment.state not in (State.SUCCEEDED, State.REFUNDED):
         raise WrongState(resource="payment", state=payment.state, wanted=State.REFUNDED)
     if amount is not None and amount.minor < 1:

@@ -12,7 +12,7 @@ GRANTS: Grants = {
             "attempt_time", "failure_reason", "authenticating", "customer_pays", "refunded_minor", "refunding_minor",
             "cancel_requested", "problem", "checks", "unanswered_time", "answer_time", "sent", "next_check_time",
             "refund_check_time", "version", "update_time", "provider", "order_attempt", "latest_order_attempt", "terms",
-            "next_terms", "former_references", "checkout_reference", "checkout_url",
+            "next_terms", "former_references", "checkout_reference", "checkout_url", "capture", "authorize_time",
         ),
     ),
     "refunds": Grant(

@@ -108,6 +108,9 @@ _COMPLETE = text("""
             'provider:' || provider AS debit, 'customer_payments' AS credit, amount_minor AS amount
         FROM payments WHERE state IN ('SUCCEEDED', 'REFUNDED') AND update_time >= :since
         UNION ALL
+        SELECT id, coalesce(provider_reference, ''), currency, 'authorized', 'uncaptured', amount_minor
+        FROM payments WHERE state = 'AUTHORIZED' AND update_time >= :since
+        UNION ALL
         SELECT r.payment_id, CAST(r.id AS text), p.currency, m.debit, m.credit, m.amount
         FROM refunds AS r JOIN payments AS p ON p.id = r.payment_id CROSS JOIN LATERAL (VALUES
             ('provider:' || r.provider, 'stray_money', r.received_minor),

@@ -1,13 +1,17 @@
 """The columns of the table `payments`: read as values, and written by the statements of `payments`."""
 
 import dataclasses
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import orjson
+from sqlalchemy import Row
 
 from services.chassis import ids
 from services.chassis.events.outbox import Event
 from services.payments.dispatch.rules import check_seconds
-from services.payments.domain import Calls, Payment, State, Terms
+from services.payments.domain import LEASE_SECONDS, OPEN, Calls, Capture, Charge, Payment, State, Terms
 from services.payments.sql import schema
 
 NAMES = tuple(field.name for field in dataclasses.fields(Payment))
@@ -18,11 +22,49 @@ def from_row(row: Sequence[Any]) -> Payment:
     """Return a row of `COLUMNS` as a value."""
     values = dict(zip(NAMES, row, strict=True))
     values["state"] = State(values["state"])
+    values["capture"] = Capture(values["capture"])
     values["former_references"] = tuple(values["former_references"])
     for name in ("terms", "next_terms"):
         if values[name] is not None:
             values[name] = Terms(**values[name])
     return Payment(**values)
+
+
+def to_insert(fresh: Mapping[uuid.UUID, Charge], state: State, provider: str, capture: Capture) -> dict[str, object]:
+    """Return the arguments of the statement that inserts payments."""
+    document = [
+        {
+            "id": id_, "order_id": charge.order_id, "customer_id": charge.customer_id, "amount": charge.amount.minor,
+            "currency": charge.amount.currency, "method": charge.payment_method or None,
+            "hold_end": charge.hold_expire_time, **({"terms": charge.terms} if charge.terms else {}),
+        }
+        for id_, charge in fresh.items()
+    ]  # fmt: skip
+    return {
+        "charges": orjson.dumps(document).decode(), "state": str(state), "provider": provider,
+        "is_open": state in OPEN, "lease": LEASE_SECONDS, "capture": capture,
+    }  # fmt: skip
+
+
+def inserted(
+    fresh: Mapping[uuid.UUID, Charge], rows: Sequence[Row[Any]], state: State, provider: str, capture: Capture
+) -> dict[uuid.UUID, Payment]:
+    """Build the payments that the statement wrote, without reading them back."""
+    is_open = state in OPEN
+    made = {}
+    for row in rows:
+        charge, time, terms = fresh[row.id], row.create_time, fresh[row.id].terms
+        made[charge.order_id] = Payment(
+            id=row.id, order_id=charge.order_id, customer_id=charge.customer_id, amount_minor=charge.amount.minor,
+            currency=charge.amount.currency, state=state, provider=terms.provider if terms else provider,
+            customer_pays=not charge.payment_method or terms is not None, terms=terms,
+            order_attempt=terms.number if terms else 0, latest_order_attempt=terms.number if terms else 0,
+            payment_method=(charge.payment_method or None) if is_open else None, provider_reference=None,
+            client_secret=None, attempt=1, failure_reason=terms.refusal if terms else "", authenticating=False,
+            refunded_minor=0, refunding_minor=0, cancel_requested=not is_open, problem="", checks=0, version=1,
+            create_time=time, update_time=time, hold_expire_time=charge.hold_expire_time, capture=capture,
+        )  # fmt: skip
+    return made
 
 
 # The columns that results change. One list for both statements that store them, so that they cannot differ.
@@ -38,7 +80,8 @@ SET = """
     refunding_minor = n.refunding, problem = n.problem, checks = n.checks, version = p.version + n.bump,
     update_time = CASE n.bump WHEN 1 THEN now() ELSE p.update_time END,
     answer_time = CASE WHEN n.answered THEN now() ELSE p.answer_time END,
-    next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2))
+    next_check_time = now() + make_interval(secs => n.pause * (0.75 + random() / 2)),
+    authorize_time = CASE WHEN n.state = 'AUTHORIZED' THEN coalesce(p.authorize_time, now()) ELSE p.authorize_time END
 """
 _UNANSWERED = "CASE WHEN n.has_ended THEN now() - make_interval(secs => n.unanswered) ELSE p.unanswered_time END"
 SET_CALLS = f"unanswered_time = {_UNANSWERED}"

@@ -4,12 +4,12 @@ import dataclasses
 import uuid
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import ColumnElement, Row, Select, and_, or_, select, text
+from sqlalchemy import ColumnElement, Select, and_, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
@@ -17,10 +17,11 @@ from services.chassis.data.db import Database, run_autocommit
 from services.chassis.events.outbox import Event
 from services.payments.books.chart import Entry
 from services.payments.domain import (
+    AUTHORIZATION_LAPSING,
     LEASE_SECONDS,
-    OPEN,
     REFUND_CHECK_SECONDS,
     Calls,
+    Capture,
     Charge,
     Payment,
     PaymentNotFound,
@@ -36,7 +37,9 @@ from services.payments.sql.payment_columns import (
     SET_ATTEMPT,
     SET_CALLS,
     from_row,
+    inserted,
     to_attempt_record,
+    to_insert,
     to_record,
 )
 
@@ -44,13 +47,14 @@ _INSERT = text("""
     INSERT INTO payments (id, order_id, customer_id, amount_minor, currency, state, provider, customer_pays,
         payment_method, attempt, attempt_time, failure_reason, refunded_minor, refunding_minor, cancel_requested,
         problem, checks, authenticating, hold_expire_time, next_check_time, version, order_attempt,
-        latest_order_attempt, terms)
+        latest_order_attempt, terms, capture)
     SELECT n.id, n.order_id, n.customer_id, n.amount, n.currency, :state, coalesce(n.terms->>'provider', :provider),
         n.method IS NULL OR n.terms IS NOT NULL,
         CASE WHEN :is_open THEN n.method END, 1, now(), coalesce(n.terms->>'refusal', ''), 0, 0, NOT :is_open, '', 0,
         false, n.hold_end,
         CASE WHEN :is_open THEN now() + make_interval(secs => :lease) END, 1,
-        coalesce((n.terms->>'number')::integer, 0), coalesce((n.terms->>'number')::integer, 0), n.terms
+        coalesce((n.terms->>'number')::integer, 0), coalesce((n.terms->>'number')::integer, 0), n.terms,
+        :capture
     FROM jsonb_to_recordset(CAST(:charges AS jsonb)) AS n (
         id uuid, order_id uuid, customer_id uuid, amount bigint, currency text, method text, hold_end timestamptz,
         terms jsonb)
@@ -65,58 +69,23 @@ async def insert(
 ) -> dict[uuid.UUID, Payment]:
     """Insert payments for orders that had none; return those, by order. Sorted, so that batches cannot deadlock."""
     fresh = {ids.new(): _with_provider(charge, provider) for charge in charges}
-    rows = (await tx.execute(_INSERT, _to_insert(fresh, state, provider))).all()
-    return _inserted(fresh, rows, state, provider)
+    rows = (await tx.execute(_INSERT, to_insert(fresh, state, provider, Capture.AUTOMATIC))).all()
+    return inserted(fresh, rows, state, provider, Capture.AUTOMATIC)
 
 
 async def insert_alone(
-    db: Database, charges: Sequence[Charge], *, state: State, provider: str
+    db: Database, charges: Sequence[Charge], *, state: State, provider: str, capture: Capture = Capture.AUTOMATIC
 ) -> dict[uuid.UUID, Payment]:
     """Do the same as a transaction by itself: one round trip begins a batch of charges."""
     fresh = {ids.new(): _with_provider(charge, provider) for charge in charges}
-    return _inserted(fresh, await run_autocommit(db, _INSERT, _to_insert(fresh, state, provider)), state, provider)
+    rows = await run_autocommit(db, _INSERT, to_insert(fresh, state, provider, capture))
+    return inserted(fresh, rows, state, provider, capture)
 
 
 def _with_provider(charge: Charge, provider: str) -> Charge:
     if charge.terms is None or charge.terms.provider:
         return charge
     return dataclasses.replace(charge, terms=dataclasses.replace(charge.terms, provider=provider))
-
-
-def _to_insert(fresh: Mapping[uuid.UUID, Charge], state: State, provider: str) -> dict[str, object]:
-    document = [
-        {
-            "id": id_, "order_id": charge.order_id, "customer_id": charge.customer_id, "amount": charge.amount.minor,
-            "currency": charge.amount.currency, "method": charge.payment_method or None,
-            "hold_end": charge.hold_expire_time, **({"terms": charge.terms} if charge.terms else {}),
-        }
-        for id_, charge in fresh.items()
-    ]  # fmt: skip
-    return {
-        "charges": orjson.dumps(document).decode(), "state": str(state), "provider": provider,
-        "is_open": state in OPEN, "lease": LEASE_SECONDS,
-    }  # fmt: skip
-
-
-def _inserted(
-    fresh: Mapping[uuid.UUID, Charge], rows: Sequence[Row[Any]], state: State, provider: str
-) -> dict[uuid.UUID, Payment]:
-    """Build the payments that `_INSERT` wrote, without reading them back."""
-    is_open = state in OPEN
-    made = {}
-    for row in rows:
-        charge, time, terms = fresh[row.id], row.create_time, fresh[row.id].terms
-        made[charge.order_id] = Payment(
-            id=row.id, order_id=charge.order_id, customer_id=charge.customer_id, amount_minor=charge.amount.minor,
-            currency=charge.amount.currency, state=state, provider=terms.provider if terms else provider,
-            customer_pays=not charge.payment_method or terms is not None, terms=terms,
-            order_attempt=terms.number if terms else 0, latest_order_attempt=terms.number if terms else 0,
-            payment_method=(charge.payment_method or None) if is_open else None, provider_reference=None,
-            client_secret=None, attempt=1, failure_reason=terms.refusal if terms else "", authenticating=False,
-            refunded_minor=0, refunding_minor=0, cancel_requested=not is_open, problem="", checks=0, version=1,
-            create_time=time, update_time=time, hold_expire_time=charge.hold_expire_time,
-        )  # fmt: skip
-    return made
 
 
 async def change_key(tx: AsyncSession, payment: Payment) -> None:
@@ -134,17 +103,44 @@ async def change_key(tx: AsyncSession, payment: Payment) -> None:
     )
 
 
-async def request_cancel(tx: AsyncSession, payment_ids: Sequence[uuid.UUID]) -> None:
-    """Mark locked payments to be cancelled as soon as the provider allows it."""
+async def request_cancel(tx: AsyncSession, payment_ids: Sequence[uuid.UUID], *, void: bool = False) -> None:
+    """Mark locked payments to be cancelled as soon as the provider allows it; with `void`, authorised ones too."""
     await tx.execute(
         text(
             "UPDATE payments SET cancel_requested = true, next_terms = NULL, checks = 0, update_time = now(),"
             " version = version + 1,"
-            " next_check_time = CASE state WHEN 'AWAITING_CUSTOMER' THEN now() + make_interval(secs => :lease)"
-            " ELSE next_check_time END WHERE id = ANY(CAST(:ids AS uuid[]))"
+            " capture = CASE WHEN :void AND capture <> 'AUTOMATIC' THEN 'VOID' ELSE capture END,"
+            " next_check_time = CASE WHEN state IN ('AWAITING_CUSTOMER', 'AUTHORIZED')"
+            " THEN now() + make_interval(secs => :lease) ELSE next_check_time END WHERE id = ANY(CAST(:ids AS uuid[]))"
         ),
-        {"ids": list(payment_ids), "lease": LEASE_SECONDS},
+        {"ids": list(payment_ids), "lease": LEASE_SECONDS, "void": void},
     )
+
+
+async def request_capture(tx: AsyncSession, payment_id: uuid.UUID) -> None:
+    """Mark a locked, authorised payment to be captured. Its caller makes the call: the row is leased."""
+    await tx.execute(
+        text(
+            "UPDATE payments SET capture = 'REQUESTED', checks = 0, update_time = now(), version = version + 1,"
+            " next_check_time = now() + make_interval(secs => :lease) WHERE id = :id"
+        ),
+        {"id": payment_id, "lease": LEASE_SECONDS},
+    )
+
+
+_WARN = text("""
+    UPDATE payments AS p SET problem = :problem, version = p.version + 1, update_time = now()
+    FROM unnest(CAST(:names AS text[]), CAST(:seconds AS double precision[])) AS n(provider, seconds)
+    WHERE p.state = 'AUTHORIZED' AND p.capture = 'MANUAL' AND p.problem = '' AND p.provider = n.provider
+        AND p.authorize_time < now() - make_interval(secs => n.seconds)
+""")
+
+
+async def warn_of_lapses(db: Database, after: Mapping[str, timedelta]) -> None:
+    """Give a problem to authorised payments that wait for staff for longer than `after`, by provider."""
+    seconds = [age.total_seconds() for age in after.values()]
+    async with db.begin() as tx:
+        await tx.execute(_WARN, {"names": list(after), "seconds": seconds, "problem": AUTHORIZATION_LAPSING})
 
 
 async def read(tx: AsyncSession, payment_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Payment]:

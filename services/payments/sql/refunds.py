@@ -17,13 +17,26 @@ from services.payments.domain import (
     CHARGE_DISPUTED,
     LEASE_SECONDS,
     Calls,
-    NewRefund,
     Payment,
     Refund,
     RefundState,
     Settlement,
 )
 from services.payments.sql import leases, payment_columns, payments, schema
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NewRefund:
+    """A refund to insert. `stray_reference` is the provider's id of the stray charge that it returns."""
+
+    id: uuid.UUID
+    payment: Payment
+    amount_minor: int
+    reason: str
+    stray_reference: str | None = None
+    stray_provider: str = ""
+    """The provider of that charge, if it is another than that of the payment."""
+
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Refund))
 _COLUMNS = tuple(getattr(schema.Refund, name) for name in _NAMES)

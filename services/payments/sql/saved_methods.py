@@ -2,6 +2,8 @@
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import text
@@ -9,7 +11,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis import ids
 from services.chassis.data.db import Database, run_autocommit
-from services.payments.domain import Card, SavedMethod
+from services.payments.providers.results import Card
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedMethod:
+    """A card that a customer has agreed to save."""
+
+    id: uuid.UUID
+    customer_id: uuid.UUID
+    provider: str
+    card: Card
+    create_time: datetime
+
 
 _CUSTOMERS = text("SELECT provider, reference FROM provider_customers WHERE customer_id = :customer")
 # A concurrent request may have been faster: the first one stays.

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.chassis.data.db import Base
-from services.payments.domain import DisputeState, RefundState, Settlement, State
+from services.payments.domain import Capture, DisputeState, RefundState, Settlement, State
 
 
 def _one_of(column: str, values: Iterable[enum.StrEnum]) -> str:
@@ -39,6 +39,7 @@ class Payment(Base):
         UniqueConstraint("order_id", name="payments_order_id_key"),
         UniqueConstraint("provider_reference", name="payments_provider_reference_key"),
         CheckConstraint(_one_of("state", State), name="payments_state_known"),
+        CheckConstraint(_one_of("capture", Capture), name="payments_capture_known"),
         CheckConstraint("amount_minor >= 0", name="payments_amount_not_negative"),
         CheckConstraint(
             "refunded_minor >= 0 AND refunding_minor >= 0 AND refunded_minor + refunding_minor <= amount_minor",
@@ -58,6 +59,7 @@ class Payment(Base):
             "payments_refund_check_time", "refund_check_time", postgresql_where=text("refund_check_time IS NOT NULL")
         ),
         Index("payments_problem", "update_time", postgresql_where=text("problem <> ''")),
+        Index("payments_authorize_time", "authorize_time", postgresql_where=text("state = 'AUTHORIZED'")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -106,6 +108,10 @@ class Payment(Base):
     checkout_reference: Mapped[str | None] = mapped_column(default=None)
     """The provider's id of the page on which the customer pays."""
     checkout_url: Mapped[str | None] = mapped_column(default=None)
+    capture: Mapped[str] = mapped_column(server_default="AUTOMATIC", init=False)
+    """The fate of its money once it is authorised."""
+    authorize_time: Mapped[datetime | None] = mapped_column(default=None)
+    """When its money was set aside, if that waits for staff."""
     create_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
     update_time: Mapped[datetime] = mapped_column(server_default=func.now(), init=False)
 

@@ -10,7 +10,7 @@ from services.payments.domain import OPEN
 
 _WANTED = text("""
     SELECT id, attempt FROM payments
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND state = ANY(:open) AND NOT cancel_requested
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND state = ANY(:open) AND (NOT cancel_requested OR capture = 'REQUESTED')
 """)
 
 

@@ -37,6 +37,8 @@ def need_of(event: ProviderEvent, payment: Payment, *, earlier_attempts: int) ->
         if event.capture_reference:
             is_other = is_other or event.capture_reference != payment.capture_reference
         return Need.LOOK_UP if is_other and _reports_money(event) else Need.NOTHING
+    if payment.state is State.AUTHORIZED and is_own and event.charge_status is ChargeStatus.AUTHORISED:
+        return Need.NOTHING
     if event.reference in payment.former_references:
         return Need.LOOK_UP if _reports_money(event) else Need.NOTHING
     if payment.checkout_reference is not None and event.charge_status is not ChargeStatus.SUCCEEDED:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.payments.domain import Payment, RefundState
+from services.payments.domain import Capture, Payment, RefundState, State
 from services.payments.providers.events import EventKind, ProviderEvent
 from services.payments.sql import disputes, payments, refunds
 
@@ -36,7 +36,18 @@ async def _refunds_to_check(tx: AsyncSession, reports: Sequence[Report]) -> set[
 
 
 def _is_new(event: ProviderEvent, payment: Payment, states: Mapping[str, RefundState]) -> bool:
+    if event.refund_reference in states:
+        return states[event.refund_reference] is not event.refund_state
+    if _is_release(event, payment):
+        return False
     if event.refund_reference:
-        return states.get(event.refund_reference) is not event.refund_state
+        return True
     own = event.reference == payment.provider_reference
     return not own or bool(payment.refunding_minor) or event.refunded_minor != payment.refunded_minor
+
+
+def _is_release(event: ProviderEvent, payment: Payment) -> bool:
+    """Whether an event reports money as refunded that was only set aside: providers do so after a void or a lapse."""
+    is_own = (event.capture_reference or None) == payment.capture_reference
+    is_uncaptured = payment.state in (State.AUTHORIZED, State.CANCELLED) and payment.capture is not Capture.AUTOMATIC
+    return is_own and is_uncaptured

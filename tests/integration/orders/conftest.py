@@ -29,6 +29,7 @@ from services.orders.placing.paying import Payer
 from services.orders.placing.place import Placer
 from services.orders.placing.recent_orders import RecentOrders
 from services.orders.placing.sold_out_cache import SoldOutCache
+from services.orders.saga.comparer import Comparer
 from services.orders.saga.steps import MeshSteps
 from services.orders.saga.worker import Worker
 from services.orders.sql import combined, orders, sagas
@@ -299,7 +300,8 @@ def _refused(code: int, reason: str, **metadata: str) -> Any:
 
 
 class FakePayments(payments_grpc.ChargeServiceServicer):
-    """`pm_declined` is declined, `pm_slow` has no answer, `pm_debit` stays in process at the provider.
+    """`pm_declined` is declined, `pm_slow` has no answer, `pm_debit` stays in process at the provider, `pm_manual`
+    waits for staff to capture it.
 
     Without a method the customer pays in the browser.
     """
@@ -354,6 +356,7 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
             method = item.payment_method
             known = {
                 "": "AWAITING_CUSTOMER", "pm_declined": "FAILED", "pm_slow": "PROCESSING", "pm_debit": "PROCESSING",
+                "pm_manual": "AUTHORIZED",
             }  # fmt: skip
             payment = self._payment(item, known.get(method, "SUCCEEDED"))
             payment.in_process = method == "pm_debit"
@@ -377,7 +380,8 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
         outcomes = []
         for item in request.charges:
             payment = self._payment(item, "CANCELLED")
-            end = {"SUCCEEDED": "REFUNDED", "AWAITING_CUSTOMER": "CANCELLED"}.get(self.state(item.order_id))
+            ends = {"SUCCEEDED": "REFUNDED", "AWAITING_CUSTOMER": "CANCELLED", "AUTHORIZED": "CANCELLED"}
+            end = ends.get(self.state(item.order_id))
             if end:
                 self.set_state(item.order_id, end)
             outcomes.append(payments_pb.PaymentOutcome(payment=payment))
@@ -416,6 +420,10 @@ class FakePayments(payments_grpc.ChargeServiceServicer):
                 refund_id=item.refund_id, state=payments_pb.RefundStatus.FAILED, failure_reason="CHARGE_DISPUTED"
             )
             return payments_pb.RefundOutcome(refund=failed)
+        reasons = {"AUTHORIZED": "PAYMENT_NOT_CAPTURED", "CANCELLED": "WRONG_STATE"}
+        if item.order_id in self.payments and (reason := reasons.get(self.state(item.order_id))):
+            refusal = refusal_pb2.Refusal(code=9, reason=reason, domain="payments.stampede", message="No")
+            return payments_pb.RefundOutcome(refusal=refusal)
         if item.order_id not in self.amounts:  # never charged here
             done = payments_pb.RefundStatus(refund_id=item.refund_id, state=payments_pb.RefundStatus.SUCCEEDED)
             return payments_pb.RefundOutcome(refund=done)
@@ -462,7 +470,11 @@ class Shop:
             db, catalog=self.catalog_client, inventory=self.inventory_client, worker=self.worker,
             sold_out=self.sold_out, recent=self.recent, relay=relay, backlog_max=10_000,
         )  # fmt: skip
-        self.placed_orders, pages = actions.Orders(db, self.worker, self.watch, relay), Pages("a secret for pages")
+        comparer = Comparer(db, self.payments_client, lambda _: None)
+        self.placed_orders, pages = (
+            actions.Orders(db, self.worker, comparer, self.watch, relay),
+            Pages("a secret for pages"),
+        )
         payer = Payer(
             db, self.placed_orders, self.worker,
             catalog=self.catalog_client, inventory=self.inventory_client, payments=self.payments_client,

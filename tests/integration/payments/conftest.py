@@ -24,6 +24,7 @@ from services.chassis.events.outbox import Relay
 from services.chassis.server.paging import Pages
 from services.payments.books.rpc import BooksService
 from services.payments.charges import Charges
+from services.payments.dispatch.captures import Captures
 from services.payments.dispatch.dispatcher import ChargeDispatcher
 from services.payments.dispatch.offers import Offers
 from services.payments.dispatch.reconciler import Reconciler
@@ -217,13 +218,15 @@ class Payments:
 
     def add(self, server: grpc.aio.Server) -> None:
         charges = Charges(self.db, self.dispatcher, self.relay.nudge, self.providers)
+        self.charging = charges
+        captures = Captures(self.db, self.dispatcher, self.providers)
         self.saved = SavedMethods(self.db, self.providers)
         refunds, inbox = Refunds(self.db, self.dispatcher), Inbox(self.db, self.reconciler.wake)
         offers = Offers(self.providers, self.saved, return_hosts=["shop.example"])
         charge_grpc.add_ChargeServiceServicer_to_server(ChargeService(charges, refunds, offers), server)
         books_grpc.add_BooksServiceServicer_to_server(BooksService(self.db, Pages("a-page-secret")), server)
         pb_grpc.add_PaymentServiceServicer_to_server(
-            PaymentService(charges, refunds, self.saved, inbox, self.providers, Pages("p" * 32)), server
+            PaymentService(charges, captures, refunds, self.saved, inbox, self.providers, Pages("p" * 32)), server
         )
 
     @property

@@ -8,7 +8,16 @@ import pytest
 
 from services.chassis.money import Money
 from services.orders import domain
-from services.orders.domain import Line, Order, OrderDisputed, Payment, PaymentState, Shipment, State
+from services.orders.domain import (
+    Line,
+    Order,
+    OrderDisputed,
+    Payment,
+    PaymentNotCaptured,
+    PaymentState,
+    Shipment,
+    State,
+)
 from services.orders.saga.comparison import BACK, Comparison, Problem, compare, repairs
 
 TOTAL = 700
@@ -91,3 +100,35 @@ def test_a_disputed_order_is_not_shipped() -> None:
         disputed.check_move(State.SHIPPED)
     ORDER.check_move(State.SHIPPED)
     replace(disputed, state=State.SHIPPED, shipment=SENT).check_move(State.DELIVERED)
+
+
+UNCAPTURED = replace(ORDER, payment=replace(PAID, state=PaymentState.AUTHORIZED))
+
+
+def test_order_whose_money_waits_for_staff_is_as_it_should_be() -> None:
+    assert compare(UNCAPTURED, UNCAPTURED.payment) is None
+    for state in (State.FAILED, State.EXPIRED, State.CANCELLED):
+        found = compared(replace(UNCAPTURED, state=state), UNCAPTURED.payment)
+        assert found.problem is Problem.PAYMENT_OPEN
+
+
+def test_captured_money_is_noted() -> None:
+    found = compared(UNCAPTURED, PAID)
+    assert (found.payment_state, found.cause, found.cancels) == (PaymentState.SUCCEEDED, "payment captured", False)
+    assert repairs(UNCAPTURED, found)
+
+
+def test_order_is_cancelled_only_if_its_money_was_set_aside() -> None:
+    """An order whose payment was captured, as it says, is for people."""
+    gone = replace(PAID, state=PaymentState.CANCELLED)
+    found = compared(UNCAPTURED, gone)
+    assert (found.cancels, found.problem) == (True, None)
+    assert not compared(ORDER, gone).cancels
+
+
+def test_order_is_not_shipped_or_refunded_before_the_capture() -> None:
+    for wanted in (State.SHIPPED, State.REFUNDED, State.PARTIALLY_REFUNDED):
+        with pytest.raises(PaymentNotCaptured):
+            UNCAPTURED.check_move(wanted)
+    UNCAPTURED.check_move(State.CANCELLED)
+    ORDER.check_move(State.SHIPPED)

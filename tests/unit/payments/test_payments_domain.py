@@ -11,14 +11,23 @@ from hypothesis import strategies as st
 from services.payments.dispatch import rules
 from services.payments.dispatch.decisions import Verdict, decide
 from services.payments.dispatch.rules import Operation, next_operation
-from services.payments.domain import MOVES, OPEN, OTHER_AMOUNT, Payment, Refund, RefundState, State
+from services.payments.domain import (
+    AUTHORIZATION_ENDED,
+    MOVES,
+    OPEN,
+    Capture,
+    Payment,
+    Refund,
+    RefundState,
+    State,
+)
 from services.payments.providers.results import ChargeResult, ChargeStatus
 from services.payments.providers.stripe.declines import decline_reason
 from services.payments.refunds.rules import after_refund
 
 _ID = uuid.UUID(int=7)
-_RANK = {State.AWAITING_CUSTOMER: 0, State.PROCESSING: 0, State.SUCCEEDED: 1, State.FAILED: 1, State.CANCELLED: 1,
-         State.REFUNDED: 2}  # fmt: skip
+_RANK = {State.AWAITING_CUSTOMER: 0, State.PROCESSING: 0, State.AUTHORIZED: 1, State.SUCCEEDED: 2, State.FAILED: 2,
+         State.CANCELLED: 2, State.REFUNDED: 3}  # fmt: skip
 
 
 def a_payment(**changes: object) -> Payment:
@@ -163,11 +172,11 @@ _RESULTS = st.lists(
 )
 
 
-@given(_RESULTS, st.booleans(), st.booleans())
+@given(_RESULTS, st.booleans(), st.booleans(), st.sampled_from(Capture))
 def test_no_sequence_of_results_moves_back_or_loses_money(
-    results: list[ChargeResult], customer_pays: bool, cancelling: bool
+    results: list[ChargeResult], customer_pays: bool, cancelling: bool, capture: Capture
 ) -> None:
-    payment = a_payment(customer_pays=customer_pays, cancel_requested=cancelling)
+    payment = a_payment(customer_pays=customer_pays, cancel_requested=cancelling, capture=capture)
     counted: set[str] = set()
     for result in results:
         after, verdict = decide(payment, result)
@@ -178,7 +187,7 @@ def test_no_sequence_of_results_moves_back_or_loses_money(
             # Money that arrived is either counted, or refunded as a stray charge, or waits for an operator.
             own = after.provider_reference == result.reference
             is_counted = after.state in (State.SUCCEEDED, State.REFUNDED) and own
-            waits = after.problem == OTHER_AMOUNT and after.state in OPEN and not cancelling
+            waits = verdict is Verdict.OTHER_AMOUNT and after.state in OPEN and not cancelling
             assert is_counted + waits + (verdict is Verdict.STRAY_CHARGE) == 1
             if is_counted:
                 counted.add(result.reference or "")
@@ -278,3 +287,58 @@ def test_authorised_money_without_a_reference_of_its_own_is_no_stray_charge() ->
     """Such a provider voids what is not captured."""
     ended = a_payment(state=State.CANCELLED, provider_reference="pi_1")
     assert decide(ended, a_result(ChargeStatus.AUTHORISED)) == (ended, Verdict.ACCEPTED)
+
+
+AUTHORISED = {"state": State.AUTHORIZED, "provider_reference": "pi_1", "payment_method": None}
+
+
+@pytest.mark.parametrize("capture", list(Capture))
+def test_authorised_money_waits_only_with_manual_capture(capture: Capture) -> None:
+    after, verdict = decide(a_payment(capture=capture), a_result(ChargeStatus.AUTHORISED))
+    expected = State.PROCESSING if capture is Capture.AUTOMATIC else State.AUTHORIZED
+    assert (after.state, verdict) == (expected, Verdict.ACCEPTED)
+
+
+@pytest.mark.parametrize("kind", list(ChargeStatus))
+def test_only_a_capture_or_an_end_changes_authorised_money(kind: ChargeStatus) -> None:
+    """Any other result is older than the authorisation, or says the same again; the warning of staff stays too."""
+    waits = a_payment(**AUTHORISED, capture=Capture.MANUAL, problem="AUTHORIZATION_LAPSING")
+    after, _ = decide(waits, a_result(kind))
+    ends = {ChargeStatus.SUCCEEDED: State.SUCCEEDED, ChargeStatus.CANCELLED: State.CANCELLED}
+    assert after.state is ends.get(kind, State.AUTHORIZED)
+    if kind not in (*ends, ChargeStatus.MISSING):
+        assert after == waits
+
+
+def test_authorisation_that_nobody_voided_has_ended_at_the_provider() -> None:
+    for capture, reason in ((Capture.MANUAL, AUTHORIZATION_ENDED), (Capture.REQUESTED, AUTHORIZATION_ENDED)):
+        after, _ = decide(a_payment(**AUTHORISED, capture=capture), a_result(ChargeStatus.CANCELLED))
+        assert (after.state, after.failure_reason) == (State.CANCELLED, reason)
+    after, _ = decide(a_payment(**AUTHORISED, capture=Capture.VOID), a_result(ChargeStatus.CANCELLED))
+    assert after.failure_reason == ""
+
+
+@pytest.mark.parametrize(
+    ("capture", "can_void", "expected"),
+    [
+        (Capture.MANUAL, True, Operation.RETRIEVE),
+        (Capture.REQUESTED, True, Operation.CAPTURE),
+        (Capture.VOID, True, Operation.VOID),
+        (Capture.MANUAL, False, Operation.RETRIEVE),
+        (Capture.REQUESTED, False, Operation.CAPTURE),
+        (Capture.VOID, False, Operation.CAPTURE),  # what was captured is then refunded
+    ],
+)
+@pytest.mark.parametrize("cancel_requested", [False, True])
+def test_staff_decide_the_next_call_about_authorised_money(
+    capture: Capture, can_void: bool, expected: Operation, cancel_requested: bool
+) -> None:
+    """A hold that ended before the answer came has requested a cancellation; the money that came in time waits."""
+    payment = a_payment(**AUTHORISED, capture=capture, cancel_requested=cancel_requested, capture_reference="pay_1")
+    assert next_operation(payment, can_void=can_void) is expected
+    assert check_is_due_soon(payment) == (capture is not Capture.MANUAL)
+
+
+def check_is_due_soon(payment: Payment) -> bool:
+    pause = rules.check_seconds(payment)
+    return pause is not None and pause <= 1

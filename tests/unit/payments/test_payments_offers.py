@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ class Fake:
     def __init__(self, name: str, *, can: bool) -> None:
         self.name, self.vault = name, object() if can else None
         self.can = Capabilities(
-            charges_tokens=can, voids=can, charged_once=can, hosts_pages=can, signs_callbacks=not can
-        )
+            charges_tokens=can, voids=can, charged_once=can, hosts_pages=can, signs_callbacks=not can,
+            authorises_for=timedelta(days=7),
+        )  # fmt: skip
 
 
 def offers(*, is_local: bool = False) -> Offers:

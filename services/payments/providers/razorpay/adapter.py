@@ -46,7 +46,13 @@ _SINGLE_LOOK_UPS_MOST = 5
 _EARLIER = timedelta(minutes=10)  # the provider's clock may be behind ours by this much
 # Money that is authorised is taken by `capture`, once it is certain that it is still wanted. Razorpay gives back what
 # nobody has captured after this long, its longest time.
-_CAPTURE = {"capture": "manual", "capture_options": {"manual_expiry_period": 7200, "refund_speed": "normal"}}
+_AUTHORISED = timedelta(days=5)
+_CAPTURE = {
+    "capture": "manual",
+    "capture_options": {
+        "manual_expiry_period": int(_AUTHORISED.total_seconds() // 60), "refund_speed": "normal",
+    },
+}  # fmt: skip
 _CHECK, _REFUND, _LIST = Turn(Endpoint.CHECK), Turn(Endpoint.REFUND), Turn(Endpoint.LIST)
 _NOTHING_CAPTURED = "NOTHING_CAPTURED"
 
@@ -57,7 +63,10 @@ class Razorpay:
     """The `PaymentProvider` of one Razorpay account."""
 
     name = "razorpay"
-    can = Capabilities(charges_tokens=False, voids=False, charged_once=False, hosts_pages=False, signs_callbacks=True)
+    can = Capabilities(
+        charges_tokens=False, voids=False, charged_once=False, hosts_pages=False, signs_callbacks=True,
+        authorises_for=_AUTHORISED,
+    )  # fmt: skip
     vault = None  # it keeps nothing for customers without a page of its own
     # Only refunds have keys there. Razorpay does not say for how long it keeps them.
     key_lifetime = timedelta(hours=20)

@@ -37,6 +37,11 @@ class RazorpayPayment(Typed):
         """Whether its money was taken, perhaps refunded since. One that was never captured goes back by itself."""
         return self.status == "captured" or (self.status == "refunded" and self.captured is True)
 
+    @property
+    def is_returned(self) -> bool:
+        """Whether its money was only authorised, and has gone back by itself."""
+        return self.status in ("refunded", "failed") and not self.is_paid
+
 
 class RazorpayRefund(Typed):
     """Money of a payment that goes back."""

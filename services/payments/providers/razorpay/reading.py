@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from services.payments.domain import DISPUTE_MONEY_BACK, DisputeState, Payment, Refund, RefundState
+from services.payments.domain import DISPUTE_MONEY_BACK, DisputeState, Payment, Refund, RefundState, State
 from services.payments.providers.razorpay.declines import decline_reason
 from services.payments.providers.razorpay.objects import Order, RazorpayDispute, RazorpayPayment, RazorpayRefund
 from services.payments.providers.results import (
@@ -50,7 +50,10 @@ def result_of_order(payment: Payment, order_id: str, found: Sequence[RazorpayPay
     """
     by_time = sorted(found, key=lambda one: (one.created_at, one.id))
     paid = [one for one in by_time if one.is_paid]
-    own = next((one for one in paid if one.id == payment.capture_reference), None)
+    own = next((one for one in by_time if one.id == payment.capture_reference), None)
+    if own and own.is_returned and payment.state is State.AUTHORIZED:
+        return ChargeResult(payment_id=payment.id, status=ChargeStatus.CANCELLED, reference=order_id)
+    own = own if own in paid else None
     held = next((one for one in by_time if one.status == "authorized"), None)
     chosen = own or next(iter(paid), None) or held or (by_time[-1] if by_time else None)
     return result_of_payment(payment, order_id, chosen)

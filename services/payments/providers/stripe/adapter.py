@@ -10,7 +10,7 @@ import stripe
 import structlog
 
 from services.chassis.errors import AppError
-from services.payments.domain import BadSignature, Payment, Refund, RefundState
+from services.payments.domain import BadSignature, Capture, Payment, Refund, RefundState, State
 from services.payments.providers import Capabilities, Check
 from services.payments.providers.border import returns, returns_charge, returns_refund
 from services.payments.providers.events import ProviderEvent
@@ -38,6 +38,7 @@ _INTENTS, _REFUNDS, _DISPUTES = "/v1/payment_intents", "/v1/refunds", "/v1/dispu
 _CHARGES, _EVENTS = "/v1/charges", "/v1/events"
 _INTENT_PAGES_MOST, _EVENT_PAGES_MOST, _CHARGE_PAGES_MOST = 500, 300, 300
 _EARLIER_SECONDS = 600  # the provider's clock may be behind ours by this much
+_CHECKS_PER_KEY = 12
 _CHECK, _REFUND = Turn(Endpoint.CHECK), Turn(Endpoint.REFUND)
 # Without redirects, so that the server can confirm a card without a return address.
 _METHODS: Any = {"enabled": True, "allow_redirects": "never"}
@@ -47,7 +48,10 @@ class Stripe:
     """The `PaymentProvider` of one Stripe account."""
 
     name = "stripe"
-    can = Capabilities(charges_tokens=True, voids=True, charged_once=True, hosts_pages=True, signs_callbacks=False)
+    can = Capabilities(
+        charges_tokens=True, voids=True, charged_once=True, hosts_pages=True, signs_callbacks=False,
+        authorises_for=timedelta(days=7),
+    )  # fmt: skip
     # Stripe keeps a key for 24 hours. A repeat after that would be a second charge.
     key_lifetime = timedelta(hours=20)
 
@@ -75,6 +79,8 @@ class Stripe:
         }
         if payment.terms and payment.terms.checkout:
             return await self._create_page(payment, check, customer)
+        if payment.capture is not Capture.AUTOMATIC:
+            params["capture_method"] = "manual"
         if customer:
             params["customer"] = customer
         if payment.terms and payment.terms.saves_method:
@@ -115,7 +121,9 @@ class Stripe:
     @returns_charge
     async def capture(self, payment: Payment, amount_minor: int, check: Check) -> ChargeResult:
         try:
-            params, key = {"amount_to_capture": amount_minor}, _key(payment, "capture")
+            # An intent is captured once, whatever the key: a key that answers 500 for ever is changed.
+            key = _key(payment, f"capture/{payment.checks // _CHECKS_PER_KEY}")
+            params = {"amount_to_capture": amount_minor}
             turn = _charge_turn(payment, check)
             intent = await self._api.post("capture", _path(payment, "capture"), turn, params, key)
         except stripe.InvalidRequestError:
@@ -124,10 +132,14 @@ class Stripe:
 
     @returns_charge
     async def void(self, payment: Payment) -> ChargeResult:
+        if payment.keeps_authorisation:
+            result = await self._current(payment)
+            if result.status is ChargeStatus.AUTHORISED:
+                return result
         try:
             # A key for each try: a repeated void does no harm, and a key may answer 500 for ever.
             key = _key(payment, f"void/{payment.checks}")
-            if payment.checkout_reference is not None:
+            if payment.checkout_reference is not None and payment.state is not State.AUTHORIZED:
                 return await self._checkout.end(payment, key)
             intent = await self._api.post("void", _path(payment, "cancel"), _charge_turn(payment), {}, key)
         except stripe.InvalidRequestError:
@@ -136,7 +148,11 @@ class Stripe:
 
     @returns_charge
     async def retrieve(self, payment: Payment) -> ChargeResult:
-        if payment.checkout_reference is not None:
+        return await self._current(payment)
+
+    async def _current(self, payment: Payment) -> ChargeResult:
+        # Of a page that was paid, the charge says more.
+        if payment.checkout_reference is not None and payment.state is not State.AUTHORIZED:
             return await self._checkout.retrieve(payment)
         return await self._retrieve(payment)
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 import stripe
 import structlog
 
-from services.payments.domain import Payment, Terms
+from services.payments.domain import Capture, Payment, Terms
 from services.payments.providers import Check
 from services.payments.providers.limits import Turn
 from services.payments.providers.limits.pacer import Endpoint
@@ -158,6 +158,8 @@ def _params(payment: Payment, terms: Terms, customer: str) -> Any:
         "product_data": {"name": f"Order {payment.order_id}"},
     }
     charge: dict[str, Any] = {"metadata": metadata}
+    if payment.capture is not Capture.AUTOMATIC:
+        charge["capture_method"] = "manual"
     if terms.saves_method:
         charge["setup_future_usage"] = SAVED_FOR
     return {

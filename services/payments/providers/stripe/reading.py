@@ -68,11 +68,17 @@ def charge_result(payment_id: uuid.UUID, intent: Object) -> ChargeResult:
         status=ChargeStatus.DECLINED if declined else charge_status(intent["status"]),
         reference=intent["id"],
         client_secret=intent["client_secret"],
-        amount_minor=intent["amount"],
+        amount_minor=_amount(intent),
         currency=intent["currency"],
         reason=decline_reason(error.get("code"), error.get("decline_code")) if declined else "",
         authenticating=intent["status"] == "requires_action",
     )
+
+
+def _amount(intent: Object) -> int:
+    """Return the money of an intent: of a captured one what was taken, for people may capture a part at Stripe."""
+    asked: int = intent["amount"]
+    return intent.get("amount_received", asked) if intent["status"] == "succeeded" else asked
 
 
 def declined(payment: Payment, error: stripe.CardError) -> ChargeResult:

@@ -6,10 +6,10 @@ from urllib.parse import quote
 import stripe
 from pydantic import BaseModel, ConfigDict
 
-from services.payments.domain import Card
 from services.payments.providers.border import returns
 from services.payments.providers.limits import Turn
 from services.payments.providers.limits.pacer import Endpoint
+from services.payments.providers.results import Card
 from services.payments.providers.stripe.transport import NOT_FOUND, Object, Transport, no_answer
 
 _CARDS_MOST = 2  # pages of a hundred

@@ -32,23 +32,22 @@ WALKED_EVENTS = (REFUND_EVENTS | DISPUTE_EVENTS) - {"refund.created"}
 """
 IGNORED = {
     "payment_intent.created": "the answer of the call that made the intent says the same",
-    "payment_intent.amount_capturable_updated": "money is taken at once, never captured later",
     "payment_intent.partially_funded": "only of bank transfers, which are not offered",
     "charge.succeeded": "the event of its intent says the same",
     "charge.failed": "the event of its intent says the same",
     "charge.pending": "the event of its intent says the same",
-    "charge.captured": "money is taken at once, never captured later",
+    "charge.captured": "the event of its intent says the same",
     "charge.updated": "changes descriptions and fees, which are not stored here",
 }
 """The types that are dropped, each with the reason. Any other type is stored and counted as unhandled."""
 _INTENTS = frozenset((
     "payment_intent.succeeded", "payment_intent.payment_failed", "payment_intent.canceled",
-    "payment_intent.processing", "payment_intent.requires_action",
+    "payment_intent.processing", "payment_intent.requires_action", "payment_intent.amount_capturable_updated",
 ))  # fmt: skip
 _PAID = frozenset(("checkout.session.completed", "checkout.session.async_payment_succeeded"))
 _PAGES = _PAID | {"checkout.session.expired", "checkout.session.async_payment_failed"}
-# Only these two statuses of an intent never change again; events with others may be overtaken.
-_FINAL = frozenset((ChargeStatus.SUCCEEDED, ChargeStatus.CANCELLED))
+# Only the first two statuses of an intent never change again; events with others may be overtaken.
+_CLAIMED = frozenset((ChargeStatus.SUCCEEDED, ChargeStatus.CANCELLED, ChargeStatus.AUTHORISED))
 
 
 class _Data(Typed):
@@ -171,7 +170,7 @@ class StripeWebhook:
         return ProviderEvent(
             provider=_PROVIDER, id=event.id, type=event.type, reference=intent.id,
             payment_id=own_id((intent.metadata or {}).get("payment_id")), amount_minor=intent.amount,
-            currency=intent.currency, charge_status=status if status in _FINAL else None,
+            currency=intent.currency, charge_status=status if status in _CLAIMED else None,
         )  # fmt: skip
 
     def _about_page(self, event: _Event) -> ProviderEvent:

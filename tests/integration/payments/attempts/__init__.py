@@ -1,1 +1,1 @@
-"""Further attempts of payments: other cards, pages of the provider, and saved methods."""
+"""Further attempts of payments: other cards, pages of the provider, saved methods; and manual capture."""

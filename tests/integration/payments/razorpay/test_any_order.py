@@ -1,16 +1,20 @@
 """Whatever happens at a provider, and in whatever order its events come: the payment ends as the provider has it."""
 
+import contextlib
 import json
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from services.payments.domain import Payment, State
+from services.payments.domain import Capture, Payment, State
+from stampede.payments.v1 import payment_service_pb2 as pb
 from tests.integration.payments.conftest import KEY, Payments, Sandbox, an_order
 from tests.integration.payments.razorpay.conftest import Razorpay
+from tests.support import tokens
 from tests.support.waiting import until
 
 _EXAMPLES = 20
@@ -25,7 +29,9 @@ _STRIPE = st.lists(
         st.tuples(st.just("confirm"), st.sampled_from(_CARDS)),
         st.tuples(st.sampled_from(["authenticate", "settle"]), st.sampled_from(["succeed", "fail"])),
         st.tuples(st.just("refund"), st.integers(1, 800)),
-        st.sampled_from([("fail_refund",), ("void",)]),
+        # With manual capture: people at Stripe, or staff here, capture or void; or the authorisation lapses.
+        st.sampled_from([("fail_refund",), ("void",), ("capture",), ("expire",), ("staff", "capture")]),
+        st.just(("staff", "void")),
         _OURS,
     ),
     max_size=12,
@@ -63,7 +69,8 @@ class Story:
         receiver.forward, receiver.forward_razorpay = keep, keep_razorpay
         self.tools = Razorpay(service, sandbox)
 
-    async def begin(self, provider: str) -> None:
+    async def begin(self, provider: str, capture: Capture = Capture.AUTOMATIC) -> None:
+        self.service.charging.capture_of_new = capture
         self.service.providers.default = self.service.providers[provider]
         self.currency = "USD" if provider == "stripe" else "INR"
         self.item = an_order("", currency=self.currency)
@@ -94,6 +101,11 @@ class Story:
                 await self.service.cancel(self.item)
             case ("reverse",):
                 await self.service.reverse(self.item)
+            case ("staff", verb):
+                call = self.service.payments.CapturePayment if verb == "capture" else self.service.payments.VoidPayment
+                request = pb.CapturePaymentRequest if verb == "capture" else pb.VoidPaymentRequest
+                with contextlib.suppress(grpc.aio.AioRpcError):  # the state does not allow it
+                    await call(request(payment_id=str(self.id)), metadata=tokens.as_staff())
             case ("reconcile",):
                 await self.tools.reconcile()
             case ("deliver", number):
@@ -135,17 +147,21 @@ async def _stripe_step(story: Story, step: Step) -> None:
                 await story.post(f"/_sandbox/refunds/{refund['id']}/fail")
         case ("void",):
             await story.post(f"/v1/payment_intents/{reference}/cancel", form={}, auth=key)
+        case ("capture",):
+            await story.post(f"/v1/payment_intents/{reference}/capture", form={}, auth=key)
+        case ("expire",):
+            await story.post(f"/_sandbox/payment_intents/{reference}/expire", {})
         case _:
             await story.ours(step)
 
 
-@given(st.lists(st.integers(0, 40), max_size=12), _STRIPE)
+@given(st.lists(st.integers(0, 40), max_size=12), _STRIPE, st.sampled_from([Capture.AUTOMATIC, Capture.MANUAL]))
 @_SETTINGS
 async def test_a_payment_ends_as_stripe_has_it(
-    service: Payments, sandbox: Sandbox, order: list[int], steps: list[Step]
+    service: Payments, sandbox: Sandbox, order: list[int], steps: list[Step], capture: Capture
 ) -> None:
     story = Story(service, sandbox)
-    await story.begin("stripe")
+    await story.begin("stripe", capture)
     for step in steps:
         await _stripe_step(story, step)
     payment = await story.end(order)
@@ -153,7 +169,7 @@ async def test_a_payment_ends_as_stripe_has_it(
     refunded = sum(one["amount"] for one in await sandbox.refunds(intent["id"]) if one["status"] == "succeeded")
     expected = {
         "succeeded": State.REFUNDED if refunded == _MINOR else State.SUCCEEDED, "canceled": State.CANCELLED,
-        "processing": State.PROCESSING,
+        "processing": State.PROCESSING, "requires_capture": State.AUTHORIZED,
     }.get(intent["status"], State.AWAITING_CUSTOMER)  # fmt: skip
     assert (payment.state, payment.refunded_minor, payment.refunding_minor) == (expected, refunded, 0)
 

@@ -31,7 +31,10 @@ class Coins:
     """A provider that loses its first answer, and remembers what it took and gave back."""
 
     name = "coins"
-    can = Capabilities(charges_tokens=True, voids=True, charged_once=True, hosts_pages=False, signs_callbacks=False)
+    can = Capabilities(
+        charges_tokens=True, voids=True, charged_once=True, hosts_pages=False, signs_callbacks=False,
+        authorises_for=timedelta(days=7),
+    )  # fmt: skip
     vault = None
     limits = ProviderLimits("coins", calls_per_second=0, concurrency=1)
     key_lifetime = timedelta(hours=1)
