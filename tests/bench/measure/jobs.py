@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,15 +122,22 @@ async def other_load() -> float:
     return percent / 100 * (psutil.cpu_count() or 1)
 
 
-async def wait_until_idle(pids: Pids) -> None:
-    """Return once `pids` use almost no CPU, or after 20 seconds with a warning.
+async def idle_cores(pids: Pids, seconds: float) -> float:
+    """Return how many cores `pids` use by the clock; call it while nobody asks them for anything."""
+    started, before = time.monotonic(), sum(cpu_seconds(pids).values())
+    await asyncio.to_thread(psutil.cpu_percent, seconds)
+    return (sum(cpu_seconds(pids).values()) - before) / (time.monotonic() - started)
+
+
+async def wait_until_idle(pids: Pids, *, above: float = 0.0) -> None:
+    """Return once `pids` use almost no CPU `above` so many cores, or after 20 seconds with a warning.
 
     Work that follows an answer, such as webhooks and events, must not be charged to the next measurement.
     """
     for _ in range(_IDLE_CHECKS_MAX):
         before = sum(cpu_seconds(pids).values())
         await asyncio.to_thread(psutil.cpu_percent, _IDLE_CHECK_SECONDS)
-        if sum(cpu_seconds(pids).values()) - before < _IDLE_CORES * _IDLE_CHECK_SECONDS:
+        if sum(cpu_seconds(pids).values()) - before < (above + _IDLE_CORES) * _IDLE_CHECK_SECONDS:
             return
     print_line("warning: the mesh is still busy while the next row is measured")
 

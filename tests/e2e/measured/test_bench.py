@@ -83,7 +83,7 @@ async def test_paid_orders_are_measured_with_and_without_watchers(
 async def test_charges_and_webhooks_are_measured(bench: Bench, mesh: Mesh, tmp_path: Path) -> None:
     async with Baseline.running(tmp_path) as e:
         rows = PayingRows(e, bench, pids_of(mesh), PayingPlan(orders=30, connections=8))
-        _, calls = await charging.charges(rows, bench, pairs=1)
+        _, calls = await charging.charges(rows, bench, pairs=1, idle_seconds=0.1)
         webhook = await charging.webhooks(e, bench, rows, requests=20, pairs=1)
 
     assert (calls.found, calls.met) == ("1.00", True), calls.more
