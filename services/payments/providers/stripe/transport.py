@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import stripe
 import structlog
+from stripe import _api_requestor
 
 from services.payments.providers.border import NoAnswer
 from services.payments.providers.limits import ProviderLimits, Turn
@@ -17,6 +18,8 @@ from services.payments.providers.metrics import SECONDS, UNKNOWN
 log = structlog.get_logger()
 # The SDK logs each request and answer. Failures are logged here, and the rest is in metrics.
 logging.getLogger("stripe").setLevel(logging.WARNING)
+# It formats these texts, with the whole answer, before anybody asks for them: a fifth of the CPU time of a call.
+_api_requestor.log_info = _api_requestor.log_debug = lambda *_, **__: None  # type: ignore[attr-defined]
 # Otherwise each call reports our platform and the duration of the previous call to Stripe.
 stripe.enable_telemetry = False
 
