@@ -6,6 +6,7 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from tests.integration.chassis.events.sample_events import (
 )
 from tests.support.broker import Broker, a_broker
 from tests.support.infra import Infra
-from tests.support.waiting import until
+from tests.support.waiting import eventually, until
 
 ROOT = Path(__file__).parents[4]
 RelayOnce = Callable[[], Awaitable[int]]
@@ -181,6 +182,41 @@ async def test_nudged_relay_does_not_wait_for_its_pause(
 
 
 # The order of one key
+
+
+async def test_idle_relay_only_looks_and_finds_events_of_other_processes(
+    db: Database, broker: Client, jetstream: JetStreamContext, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round takes the lock in a transaction: four round trips, twice a second in each process that has nothing."""
+    await streams.declare_streams(jetstream, service)
+    looks, rounds = list[bool](), list[int]()
+    has_looked = asyncio.Event()
+    relay = Relay(db)
+    has_events, relay_once = relay._has_events, relay.relay_once
+
+    async def look() -> bool:
+        looks.append(await has_events())
+        if len(looks) == 5:
+            has_looked.set()
+        return looks[-1]
+
+    async def relay_round(connection: Client, stream: JetStreamContext) -> int:
+        rounds.append(await relay_once(connection, stream))
+        return rounds[-1]
+
+    monkeypatch.setattr(outbox, "_IDLE_SECONDS", 0.02)
+    monkeypatch.setattr(relay, "_has_events", look)
+    monkeypatch.setattr(relay, "relay_once", relay_round)
+    running = asyncio.create_task(relay.run(broker))
+    try:
+        await asyncio.wait_for(has_looked.wait(), 30)
+        assert (rounds, any(looks)) == ([0], False)
+        await store(db, service, 1)  # by another process, which nudges only its own relay
+        await eventually(partial(waiting, db), lambda left: left == 0, seconds=30)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert await published_numbers(jetstream, service) == [1]
 
 
 async def test_refused_event_delays_only_its_own_key(
