@@ -143,6 +143,18 @@ async def test_staff_cancel_reverses_the_payment(shop: Shop, captured_meanwhile:
     assert now.state is OrderState.CANCELLED
 
 
+async def test_staff_cancel_of_reversed_money_ends_cancelled(shop: Shop) -> None:
+    """All of it went back by another call before the saga asked for its refund; its units come back all the same."""
+    order = await shop.place(wanting((stocked(shop), 1, None)))
+    await shop.ended(order.id)
+    shop.payments.refund_there(order.id, order.total.minor_units)
+
+    cancelled = await shop.orders.CancelOrder(pb.CancelOrderRequest(order_id=order.id), metadata=STAFF)
+
+    assert (cancelled.state, cancelled.refunded) == (pb.Order.CANCELLED, order.total)
+    assert shop.inventory.calls["BatchCreateReturns"] == 1
+
+
 async def test_end_of_the_hold_keeps_an_authorised_payment(shop: Shop) -> None:
     """Payments answers the cancellation that the money was set aside in time."""
     order = await shop.place(wanting((stocked(shop), 1, None), payment_method="pm_slow"))
