@@ -15,7 +15,7 @@ from deploy.local.location import Site, write_private
 from deploy.local.parts import EVERYTHING, Part, select, topology
 from deploy.local.ports import PortTaken, is_free
 
-_PROBE_SECONDS = 0.05
+_PROBE_SECONDS = 0.1
 _PROGRESS_SECONDS = 10.0
 _START_TRIES = 3
 _BACKOFF_SECONDS = (0.2, 5.0)

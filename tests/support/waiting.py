@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PAUSE_SECONDS = 0.02
+_SHARE, _LONGEST_SECONDS = 0.1, 0.25
+"""A look costs processor time that a slow machine needs for what is waited for, so the pauses grow with the wait."""
 
 
 async def eventually(
@@ -17,11 +19,15 @@ async def eventually(
     seconds: float = 60.0,
     pause_seconds: float = PAUSE_SECONDS,
 ) -> T:
-    """Return what `look` finds, once it is as wanted. Fail after `seconds`, with what was found last."""
-    deadline = time.monotonic() + seconds
+    """Return what `look` finds, once it is as wanted. Fail after `seconds`, with what was found last.
+
+    The first pauses last `pause_seconds`, later ones a tenth of the time so far.
+    """
+    began = time.monotonic()
     while not wanted(found := await look()):
-        assert time.monotonic() < deadline, f"after {seconds} s still {found!r}"
-        await asyncio.sleep(pause_seconds)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"after {seconds} s still {found!r}"
+        await asyncio.sleep(max(pause_seconds, min(waited * _SHARE, _LONGEST_SECONDS)))
     return found
 
 
