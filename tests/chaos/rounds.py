@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,23 +127,23 @@ class Outcome:
 
 
 @asynccontextmanager
-async def rigged(shop: Shop) -> AsyncIterator[dict[str, Trap]]:
-    """The shop, with services that die where their traps say; as before when the block ends."""
+async def rigged(shop: Shop, victims: Collection[str]) -> AsyncIterator[dict[str, Trap]]:
+    """The shop, whose `victims` are services that die where their traps say; as before when the block ends."""
     mesh, traps, were = shop.mesh, {}, {}
-    for victim in VICTIMS:
+    for victim in victims:
         traps[victim] = Trap(mesh.site.run / f"crashing-{victim}")
         part = mesh.alter(victim)
         command = (sys.executable, "-m", "tests.support.crashing", victim, "serve")
         environment = {**part.environment, **traps[victim].environment()}
         were[victim] = mesh.alter(victim, command=command, environment=environment)
-    await asyncio.gather(*(mesh.restart(victim, timeout=_NEVER_SECONDS) for victim in VICTIMS))
+    await asyncio.gather(*(mesh.restart(victim, timeout=_NEVER_SECONDS) for victim in victims))
     try:
         await shop.all_parts_answer()
         yield traps
     finally:
         for victim, part in were.items():
             mesh.alter(victim, command=part.command, environment=part.environment)
-        await asyncio.gather(*(mesh.restart(victim, timeout=_NEVER_SECONDS) for victim in VICTIMS))
+        await asyncio.gather(*(mesh.restart(victim, timeout=_NEVER_SECONDS) for victim in were))
         await shop.all_parts_answer()
 
 
@@ -154,7 +154,7 @@ async def played(shop: Shop, rounds: list[Round], report: Callable[[str], None])
     shop = replace(shop, sandbox=replace(shop.sandbox, rest=patient(shop.sandbox.rest)))
     buyers = itertools.cycle(await shop.a_crowd(_BUYERS))
     usual = await shop.a_product(stock=10 * len(rounds), price=PRICE)
-    async with rigged(shop) as traps:
+    async with rigged(shop, {one.victim for one in rounds}) as traps:
         for one in rounds:
             # All parts have found each other again, and what happens now happens to this story.
             await shop.all_parts_answer()

@@ -58,6 +58,10 @@ class Replica:
 
         await eventually(answers, bool, seconds=30)
 
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
     def signal(self, number: signal.Signals) -> None:
         assert self.process
         process.signal_to(self.process, number)

@@ -12,7 +12,7 @@ from tests.e2e.shop import ENDS, Buyer, Shop, assert_books_add_up
 from tests.support.rest import Answer, Json, new_id
 from tests.support.waiting import eventually
 
-BUYERS, PRICE = 20, 700
+BUYERS, PRICE = 12, 700
 # A process that dies between the gate and the database takes units from the gate for a second: there are some to spare.
 UNITS = 2 * BUYERS
 _ENDS_SECONDS = 60

@@ -23,7 +23,7 @@ _ROUNDS = 5
 _UNPAID, _SLOWER_MS = 20, 2800
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def narrow(shop: Shop) -> AsyncIterator[Shop]:
     """The shop, with few places for sagas."""
     usual = service_environment(shop.mesh.site, "orders")

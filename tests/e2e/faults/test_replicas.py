@@ -21,19 +21,27 @@ WATCHED, _ONE_BY_ONE = 15, 3
 _ENDS_SECONDS = 40
 
 
-@pytest.fixture
-async def second(shop: Shop) -> AsyncIterator[Replica]:
+@pytest.fixture(scope="module")
+async def _one_replica(shop: Shop) -> AsyncIterator[Replica]:
     replica = Replica(shop.mesh.site)
-    try:
-        await replica.start()
-        yield replica
-    finally:
-        await replica.close()
+    yield replica
+    await replica.close()
+
+
+@pytest.fixture
+async def second(_one_replica: Replica) -> Replica:
+    """The second process, which is started again where a test has killed it."""
+    if not _one_replica.runs:
+        await _one_replica.start()
+    return _one_replica
 
 
 @pytest.fixture
 async def onlooker(shop: Shop) -> AsyncIterator[Replica]:
-    """A second process that carries no saga: whatever becomes of an order is the first one's doing."""
+    """A second process that carries no saga: whatever becomes of an order is the first one's doing.
+
+    Its tests come first: later ones leave `second` running, which carries sagas.
+    """
     replica = Replica(shop.mesh.site, SAGAS_AT_ONCE="0")
     try:
         await replica.start()
@@ -81,8 +89,51 @@ async def under_way(shop: Shop, order_ids: list[str]) -> None:
     await eventually(lambda: shop.rows("payments", query), lambda rows: rows[0][0] == len(order_ids))
 
 
+async def test_watcher_at_one_process_sees_states_made_by_the_other(shop: Shop, onlooker: Replica) -> None:
+    """Events bring them: the first orders are watched to their ends within half the time between two safety looks."""
+    crowd, sale = await shop.a_crowd(10), await shop.a_sale(units=WATCHED, price=PRICE)
+    buyers = [crowd[number % len(crowd)] for number in range(WATCHED)]
+    orders: list[Json] = await asyncio.gather(*(buyer.buy_unpaid(sale) for buyer in buyers))
+    seen: list[list[pb.Order]] = [[] for _ in orders]
+
+    async def follow(buyer: Buyer, order: Json, into: list[pb.Order]) -> None:
+        async for state in onlooker.watch(buyer, order["id"]):
+            into.append(state)
+
+    before = await orders_read(shop)
+    async with asyncio.TaskGroup() as watching:
+        for buyer, order, into in zip(buyers, orders, seen, strict=True):
+            watching.create_task(follow(buyer, order, into))
+        await eventually(lambda: _lengths(seen), lambda lengths: min(lengths) == 1)
+        # Each is looked up when its watcher comes, and once more when the process receives all events.
+        await eventually(lambda: orders_read(shop), lambda rows: rows >= before + 2 * WATCHED)
+
+        for number, (buyer, order) in enumerate(zip(buyers, orders, strict=True)):
+            match number % 3:
+                case 0:
+                    await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"])
+                case 1:
+                    (await buyer.cancel(order["id"])).expect()
+                case 2:
+                    await time_passes(shop, order["id"])
+            if number < _ONE_BY_ONE:
+                await eventually(lambda states=seen[number]: _last_state(states), lambda state: state != "PENDING")
+
+    ends = ["PAID", "CANCELLED", "EXPIRED"]
+    for number, (buyer, order, states) in enumerate(zip(buyers, orders, seen, strict=True)):
+        versions = [int(one.etag.strip('"')) for one in states]
+        assert versions == sorted(set(versions))
+        now = await buyer.order(order["id"])
+        assert (states[-1].etag, now["state"]) == (now["etag"], ends[number % 3])
+        shown = [await _last_state([one]) for one in states]
+        assert list(dict.fromkeys(shown)) == ["PENDING", now["state"]]
+    assert await onlooker.ends() == 0
+    await check(shop, sale, [order["id"] for order in orders], {order["id"] for order in orders[::3]})
+
+
 async def test_both_place_orders_and_bring_them_to_their_end(shop: Shop, second: Replica) -> None:
     crowd, sale = await shop.a_crowd(10), await shop.a_sale(units=20, price=PRICE)
+    ended_before = await second.ends()
     here = await asyncio.gather(*(buyer.buy(sale, wait=0) for buyer in crowd))
     there = await asyncio.gather(*(second.buy(buyer, sale) for buyer in crowd))
     placed = [*(answer.expect().json["id"] for answer in here), *there]
@@ -91,7 +142,7 @@ async def test_both_place_orders_and_bring_them_to_their_end(shop: Shop, second:
         await buyer.until(order_id, "PAID", seconds=_ENDS_SECONDS)
 
     assert len(set(placed)) == 20
-    assert await second.ends() >= 1
+    assert await second.ends() > ended_before
     await check(shop, sale, placed, set(placed))
 
 
@@ -181,48 +232,6 @@ async def taken_over(shop: Shop, order_ids: list[str]) -> None:
     ids = "', '".join(order_ids)
     query = f"SELECT count(*) FROM sagas WHERE order_id IN ('{ids}') AND fencing_token = 1"
     await eventually(lambda: shop.rows("orders", query), lambda rows: rows == [(0,)])
-
-
-async def test_watcher_at_one_process_sees_states_made_by_the_other(shop: Shop, onlooker: Replica) -> None:
-    """Events bring them: the first orders are watched to their ends within half the time between two safety looks."""
-    crowd, sale = await shop.a_crowd(10), await shop.a_sale(units=WATCHED, price=PRICE)
-    buyers = [crowd[number % len(crowd)] for number in range(WATCHED)]
-    orders: list[Json] = await asyncio.gather(*(buyer.buy_unpaid(sale) for buyer in buyers))
-    seen: list[list[pb.Order]] = [[] for _ in orders]
-
-    async def follow(buyer: Buyer, order: Json, into: list[pb.Order]) -> None:
-        async for state in onlooker.watch(buyer, order["id"]):
-            into.append(state)
-
-    before = await orders_read(shop)
-    async with asyncio.TaskGroup() as watching:
-        for buyer, order, into in zip(buyers, orders, seen, strict=True):
-            watching.create_task(follow(buyer, order, into))
-        await eventually(lambda: _lengths(seen), lambda lengths: min(lengths) == 1)
-        # Each is looked up when its watcher comes, and once more when the process receives all events.
-        await eventually(lambda: orders_read(shop), lambda rows: rows >= before + 2 * WATCHED)
-
-        for number, (buyer, order) in enumerate(zip(buyers, orders, strict=True)):
-            match number % 3:
-                case 0:
-                    await shop.sandbox.pay_in_browser(order["payment"]["clientSecret"])
-                case 1:
-                    (await buyer.cancel(order["id"])).expect()
-                case 2:
-                    await time_passes(shop, order["id"])
-            if number < _ONE_BY_ONE:
-                await eventually(lambda states=seen[number]: _last_state(states), lambda state: state != "PENDING")
-
-    ends = ["PAID", "CANCELLED", "EXPIRED"]
-    for number, (buyer, order, states) in enumerate(zip(buyers, orders, seen, strict=True)):
-        versions = [int(one.etag.strip('"')) for one in states]
-        assert versions == sorted(set(versions))
-        now = await buyer.order(order["id"])
-        assert (states[-1].etag, now["state"]) == (now["etag"], ends[number % 3])
-        shown = [await _last_state([one]) for one in states]
-        assert list(dict.fromkeys(shown)) == ["PENDING", now["state"]]
-    assert await onlooker.ends() == 0
-    await check(shop, sale, [order["id"] for order in orders], {order["id"] for order in orders[::3]})
 
 
 async def _last_state(states: list[pb.Order]) -> str:
