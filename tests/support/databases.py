@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import psycopg
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.chassis.data import db
 from tests.support.infra import Infra
@@ -48,6 +49,13 @@ async def fill_pool(sessions: db.Database) -> None:
             await all_open.wait()
 
     await asyncio.gather(*(connect() for _ in range(_POOL_SIZE)))
+
+
+async def empty(tx: AsyncSession) -> None:
+    """Empty the tables that have had rows; each one costs new files for itself and its indexes."""
+    await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
+    if filled := (await tx.scalars(text(_FILLED))).all():
+        await tx.execute(text(f"TRUNCATE {', '.join(filled)} RESTART IDENTITY CASCADE"))
 
 
 class Databases:

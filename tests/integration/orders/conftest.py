@@ -47,6 +47,7 @@ from stampede.payments.v1 import charge_service_pb2 as payments_pb
 from stampede.payments.v1 import charge_service_pb2_grpc as payments_grpc
 from stampede.type.v1 import money_pb2, refusal_pb2
 from tests.support import tokens
+from tests.support.databases import empty
 from tests.support.infra import Infra
 from tests.support.serving import serving
 from tests.support.waiting import until
@@ -66,10 +67,7 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 @pytest.fixture
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
-        await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        tables = "orders, order_products, sagas, order_log, payment_checks, outbox, published_events, seen_events"
-        tables += ", requests"
-        await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+        await empty(tx)
     return one_database
 
 

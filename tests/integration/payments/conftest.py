@@ -52,6 +52,7 @@ from stampede.payments.v1 import payment_service_pb2 as pb
 from stampede.payments.v1 import payment_service_pb2_grpc as pb_grpc
 from stampede.type.v1 import money_pb2
 from tests.support import tokens
+from tests.support.databases import empty
 from tests.support.infra import Infra
 from tests.support.ports import free_port
 from tests.support.serving import serving
@@ -332,10 +333,7 @@ async def one_database(infra: Infra, template: Callable[[str], Awaitable[str]]) 
 @pytest.fixture
 async def db(one_database: Database) -> Database:
     async with one_database.begin() as tx:
-        await tx.execute(text("SET LOCAL lock_timeout = '5s'"))
-        tables = "payments, refunds, provider_events, disputes, event_walks, journal_entries, requests, outbox"
-        tables += ", published_events, dispute_checks, saved_methods, provider_customers, provider_reports"
-        await tx.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+        await empty(tx)
     return one_database
 
 
