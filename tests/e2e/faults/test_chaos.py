@@ -12,7 +12,7 @@ from tests.chaos.rounds import KNOWN, VICTIMS, Outcome, Round, plan, played
 from tests.chaos.stories import STORIES
 from tests.e2e.shop import Shop
 
-_ROUNDS = 5
+_ROUNDS = 3
 
 
 def seed_of_the_commit() -> int:

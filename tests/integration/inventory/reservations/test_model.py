@@ -1,7 +1,6 @@
 """Random walks over everything that moves units, beside a plain model of what must come of it."""
 
 import asyncio
-import os
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
@@ -51,11 +50,11 @@ from tests.integration.inventory.conftest import (
     rows_of,
     sale_ended,
 )
+from tests.support import budget
 from tests.support.infra import Infra
 
 PRODUCTS, CUSTOMERS, STOCK = 2, 3, 12
-# A walk of the usual suite is short; MODEL_EXAMPLES=200 makes it long.
-EXAMPLES, STEPS = int(os.environ.get("MODEL_EXAMPLES", "6")), 40
+EXAMPLES, STEPS = budget(6, 200), 40
 HOUR = timedelta(hours=1)
 
 
@@ -497,6 +496,7 @@ class Walk(RuleBasedStateMachine):
                 pool.free += line.quantity
 
 
+@pytest.mark.proof
 def test_no_walk_leads_to_wrong_numbers(infra: Infra, template: Callable[[str], Awaitable[str]]) -> None:
     with asyncio.Runner() as runner:
         # Hypothesis calls rules one by one, so they run on a loop of their own.

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -14,10 +15,12 @@ from services.payments.domain import Capture, Payment, State
 from stampede.payments.v1 import payment_service_pb2 as pb
 from tests.integration.payments.conftest import KEY, Payments, Sandbox, an_order
 from tests.integration.payments.razorpay.conftest import Razorpay
-from tests.support import tokens
+from tests.support import budget, tokens
 from tests.support.waiting import until
 
-_EXAMPLES = 20
+pytestmark = pytest.mark.proof
+
+_EXAMPLES = budget(20, 200)
 _MINOR = 1999
 _CARDS = ("pm_card_visa", "pm_card_chargeDeclined", "pm_card_authenticationRequired", "pm_usBankAccount_processing")
 Step = tuple[Any, ...]
