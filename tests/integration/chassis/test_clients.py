@@ -204,7 +204,7 @@ async def test_restarted_service_is_found_again(bare: Served) -> None:
     await bare.start()
     bare.target, new = old, bare.target
     await new.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await bare.get()

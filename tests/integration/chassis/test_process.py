@@ -79,7 +79,7 @@ async def slow(infra: Infra, request: pytest.FixtureRequest) -> AsyncIterator[Sl
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with grpc.aio.insecure_channel(address, options=[("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await channel.channel_ready()
         yield Slow(process, channel, http)
     if process.returncode is None:
@@ -91,7 +91,7 @@ async def test_drain_turns_health_first_and_loses_no_call(slow: Slow) -> None:
     request = pb.GetProductRequest(product_id=PRODUCT)
     body = request.SerializeToString()
     path, frame = "/stampede.catalog.v1.CatalogService/GetProduct", struct.pack("!BI", 0, len(body)) + body
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await slow.turns(SERVING)
         while await slow.answers("/healthz") != (200, b""):
             pass
@@ -132,7 +132,7 @@ async def test_idle_process_stops_at_once(slow: Slow) -> None:
 @pytest.mark.parametrize("slow", ["ends", "hangs"], indirect=True)
 async def test_process_whose_background_task_stands_still_ends_and_names_it(slow: Slow) -> None:
     """Also one that no supervisor asks: the process ends by itself, so that whatever runs it starts it again."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (answer := await slow.answers("/livez"))[0] == 200:
             pass
         # On a busy machine, others may have been late as well.

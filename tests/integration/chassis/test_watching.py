@@ -69,7 +69,7 @@ async def sales(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sales]:
 async def test_grpc_client_that_stops_reading_is_dropped_with_too_slow(sales: Sales) -> None:
     ports: list[int] = []
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         serving("inventory", lambda s: add_FlashSaleServiceServicer_to_server(sales, s), ports=ports) as channel,
         grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}", [("grpc.use_local_subchannel_pool", 1)]) as another,
     ):
@@ -97,7 +97,7 @@ async def test_grpc_client_that_stops_reading_is_dropped_with_too_slow(sales: Sa
 
 async def test_disconnect_frees_the_slot(sales: Sales) -> None:
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         serving("inventory", lambda s: add_FlashSaleServiceServicer_to_server(sales, s)) as channel,
     ):
         stays, leaves = (FlashSaleServiceStub(channel).WatchFlashSale(SALE) for _ in range(2))
@@ -130,7 +130,7 @@ async def test_http_client_that_stops_reading_is_disconnected(sales: Sales) -> N
         b"content-length: %d\r\n\r\n%s" % (len(frame), frame)
     )
     port = http.start("127.0.0.1:0")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         asleep, awake = [await connected(port) for _ in range(2)]
         for reader, writer in (asleep, awake):
             writer.write(request)

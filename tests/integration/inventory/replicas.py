@@ -81,7 +81,7 @@ class Replica:
             self.send(number)
             if number != signal.SIGKILL:
                 self.send(signal.SIGCONT)
-        return await asyncio.wait_for(self.process.wait(), 20)
+        return await asyncio.wait_for(self.process.wait(), 60)
 
     async def close(self) -> None:
         if self.process:

@@ -127,7 +127,7 @@ async def test_overlapping_batches_beside_orders_end_as_one_of_them_and_never_de
         await asyncio.gather(*(counted(db, batch) for batch in batches))
         done.set()
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await asyncio.gather(count(), *(order() for _ in range(4)))
 
     found = await on_hand(db)

@@ -56,7 +56,7 @@ class Process:
     async def stop(self, number: int) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        code = await asyncio.wait_for(self.process.wait(), 20)
+        code = await asyncio.wait_for(self.process.wait(), 60)
         await self.channel.close()
         return code
 

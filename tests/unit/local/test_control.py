@@ -72,7 +72,7 @@ async def test_a_mesh_whose_folder_was_removed_stops(tmp_path: Path, monkeypatch
         await asyncio.sleep(0)
         assert not stopped.is_set()
         await asyncio.to_thread(shutil.rmtree, site.home)
-        await asyncio.wait_for(stopped.wait(), 20)
+        await asyncio.wait_for(stopped.wait(), 60)
         await watching
 
 

@@ -44,7 +44,7 @@ async def test_repeat_waits_until_the_first_has_committed(db: Database) -> None:
     async with db() as first:
         assert await idempotency.find_repeat(first, KEY, resource_id) is None
         second = asyncio.create_task(attempt(db, KEY, uuid.uuid4()))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await blocked(db):
                 assert not second.done()
         await first.commit()

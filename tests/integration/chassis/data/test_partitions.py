@@ -150,7 +150,7 @@ async def test_roll_and_writers_do_not_wait_for_each_other(visits: Database, vis
         await add_old(tx, 3)
         await tx.execute(text("DO $$ BEGIN EXECUTE 'DROP TABLE visits_' || to_char(now() AT TIME ZONE 'UTC'"
                               " + interval '2 months', 'YYYY_MM'); END $$"))  # fmt: skip
-    async with asyncio.timeout(10), visitor.begin() as writing:
+    async with asyncio.timeout(60), visitor.begin() as writing:
         await writing.execute(text("INSERT INTO visits (who) VALUES ('me')"))
         async with visitor.begin() as rolling:
             await rolling.execute(text(ROLL))

@@ -83,7 +83,7 @@ async def replica(db: Database, broker: Broker, *, seconds: float = NEVER) -> As
     )
     tasks = [asyncio.create_task(work) for work in works]
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield replica
     finally:
         for task in tasks:

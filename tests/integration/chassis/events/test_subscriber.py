@@ -36,7 +36,7 @@ class Actions:
             self._changed.notify_all()
 
     async def until(self, *numbers: int) -> None:
-        async with asyncio.timeout(15), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(lambda: set(numbers) <= set(self.done))
 
 

@@ -519,7 +519,7 @@ async def test_a_close_in_the_middle_of_a_rush_loses_no_unit_and_nobody_buys_aft
         await close(db, sale)
         closed.set()
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await asyncio.gather(rule(), *(buy(n) for n in range(12)))
 
     assert {type(o) for o in after} == {domain.SaleNotLive}

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from services.payments.domain import Capture, Payment, State
@@ -201,6 +201,8 @@ async def _razorpay_step(story: Story, step: Step) -> None:
 
 
 @given(st.lists(st.integers(0, 40), max_size=12), _RAZORPAY)
+@example([], [("pay", "authorize"), ("pay", "authorize")])
+@example([], [("cancel",), ("pay", "capture"), ("refund", 1)])
 @_SETTINGS
 async def test_a_payment_ends_as_razorpay_has_it(
     service: Payments, sandbox: Sandbox, order: list[int], steps: list[Step]
@@ -222,6 +224,10 @@ async def test_a_payment_ends_as_razorpay_has_it(
         assert payment.state in (State.AWAITING_CUSTOMER, State.CANCELLED)
         assert payment.refunded_minor == 0
     kept = {id_ for id_, one in tries.items() if one["captured"] and one["amount_refunded"] < one["amount"]}
-    assert kept <= {payment.capture_reference}, "the shop keeps no money that no payment counts"
-    assert not [one for one in tries.values() if one["status"] == "authorized"], "authorised money is captured"
+    # People have refunded a part of it at Razorpay, which then refuses the whole.
+    for_staff = {row[0] for row in await service.rows("SELECT charge_reference FROM refunds WHERE problem <> ''")}
+    assert kept <= {payment.capture_reference} | for_staff, "the shop keeps no money that nobody knows of"
+    # Razorpay captures one payment of an order. Another that was authorised it gives back by itself, some days later.
+    is_paid = any(one["captured"] for one in tries.values())
+    assert is_paid or not [one for one in tries.values() if one["status"] == "authorized"], "it is captured"
     assert payment.refunding_minor == 0
