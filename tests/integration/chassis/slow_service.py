@@ -1,6 +1,6 @@
 """A service whose calls each last until a line arrives on standard input. Started by test_process.py.
 
-With RESTOCK=ends or RESTOCK=hangs it has a background task that does.
+With RESTOCK=ends or RESTOCK=hangs it has a background task that does, once a line has arrived.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ class Slow(CatalogServiceServicer):
 
 async def end() -> None:
     """Ends its background task as nothing else can: a task that is cancelled is not started again."""
+    await told()
     task = asyncio.current_task()
     assert task
     task.cancel()
@@ -35,14 +36,20 @@ async def end() -> None:
 
 
 async def hang() -> None:
+    await told()
     await asyncio.Event().wait()
+
+
+async def told() -> None:
+    """From now on, a task that is silent is taken for one that stands still."""
+    await asyncio.to_thread(sys.stdin.readline)
+    heartbeats.SILENT_SECONDS = 0
 
 
 async def main() -> None:
     async with Process("catalog", load(ServiceSettings)) as process:
         add_CatalogServiceServicer_to_server(Slow(), process.server)
         if work := {"ends": end, "hangs": hang}.get(os.environ.get("RESTOCK", "")):
-            heartbeats.SILENT_SECONDS = 0
             process.background("restock", work)
         await process.serve("stampede.catalog.v1.CatalogService")
     print("closed", flush=True)

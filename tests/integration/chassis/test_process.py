@@ -133,6 +133,7 @@ async def test_idle_process_stops_at_once(slow: Slow) -> None:
 async def test_process_whose_background_task_stands_still_ends_and_names_it(slow: Slow) -> None:
     """Also one that no supervisor asks: the process ends by itself, so that whatever runs it starts it again."""
     async with asyncio.timeout(60):
+        slow.finish("stand still")
         while (answer := await slow.answers("/livez"))[0] == 200:
             pass
         # On a busy machine, others may have been late as well.
